@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstdint>
+
+#include "actnn/core/bit_packing.h"
+#include "actnn/core/rounding.h"
+
+/// \file
+/// Where things lie in a packed activation. Sizes are templates over the integer type, so that symbolic sizes go through
+/// the same formulas.
+///
+///     | group parameters                          | padding to 16 bytes | codes                             |
+///     | minimum0 step0 minimum1 step1 ... (2 x 2) |                     | segment 0 | segment 1 | ...       |
+///
+/// A *segment* is a run of elements (in storage order) with one bit width: the whole tensor, or one sample where every
+/// sample has its own. It is cut into groups of `group_size`; the last group may be short, and its last octet is filled up
+/// with zero codes. Each segment's codes begin at a multiple of 4 bytes.
+
+namespace actnn {
+
+inline constexpr int64_t kDefaultGroupSize = 256;
+inline constexpr int64_t kGroupSizeMultiple = 32;
+inline constexpr int64_t kCodesAlignment = 16;
+inline constexpr int64_t kSegmentAlignment = 4;
+
+template <class Int>
+constexpr Int ceil_div(const Int& value, int64_t divisor) {
+  return (value + (divisor - 1)) / divisor;
+}
+
+template <class Int>
+constexpr Int align_up(const Int& value, int64_t alignment) {
+  return ceil_div(value, alignment) * alignment;
+}
+
+/// Groups of a segment.
+template <class Int>
+constexpr Int group_count(const Int& elements, int64_t group_size) {
+  return ceil_div(elements, group_size);
+}
+
+/// Bytes of a segment's codes, without alignment.
+template <class Int>
+constexpr Int code_bytes(const Int& elements, int bits) {
+  return ceil_div(elements, kOctet) * static_cast<int64_t>(bits);
+}
+
+/// Offset of the codes in a packed activation with `groups` groups in all.
+template <class Int>
+constexpr Int codes_offset(const Int& groups) {
+  return align_up(groups * static_cast<int64_t>(sizeof(GroupParameters)), kCodesAlignment);
+}
+
+/// Bytes of a packed activation of one segment.
+template <class Int>
+constexpr Int packed_bytes(const Int& elements, int bits, int64_t group_size) {
+  return codes_offset(group_count(elements, group_size)) + code_bytes(elements, bits);
+}
+
+/// Bytes of a packed bool tensor: 8 elements a byte.
+template <class Int>
+constexpr Int mask_bytes(const Int& elements) {
+  return ceil_div(elements, kOctet);
+}
+
+}  // namespace actnn

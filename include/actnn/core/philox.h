@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstdint>
+
+#include "actnn/core/host_device.h"
+
+/// \file
+/// Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+/// Equal to Random123's `philox4x32` with 10 rounds, and to `at::Philox4_32(seed, subsequence = counter_high, offset =
+/// counter_low)`.
+
+namespace actnn {
+
+inline constexpr int kPhiloxRounds = 10;
+inline constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53;
+inline constexpr uint32_t kPhiloxMultiplier1 = 0xCD9E8D57;
+inline constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9;
+inline constexpr uint32_t kPhiloxWeyl1 = 0xBB67AE85;
+
+/// One output of the generator: 128 bits, least significant word first.
+struct PhiloxBlock {
+  uint32_t word[4];
+};
+
+/// The block at 128-bit counter `counter_high : counter_low` under the 64-bit `key`. A pure function: no state.
+ACTNN_HOST_DEVICE constexpr PhiloxBlock philox4x32(uint64_t key, uint64_t counter_low, uint64_t counter_high) {
+  auto key0 = static_cast<uint32_t>(key);
+  auto key1 = static_cast<uint32_t>(key >> 32);
+  auto x0 = static_cast<uint32_t>(counter_low);
+  auto x1 = static_cast<uint32_t>(counter_low >> 32);
+  auto x2 = static_cast<uint32_t>(counter_high);
+  auto x3 = static_cast<uint32_t>(counter_high >> 32);
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const uint64_t product0 = static_cast<uint64_t>(kPhiloxMultiplier0) * x0;
+    const uint64_t product1 = static_cast<uint64_t>(kPhiloxMultiplier1) * x2;
+    x0 = static_cast<uint32_t>(product1 >> 32) ^ x1 ^ key0;
+    x1 = static_cast<uint32_t>(product1);
+    x2 = static_cast<uint32_t>(product0 >> 32) ^ x3 ^ key1;
+    x3 = static_cast<uint32_t>(product0);
+    key0 += kPhiloxWeyl0;
+    key1 += kPhiloxWeyl1;
+  }
+  return {{x0, x1, x2, x3}};
+}
+
+/// The k-th of a block's eight 16-bit numbers, k in [0, 8): word k / 2, low half first.
+ACTNN_HOST_DEVICE constexpr uint32_t random16(const PhiloxBlock& block, int k) {
+  return (block.word[k / 2] >> (16 * (k % 2))) & 0xFFFF;
+}
+
+/// What one call of a randomized operation draws from: the block for its i-th counter value is
+/// `philox4x32(seed, i, offset)`. A call uses one offset; the next call uses the next.
+struct RandomState {
+  uint64_t seed = 0;
+  uint64_t offset = 0;
+
+  ACTNN_HOST_DEVICE constexpr PhiloxBlock block(uint64_t counter) const { return philox4x32(seed, counter, offset); }
+};
+
+}  // namespace actnn

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstdint>
+
+#include "actnn/core/philox.h"
+#include "actnn/core/scalar_types.h"
+
+/// \file
+/// Dropout with a counter-based mask: the mask is recomputed from the random state, so nothing else has to be saved.
+
+namespace actnn::cpu {
+
+struct DropoutArguments {
+  const void* input;
+  ElementType type;
+  int64_t count;
+  double probability;  ///< of an element to be dropped, in [0, 1]
+  RandomState random;
+  void* output;  ///< may be `input`
+};
+
+/// Elements that share one Philox block here: 32 random bits each.
+inline constexpr int64_t kDropoutQuad = 4;
+
+/// output = kept ? input / (1 - probability) : 0 for quads [first_quad, last_quad), scaled in float and rounded to nearest.
+/// Element i is kept if word i % 4 of `random.block(i / 4)` is below (1 - probability) * 2^32.
+void dropout(const DropoutArguments& arguments, int64_t first_quad, int64_t last_quad);
+
+namespace reference {
+void dropout(const DropoutArguments& arguments, int64_t first_quad, int64_t last_quad);
+}  // namespace reference
+}  // namespace actnn::cpu

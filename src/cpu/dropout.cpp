@@ -1,0 +1,128 @@
+#include "actnn/cpu/dropout.h"
+
+#include <algorithm>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "src/cpu/dropout.cpp"
+#include <hwy/foreach_target.h>  // includes this file once per instruction set
+
+#include "src/cpu/vector-inl.h"
+
+#ifndef ACTNN_CPU_DROPOUT_ONCE_
+#define ACTNN_CPU_DROPOUT_ONCE_
+
+namespace actnn::cpu {
+
+/// What the mask and the scaling need, derived from the probability in one place.
+struct DropoutScale {
+  uint32_t highest_kept;  ///< the largest random word that keeps an element
+  float scale;
+  bool keeps_none;
+
+  explicit DropoutScale(double probability) {
+    const double kept = 1.0 - probability;
+    const auto words = static_cast<uint64_t>(kept * 0x1p32);
+    keeps_none = words == 0;
+    highest_kept = static_cast<uint32_t>(keeps_none ? 0 : words - 1);
+    scale = keeps_none ? 0.0F : static_cast<float>(1.0 / kept);
+  }
+};
+
+}  // namespace actnn::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace actnn::cpu::HWY_NAMESPACE {
+
+#if HWY_TARGET == HWY_SCALAR
+
+void dropout(const DropoutArguments& arguments, int64_t first_quad, int64_t last_quad) {
+  reference::dropout(arguments, first_quad, last_quad);
+}
+
+#else
+
+namespace {
+
+inline constexpr int64_t kBlockQuads = kBlock / kDropoutQuad;
+
+template <class Element>
+void dropout_blocks(const DropoutArguments& arguments, int64_t first_quad, int64_t blocks) {
+  const FloatTag df;
+  const Word32Tag d32;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(df));
+  const DropoutScale dropout(arguments.probability);
+  const auto highest_kept = hn::Set(d32, dropout.highest_kept);
+  const auto scale = hn::Set(df, dropout.scale);
+  const auto nan = hn::BitCast(df, hn::Set(d32, kNanFloat32));
+  HWY_ALIGN uint32_t words[kBlock];
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t quad = first_quad + block * kBlockQuads;
+    const auto* input = static_cast<const Element*>(arguments.input) + quad * kDropoutQuad;
+    auto* output = static_cast<Element*>(arguments.output) + quad * kDropoutQuad;
+    philox_blocks(arguments.random, static_cast<uint64_t>(quad), kBlockQuads, words);
+    for (int64_t i = 0; i < kBlock; i += lanes) {
+      const auto drop = hn::RebindMask(df, hn::Gt(hn::Load(d32, words + i), highest_kept));
+      const auto scaled = hn::Mul(load_floats(input + i), scale);
+      const auto kept = hn::IfThenElse(hn::IsNaN(scaled), nan, scaled);
+      store_floats(hn::IfThenZeroElse(drop, kept), output + i);
+    }
+  }
+}
+
+}  // namespace
+
+void dropout(const DropoutArguments& arguments, int64_t first_quad, int64_t last_quad) {
+  int64_t blocks = std::min(last_quad, arguments.count / kDropoutQuad) - first_quad;
+  blocks = std::max<int64_t>(0, blocks) / kBlockQuads;
+  if (DropoutScale(arguments.probability).keeps_none) {
+    blocks = 0;
+  }
+  with_element_type(arguments.type,
+                    [&]<class Element>(Element /*tag*/) { dropout_blocks<Element>(arguments, first_quad, blocks); });
+  reference::dropout(arguments, first_quad + blocks * kBlockQuads, last_quad);
+}
+
+#endif
+
+}  // namespace actnn::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include "src/cpu/dispatch.h"
+
+namespace actnn::cpu {
+namespace reference {
+
+void dropout(const DropoutArguments& arguments, int64_t first_quad, int64_t last_quad) {
+  const DropoutScale scale(arguments.probability);
+  with_element_type(arguments.type, [&]<class Element>(Element /*tag*/) {
+    const auto* input = static_cast<const Element*>(arguments.input);
+    auto* output = static_cast<Element*>(arguments.output);
+    for (int64_t quad = first_quad; quad < last_quad; ++quad) {
+      const PhiloxBlock random = arguments.random.block(static_cast<uint64_t>(quad));
+      const int64_t begin = quad * kDropoutQuad;
+      const int64_t end = std::min(begin + kDropoutQuad, arguments.count);
+      for (int64_t i = begin; i < end; ++i) {
+        const bool keep = !scale.keeps_none && random.word[i - begin] <= scale.highest_kept;
+        const float scaled = to_float(input[i]) * scale.scale;
+        const float kept = is_nan(scaled) ? float_of(kNanFloat32) : scaled;
+        store_rounded(keep ? kept : 0.0F, &output[i]);
+      }
+    }
+  });
+}
+
+}  // namespace reference
+
+HWY_EXPORT(dropout);
+
+void dropout(const DropoutArguments& arguments, int64_t first_quad, int64_t last_quad) {
+  if (use_reference()) {
+    return reference::dropout(arguments, first_quad, last_quad);
+  }
+  HWY_DYNAMIC_DISPATCH(dropout)(arguments, first_quad, last_quad);
+}
+
+}  // namespace actnn::cpu
+#endif
