@@ -1,0 +1,38 @@
+#include "src/ops/tensors.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+
+namespace actnn {
+
+at::Tensor empty_bytes(const c10::SymInt& bytes, const at::Tensor& like) {
+  return at::empty_symint({bytes}, like.options().dtype(at::kByte).memory_format(at::MemoryFormat::Contiguous));
+}
+
+at::Tensor storage_order(const at::Tensor& tensor) {
+  return tensor.is_non_overlapping_and_dense() ? tensor : tensor.contiguous();
+}
+
+at::Tensor with_strides(const at::Tensor& tensor, c10::SymIntArrayRef stride) {
+  const auto size = tensor.sym_sizes();
+  const auto have = tensor.sym_strides();
+  bool same = true;
+  for (size_t d = 0; d < size.size(); ++d) {
+    same = same && (have[d] == stride[d] || size[d] == 1);
+  }
+  return same || tensor.sym_numel() == 0 ? tensor
+                                         : at::empty_strided_symint(size, stride, tensor.options()).copy_(tensor);
+}
+
+RandomState read_random_state(const at::Tensor& rng_state) {
+  const int64_t* state = rng_state.const_data_ptr<int64_t>();
+  return {static_cast<uint64_t>(state[0]), static_cast<uint64_t>(state[1])};
+}
+
+RandomState take_random_state(const at::Tensor& rng_state) {
+  const RandomState state = read_random_state(rng_state);
+  rng_state.mutable_data_ptr<int64_t>()[1] = static_cast<int64_t>(state.offset + 1);
+  return state;
+}
+
+}  // namespace actnn
