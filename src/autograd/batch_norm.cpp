@@ -1,0 +1,183 @@
+#include "actnn/autograd/batch_norm.h"
+
+#include <ATen/Context.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/_batch_norm_impl_index.h>
+#include <ATen/ops/_batch_norm_impl_index_backward.h>
+#include <ATen/ops/cudnn_batch_norm_backward.h>
+#include <ATen/ops/native_batch_norm_backward.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <array>
+#include <tuple>
+
+#include "src/autograd/saved_activation.h"
+#include "src/ops/checks.h"
+
+namespace actnn {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr const char* kOp = "actnn::batch_norm";
+
+struct Statistics {
+  OptionalTensor running_mean;
+  OptionalTensor running_var;
+  bool training;
+  double momentum;
+  double eps;
+};
+
+/// What `at::batch_norm` calls: (output, saved mean, saved inverse deviation, reserve, implementation).
+auto exact_batch_norm(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                      const Statistics& statistics) {
+  return at::_batch_norm_impl_index(input, weight, bias, statistics.running_mean, statistics.running_var,
+                                    statistics.training, statistics.momentum, statistics.eps,
+                                    at::globalContext().userEnabledCuDNN());
+}
+
+/// The number that `_batch_norm_impl_index` gives cuDNN's implementation; 0 is torch's own.
+constexpr int64_t kCudnn = 1;
+
+/// `_batch_norm_impl_index_backward`, which does not take symbolic sizes: what it calls, called directly.
+auto exact_batch_norm_backward(int64_t implementation, const at::Tensor& grad, const at::Tensor& input,
+                               const variable_list& saved, bool training, double eps, std::array<bool, 3> wanted) {
+  const auto& [weight, running_mean, running_var, mean, inverse_deviation, reserve] =
+      std::tie(saved[1], saved[2], saved[3], saved[4], saved[5], saved[6]);
+  if (input.sym_numel() != 0 && implementation == 0) {
+    return at::native_batch_norm_backward(grad, input, weight, running_mean, running_var, mean, inverse_deviation,
+                                          training, eps, wanted);
+  }
+  if (input.sym_numel() != 0 && implementation == kCudnn) {
+    return at::cudnn_batch_norm_backward(input, grad.contiguous(input.suggest_memory_format()), weight, running_mean,
+                                         running_var, mean, inverse_deviation, eps, reserve);
+  }
+  return at::_batch_norm_impl_index_backward(implementation, input, grad, weight, running_mean, running_var, mean,
+                                             inverse_deviation, training, eps, wanted, reserve);
+}
+
+class BatchNorm : public torch::autograd::Function<BatchNorm> {
+ public:
+  static constexpr bool is_traceable = true;
+
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const OptionalTensor& weight,
+                            const OptionalTensor& bias, const Statistics& statistics, const Quantization& quantization,
+                            const OptionalTensor& rng_state) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    auto [output, mean, inverse_deviation, reserve, implementation] = exact_batch_norm(input, weight, bias, statistics);
+    // In evaluation mode the input's gradient is a scaled copy of the output's.
+    at::Tensor packed;
+    if (wants_grad(weight) || (statistics.training && wants_grad(input))) {
+      packed = pack_activation(ctx, input, quantization, rng_state);
+    } else {
+      remember_layout(ctx, input);
+    }
+    // Running statistics change with the next forward; backward reads them in evaluation mode only.
+    const bool uses_running = !statistics.training;
+    ctx->save_for_backward({packed, weight.value_or(at::Tensor()),
+                            uses_running ? statistics.running_mean.value_or(at::Tensor()) : at::Tensor(),
+                            uses_running ? statistics.running_var.value_or(at::Tensor()) : at::Tensor(), mean,
+                            inverse_deviation, reserve});
+    ctx->saved_data["has_weight"] = weight.has_value();
+    ctx->saved_data["has_bias"] = bias.has_value();
+    ctx->saved_data["training"] = statistics.training;
+    ctx->saved_data["eps"] = statistics.eps;
+    ctx->saved_data["implementation"] = implementation;
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
+    refuse_double_backward(kOp);
+    auto& data = ctx->saved_data;
+    const variable_list saved = ctx->get_saved_variables();
+    const bool has_weight = data["has_weight"].toBool();
+    const bool training = data["training"].toBool();
+    // Only the tensors that are there have an index.
+    const bool wants_input = ctx->needs_input_grad(0);
+    const bool wants_weight = has_weight && ctx->needs_input_grad(1);
+    const bool wants_bias = data["has_bias"].toBool() && ctx->needs_input_grad(has_weight ? 2 : 1);
+    const at::Tensor input = wants_weight || (training && wants_input) ? unpack_activation(ctx, saved[0])
+                                                                       : activation_like(ctx, grad_outputs[0]);
+    auto grads = exact_batch_norm_backward(data["implementation"].toInt(), grad_outputs[0], input, saved, training,
+                                           data["eps"].toDouble(), {wants_input, wants_weight, wants_bias});
+    return {std::get<0>(grads), std::get<1>(grads), std::get<2>(grads), {}, {}, {}};
+  }
+};
+
+void check_channels(const char* argument, const OptionalTensor& tensor, const at::Tensor& input) {
+  TORCH_CHECK_VALUE(
+      !tensor.has_value() || !tensor->defined() || (tensor->dim() == 1 && tensor->sym_size(0) == input.sym_size(1)),
+      kOp, ": ", argument, " must have shape [C] = [", input.sym_size(1), "], got shape ", tensor->sym_sizes());
+}
+
+Quantization check_arguments(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                             const Statistics& statistics, int64_t bits, int64_t group_size, bool stochastic) {
+  check_floating(kOp, "input", input);
+  check_bits(kOp, bits);
+  check_group_size(kOp, group_size);
+  TORCH_CHECK_VALUE(input.dim() >= 2, kOp, ": input must have shape [N, C] or [N, C, ...], got shape ",
+                    input.sym_sizes());
+  check_channels("weight", weight, input);
+  check_channels("bias", bias, input);
+  check_channels("running_mean", statistics.running_mean, input);
+  check_channels("running_var", statistics.running_var, input);
+  TORCH_CHECK_VALUE(statistics.training || (statistics.running_mean.has_value() && statistics.running_var.has_value()),
+                    kOp, ": running_mean and running_var must be given in evaluation mode, got none");
+  return {.bits = bits, .group_size = group_size, .stochastic = stochastic};
+}
+
+at::Tensor batch_norm_autograd(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                               const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+                               double momentum, double eps, int64_t bits, int64_t group_size, bool stochastic,
+                               const OptionalTensor& rng_state) {
+  const Statistics statistics{running_mean, running_var, training, momentum, eps};
+  const Quantization quantization = check_arguments(input, weight, bias, statistics, bits, group_size, stochastic);
+  if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(weight) || wants_grad(bias))) {
+    return BatchNorm::apply(input, weight, bias, statistics, quantization, rng_state);
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return std::get<0>(exact_batch_norm(input, weight, bias, statistics));
+}
+
+/// Without autograd (inference mode) nothing is saved.
+at::Tensor batch_norm_plain(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                            const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+                            double momentum, double eps, int64_t bits, int64_t group_size, bool stochastic,
+                            const OptionalTensor& /*rng_state*/) {
+  const Statistics statistics{running_mean, running_var, training, momentum, eps};
+  check_arguments(input, weight, bias, statistics, bits, group_size, stochastic);
+  return std::get<0>(exact_batch_norm(input, weight, bias, statistics));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(actnn, m) {
+  m.def(
+      "batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+      "bool training, float momentum, float eps, int bits=4, int group_size=256, bool stochastic=True, "
+      "Tensor(c!)? rng_state=None) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) { m.impl("batch_norm", batch_norm_plain); }
+TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("batch_norm", batch_norm_autograd); }
+
+at::Tensor batch_norm(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                      const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+                      double momentum, double eps, const Quantization& quantization, const OptionalTensor& rng_state) {
+  static const auto kHandle = c10::Dispatcher::singleton()
+                                  .findSchemaOrThrow(kOp, "")
+                                  .typed<at::Tensor(const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
+                                                    const OptionalTensor&, const OptionalTensor&, bool, double, double,
+                                                    int64_t, int64_t, bool, const OptionalTensor&)>();
+  return kHandle.call(input, weight, bias, running_mean, running_var, training, momentum, eps, quantization.bits,
+                      quantization.group_size, quantization.stochastic, rng_state);
+}
+
+}  // namespace actnn

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <optional>
+#include <vector>
+
+#include "actnn/ops/quantization.h"
+
+/// \file
+/// What the differentiable functions share: how an activation is kept for backward, and checks.
+
+namespace actnn {
+
+/// Remembers size, strides and dtype of `input` in `ctx`, for `activation_like` and `unpack_activation`.
+void remember_layout(torch::autograd::AutogradContext* ctx, const at::Tensor& input);
+
+/// Packs `input` and remembers its layout in `ctx`. The caller saves the result with `ctx->save_for_backward`.
+at::Tensor pack_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
+                           const Quantization& quantization, const std::optional<at::Tensor>& rng_state);
+
+/// The unbiased copy that was packed.
+at::Tensor unpack_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& packed);
+
+/// An uninitialized tensor of the remembered layout, for backward ops that take the activation but read only its shape.
+at::Tensor activation_like(torch::autograd::AutogradContext* ctx, const at::Tensor& like);
+
+/// Raises an error if a backward is being differentiated: `op`'s gradient contains a quantized copy, whose derivative with
+/// respect to the activation is lost.
+void refuse_double_backward(const char* op);
+
+/// Whether `tensor` is there and a gradient of it will be wanted.
+inline bool wants_grad(const std::optional<at::Tensor>& tensor) {
+  return tensor.has_value() && tensor->defined() && tensor->requires_grad();
+}
+
+/// `list` itself if it has `dimensions` entries, its one entry repeated if it has one; else an error.
+std::vector<int64_t> expand_list(const char* op, const char* argument, c10::IntArrayRef list, size_t dimensions);
+
+}  // namespace actnn

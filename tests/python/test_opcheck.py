@@ -1,0 +1,95 @@
+"""torch.library.opcheck for every op, and a registry that fails on an op without it."""
+
+import pytest
+import torch
+
+ops = torch.ops.actnn
+
+
+def rng():
+    return torch.tensor([1, 0], dtype=torch.int64)
+
+
+def grad(*shape, dtype=torch.float32):
+    return torch.randn(*shape).to(dtype).requires_grad_()
+
+
+def packed_sample(bits=3, shape=(5, 7)):
+    return ops.quantize(torch.randn(shape), bits, 256, True, rng())
+
+
+BITS = torch.tensor([1, 4, 8], dtype=torch.uint8)
+POOL = ([2, 2], [2, 2], [0, 0], [1, 1], False)
+CHANNELS_LAST = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+
+
+def per_sample():
+    x = torch.randn(3, 100)
+    return x, ops.quantize_per_sample(x, BITS, 200, 64, True, rng())
+
+
+SAMPLES = {
+    "quantize": [
+        lambda: (torch.randn(5, 7), 3, 256, True, rng()),
+        lambda: (grad(300), 8, 64, False, rng()),
+        lambda: (CHANNELS_LAST, 2, 256, True, rng()),
+        lambda: (torch.randn(0, 4), 2, 256, True, rng()),
+        lambda: (torch.randn(9, 6)[:, ::2].bfloat16(), 2, 256, True, rng()),
+    ],
+    "dequantize": [lambda: (packed_sample(), [5, 7], [7, 1], torch.float32, 3, 256),
+                   lambda: (packed_sample(), [5, 7], [1, 5], torch.bfloat16, 3, 256)],
+    "quantize_per_sample": [lambda: (torch.randn(3, 100), BITS, 200, 64, True, rng())],
+    "dequantize_per_sample": [lambda: (per_sample()[1], BITS, [3, 100], [100, 1], torch.float32, 64)],
+    "pack_mask": [lambda: (torch.randn(5, 7) > 0,), lambda: (torch.zeros(0, dtype=torch.bool),)],
+    "unpack_mask": [lambda: (ops.pack_mask(torch.randn(5, 7) > 0), [5, 7], [7, 1])],
+    "relu_pack": [lambda: (torch.randn(5, 7),), lambda: (CHANNELS_LAST,)],
+    "relu_pack_": [lambda: (torch.randn(5, 7),)],
+    "apply_mask": [lambda: (grad(5, 7), ops.pack_mask(torch.randn(5, 7) > 0), [7, 1])],
+    "dropout_forward": [lambda: (torch.randn(5, 7), 0.3, rng())],
+    "dropout_forward_": [lambda: (torch.randn(5, 7), 0.3, rng())],
+    "apply_dropout": [lambda: (grad(5, 7), 0.3, rng(), [7, 1])],
+    "max_pool2d_pack": [lambda: (torch.randn(2, 3, 8, 8), *POOL), lambda: (CHANNELS_LAST, *POOL)],
+    "max_pool2d_pack_backward": [
+        lambda: (torch.randn(2, 3, 4, 4), ops.max_pool2d_pack(torch.randn(2, 3, 8, 8), *POOL)[1], [2, 3, 8, 8], False,
+                 *POOL)],
+    "max_pool2d_indices": [
+        lambda: (ops.max_pool2d_pack(torch.randn(2, 3, 8, 8), *POOL)[1], [2, 3, 8, 8], False, *POOL)],
+    "convolution": [
+        lambda: (grad(2, 4, 8, 8), grad(6, 4, 3, 3), grad(6), [1, 1], [1, 1], [1, 1], False, [0, 0], 1, 4, 256, True,
+                 rng()),
+        lambda: (torch.randn(2, 4, 8), grad(4, 2, 3), None, [2], [0], [1], True, [1], 2, 2, 64, True, rng()),
+        lambda: (grad(2, 4, 8, 8, dtype=torch.bfloat16), grad(6, 4, 3, 3, dtype=torch.bfloat16), None, [1, 1], [1, 1],
+                 [1, 1], False, [0, 0], 1, 4, 256, True, rng()),
+    ],
+    "linear": [lambda: (grad(2, 3, 5), grad(4, 5), grad(4), 4, 256, True, rng()),
+               lambda: (grad(6, 5), torch.randn(4, 5), None, 4, 256, True, rng())],
+    "batch_norm": [
+        lambda: (grad(2, 4, 6, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), True, 0.1, 1e-5, 4, 256, True, rng()),
+        lambda: (grad(2, 4, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), False, 0.1, 1e-5, 4, 256, True, rng()),
+    ],
+    "relu": [lambda: (grad(5, 7),), lambda: (torch.randn(5, 7),)],
+    "relu_": [lambda: (torch.randn(5, 7),)],
+    "dropout": [lambda: (grad(5, 7), 0.3, rng())],
+    "dropout_": [lambda: (torch.randn(5, 7), 0.3, rng())],
+    "max_pool2d": [lambda: (grad(2, 3, 8, 8), [2, 2]), lambda: (CHANNELS_LAST.clone().requires_grad_(), [3, 3], [1, 1])],
+    "max_pool2d_with_indices": [lambda: (grad(2, 3, 8, 8), [2, 2])],
+    "avg_pool2d": [lambda: (grad(2, 3, 8, 8), [2, 2])],
+    "avg_pool3d": [lambda: (grad(2, 3, 4, 6, 6), [2, 2, 2])],
+    "adaptive_avg_pool2d": [lambda: (grad(2, 3, 8, 8), [3, 3]), lambda: (grad(2, 3, 8, 8), [1, 1])],
+    "adaptive_avg_pool3d": [lambda: (grad(2, 3, 4, 6, 6), [2, 2, 2])],
+}  # fmt: skip
+
+
+def registered_ops():
+    return {schema.name.removeprefix("actnn::") for schema in torch._C._jit_get_all_schemas()
+            if schema.name.startswith("actnn::")}  # fmt: skip
+
+
+def test_every_op_has_samples():
+    assert registered_ops() == set(SAMPLES)
+
+
+@pytest.mark.parametrize(("name", "index"), [(name, i) for name, samples in SAMPLES.items() for i in range(len(samples))])
+def test_opcheck(name, index):
+    arguments = SAMPLES[name][index]()
+    torch.library.opcheck(getattr(ops, name).default, arguments)
