@@ -45,6 +45,7 @@ void dropout(const DropoutArguments& arguments, int64_t first_quad, int64_t last
 namespace {
 
 inline constexpr int64_t kBlockQuads = kBlock / kDropoutQuad;
+static_assert(kBlockQuads % kPhiloxMultiple == 0);
 
 template <class Element>
 void dropout_blocks(const DropoutArguments& arguments, int64_t first_quad, int64_t blocks) {
@@ -55,12 +56,13 @@ void dropout_blocks(const DropoutArguments& arguments, int64_t first_quad, int64
   const auto highest_kept = hn::Set(d32, dropout.highest_kept);
   const auto scale = hn::Set(df, dropout.scale);
   const auto nan = hn::BitCast(df, hn::Set(d32, kNanFloat32));
+  const PhiloxKeys keys(arguments.random.seed);
   HWY_ALIGN uint32_t words[kBlock];
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t quad = first_quad + block * kBlockQuads;
     const auto* input = static_cast<const Element*>(arguments.input) + quad * kDropoutQuad;
     auto* output = static_cast<Element*>(arguments.output) + quad * kDropoutQuad;
-    philox_blocks(arguments.random, static_cast<uint64_t>(quad), kBlockQuads, words);
+    philox_blocks(keys, arguments.random.offset, static_cast<uint64_t>(quad), kBlockQuads, words);
     for (int64_t i = 0; i < kBlock; i += lanes) {
       const auto drop = hn::RebindMask(df, hn::Gt(hn::Load(d32, words + i), highest_kept));
       const auto scaled = hn::Mul(load_floats(input + i), scale);

@@ -1,7 +1,9 @@
 #include "actnn/cpu/quantize.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <type_traits>
 
 #include "actnn/core/rounding.h"
 
@@ -30,6 +32,7 @@ namespace {
 
 /// Elements quantized per step: bounds the local buffers.
 inline constexpr int64_t kChunk = 256;
+static_assert(kChunk / kOctet % kPhiloxMultiple == 0);
 inline constexpr int64_t kChunkOctets = kChunk / kOctet;
 
 inline constexpr int64_t kCacheLine = 64;
@@ -97,29 +100,6 @@ HWY_INLINE Range range_of(const Element* elements, int64_t count) {
           !is_nan(zero)};
 }
 
-/// The codes of one block, a byte each.
-template <int kBits, class Element>
-HWY_INLINE void encode_block(const Element* block, const EncodingGrid& grid, const uint16_t* noise,
-                             uint8_t* HWY_RESTRICT codes) {
-  const FloatTag df;
-  const Word32Tag d32;
-  const hn::Rebind<uint16_t, Word32Tag> d16;
-  const hn::Rebind<uint8_t, Word32Tag> d8;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(df));
-  const auto minimum = hn::Set(df, grid.minimum);
-  const auto inverse_step = hn::Set(df, grid.inverse_step);
-  const auto integer = hn::Set(df, kIntegerInMantissa);
-  const auto code_mask = hn::Set(d32, highest_code(kBits));
-  for (int64_t i = 0; i < kBlock; i += lanes) {
-    const auto scaled = hn::Mul(hn::Sub(load_floats(block + i), minimum), inverse_step);
-    const auto fixed_point = hn::BitCast(d32, hn::Add(scaled, integer));
-    auto random = hn::PromoteTo(d32, hn::LoadU(d16, noise + i));
-    random = hn::ShiftRight<16 - fraction_bits(kBits)>(random);
-    const auto code = hn::And(hn::ShiftRight<fraction_bits(kBits)>(hn::Add(fixed_point, random)), code_mask);
-    hn::StoreU(hn::TruncateTo(d8, code), d8, codes + i);
-  }
-}
-
 /// One step of `pack_octet` (`unpack_octet`) on every 64-bit lane.
 template <int kShift>
 HWY_INLINE hn::Vec<Word64Tag> join_fields(hn::Vec<Word64Tag> x, uint64_t low_fields) {
@@ -132,26 +112,105 @@ HWY_INLINE hn::Vec<Word64Tag> part_fields(hn::Vec<Word64Tag> x, uint64_t low_fie
   return hn::Or(low, hn::ShiftLeft<kShift>(hn::Xor(x, low)));
 }
 
-/// Packs the codes of one block: 8 octets of kBits bytes. Writes up to 8 bytes beyond.
-template <int kBits>
-HWY_INLINE void pack_block(const uint8_t* HWY_RESTRICT codes, uint8_t* HWY_RESTRICT packed) {
-  if constexpr (kBits == 8) {
-    std::memcpy(packed, codes, kBlock);
-    return;
+/// One vector of elements on the grid, in fixed point with noise added: the code is above the fraction.
+template <int kBits, class Element>
+HWY_INLINE hn::Vec<Word32Tag> fixed_point(const Element* elements, const EncodingGrid& grid, const uint16_t* noise) {
+  const FloatTag df;
+  const Word32Tag d32;
+  const hn::Rebind<uint16_t, Word32Tag> d16;
+  const auto scaled =
+      hn::Mul(hn::Sub(load_floats(elements), hn::Set(df, grid.minimum)), hn::Set(df, grid.inverse_step));
+  const auto fixed = hn::BitCast(d32, hn::Add(scaled, hn::Set(df, kIntegerInMantissa)));
+  auto random = hn::PromoteTo(d32, hn::LoadU(d16, noise));
+  if constexpr (fraction_bits(kBits) < 16) {
+    random = hn::ShiftRight<16 - fraction_bits(kBits)>(random);
   }
+  return hn::Add(fixed, random);
+}
+
+/// The codes of a fixed-point vector in byte kByte of every lane.
+template <int kBits, int kByte>
+HWY_INLINE hn::Vec<Word32Tag> code_in_byte(hn::Vec<Word32Tag> fixed) {
+  constexpr int kShift = 8 * kByte - fraction_bits(kBits);
+  const auto mask = hn::Set(Word32Tag(), highest_code(kBits) << (8 * kByte));
+  if constexpr (kShift < 0) {
+    fixed = hn::ShiftRight<-kShift>(fixed);
+  } else {
+    fixed = hn::ShiftLeft<kShift>(fixed);
+  }
+  return hn::And(fixed, mask);
+}
+
+/// Turns lanes of the bytes (a_i, b_i, c_i, d_i) into a_0, a_1, ..., b_0, b_1, ..., c_0, ..., d_0, ...: within 128-bit blocks
+/// first, then 4 bytes at a time.
+HWY_INLINE hn::Vec<Word32Tag> transpose_bytes(hn::Vec<Word32Tag> lanes) {
+  const Word32Tag d32;
+  const hn::Repartition<uint8_t, Word32Tag> d8;
+  constexpr size_t kLanes = hn::MaxLanes(d32);
+  HWY_ALIGN static constexpr uint8_t kInBlock[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+  HWY_ALIGN static constexpr auto kAcross = [] {
+    std::array<uint32_t, kLanes> order{};
+    for (uint32_t i = 0; i < kLanes; ++i) {
+      order[i] = i % (kLanes / 4) * 4 + i / (kLanes / 4);
+    }
+    return order;
+  }();
+  const auto in_block = hn::TableLookupBytes(hn::BitCast(d8, lanes), hn::LoadDup128(d8, kInBlock));
+  return hn::TableLookupLanes(hn::BitCast(d32, in_block), hn::SetTableIndices(d32, kAcross.data()));
+}
+
+/// Writes the low kBits bytes of every 64-bit lane one after the other, and up to 14 bytes beyond.
+template <int kBits>
+HWY_INLINE void store_octets(hn::Vec<Word64Tag> octets, uint8_t* HWY_RESTRICT packed) {
+  const Word64Tag d64;
+  const hn::Repartition<uint8_t, Word64Tag> d8;
+  if constexpr (kBits == 8) {
+    hn::StoreU(hn::BitCast(d8, octets), d8, packed);
+  } else if constexpr (kBits == 4 || kBits == 2 || kBits == 1) {
+    using Word = std::conditional_t<kBits == 4, uint32_t, std::conditional_t<kBits == 2, uint16_t, uint8_t>>;
+    const hn::Rebind<Word, Word64Tag> d;
+    HWY_ALIGN Word words[hn::MaxLanes(d)];
+    hn::Store(hn::TruncateTo(d, octets), d, words);
+    std::memcpy(packed, words, sizeof words);
+  } else {
+    HWY_ALIGN static constexpr auto kCompact = [] {
+      std::array<uint8_t, 16> order{};
+      for (size_t i = 0; i < 16; ++i) {
+        order[i] = static_cast<uint8_t>(i < 2 * kBits ? i / kBits * 8 + i % kBits : 0x80);
+      }
+      return order;
+    }();
+    HWY_ALIGN uint8_t bytes[hn::MaxLanes(d8)];
+    hn::Store(hn::TableLookupBytes(hn::BitCast(d8, octets), hn::LoadDup128(d8, kCompact.data())), d8, bytes);
+    for (size_t block = 0; block < hn::MaxLanes(d8) / 16; ++block) {
+      std::memcpy(packed + block * 2 * kBits, bytes + block * 16, 16);  // the next block overwrites what is beyond
+    }
+  }
+}
+
+/// Bytes that `encode_block` may write beyond its octets.
+inline constexpr int64_t kOverwrite = 16;
+
+/// Encodes one block into 8 octets of kBits bytes.
+template <int kBits, class Element>
+HWY_INLINE void encode_block(const Element* block, const EncodingGrid& grid, const uint16_t* noise,
+                             uint8_t* HWY_RESTRICT packed) {
   constexpr OctetSteps kSteps(kBits);
   const Word64Tag d64;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d64));
-  HWY_ALIGN uint64_t octets[kBlockOctets];
-  for (int64_t i = 0; i < kBlockOctets; i += lanes) {
-    auto x = hn::BitCast(d64, hn::LoadU(hn::Repartition<uint8_t, Word64Tag>(), codes + i * kOctet));
-    x = join_fields<kSteps.shift[0]>(x, kSteps.low[0]);
-    x = join_fields<kSteps.shift[1]>(x, kSteps.low[1]);
-    x = join_fields<kSteps.shift[2]>(x, kSteps.low[2]);
-    hn::Store(x, d64, octets + i);
-  }
-  for (int64_t octet = 0; octet < kBlockOctets; ++octet) {
-    std::memcpy(packed + octet * kBits, &octets[octet], 8);  // overlaps the next octet, which is written after it
+  const auto lanes = static_cast<int64_t>(hn::Lanes(FloatTag()));
+  for (int64_t i = 0; i < kBlock; i += 4 * lanes) {
+    const auto fixed = [&](int64_t vector) {
+      return fixed_point<kBits>(block + i + vector * lanes, grid, noise + i + vector * lanes);
+    };
+    const auto codes01 = hn::Or(code_in_byte<kBits, 0>(fixed(0)), code_in_byte<kBits, 1>(fixed(1)));
+    const auto codes23 = hn::Or(code_in_byte<kBits, 2>(fixed(2)), code_in_byte<kBits, 3>(fixed(3)));
+    auto x = hn::BitCast(d64, transpose_bytes(hn::Or(codes01, codes23)));
+    if constexpr (kBits < 8) {
+      x = join_fields<kSteps.shift[0]>(x, kSteps.low[0]);
+      x = join_fields<kSteps.shift[1]>(x, kSteps.low[1]);
+      x = join_fields<kSteps.shift[2]>(x, kSteps.low[2]);
+    }
+    store_octets<kBits>(x, packed + i / kOctet * kBits);
   }
 }
 
@@ -190,56 +249,73 @@ HWY_INLINE EncodingGrid fit_group(const QuantizeSegment& segment, int64_t group)
   return encoding_grid(parameters, kBits, segment.type);
 }
 
-/// Writes the codes of a group.
+/// How far ahead of the encoder elements are asked for: encoding computes much and loads little, and the next groups' ranges
+/// should not wait for memory. Beyond the end this does nothing.
+inline constexpr int64_t kPrefetchDistance = 4096;
+
+template <class Element>
+HWY_INLINE void prefetch_ahead(const Element* block) {
+  const auto ahead = reinterpret_cast<uintptr_t>(block) + kPrefetchDistance * sizeof(Element);
+  for (uintptr_t line = 0; line < kBlock * sizeof(Element); line += kCacheLine) {
+    hwy::Prefetch(reinterpret_cast<const uint8_t*>(ahead + line));
+  }
+}
+
+/// Zeroes the codes of a packed block from number `count` on.
+template <int kBits>
+void clear_codes_beyond(uint8_t* packed, int64_t count) {
+  const int64_t bits = count * kBits;
+  if (bits % 8 != 0) {
+    packed[bits / 8] &= static_cast<uint8_t>((1u << (bits % 8)) - 1u);
+  }
+  std::fill(packed + ceil_div<int64_t>(bits, 8), packed + kBlockOctets * kBits, uint8_t{0});
+}
+
+/// What all groups of a call share.
+struct Encoder {
+  const QuantizeSegment& segment;
+  PhiloxKeys keys;
+  uint8_t* codes_end;  ///< of the call's last group: nothing may be written there and beyond
+};
+
+/// Writes the codes of a group. Groups must come in order, since a block may write beyond its end, where the next one begins.
 template <int kBits, class Element>
-void encode_group(const QuantizeSegment& segment, int64_t group, const EncodingGrid& grid) {
+void encode_group(const Encoder& encoder, int64_t group, const EncodingGrid& grid) {
+  const QuantizeSegment& segment = encoder.segment;
   const int64_t begin = group * segment.group_size;
   const int64_t count = std::min(segment.group_size, segment.count - begin);
   const auto* elements = static_cast<const Element*>(segment.elements) + begin;
-  uint8_t* const group_codes = segment.codes + begin / kOctet * kBits;
+  uint8_t* codes = segment.codes + begin / kOctet * kBits;
   if (is_nan(grid.minimum)) {
-    std::memset(group_codes, 0, static_cast<size_t>(code_bytes(count, kBits)));
+    std::memset(codes, 0, static_cast<size_t>(code_bytes(count, kBits)));
     return;
   }
 
   HWY_ALIGN uint16_t noise[kChunk];
-  HWY_ALIGN uint8_t codes[kChunk];
-  uint8_t packed[kChunkOctets * kBits + 8];
   if (!segment.stochastic) {
     std::fill_n(noise, kChunk, static_cast<uint16_t>(half_step(kBits) << (16 - fraction_bits(kBits))));
   }
   for (int64_t chunk = 0; chunk < count; chunk += kChunk) {
     const int64_t chunk_count = std::min(kChunk, count - chunk);
-    const int64_t blocks = ceil_div(chunk_count, kBlock);
     if (segment.stochastic) {
       const uint64_t octet = segment.first_octet + static_cast<uint64_t>((begin + chunk) / kOctet);
-      philox_blocks(segment.random, octet, blocks * kBlockOctets, reinterpret_cast<uint32_t*>(noise));
+      philox_blocks(encoder.keys, segment.random.offset, octet, ceil_div(chunk_count, kBlock) * kBlockOctets,
+                    reinterpret_cast<uint32_t*>(noise));
     }
-    for (int64_t i = 0; i < blocks * kBlock; i += kBlock) {
-      if (i + kBlock <= chunk_count) {
-        encode_block<kBits>(elements + chunk + i, grid, noise + i, codes + i);
-      } else {
-        PaddedTail<Element> tail;
-        tail.fill(elements + chunk + i, chunk_count - i, elements[0]);
-        encode_block<kBits>(tail.elements, grid, noise + i, codes + i);
-        std::fill(codes + chunk_count, codes + i + kBlock, uint8_t{0});
+    for (int64_t i = 0; i < chunk_count; i += kBlock, codes += kBlockOctets * kBits) {
+      const int64_t block_count = std::min(kBlock, chunk_count - i);
+      if (block_count == kBlock && codes + kBlockOctets * kBits + kOverwrite <= encoder.codes_end) {
+        prefetch_ahead(elements + chunk + i);
+        encode_block<kBits>(elements + chunk + i, grid, noise + i, codes);
+        continue;
       }
+      PaddedTail<Element> tail;
+      tail.fill(elements + chunk + i, block_count, elements[0]);
+      uint8_t packed[kBlockOctets * kBits + kOverwrite];
+      encode_block<kBits>(tail.elements, grid, noise + i, packed);
+      clear_codes_beyond<kBits>(packed, block_count);
+      std::memcpy(codes, packed, static_cast<size_t>(code_bytes(block_count, kBits)));
     }
-    for (int64_t i = 0; i < blocks * kBlock; i += kBlock) {
-      pack_block<kBits>(codes + i, packed + i / kOctet * kBits);
-    }
-    std::memcpy(group_codes + chunk / kOctet * kBits, packed, static_cast<size_t>(code_bytes(chunk_count, kBits)));
-  }
-}
-
-/// Asks for the elements of a group, while another one is being encoded: encoding computes much and loads little.
-HWY_INLINE void prefetch_group(const QuantizeSegment& segment, int64_t group) {
-  const auto* bytes = static_cast<const uint8_t*>(segment.elements);
-  const int64_t begin = group * segment.group_size * element_size(segment.type);
-  const int64_t end =
-      std::min(begin + segment.group_size * element_size(segment.type), segment.count * element_size(segment.type));
-  for (int64_t i = begin; i < end; i += kCacheLine) {
-    hwy::Prefetch(bytes + i);
   }
 }
 
@@ -248,6 +324,8 @@ inline constexpr int64_t kGroupBatch = 8;
 
 template <int kBits, class Element>
 void quantize_batches(const QuantizeSegment& segment, int64_t first_group, int64_t last_group) {
+  const int64_t end = std::min(last_group * segment.group_size, segment.count);
+  const Encoder encoder{segment, PhiloxKeys(segment.random.seed), segment.codes + code_bytes(end, kBits)};
   EncodingGrid grids[kGroupBatch];
   for (int64_t batch = first_group; batch < last_group; batch += kGroupBatch) {
     const int64_t groups = std::min(kGroupBatch, last_group - batch);
@@ -255,8 +333,7 @@ void quantize_batches(const QuantizeSegment& segment, int64_t first_group, int64
       grids[i] = fit_group<kBits, Element>(segment, batch + i);
     }
     for (int64_t i = 0; i < groups; ++i) {
-      prefetch_group(segment, batch + i + kGroupBatch);
-      encode_group<kBits, Element>(segment, batch + i, grids[i]);
+      encode_group<kBits, Element>(encoder, batch + i, grids[i]);
     }
   }
 }

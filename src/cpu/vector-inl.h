@@ -30,51 +30,80 @@ using Word64Tag = hn::ScalableTag<uint64_t>;
 inline constexpr int64_t kBlock = 64;
 inline constexpr int64_t kBlockOctets = kBlock / kOctet;
 
-/// Philox blocks at counters first, first + 1, ..., first + count - 1, written in order as 4 words each. `count` is a
-/// multiple of 8.
-///
-/// A counter occupies a 64-bit lane per word, of which the low 32 bits count: the products of a round then need no shuffle,
-/// since a multiplication reads only low halves. Counters are dealt to lanes such that interleaving the two halves of the
-/// results gives consecutive blocks.
-HWY_INLINE void philox_blocks(const RandomState& random, uint64_t first, int64_t count, uint32_t* HWY_RESTRICT words) {
-  const Word64Tag d64;
-  const Word32Tag d32;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d64));
-  const auto half = static_cast<uint64_t>(lanes / 2);
-  HWY_ALIGN uint64_t order[hn::MaxLanes(d64)];
-  for (uint64_t i = 0; i < static_cast<uint64_t>(lanes); ++i) {
-    order[i] = (i % 2) * half + i / 2;
-  }
-  const auto lane_counter = hn::Load(d64, order);
-  const auto multiplier0 = hn::Set(d32, kPhiloxMultiplier0);
-  const auto multiplier1 = hn::Set(d32, kPhiloxMultiplier1);
-  const auto start2 = hn::Set(d64, random.offset & 0xFFFFFFFFu);
-  const auto start3 = hn::Set(d64, random.offset >> 32);
+/// Two vectors of the widest instruction set.
+inline constexpr int64_t kPhiloxMultiple = 16;
 
-  for (int64_t i = 0; i < count; i += lanes) {
-    const auto counter = hn::Add(hn::Set(d64, first + static_cast<uint64_t>(i)), lane_counter);
-    auto x0 = counter;
-    auto x1 = hn::ShiftRight<32>(counter);
-    auto x2 = start2;
-    auto x3 = start3;
-    auto key0 = static_cast<uint32_t>(random.seed);
-    auto key1 = static_cast<uint32_t>(random.seed >> 32);
+/// The keys of Philox's rounds, two a round.
+struct PhiloxKeys {
+  HWY_ALIGN uint64_t key[2 * kPhiloxRounds];
+
+  explicit PhiloxKeys(uint64_t seed) {
+    auto key0 = static_cast<uint32_t>(seed);
+    auto key1 = static_cast<uint32_t>(seed >> 32);
     for (int round = 0; round < kPhiloxRounds; ++round) {
-      const auto product0 = hn::MulEven(hn::BitCast(d32, x0), multiplier0);
-      const auto product1 = hn::MulEven(hn::BitCast(d32, x2), multiplier1);
-      x0 = hn::Xor3(hn::ShiftRight<32>(product1), x1, hn::Set(d64, uint64_t{key0}));
-      x1 = product1;
-      x2 = hn::Xor3(hn::ShiftRight<32>(product0), x3, hn::Set(d64, uint64_t{key1}));
-      x3 = product0;
+      key[2 * round] = key0;
+      key[2 * round + 1] = key1;
       key0 += kPhiloxWeyl0;
       key1 += kPhiloxWeyl1;
     }
-    const auto low_half = hn::Set(d64, 0xFFFFFFFFu);
-    const auto words01 = hn::Or(hn::And(x0, low_half), hn::ShiftLeft<32>(x1));
-    const auto words23 = hn::Or(hn::And(x2, low_half), hn::ShiftLeft<32>(x3));
-    auto* out = words + i * 4;
-    hn::StoreU(hn::BitCast(d32, hn::InterleaveLower(d64, words01, words23)), d32, out);
-    hn::StoreU(hn::BitCast(d32, hn::InterleaveUpper(d64, words01, words23)), d32, out + hn::Lanes(d32));
+  }
+};
+
+/// Philox's words of one counter per 64-bit lane. Only the low 32 bits of a lane count: the products of a round then need no
+/// shuffle, since a multiplication reads only low halves.
+struct PhiloxState {
+  hn::Vec<Word64Tag> x0, x1, x2, x3;
+};
+
+HWY_INLINE void philox_round(PhiloxState& s, hn::Vec<Word64Tag> key0, hn::Vec<Word64Tag> key1) {
+  const Word32Tag d32;
+  const auto product0 = hn::MulEven(hn::BitCast(d32, s.x0), hn::Set(d32, kPhiloxMultiplier0));
+  const auto product1 = hn::MulEven(hn::BitCast(d32, s.x2), hn::Set(d32, kPhiloxMultiplier1));
+  s.x0 = hn::Xor3(hn::ShiftRight<32>(product1), s.x1, key0);
+  s.x1 = product1;
+  s.x2 = hn::Xor3(hn::ShiftRight<32>(product0), s.x3, key1);
+  s.x3 = product0;
+}
+
+/// Writes the blocks in the order of lanes 0, 2, 4, ..., 1, 3, 5, ...
+HWY_INLINE void store_blocks(const PhiloxState& s, uint32_t* HWY_RESTRICT words) {
+  const Word64Tag d64;
+  const Word32Tag d32;
+  const auto low_half = hn::Set(d64, 0xFFFFFFFFu);
+  const auto words01 = hn::Or(hn::And(s.x0, low_half), hn::ShiftLeft<32>(s.x1));
+  const auto words23 = hn::Or(hn::And(s.x2, low_half), hn::ShiftLeft<32>(s.x3));
+  hn::StoreU(hn::BitCast(d32, hn::InterleaveLower(d64, words01, words23)), d32, words);
+  hn::StoreU(hn::BitCast(d32, hn::InterleaveUpper(d64, words01, words23)), d32, words + hn::Lanes(d32));
+}
+
+/// Philox blocks at counters first, first + 1, ..., written in order as 4 words each: `count` of them, rounded up to a
+/// multiple of kPhiloxMultiple, for which there must be room. Counters are dealt to lanes such that interleaving the two
+/// halves of the results gives consecutive blocks.
+HWY_INLINE void philox_blocks(const PhiloxKeys& keys, uint64_t offset, uint64_t first, int64_t count,
+                              uint32_t* HWY_RESTRICT words) {
+  const Word64Tag d64;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d64));
+  const auto lane = hn::Iota(d64, 0);
+  const auto odd_lanes = hn::TestBit(lane, hn::Set(d64, 1));
+  const auto half = hn::Set(d64, static_cast<uint64_t>(lanes / 2));
+  const auto lane_counter = hn::Add(hn::ShiftRight<1>(lane), hn::IfThenElseZero(odd_lanes, half));
+  const auto start2 = hn::Set(d64, offset);
+  const auto start3 = hn::Set(d64, offset >> 32);
+
+  // Two vectors at a time: a round is a chain of dependent instructions.
+  for (int64_t i = 0; i < count; i += 2 * lanes) {
+    const auto counter_a = hn::Add(hn::Set(d64, first + static_cast<uint64_t>(i)), lane_counter);
+    const auto counter_b = hn::Add(counter_a, hn::Set(d64, static_cast<uint64_t>(lanes)));
+    PhiloxState a{counter_a, hn::ShiftRight<32>(counter_a), start2, start3};
+    PhiloxState b{counter_b, hn::ShiftRight<32>(counter_b), start2, start3};
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+      const auto key0 = hn::Set(d64, keys.key[2 * round]);
+      const auto key1 = hn::Set(d64, keys.key[2 * round + 1]);
+      philox_round(a, key0, key1);
+      philox_round(b, key0, key1);
+    }
+    store_blocks(a, words + 4 * i);
+    store_blocks(b, words + 4 * (i + lanes));
   }
 }
 

@@ -125,15 +125,28 @@ ACTNN_HOST_DEVICE constexpr uint16_t next_up(uint16_t bits) {
 }  // namespace detail
 
 /// The largest parameter value not above `x` (minus infinity where there is none). `x` is not NaN.
+///
+/// A bfloat16 is the upper half of a float, so that cutting off the lower half rounds towards zero; written without a branch,
+/// because whether anything was cut off cannot be predicted.
 ACTNN_HOST_DEVICE constexpr uint16_t round_parameter_down(float x, ElementType type) {
-  const uint16_t nearest = round_parameter_to_nearest(x, type);
-  return parameter_to_float(nearest, type) > x ? detail::next_down(nearest) : nearest;
+  if (has_float16_parameters(type)) {
+    const uint16_t nearest = round_to_float16(x).bits;
+    return to_float(Float16{nearest}) > x ? detail::next_down(nearest) : nearest;
+  }
+  const uint32_t bits = bits_of(x);
+  const uint32_t inexact = (bits & 0xFFFFu) != 0 ? 1u : 0u;
+  return static_cast<uint16_t>((bits >> 16) + (inexact & (bits >> 31)));
 }
 
 /// The smallest parameter value not below `x` (infinity where there is none). `x` is not NaN.
 ACTNN_HOST_DEVICE constexpr uint16_t round_parameter_up(float x, ElementType type) {
-  const uint16_t nearest = round_parameter_to_nearest(x, type);
-  return parameter_to_float(nearest, type) < x ? detail::next_up(nearest) : nearest;
+  if (has_float16_parameters(type)) {
+    const uint16_t nearest = round_to_float16(x).bits;
+    return to_float(Float16{nearest}) < x ? detail::next_up(nearest) : nearest;
+  }
+  const uint32_t bits = bits_of(x);
+  const uint32_t inexact = (bits & 0xFFFFu) != 0 ? 1u : 0u;
+  return static_cast<uint16_t>((bits >> 16) + (inexact & ~(bits >> 31)));
 }
 
 }  // namespace actnn
