@@ -20,11 +20,9 @@
 namespace actnn {
 namespace {
 
-const auto kGrad = at::TensorOptions().requires_grad(true);
-
 TEST(Convolution, TakesUnbatchedInputsAndSingleEntries) {
   const at::Tensor x = at::randn({3, 8, 8});
-  const at::Tensor weight = at::randn({4, 3, 3, 3}, kGrad);
+  const at::Tensor weight = at::randn({4, 3, 3, 3}).requires_grad_();
   const at::Tensor y = actnn::convolution(x, weight, std::nullopt, {.padding = {1}});
   EXPECT_TRUE(y.equal(at::conv2d(x, weight, {}, 1, 1)));
   y.sum().backward();
@@ -33,7 +31,7 @@ TEST(Convolution, TakesUnbatchedInputsAndSingleEntries) {
 
 TEST(Linear, GivesTheSameGradientForTheSameState) {
   const at::Tensor x = at::randn({16, 8});
-  const at::Tensor weight = at::randn({4, 8}, kGrad);
+  const at::Tensor weight = at::randn({4, 8}).requires_grad_();
   const auto gradient = [&](int64_t seed) {
     weight.mutable_grad() = at::Tensor();
     actnn::linear(x, weight, std::nullopt, {.bits = 1}, make_rng_state(seed)).sum().backward();
@@ -44,8 +42,8 @@ TEST(Linear, GivesTheSameGradientForTheSameState) {
 }
 
 TEST(Linear, RefusesDoubleBackward) {
-  const at::Tensor x = at::randn({16, 8}, kGrad);
-  const at::Tensor weight = at::randn({4, 8}, kGrad);
+  const at::Tensor x = at::randn({16, 8}).requires_grad_();
+  const at::Tensor weight = at::randn({4, 8}).requires_grad_();
   const at::Tensor y = actnn::linear(x, weight, std::nullopt).sum();
   EXPECT_THROW(y.backward({}, /*retain_graph=*/true, /*create_graph=*/true), c10::Error);
   y.backward();
@@ -61,7 +59,7 @@ TEST(Dropout, ReturnsItsInputWhereItDoesNothing) {
 }
 
 TEST(Relu, WorksInPlaceOnAnIntermediate) {
-  const at::Tensor x = at::randn({64}, kGrad);
+  const at::Tensor x = at::randn({64}).requires_grad_();
   at::Tensor y = x * 2;
   actnn::relu_(y);
   y.sum().backward();
@@ -69,7 +67,7 @@ TEST(Relu, WorksInPlaceOnAnIntermediate) {
 }
 
 TEST(Pooling, OneDimensionalPoolsEqualTorchs) {
-  const at::Tensor x = at::randn({2, 3, 17}, kGrad);
+  const at::Tensor x = at::randn({2, 3, 17}).requires_grad_();
   const at::Tensor y = actnn::avg_pool1d(x, {.kernel_size = {3}, .stride = {2}, .padding = {1}});
   EXPECT_TRUE(y.equal(at::avg_pool1d(x, 3, 2, 1)));
   EXPECT_TRUE(actnn::avg_pool1d(x, {.kernel_size = {3}}).equal(at::avg_pool1d(x, 3)));
