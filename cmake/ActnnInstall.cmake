@@ -26,7 +26,8 @@ install(EXPORT actnnTargets NAMESPACE actnn:: DESTINATION "${_actnn_package_dir}
 configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/actnnConfig.cmake.in"
                               "${PROJECT_BINARY_DIR}/package/actnnConfig.cmake"
                               INSTALL_DESTINATION "${_actnn_package_dir}")
-write_basic_package_version_file("${PROJECT_BINARY_DIR}/package/actnnConfigVersion.cmake" COMPATIBILITY SameMinorVersion)
+write_basic_package_version_file("${PROJECT_BINARY_DIR}/package/actnnConfigVersion.cmake"
+                                 COMPATIBILITY SameMinorVersion)
 install(FILES "${PROJECT_BINARY_DIR}/package/actnnConfig.cmake"
               "${PROJECT_BINARY_DIR}/package/actnnConfigVersion.cmake"
               "${PROJECT_SOURCE_DIR}/cmake/FindActnnTorch.cmake"

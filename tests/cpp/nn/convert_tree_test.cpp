@@ -212,6 +212,10 @@ TEST(ConvertTree, ARootLayerIsReported) {
       "use actnn::nn::Linear");
 }
 
+TEST(ConvertTree, RefusesANullRoot) {
+  EXPECT_THROW(actnn::nn::convert(std::shared_ptr<torch::nn::Module>()), c10::ValueError);
+}
+
 TEST(ConversionReport, PrintsATable) {
   Sequential model(torch::nn::Conv2d(3, 4, 3), torch::nn::Dropout2d());
   EXPECT_EQ(actnn::nn::convert(model).to_string(),

@@ -77,8 +77,8 @@ struct Tolerance {
   bool exact_input_in_evaluation = true;
 };
 
-/// Runs forward, with and without gradients, and backward of both in evaluation and training mode. The layers have equal
-/// parameters.
+/// Runs forward, with and without gradients, and backward of both in evaluation and training mode. The layers have
+/// equal parameters.
 template <class Ours, class Theirs>
 void expect_same(Ours& ours, Theirs& theirs, const at::Tensor& input, const Tolerance& tolerance = {}) {
   for (const bool training : {false, true}) {
