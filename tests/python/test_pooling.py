@@ -96,7 +96,7 @@ def test_average_pool_equals_torch(arguments, dimensions, memory_format):
     assert torch.equal(*(torch.autograd.grad(out, x, grad)[0] for out in (y, expected)))
 
 
-@pytest.mark.parametrize(("size", "dimensions"), itertools.product((1, 2, 5), (2, 3)))
+@pytest.mark.parametrize(("size", "dimensions"), list(itertools.product((1, 2, 5), (2, 3))))
 def test_adaptive_average_pool_equals_torch(size, dimensions):
     x = torch.randn((2, 3, 7, 8, 9)[: 2 + dimensions], requires_grad=True)
     op, torch_op = ((ops.adaptive_avg_pool2d, F.adaptive_avg_pool2d), (ops.adaptive_avg_pool3d, F.adaptive_avg_pool3d))[

@@ -1,0 +1,17 @@
+#pragma once
+
+#include <string>
+
+namespace actnn::app {
+
+/// "0.1.0"
+std::string actnn_version();
+
+/// The versions of torch that this program was compiled with and that it runs with, e.g. "2.11.0".
+std::string torch_version_built_for();
+std::string torch_version_running();
+
+/// The compiler with its version, and the kind of build.
+std::string compiler();
+
+}  // namespace actnn::app

@@ -1,0 +1,59 @@
+#include <c10/util/Exception.h>
+#include <fmt/core.h>
+
+#include <csignal>
+#include <cstdio>
+#include <exception>
+#include <new>
+#include <string>
+
+#include "src/app/build_info.h"
+#include "src/app/error.h"
+#include "src/app/info.h"
+#include "src/app/options.h"
+#include "src/app/train.h"
+
+namespace {
+
+using namespace actnn::app;
+
+int run(int argc, const char* const* argv) {
+  const std::optional<Command> command = parse_command_line(argc, argv, actnn_version());
+  int code = kExitSuccess;
+  if (command && command->kind == Command::Kind::kInfo) {
+    fmt::print("{}", info());
+  } else if (command) {
+    code = train(command->train);
+  }
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    throw RunError("cannot write to the standard output");
+  }
+  return code;
+}
+
+/// Prints one sentence: torch's messages may go on over lines.
+int fail(int code, std::string message) {
+  if (const std::size_t end = message.find('\n'); end != std::string::npos) {
+    message.resize(end);
+  }
+  fmt::print(stderr, "actnn: {}\n", message);
+  return code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  // A file beyond the limit on its size is then an ordinary error of write().
+  std::signal(SIGXFSZ, SIG_IGN);
+  try {
+    return run(argc, argv);
+  } catch (const UsageError& error) {
+    return fail(kExitUsage, std::string(error.what()) + " (actnn --help says more)");
+  } catch (const c10::Error& error) {
+    return fail(kExitFailure, error.what_without_backtrace());
+  } catch (const std::bad_alloc&) {
+    return fail(kExitFailure, "out of memory");
+  } catch (const std::exception& error) {
+    return fail(kExitFailure, error.what());
+  }
+}

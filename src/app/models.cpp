@@ -1,0 +1,104 @@
+#include "src/app/models.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty_like.h>
+#include <fmt/core.h>
+#include <torch/nn/modules/activation.h>
+#include <torch/nn/modules/batchnorm.h>
+#include <torch/nn/modules/conv.h>
+#include <torch/nn/modules/dropout.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/modules/pooling.h>
+#include <torch/nn/pimpl.h>
+
+#include <stdexcept>
+#include <vector>
+
+namespace actnn::app {
+namespace {
+
+namespace nn = torch::nn;
+
+constexpr int64_t kClasses = 10;
+
+nn::Conv2d conv(int64_t in, int64_t out, int64_t kernel, int64_t stride) {
+  return nn::Conv2d(nn::Conv2dOptions(in, out, kernel).stride(stride).padding(kernel / 2).bias(false));
+}
+
+nn::ReLU relu() { return nn::ReLU(nn::ReLUOptions().inplace(true)); }
+
+/// The basic block of ResNet (He et al., CVPR 2016): two 3x3 convolutions, and a shortcut that is a 1x1 convolution
+/// where the shape changes.
+class ResidualBlockImpl : public nn::Module {
+ public:
+  ResidualBlockImpl(int64_t in, int64_t out, int64_t stride) {
+    body_ = register_module("body", nn::Sequential(conv(in, out, 3, stride), nn::BatchNorm2d(out), relu(),
+                                                   conv(out, out, 3, 1), nn::BatchNorm2d(out)));
+    if (in != out || stride != 1) {
+      shortcut_ = register_module("shortcut", nn::Sequential(conv(in, out, 1, stride), nn::BatchNorm2d(out)));
+    }
+    activation_ = register_module("activation", nn::Sequential(relu()));
+  }
+
+  at::Tensor forward(const at::Tensor& input) {
+    at::Tensor output = body_->forward(input);
+    output += shortcut_.is_empty() ? input : shortcut_->forward(input);
+    return activation_->forward(output);
+  }
+
+ private:
+  nn::Sequential body_{nullptr};
+  nn::Sequential shortcut_{nullptr};
+  nn::Sequential activation_{nullptr};
+};
+TORCH_MODULE(ResidualBlock);
+
+nn::Sequential make_resnet(const std::vector<int64_t>& widths, int64_t blocks_per_stage) {
+  nn::Sequential model(conv(1, widths.front(), 3, 1), nn::BatchNorm2d(widths.front()), relu());
+  int64_t width = widths.front();
+  for (const int64_t next : widths) {
+    for (int64_t block = 0; block < blocks_per_stage; ++block) {
+      const bool first_of_a_later_stage = block == 0 && next != widths.front();
+      model->push_back(ResidualBlock(width, next, first_of_a_later_stage ? 2 : 1));
+      width = next;
+    }
+  }
+  model->push_back(nn::AdaptiveAvgPool2d(nn::AdaptiveAvgPool2dOptions(1)));
+  model->push_back(nn::Flatten());
+  model->push_back(nn::Linear(width, kClasses));
+  return model;
+}
+
+nn::Sequential make_mlp() {
+  return nn::Sequential(nn::Flatten(), nn::Linear(28 * 28, 512), relu(), nn::Dropout(0.2), nn::Linear(512, 512), relu(),
+                        nn::Dropout(0.2), nn::Linear(512, kClasses));
+}
+
+void use_channels_last(nn::Module& model) {
+  const at::NoGradGuard no_grad;
+  for (at::Tensor& parameter : model.parameters()) {
+    if (parameter.dim() == 4) {
+      // Not contiguous(): it would find the stem's weight, with its single input channel, to be in both formats.
+      parameter.set_data(at::empty_like(parameter, {}, at::MemoryFormat::ChannelsLast).copy_(parameter));
+    }
+  }
+}
+
+}  // namespace
+
+nn::Sequential make_model(const std::string& name) {
+  nn::Sequential model{nullptr};
+  if (name == "resnet20") {
+    model = make_resnet({16, 32, 64}, 3);
+  } else if (name == "resnet18") {
+    model = make_resnet({64, 128, 256, 512}, 2);
+  } else if (name == "mlp") {
+    model = make_mlp();
+  } else {
+    throw std::invalid_argument(fmt::format("there is no model \"{}\"", name));
+  }
+  use_channels_last(*model);
+  return model;
+}
+
+}  // namespace actnn::app
