@@ -87,7 +87,9 @@ def test_backward_receives_packed_tensors(backend):
 
 def test_compiled_noise_is_fresh_at_every_call():
     torch._dynamo.reset()
-    compiled = torch.compile(lambda x, w: ops.linear(x, w, None, 1, 256, True, None), backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(
+        lambda x, w: ops.linear(x, w, None, 1, 256, True, None), backend="aot_eager", fullgraph=True
+    )
     x, weight = torch.randn(8, 64), torch.randn(3, 64, requires_grad=True)
     first, second = (torch.autograd.grad(compiled(x, weight).sum(), weight)[0] for _ in range(2))
     assert not torch.equal(first, second)

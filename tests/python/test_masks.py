@@ -15,7 +15,10 @@ def test_round_trip_at_one_bit_per_element(size):
 
 
 def test_bits_are_in_storage_order_lowest_first():
-    assert ops.pack_mask(torch.tensor([True, False, False, False, False, False, False, True, True])).tolist() == [0x81, 1]
+    assert ops.pack_mask(torch.tensor([True, False, False, False, False, False, False, True, True])).tolist() == [
+        0x81,
+        1,
+    ]
     mask = torch.rand(2, 3, 4, 5) < 0.5
     channels_last = mask.to(memory_format=torch.channels_last)
     packed = ops.pack_mask(channels_last)

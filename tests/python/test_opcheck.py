@@ -89,7 +89,9 @@ def test_every_op_has_samples():
     assert registered_ops() == set(SAMPLES)
 
 
-@pytest.mark.parametrize(("name", "index"), [(name, i) for name, samples in SAMPLES.items() for i in range(len(samples))])
+@pytest.mark.parametrize(
+    ("name", "index"), [(name, i) for name, samples in SAMPLES.items() for i in range(len(samples))]
+)
 def test_opcheck(name, index):
     arguments = SAMPLES[name][index]()
     torch.library.opcheck(getattr(ops, name).default, arguments)

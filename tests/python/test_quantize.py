@@ -194,7 +194,7 @@ GOLDEN = {
         "2ca28f24aae5548d",
         "b77af4f77a6f12ef",
         "a616bed3cf152940",
-        "38c6a0dd77dddf9f"
+        "38c6a0dd77dddf9f",
     ],
     torch.float16: [
         "f39373bcc4dd6609",
@@ -204,7 +204,7 @@ GOLDEN = {
         "fc6ba8d943c67cb8",
         "d71e97819337273e",
         "c2abba9447a6d356",
-        "3679a5755927787a"
+        "3679a5755927787a",
     ],
     torch.bfloat16: [
         "7e6fb78e9278c1db",
@@ -214,7 +214,7 @@ GOLDEN = {
         "da993de9017f1e5a",
         "2b2c2803b28d40ea",
         "b169cfabb4799140",
-        "0f15a7a6ef1d7a19"
+        "0f15a7a6ef1d7a19",
     ],
 }
 

@@ -14,25 +14,25 @@ using testing::EndsWith;
 
 class Data : public testing::Test {
  protected:
-  Data() { write_data(folder_.path(), 20); }
+  Data() { write_data(folder.path(), 20); }
 
   template <typename Error>
   std::string error(int64_t limit = 0) const {
-    return message_of<Error>([&] { Dataset(folder_.path(), "train", limit, c10::kCPU); });
+    return message_of<Error>([&] { Dataset(folder.path(), "train", limit, c10::kCPU); });
   }
 
-  TemporaryFolder folder_;
-  std::filesystem::path images_ = folder_ / "train-images-idx3-ubyte";
-  std::filesystem::path labels_ = folder_ / "train-labels-idx1-ubyte";
+  TemporaryFolder folder;
+  std::filesystem::path images_path = folder / "train-images-idx3-ubyte";
+  std::filesystem::path labels_path = folder / "train-labels-idx1-ubyte";
 };
 
 TEST_F(Data, GivesNormalizedBatches) {
-  const Dataset data(folder_.path(), "train", 0, c10::kCPU);
+  const Dataset data(folder.path(), "train", 0, c10::kCPU);
   EXPECT_EQ(data.size(), 20);
   const Batch batch = data.batch(at::tensor({7, 3}, at::kLong));
   EXPECT_EQ(batch.images.sizes(), (c10::IntArrayRef{2, 1, 28, 28}));
-  const std::string pixels = read_file(images_);
-  const std::string labels = read_file(labels_);
+  const std::string pixels = read_file(images_path);
+  const std::string labels = read_file(labels_path);
   const auto pixel = static_cast<uint8_t>(pixels[16 + 3 * 784 + 5 * 28 + 6]);
   EXPECT_FLOAT_EQ(batch.images[1][0][5][6].item<float>(), (static_cast<float>(pixel) - 72.94F) / 90.02F);
   EXPECT_EQ(batch.labels[0].item<int64_t>(), labels[8 + 7]);
@@ -42,21 +42,21 @@ TEST_F(Data, GivesNormalizedBatches) {
 }
 
 TEST_F(Data, UsesTheFirstImages) {
-  const Dataset all(folder_.path(), "train", 20, c10::kCPU);
-  const Dataset some(folder_.path(), "train", 5, c10::kCPU);
+  const Dataset all(folder.path(), "train", 20, c10::kCPU);
+  const Dataset some(folder.path(), "train", 5, c10::kCPU);
   EXPECT_EQ(some.size(), 5);
   EXPECT_TRUE(some.range(0, 5).images.equal(all.range(0, 5).images));
   EXPECT_NE(some.checksum(), all.checksum());
-  EXPECT_EQ(error<UsageError>(21), "--train-images 21 is more than the 20 images in " + images_.string());
+  EXPECT_EQ(error<UsageError>(21), "--train-images 21 is more than the 20 images in " + images_path.string());
 }
 
 TEST_F(Data, RefusesOtherSizesCountsAndLabels) {
-  write_file(images_, idx_bytes(0x803, {20, 14, 56}, std::string(20 * 784, 'x')));
+  write_file(images_path, idx_bytes(0x803, {20, 14, 56}, std::string(15680, 'x')));
   EXPECT_THAT(error<RunError>(), EndsWith("must hold images of 28 x 28 pixels, found 14 x 56"));
-  write_file(images_, idx_bytes(0x803, {19, 28, 28}, std::string(19 * 784, 'x')));
-  EXPECT_EQ(error<RunError>(), images_.string() + " has 19 images, but " + labels_.string() + " has 20 labels");
-  write_file(labels_, idx_bytes(0x801, {19}, std::string(18, '\0') + '\12'));
-  EXPECT_EQ(error<RunError>(), labels_.string() + " must hold labels from 0 to 9, found 10 at position 18");
+  write_file(images_path, idx_bytes(0x803, {19, 28, 28}, std::string(14896, 'x')));
+  EXPECT_EQ(error<RunError>(), images_path.string() + " has 19 images, but " + labels_path.string() + " has 20 labels");
+  write_file(labels_path, idx_bytes(0x801, {19}, std::string(18, '\0') + '\12'));
+  EXPECT_EQ(error<RunError>(), labels_path.string() + " must hold labels from 0 to 9, found 10 at position 18");
 }
 
 TEST(FindDataFolder, NamesAMissingFolder) {

@@ -58,9 +58,9 @@ TEST(PhaseRecord, BecomesAResult) {
 
 TEST(Table, ComparesBothPhases) {
   PhaseRecord exact = example();
-  exact.activation_bytes = 60 << 20;
+  exact.activation_bytes = int64_t{60} << 20;
   PhaseRecord compressed = example();
-  compressed.activation_bytes = 10 << 20;
+  compressed.activation_bytes = int64_t{10} << 20;
   compressed.test_accuracy = {0.7375};
   compressed.step_ms = {40};
   const std::string both = format_table({}, exact, compressed);
@@ -73,7 +73,7 @@ TEST(Table, ComparesBothPhases) {
 TEST(FormatBytes, ChoosesTheUnit) {
   EXPECT_EQ(format_bytes(0), "0.0 KiB");
   EXPECT_EQ(format_bytes(1536), "1.5 KiB");
-  EXPECT_EQ(format_bytes(5 << 20), "5.0 MiB");
+  EXPECT_EQ(format_bytes(int64_t{5} << 20), "5.0 MiB");
   EXPECT_EQ(format_bytes(int64_t{3} << 30), "3.00 GiB");
 }
 

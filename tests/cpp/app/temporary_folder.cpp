@@ -1,9 +1,10 @@
 #include "tests/cpp/app/temporary_folder.h"
 
-#include <stdlib.h>
 #include <zlib.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <random>
@@ -64,7 +65,7 @@ std::string idx_bytes(uint32_t magic, const std::vector<uint32_t>& shape, std::s
 void write_data(const std::filesystem::path& folder, uint32_t images) {
   std::minstd_rand random(images);
   for (const char* split : {"train", "t10k"}) {
-    std::string pixels(images * 28 * 28, '\0');
+    std::string pixels(std::size_t{images} * 28 * 28, '\0');
     std::string labels(images, '\0');
     for (char& pixel : pixels) {
       pixel = static_cast<char>(random() % 256);

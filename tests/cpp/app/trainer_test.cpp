@@ -43,16 +43,16 @@ class Training : public testing::TestWithParam<Phase> {
  protected:
   Training() {
     at::set_num_threads(1);
-    write_data(folder_.path(), 40);
-    settings_.model = "mlp";
-    settings_.batch_size = 16;
-    settings_.epochs = 2;
+    write_data(folder.path(), 40);
+    settings.model = "mlp";
+    settings.batch_size = 16;
+    settings.epochs = 2;
   }
 
-  Dataset data(const char* split) const { return {folder_.path(), split, 0, c10::kCPU}; }
+  Dataset data(const char* split) const { return {folder.path(), split, 0, c10::kCPU}; }
 
-  TemporaryFolder folder_;
-  Settings settings_;
+  TemporaryFolder folder;
+  Settings settings;
 };
 
 TEST_P(Training, ContinuesASavedStateBitForBit) {
@@ -66,7 +66,7 @@ TEST_P(Training, ContinuesASavedStateBitForBit) {
   };
   PhaseRecord whole;
   {
-    Trainer trainer(settings_, GetParam(), train, test, c10::kCPU);
+    Trainer trainer(settings, GetParam(), train, test, c10::kCPU);
     go_on(trainer);
     whole = trainer.record();
   }
@@ -76,7 +76,7 @@ TEST_P(Training, ContinuesASavedStateBitForBit) {
   PhaseRecord record;
   std::map<std::string, at::Tensor> state;
   {
-    Trainer trainer(settings_, GetParam(), train, test, c10::kCPU);
+    Trainer trainer(settings, GetParam(), train, test, c10::kCPU);
     for (int i = 0; i < 2; ++i) {
       trainer.step();
     }
@@ -86,7 +86,7 @@ TEST_P(Training, ContinuesASavedStateBitForBit) {
       tensor = tensor.detach().clone();
     }
   }
-  Trainer trainer(settings_, GetParam(), train, test, c10::kCPU, record);
+  Trainer trainer(settings, GetParam(), train, test, c10::kCPU, record);
   trainer.load_state(state, "x");
   go_on(trainer);
   EXPECT_EQ(trainer.record().losses, whole.losses);
@@ -96,14 +96,14 @@ TEST_P(Training, ContinuesASavedStateBitForBit) {
 TEST_P(Training, MeasuresAStep) {
   const Dataset train = data("train");
   const Dataset test = data("t10k");
-  Trainer trainer(settings_, GetParam(), train, test, c10::kCPU);
+  Trainer trainer(settings, GetParam(), train, test, c10::kCPU);
   for (int i = 0; i < 5; ++i) {
     trainer.step();
   }
   const PhaseRecord& record = trainer.record();
   EXPECT_GT(record.activation_bytes, 0);
   // Weights, their gradients, and the optimizer's momentum.
-  EXPECT_GT(record.peak_bytes, 3 * 669'706 * 4);
+  EXPECT_GT(record.peak_bytes, int64_t{3} * 669'706 * 4);
   EXPECT_GT(record.timeline.samples.size(), 10U);
   ASSERT_EQ(record.timeline.marks.size(), 3U);
   EXPECT_EQ(record.timeline.marks[1].name, "backward");
@@ -113,7 +113,7 @@ TEST_P(Training, MeasuresAStep) {
 TEST_P(Training, RefusesAStateOfAnotherModel) {
   const Dataset train = data("train");
   const Dataset test = data("t10k");
-  Trainer trainer(settings_, GetParam(), train, test, c10::kCPU);
+  Trainer trainer(settings, GetParam(), train, test, c10::kCPU);
   std::map<std::string, at::Tensor> state = trainer.state();
   state["model.1.bias"] = at::rand({3});
   EXPECT_EQ(
@@ -126,10 +126,10 @@ TEST_P(Training, RefusesAStateOfAnotherModel) {
 }
 
 TEST_P(Training, SaysWhenItDiverges) {
-  settings_.lr = 1e20;
+  settings.lr = 1e20;
   const Dataset train = data("train");
   const Dataset test = data("t10k");
-  Trainer trainer(settings_, GetParam(), train, test, c10::kCPU);
+  Trainer trainer(settings, GetParam(), train, test, c10::kCPU);
   const std::string message = message_of<RunError>([&] {
     while (!trainer.finished()) {
       trainer.step();

@@ -65,13 +65,13 @@ TEST(AllocationObserver, SeesWhatAutogradSaves) {
   at::Tensor y = at::addmm(bias1, x, w1);
   y = at::relu(y);
   y = at::addmm(bias2, y, w2);
-  const int64_t result = 512 * 10 * 4;
-  const int64_t hidden = 512 * 500 * 4;
+  const int64_t result = int64_t{512} * 10 * 4;
+  const int64_t hidden = int64_t{512} * 500 * 4;
   EXPECT_EQ(observer.live_bytes(), hidden + result);
   EXPECT_EQ(observer.peak_bytes(), 2 * hidden) << "relu's input is dropped once its result exists";
   y.sum().backward();
   y.reset();
-  const int64_t gradients = (64 * 500 + 500 * 10 + 500 + 10) * 4;
+  const int64_t gradients = (int64_t{64} * 500 + 500 * 10 + 500 + 10) * 4;
   EXPECT_EQ(observer.live_bytes(), gradients);
 }
 
@@ -142,6 +142,7 @@ TEST(AllocationObserver, CountsManyThreadsExactly) {
   const AllocationObserver observer;
   const at::ThreadLocalState state;
   std::vector<std::thread> threads;
+  threads.reserve(4);
   std::vector<at::Tensor> kept(4);
   for (int i = 0; i < 4; ++i) {
     threads.emplace_back([&, i] {
