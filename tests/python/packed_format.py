@@ -1,4 +1,4 @@
-"""The packed format (docs/format.md) in plain PyTorch and integers: a second implementation to test the library against."""
+"""The packed format (docs/format.md) in plain PyTorch and integers: a second implementation to test against."""
 
 import math
 

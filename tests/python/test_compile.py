@@ -1,4 +1,4 @@
-"""torch.compile: whole graphs, dynamic shapes, gradients of eager mode, and packed tensors between forward and backward."""
+"""torch.compile: whole graphs, dynamic shapes, eager mode's gradients, packed tensors between forward and backward."""
 
 import pytest
 import torch

@@ -83,8 +83,10 @@ AVERAGE = [
 
 
 @pytest.mark.parametrize("arguments", AVERAGE)
-@pytest.mark.parametrize(("dimensions", "memory_format"), [
-    (2, torch.contiguous_format), (2, torch.channels_last), (3, torch.contiguous_format), (3, torch.channels_last_3d)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dimensions", "memory_format"),
+    [(2, torch.contiguous_format), (2, torch.channels_last), (3, torch.contiguous_format), (3, torch.channels_last_3d)],
+)
 def test_average_pool_equals_torch(arguments, dimensions, memory_format):
     x = torch.randn((2, 3, 7, 8, 9)[: 2 + dimensions]).to(memory_format=memory_format).requires_grad_()
     op, torch_op = ((ops.avg_pool2d, F.avg_pool2d), (ops.avg_pool3d, F.avg_pool3d))[dimensions - 2]

@@ -84,8 +84,8 @@ def test_decoded_values_are_unbiased(dtype, bits):
         packed = pack(x, bits, state=state)
         mean += unpack(packed, x, bits).double() / draws
     step = steps(packed, x, bits).double()
-    # A draw's variance is at most step^2 / 4. The second term is the resolution: of the noise, and of the element type that
-    # the grid points are rounded to.
+    # A draw's variance is at most step^2 / 4. The second term is the resolution: of the noise, and of the element type
+    # that the grid points are rounded to.
     resolution = step * 2.0**-14 + x.double().abs().max() * (0 if dtype == torch.float32 else torch.finfo(dtype).eps)
     assert ((mean - x.double()).abs() <= 5 * step / 2 / math.sqrt(draws) + resolution).all()
 
