@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 BUILD_DIR = Path(os.environ.get("ACTNN_BUILD_DIR", Path(__file__).resolve().parents[2] / "build"))
@@ -30,3 +31,23 @@ def test_it_has_no_python_symbols():
     undefined = output_of("nm", "--dynamic", "--undefined-only", LIBRARY)
     assert "c10" in undefined
     assert not re.search(r"\b_?Py[A-Z_]\w*", undefined), undefined
+
+
+PARALLEL = """
+import os, torch
+torch.ops.load_library({library!r})
+torch.set_num_threads(4)
+x = torch.empty(1 << 20)
+for i in range(0, x.numel(), 1024):
+    x[i : i + 1024] = 1  # too small to be divided, so that no thread is started yet
+state = torch.tensor([1, 0])
+before = len(os.listdir("/proc/self/task"))
+torch.ops.actnn.quantize(x, 2, 256, True, state)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+def test_its_kernels_run_in_torchs_threads():
+    # at::parallel_for is a header template: compiled without OpenMP, it runs serially and nothing else shows it.
+    program = PARALLEL.format(library=LIBRARY)
+    assert int(output_of(sys.executable, "-c", program)) == 3
