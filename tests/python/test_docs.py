@@ -1,4 +1,4 @@
-"""The Python examples in README.md and docs/ run: the blocks of one page in order, as one program, from the project's root."""
+"""The Python examples in README.md and docs/ run: the blocks of one page in order, as one program, from the root."""
 
 import os
 import re
@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 BUILD_DIR = Path(os.environ.get("ACTNN_BUILD_DIR", ROOT / "build")).resolve()
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if BLOCK.search(page.read_text())]
+ALL_PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [page for page in ALL_PAGES if BLOCK.search(page.read_text())]
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)[^)]*\)")
 
 
@@ -28,7 +29,7 @@ def test_the_examples_of_a_page_run(page):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.name)
 def test_the_links_of_a_page_lead_somewhere(page):
     broken = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert not broken
