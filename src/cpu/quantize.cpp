@@ -238,9 +238,10 @@ HWY_INLINE void unpack_block(const uint8_t* HWY_RESTRICT packed, uint8_t* HWY_RE
   }
 }
 
-/// Chooses and stores the parameters of a group.
+/// Chooses and stores the parameters of a group. Flattened: a call of code that is compiled for the baseline instruction set
+/// mixes instruction encodings, which costs more than all the rest of the group.
 template <int kBits, class Element>
-HWY_INLINE EncodingGrid fit_group(const QuantizeSegment& segment, int64_t group) {
+HWY_FLATTEN EncodingGrid fit_group(const QuantizeSegment& segment, int64_t group) {
   const int64_t begin = group * segment.group_size;
   const int64_t count = std::min(segment.group_size, segment.count - begin);
   const Range range = range_of(static_cast<const Element*>(segment.elements) + begin, count);
