@@ -14,6 +14,7 @@
 #include <cstring>
 #include <fstream>
 #include <functional>
+#include <new>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
@@ -45,9 +46,21 @@ const char* name_of(ElementType type) {
 }
 
 /// 64 MiB of normally distributed numbers of `type`: a million different ones, repeated.
-std::vector<uint8_t> normal_elements(ElementType type) {
+/// Memory aligned as torch aligns tensors.
+template <class T>
+struct TensorAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t kAlignment{64};
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kAlignment)); }
+  void deallocate(T* memory, size_t /*count*/) { ::operator delete(memory, kAlignment); }
+  bool operator==(const TensorAllocator& /*other*/) const { return true; }
+};
+
+using Bytes = std::vector<uint8_t, TensorAllocator<uint8_t>>;
+
+Bytes normal_elements(ElementType type) {
   constexpr int64_t kDistinct = int64_t{1} << 20;
-  std::vector<uint8_t> bytes(kInputBytes);
+  Bytes bytes(kInputBytes);
   actnn::with_element_type(type, [&]<class Element>(Element /*tag*/) {
     std::mt19937 generator(1);
     std::normal_distribution<float> normal;
@@ -70,9 +83,9 @@ struct Buffers {
 
   ElementType type;
   int64_t count;
-  std::vector<uint8_t> input;
-  std::vector<uint8_t> output = std::vector<uint8_t>(kInputBytes);
-  std::vector<uint8_t> packed = std::vector<uint8_t>(kInputBytes);
+  Bytes input;
+  Bytes output = Bytes(kInputBytes);
+  Bytes packed = Bytes(kInputBytes);
 };
 
 double seconds_of(const std::function<void()>& body) {
