@@ -193,7 +193,7 @@ void dropout(benchmark::State& state, ElementType type) {
                                                .probability = 0.5,
                                                .random = {.seed = 1, .offset = 0},
                                                .output = buffers.output.data()};
-  const int64_t quads = actnn::ceil_div(buffers.count, actnn::cpu::kDropoutQuad);
+  const int64_t quads = actnn::ceil_div(buffers.count, actnn::kDropoutQuad);
   measure(state, buffers, 2.0 * kInputBytes, [&] { actnn::cpu::dropout(arguments, 0, quads); });
 }
 

@@ -8,29 +8,6 @@
 
 #include "src/cpu/vector-inl.h"
 
-#ifndef ACTNN_CPU_DROPOUT_ONCE_
-#define ACTNN_CPU_DROPOUT_ONCE_
-
-namespace actnn::cpu {
-
-/// What the mask and the scaling need, derived from the probability in one place.
-struct DropoutScale {
-  uint32_t highest_kept;  ///< the largest random word that keeps an element
-  float scale;
-  bool keeps_none;
-
-  explicit DropoutScale(double probability) {
-    const double kept = 1.0 - probability;
-    const auto words = static_cast<uint64_t>(kept * 0x1p32);
-    keeps_none = words == 0;
-    highest_kept = static_cast<uint32_t>(keeps_none ? 0 : words - 1);
-    scale = keeps_none ? 0.0F : static_cast<float>(1.0 / kept);
-  }
-};
-
-}  // namespace actnn::cpu
-#endif
-
 HWY_BEFORE_NAMESPACE();
 namespace actnn::cpu::HWY_NAMESPACE {
 
@@ -106,10 +83,7 @@ void dropout(const DropoutArguments& arguments, int64_t first_quad, int64_t last
       const int64_t begin = quad * kDropoutQuad;
       const int64_t end = std::min(begin + kDropoutQuad, arguments.count);
       for (int64_t i = begin; i < end; ++i) {
-        const bool keep = !scale.keeps_none && random.word[i - begin] <= scale.highest_kept;
-        const float scaled = to_float(input[i]) * scale.scale;
-        const float kept = is_nan(scaled) ? float_of(kNanFloat32) : scaled;
-        store_rounded(keep ? kept : 0.0F, &output[i]);
+        store_rounded(with_canonical_nan(scale.apply(to_float(input[i]), random.word[i - begin])), &output[i]);
       }
     }
   });

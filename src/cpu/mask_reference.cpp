@@ -1,14 +1,10 @@
 #include <algorithm>
 
+#include "actnn/core/mask.h"
 #include "actnn/cpu/mask.h"
 
 namespace actnn::cpu {
 namespace {
-
-template <class Element>
-constexpr bool gradient_passes(Element x) {
-  return !(to_float(x) <= 0.0F);
-}
 
 template <class Element>
 void relu_octets(const Element* input, int64_t count, Element* output, uint8_t* mask, int64_t first, int64_t last) {
@@ -19,7 +15,7 @@ void relu_octets(const Element* input, int64_t count, Element* output, uint8_t* 
     for (int64_t i = begin; i < end; ++i) {
       const Element x = input[i];
       bits |= static_cast<unsigned>(gradient_passes(x)) << (i - begin);
-      output[i] = to_float(x) < 0.0F ? Element{} : x;
+      output[i] = rectified(x);
     }
     mask[octet] = static_cast<uint8_t>(bits);
   }

@@ -7,28 +7,6 @@
 namespace actnn::cpu {
 namespace {
 
-/// Where a window meets the input: rows (or columns) `first, first + dilation, ... < end`, of which the first is number
-/// `skipped` of the window.
-struct Span {
-  int64_t first;
-  int64_t end;
-  int64_t skipped;
-};
-
-Span span(int64_t output, int64_t stride, int64_t padding, int64_t dilation, int64_t kernel, int64_t input) {
-  const int64_t start = output * stride - padding;
-  const int64_t skipped = start < 0 ? (-start + dilation - 1) / dilation : 0;
-  return {start + skipped * dilation, std::min(start + (kernel - 1) * dilation + 1, input), skipped};
-}
-
-Span row_span(const MaxPool2dShape& s, int64_t y) {
-  return span(y, s.stride_height, s.padding_height, s.dilation_height, s.kernel_height, s.input_height);
-}
-
-Span column_span(const MaxPool2dShape& s, int64_t x) {
-  return span(x, s.stride_width, s.padding_width, s.dilation_width, s.kernel_width, s.input_width);
-}
-
 template <class Position>
 Position load_position(const uint8_t* positions, int64_t index) {
   Position position;
@@ -42,20 +20,29 @@ void store_position(uint8_t* positions, int64_t index, int64_t value) {
   std::memcpy(positions + index * static_cast<int64_t>(sizeof position), &position, sizeof position);
 }
 
-/// Torch's comparison: strictly greater or NaN takes over.
-bool takes_over(float value, float maximum) { return value > maximum || is_nan(value); }
+/// The window of one output element.
+struct Window {
+  WindowSpan<int64_t> rows;
+  WindowSpan<int64_t> columns;
+  int64_t kernel_width;
 
-/// Visits the window of output (y, x): body(input row, input column, position).
+  Window(const MaxPool2dShape& s, int64_t y, int64_t x)
+      : rows(window_rows(s).span(y)), columns(window_columns(s).span(x)), kernel_width(s.kernel_width) {}
+
+  /// Of the first element that is not in the padding above or to the left.
+  int64_t first_position() const { return rows.skipped * kernel_width + columns.skipped; }
+};
+
+/// Visits the elements of a window that lie in the input: body(input row, input column, position).
 template <class Body>
-void for_window(const MaxPool2dShape& s, int64_t y, int64_t x, Body&& body) {
-  const Span rows = row_span(s, y);
-  const Span columns = column_span(s, x);
-  int64_t window_row = rows.skipped;
-  for (int64_t row = rows.first; row < rows.end; row += s.dilation_height, ++window_row) {
-    int64_t position = window_row * s.kernel_width + columns.skipped;
-    for (int64_t column = columns.first; column < columns.end; column += s.dilation_width, ++position) {
+void for_window(const MaxPool2dShape& s, const Window& window, Body&& body) {
+  int64_t row_position = window.first_position();
+  for (int64_t row = window.rows.first; row < window.rows.end; row += s.dilation_height) {
+    int64_t position = row_position;
+    for (int64_t column = window.columns.first; column < window.columns.end; column += s.dilation_width, ++position) {
       body(row, column, position);
     }
+    row_position += window.kernel_width;
   }
 }
 
@@ -67,13 +54,14 @@ void pool_planes(const MaxPool2dShape& s, const Element* input, Element* output,
     int64_t index = plane * s.output_height * s.output_width;
     for (int64_t y = 0; y < s.output_height; ++y) {
       for (int64_t x = 0; x < s.output_width; ++x, ++index) {
-        float maximum = 0.0F;
-        int64_t best = -1;
-        Element best_element{};
-        for_window(s, y, x, [&](int64_t row, int64_t column, int64_t position) {
+        const Window window(s, y, x);
+        auto best_element = minus_infinity<Element>();
+        float maximum = to_float(best_element);
+        int64_t best = window.first_position();
+        for_window(s, window, [&](int64_t row, int64_t column, int64_t position) {
           const Element element = in[row * s.input_width + column];
           const float value = to_float(element);
-          if (best < 0 || takes_over(value, maximum)) {
+          if (takes_over(value, maximum)) {
             maximum = value;
             best = position;
             best_element = element;
@@ -98,29 +86,26 @@ void pool_rows(const MaxPool2dShape& s, const Element* input, Element* output, u
     for (int64_t x = 0; x < s.output_width; ++x) {
       const int64_t pixel = (item * s.output_width + x) * s.channels;
       Element* out = output + pixel;
-      bool begun = false;
-      for_window(s, y, x, [&](int64_t row, int64_t column, int64_t position) {
+      const Window window(s, y, x);
+      std::fill_n(out, s.channels, minus_infinity<Element>());
+      std::fill(maxima.begin(), maxima.end(), to_float(minus_infinity<Element>()));
+      std::fill(best.begin(), best.end(), static_cast<Position>(window.first_position()));
+      for_window(s, window, [&](int64_t row, int64_t column, int64_t position) {
         const Element* in = sample + (row * s.input_width + column) * s.channels;
         const auto window_position = static_cast<Position>(position);
         for (int64_t c = 0; c < s.channels; ++c) {
           const float value = to_float(in[c]);
-          if (!begun || takes_over(value, maxima[c])) {
+          if (takes_over(value, maxima[c])) {
             maxima[c] = value;
             best[c] = window_position;
             out[c] = in[c];
           }
         }
-        begun = true;
       });
       std::memcpy(positions + pixel * static_cast<int64_t>(sizeof(Position)), best.data(),
                   best.size() * sizeof(Position));
     }
   }
-}
-
-template <class Element>
-void add(Element* sum, Element value) {
-  store_rounded(to_float(*sum) + to_float(value), sum);
 }
 
 /// The input row and column that a position stands for.
@@ -130,8 +115,13 @@ struct Pixel {
 };
 
 Pixel pixel_of(const MaxPool2dShape& s, int64_t y, int64_t x, int64_t position) {
-  return {y * s.stride_height - s.padding_height + position / s.kernel_width * s.dilation_height,
-          x * s.stride_width - s.padding_width + position % s.kernel_width * s.dilation_width};
+  return {window_rows(s).row(y, position / s.kernel_width), window_columns(s).row(x, position % s.kernel_width)};
+}
+
+/// Whether there is an element: a window that misses the input has its position outside, and so may bytes that no forward
+/// pass wrote.
+bool is_inside(const MaxPool2dShape& s, const Pixel& pixel) {
+  return pixel.row >= 0 && pixel.row < s.input_height && pixel.column >= 0 && pixel.column < s.input_width;
 }
 
 template <class Element, class Position>
@@ -143,7 +133,10 @@ void scatter_planes(const MaxPool2dShape& s, const Element* grad_output, const u
     for (int64_t y = 0; y < s.output_height; ++y) {
       for (int64_t x = 0; x < s.output_width; ++x, ++index) {
         const Pixel pixel = pixel_of(s, y, x, load_position<Position>(positions, index));
-        add(&grad[pixel.row * s.input_width + pixel.column], grad_output[index]);
+        if (is_inside(s, pixel)) {
+          Element& sum = grad[pixel.row * s.input_width + pixel.column];
+          sum = add_rounded(sum, grad_output[index]);
+        }
       }
     }
   }
@@ -159,7 +152,10 @@ void scatter_samples(const MaxPool2dShape& s, const Element* grad_output, const 
       for (int64_t x = 0; x < s.output_width; ++x) {
         for (int64_t c = 0; c < s.channels; ++c, ++index) {
           const Pixel pixel = pixel_of(s, y, x, load_position<Position>(positions, index));
-          add(&grad[(pixel.row * s.input_width + pixel.column) * s.channels + c], grad_output[index]);
+          if (is_inside(s, pixel)) {
+            Element& sum = grad[(pixel.row * s.input_width + pixel.column) * s.channels + c];
+            sum = add_rounded(sum, grad_output[index]);
+          }
         }
       }
     }

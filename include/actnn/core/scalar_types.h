@@ -32,9 +32,21 @@ inline constexpr uint32_t kNanFloat32 = 0x7FC00000;
 inline constexpr uint16_t kNanBFloat16 = 0x7FC0;
 inline constexpr uint16_t kNanFloat16 = 0x7E00;
 
+/// `x`, or the canonical NaN: which bits an operation gives a NaN differs between processors.
+ACTNN_HOST_DEVICE constexpr float with_canonical_nan(float x) { return is_nan(x) ? float_of(kNanFloat32) : x; }
+
+inline constexpr uint32_t kInfinityFloat32 = 0x7F800000;
+inline constexpr uint16_t kInfinityBFloat16 = 0x7F80;
+inline constexpr uint16_t kInfinityFloat16 = 0x7C00;
+
 ACTNN_HOST_DEVICE constexpr float to_float(float x) { return x; }
 ACTNN_HOST_DEVICE constexpr float to_float(BFloat16 x) { return float_of(static_cast<uint32_t>(x.bits) << 16); }
 ACTNN_HOST_DEVICE constexpr float to_float(Float16 x) {
+#if defined(__CUDA_ARCH__)
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x.bits));
+  return value;
+#else
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = x.bits & 0x7FFFu;
   if (magnitude >= 0x7C00u) {  // infinity, NaN
@@ -45,6 +57,7 @@ ACTNN_HOST_DEVICE constexpr float to_float(Float16 x) {
   }
   const float value = static_cast<float>(magnitude) * 0x1p-24F;  // subnormal, exact in float
   return float_of(sign | bits_of(value));
+#endif
 }
 
 /// Round to nearest, ties to even. NaN becomes the canonical NaN.
@@ -124,14 +137,36 @@ ACTNN_HOST_DEVICE constexpr uint16_t next_up(uint16_t bits) {
 
 }  // namespace detail
 
+/// The parameter value next to `x` in the direction of zero, which is `x` itself if it is one; `x` is finite.
+ACTNN_HOST_DEVICE constexpr uint16_t truncate_to_parameter(float x, ElementType type) {
+  if (!has_float16_parameters(type)) {
+    return static_cast<uint16_t>(bits_of(x) >> 16);
+  }
+#if defined(__CUDA_ARCH__)
+  uint16_t truncated;
+  asm("cvt.rz.f16.f32 %0, %1;" : "=h"(truncated) : "f"(x));
+  return truncated;
+#else
+  const uint16_t nearest = round_to_float16(x).bits;
+  const bool farther = (bits_of(to_float(Float16{nearest})) & 0x7FFFFFFFu) > (bits_of(x) & 0x7FFFFFFFu);
+  return static_cast<uint16_t>(nearest - (farther ? 1 : 0));  // both signs order by magnitude
+#endif
+}
+
 /// The largest parameter value not above `x` (minus infinity where there is none). `x` is not NaN.
 ///
 /// A bfloat16 is the upper half of a float, so that cutting off the lower half rounds towards zero; written without a branch,
 /// because whether anything was cut off cannot be predicted.
 ACTNN_HOST_DEVICE constexpr uint16_t round_parameter_down(float x, ElementType type) {
   if (has_float16_parameters(type)) {
+#if defined(__CUDA_ARCH__)
+    uint16_t rounded;
+    asm("cvt.rm.f16.f32 %0, %1;" : "=h"(rounded) : "f"(x));
+    return rounded;
+#else
     const uint16_t nearest = round_to_float16(x).bits;
     return to_float(Float16{nearest}) > x ? detail::next_down(nearest) : nearest;
+#endif
   }
   const uint32_t bits = bits_of(x);
   const uint32_t inexact = (bits & 0xFFFFu) != 0 ? 1u : 0u;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "actnn/core/dropout.h"
 #include "actnn/core/philox.h"
 #include "actnn/core/scalar_types.h"
 
@@ -19,11 +20,8 @@ struct DropoutArguments {
   void* output;  ///< may be `input`
 };
 
-/// Elements that share one Philox block here: 32 random bits each.
-inline constexpr int64_t kDropoutQuad = 4;
-
-/// output = kept ? input / (1 - probability) : 0 for quads [first_quad, last_quad), scaled in float and rounded to nearest.
-/// Element i is kept if word i % 4 of `random.block(i / 4)` is below (1 - probability) * 2^32.
+/// output = kept ? input / (1 - probability) : 0 (core/dropout.h) for quads [first_quad, last_quad), rounded to
+/// nearest; a NaN becomes the canonical one.
 void dropout(const DropoutArguments& arguments, int64_t first_quad, int64_t last_quad);
 
 namespace reference {

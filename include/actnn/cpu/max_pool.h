@@ -2,42 +2,24 @@
 
 #include <cstdint>
 
+#include "actnn/core/max_pool.h"
 #include "actnn/core/scalar_types.h"
 
 /// \file
-/// 2-D max-pooling that keeps the position of the maximum inside its window instead of an 8-byte index.
+/// 2-D max-pooling that keeps the position of the maximum inside its window (core/max_pool.h).
 
 namespace actnn::cpu {
-
-/// One pooling problem. Input and output are dense, both `channels_last` (NHWC) or both contiguous (NCHW).
-struct MaxPool2dShape {
-  int64_t batch, channels;
-  int64_t input_height, input_width;
-  int64_t output_height, output_width;
-  int64_t kernel_height, kernel_width;
-  int64_t stride_height, stride_width;
-  int64_t padding_height, padding_width;
-  int64_t dilation_height, dilation_width;
-  bool channels_last;
-};
-
-/// Bytes of one position: 1 for windows of up to 256 elements, else 2, else 4. Positions count row by row through the
-/// window (row * kernel_width + column) and are stored little-endian.
-constexpr int position_bytes(int64_t kernel_height, int64_t kernel_width) {
-  const int64_t window = kernel_height * kernel_width;
-  return window <= 256 ? 1 : window <= 65536 ? 2 : 4;
-}
 
 /// Work items of a problem: planes (n, c) for contiguous tensors, output rows (n, y) for channels_last ones.
 int64_t max_pool2d_items(const MaxPool2dShape& shape);
 
-/// Pools items [first, last). The maximum is torch's: the first of equal elements; NaN wins, the last NaN of several.
+/// Pools items [first, last). The maximum is torch's (`takes_over`).
 /// `positions` holds output elements * position_bytes(...) bytes in the output's layout.
 void max_pool2d(const MaxPool2dShape& shape, ElementType type, const void* input, void* output, uint8_t* positions,
                 int64_t first, int64_t last);
 
-/// Work items of the backward pass: planes (n, c) for contiguous tensors, samples n for channels_last ones. No two items
-/// write the same element, and an element's contributions are added in the order of the output: deterministic.
+/// Work items of the backward pass: planes (n, c) for contiguous tensors, samples n for channels_last ones. No two
+/// items write the same element, and an element's contributions are added in the order of the output: deterministic.
 int64_t max_pool2d_backward_items(const MaxPool2dShape& shape);
 
 /// Adds each output gradient to the input gradient at its window's maximum, in the element type (as torch's CPU kernel

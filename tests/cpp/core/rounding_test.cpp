@@ -55,6 +55,32 @@ TEST(Grid, CoversTheGroup) {
   }
 }
 
+TEST(Grid, StepIsTheSmallestThatReaches) {
+  std::mt19937 random(11);
+  for (const ElementType type : kTypes) {
+    for (int bits = kMinBits; bits <= kMaxBits; ++bits) {
+      const auto levels = static_cast<float>(highest_code(bits));
+      const auto check = [&](float range) {
+        const uint16_t step = smallest_step(range, levels, type);
+        ASSERT_GE(parameter_to_float(step, type) * levels, range);
+        if (step != 1 && step != kSmallestBFloat16Step) {
+          ASSERT_LT(parameter_to_float(step - 1, type) * levels, range) << "range " << range << " bits " << bits;
+        }
+      };
+      // Ranges of any size, and those at and beside exact multiples of a step, where rounding decides.
+      std::uniform_int_distribution<uint32_t> magnitude(1, type == ElementType::kFloat16 ? 0x477FE000u : 0x7F000000u);
+      std::uniform_int_distribution<uint32_t> parameter(1, type == ElementType::kFloat16 ? 0x5BFFu : 0x7AFFu);
+      for (int i = 0; i < 20000; ++i) {
+        check(float_of(magnitude(random)));
+        const float exact = parameter_to_float(static_cast<uint16_t>(parameter(random)), type) * levels;
+        check(exact);
+        check(float_of(bits_of(exact) + 1));
+        check(float_of(bits_of(exact) - 1));
+      }
+    }
+  }
+}
+
 TEST(Grid, IsNoWiderThanRoundingRequires) {
   for_ranges(ElementType::kFloat32, 20000, [](float smallest, float largest) {
     const GroupParameters parameters = choose_grid(smallest, largest, true, 4, ElementType::kFloat32);

@@ -88,10 +88,19 @@ TEST(MaxPool, FindsEveryMaximumAndItsPosition) {
   }
 }
 
-TEST(MaxPool, PositionsTakeAsManyBytesAsTheWindowNeeds) {
-  EXPECT_EQ(position_bytes(16, 16), 1);
-  EXPECT_EQ(position_bytes(1, 257), 2);
-  EXPECT_EQ(position_bytes(257, 257), 4);
+TEST(MaxPool, GivesMinusInfinityAndNoGradientWhereAWindowMissesTheInput) {
+  for (const bool channels_last : {false, true}) {
+    const MaxPool2dShape s{1, 2, 1, 1, 1, 1, 2, 2, 1, 1, 2, 2, 4, 4, channels_last};
+    const std::vector<float> values = {1.0F, 2.0F};
+    std::vector<float> output(2);
+    std::vector<uint8_t> positions(2);
+    max_pool2d(s, ElementType::kFloat32, values.data(), output.data(), positions.data(), 0, max_pool2d_items(s));
+    EXPECT_EQ(output, (std::vector<float>(2, -float_of(kInfinityFloat32))));
+    std::vector<float> grad_input(2);
+    max_pool2d_backward(s, ElementType::kFloat32, values.data(), positions.data(), grad_input.data(), 0,
+                        max_pool2d_backward_items(s));
+    EXPECT_EQ(grad_input, std::vector<float>(2));
+  }
 }
 
 }  // namespace
