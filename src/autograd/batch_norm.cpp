@@ -50,7 +50,8 @@ auto exact_batch_norm_backward(int64_t implementation, const at::Tensor& grad, c
                                const variable_list& saved, bool training, double eps, std::array<bool, 3> wanted) {
   const auto& [weight, running_mean, running_var, mean, inverse_deviation, reserve] =
       std::tie(saved[1], saved[2], saved[3], saved[4], saved[5], saved[6]);
-  if (input.sym_numel() != 0 && implementation == 0) {
+  // cuDNN has no backward for evaluation mode.
+  if (input.sym_numel() != 0 && (implementation == 0 || !training)) {
     return at::native_batch_norm_backward(grad, input, weight, running_mean, running_var, mean, inverse_deviation,
                                           training, eps, wanted);
   }
@@ -106,7 +107,13 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
                                                                        : activation_like(ctx, grad_outputs[0]);
     auto grads = exact_batch_norm_backward(data["implementation"].toInt(), grad_outputs[0], input, saved, training,
                                            data["eps"].toDouble(), {wants_input, wants_weight, wants_bias});
-    return {std::get<0>(grads), std::get<1>(grads), std::get<2>(grads), {}, {}, {}};
+    // cuDNN computes them all.
+    return {std::get<0>(grads),
+            wants_weight ? std::get<1>(grads) : at::Tensor(),
+            wants_bias ? std::get<2>(grads) : at::Tensor(),
+            {},
+            {},
+            {}};
   }
 };
 

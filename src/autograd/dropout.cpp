@@ -7,7 +7,6 @@
 #include <torch/library.h>
 
 #include "actnn/ops/dropout.h"
-#include "actnn/ops/random.h"
 #include "src/autograd/saved_activation.h"
 #include "src/ops/checks.h"
 
@@ -63,7 +62,7 @@ class Dropout : public torch::autograd::Function<Dropout> {
   static constexpr bool is_traceable = true;
 
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, double probability,
-                            const at::Tensor& rng_state) {
+                            const std::optional<at::Tensor>& rng_state) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [output, state] = dropout_forward(input, probability, rng_state);
     remember_dropout(ctx, probability, state, output.sym_strides());
@@ -77,7 +76,8 @@ class Dropout : public torch::autograd::Function<Dropout> {
 
 class DropoutInPlace : public torch::autograd::Function<DropoutInPlace> {
  public:
-  static at::Tensor forward(AutogradContext* ctx, at::Tensor input, double probability, const at::Tensor& rng_state) {
+  static at::Tensor forward(AutogradContext* ctx, at::Tensor input, double probability,
+                            const std::optional<at::Tensor>& rng_state) {
     const at::AutoDispatchBelowAutograd guard;
     const at::Tensor state = dropout_forward_(input, probability, rng_state);
     remember_dropout(ctx, probability, state, input.sym_strides());
@@ -90,25 +90,21 @@ class DropoutInPlace : public torch::autograd::Function<DropoutInPlace> {
   }
 };
 
-at::Tensor state_or_default(const std::optional<at::Tensor>& rng_state, const at::Tensor& input) {
-  return rng_state.has_value() ? *rng_state : default_rng_state(input.device());
-}
-
 at::Tensor dropout_plain(const at::Tensor& input, double probability, const std::optional<at::Tensor>& rng_state) {
-  return std::get<0>(dropout_forward(input, probability, state_or_default(rng_state, input)));
+  return std::get<0>(dropout_forward(input, probability, state_for(rng_state, input)));
 }
 
 at::Tensor dropout_autograd(const at::Tensor& input, double probability, const std::optional<at::Tensor>& rng_state) {
   check_floating(kDropout, "input", input);
   if (at::GradMode::is_enabled() && wants_grad(input)) {
-    return Dropout::apply(input, probability, state_or_default(rng_state, input));
+    return Dropout::apply(input, probability, state_for(rng_state, input));
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
   return dropout_plain(input, probability, rng_state);
 }
 
 at::Tensor& dropout_in_place_plain(at::Tensor& input, double probability, const std::optional<at::Tensor>& rng_state) {
-  dropout_forward_(input, probability, state_or_default(rng_state, input));
+  dropout_forward_(input, probability, state_for(rng_state, input));
   return input;
 }
 
@@ -116,7 +112,7 @@ at::Tensor& dropout_in_place_autograd(at::Tensor& input, double probability,
                                       const std::optional<at::Tensor>& rng_state) {
   check_floating(kDropoutInPlace, "input", input);
   if (at::GradMode::is_enabled() && wants_grad(input)) {
-    DropoutInPlace::apply(input, probability, state_or_default(rng_state, input));
+    DropoutInPlace::apply(input, probability, state_for(rng_state, input));
     return input;
   }
   const at::AutoDispatchBelowAutograd guard;

@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty_strided.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 
 #include <string>
 
@@ -17,13 +18,26 @@ void remember_layout(torch::autograd::AutogradContext* ctx, const at::Tensor& in
   ctx->saved_data["input_dtype"] = input.scalar_type();
 }
 
+namespace {
+
+bool is_traced(const at::Tensor& tensor) {
+  return c10::impl::TorchDispatchModeTLS::any_modes_set() ||
+         tensor.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
+}
+
+}  // namespace
+
+std::optional<at::Tensor> state_for(const std::optional<at::Tensor>& rng_state, const at::Tensor& input) {
+  return rng_state.has_value() || !is_traced(input) ? rng_state : default_rng_state(input.device());
+}
+
 at::Tensor pack_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
                            const Quantization& quantization, const std::optional<at::Tensor>& rng_state) {
   const at::Tensor dense = storage_order(input);
   remember_layout(ctx, dense);
   ctx->saved_data["bits"] = quantization.bits;
   ctx->saved_data["group_size"] = quantization.group_size;
-  return quantize(dense, quantization, rng_state.has_value() ? *rng_state : default_rng_state(input.device()));
+  return quantize(dense, quantization, state_for(rng_state, input));
 }
 
 at::Tensor unpack_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& packed) {

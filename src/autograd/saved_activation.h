@@ -16,6 +16,11 @@ namespace actnn {
 /// Remembers size, strides and dtype of `input` in `ctx`, for `activation_like` and `unpack_activation`.
 void remember_layout(torch::autograd::AutogradContext* ctx, const at::Tensor& input);
 
+/// The state that an op is called with. Where the caller gave none, that is none, and the op draws from torch's generator
+/// without a launch of its own; but a compiler would be free to move such an op into backward, together with the full
+/// activation, so that while one traces it gets a state to advance, which keeps it in forward.
+std::optional<at::Tensor> state_for(const std::optional<at::Tensor>& rng_state, const at::Tensor& input);
+
 /// Packs `input` and remembers its layout in `ctx`. The caller saves the result with `ctx->save_for_backward`.
 at::Tensor pack_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
                            const Quantization& quantization, const std::optional<at::Tensor>& rng_state);

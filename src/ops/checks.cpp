@@ -44,13 +44,16 @@ void check_group_size(const char* op, int64_t group_size) {
                     ": group_size must be a positive multiple of ", kGroupSizeMultiple, ", got ", group_size);
 }
 
-void check_rng_state(const char* op, const at::Tensor& rng_state, c10::Device device) {
-  TORCH_CHECK_VALUE(rng_state.defined() && rng_state.scalar_type() == at::kLong && rng_state.dim() == 1 &&
-                        rng_state.sym_numel() == 2 && rng_state.is_contiguous(),
+void check_rng_state(const char* op, const std::optional<at::Tensor>& rng_state, c10::Device device) {
+  if (!rng_state.has_value()) {
+    return;
+  }
+  TORCH_CHECK_VALUE(rng_state->defined() && rng_state->scalar_type() == at::kLong && rng_state->dim() == 1 &&
+                        rng_state->sym_numel() == 2 && rng_state->is_contiguous(),
                     op, ": rng_state must be a contiguous int64 tensor {seed, offset} of shape [2], got ",
-                    rng_state.defined() ? rng_state.toString() : "none");
-  TORCH_CHECK_VALUE(rng_state.device() == device, op, ": rng_state must be on the input's device ", device, ", got ",
-                    rng_state.device());
+                    rng_state->defined() ? rng_state->toString() : "an undefined tensor");
+  TORCH_CHECK_VALUE(rng_state->device() == device, op, ": rng_state must be on the input's device ", device, ", got ",
+                    rng_state->device());
 }
 
 void check_packed(const char* op, const char* argument, const at::Tensor& packed, const c10::SymInt& bytes) {

@@ -3,6 +3,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/SymIntArrayRef.h>
 
+#include <optional>
+
 #include "actnn/core/scalar_types.h"
 
 /// \file
@@ -20,8 +22,8 @@ ElementType check_element_type(const char* op, at::ScalarType dtype);
 void check_bits(const char* op, int64_t bits);
 void check_group_size(const char* op, int64_t group_size);
 
-/// An int64 tensor of two elements on `device`.
-void check_rng_state(const char* op, const at::Tensor& rng_state, c10::Device device);
+/// None, or an int64 tensor of two elements on `device`.
+void check_rng_state(const char* op, const std::optional<at::Tensor>& rng_state, c10::Device device);
 
 /// A 1-D contiguous uint8 tensor of exactly `bytes` bytes.
 void check_packed(const char* op, const char* argument, const at::Tensor& packed, const c10::SymInt& bytes);

@@ -10,6 +10,7 @@
 #include "actnn/core/layout.h"
 #include "actnn/cpu/mask.h"
 #include "src/ops/checks.h"
+#include "src/ops/mask_checks.h"
 #include "src/ops/tensors.h"
 
 namespace actnn {
@@ -21,13 +22,41 @@ constexpr const char* kReluPack = "actnn::relu_pack";
 constexpr const char* kReluPackInPlace = "actnn::relu_pack_";
 constexpr const char* kApplyMask = "actnn::apply_mask";
 
-void check_bool(const at::Tensor& mask) {
+}  // namespace
+
+void check_pack_mask(const at::Tensor& mask) {
   TORCH_CHECK_TYPE(mask.defined() && mask.scalar_type() == at::kBool, kPackMask, ": mask must be a bool tensor, got ",
                    mask.defined() ? mask.toString() : "none");
 }
 
+void check_unpack_mask(const at::Tensor& packed, c10::SymIntArrayRef size, c10::SymIntArrayRef stride) {
+  check_dense(kUnpackMask, size, stride);
+  check_packed(kUnpackMask, "packed", packed, mask_bytes(element_count(size)));
+}
+
+ElementType check_relu_pack(const at::Tensor& input) { return check_floating(kReluPack, "input", input); }
+
+ElementType check_relu_pack_in_place(const at::Tensor& input) {
+  const ElementType type = check_floating(kReluPackInPlace, "input", input);
+  TORCH_CHECK_VALUE(input.is_non_overlapping_and_dense(), kReluPackInPlace,
+                    ": input must be dense (no gaps, no overlaps), got size ", input.sym_sizes(), " and stride ",
+                    input.sym_strides());
+  return type;
+}
+
+ElementType check_apply_mask(const at::Tensor& input, const at::Tensor& mask, c10::SymIntArrayRef stride) {
+  const ElementType type = check_floating(kApplyMask, "input", input);
+  check_dense(kApplyMask, input.sym_sizes(), stride);
+  check_packed(kApplyMask, "mask", mask, mask_bytes(input.sym_numel()));
+  TORCH_CHECK_VALUE(mask.device() == input.device(), kApplyMask, ": mask must be on the input's device ",
+                    input.device(), ", got ", mask.device());
+  return type;
+}
+
+namespace {
+
 at::Tensor pack_mask_cpu(const at::Tensor& mask) {
-  check_bool(mask);
+  check_pack_mask(mask);
   const at::Tensor dense = storage_order(mask);
   const at::Tensor packed = empty_bytes(mask_bytes(dense.numel()), mask);
   const auto* bools = static_cast<const uint8_t*>(dense.const_data_ptr());
@@ -38,17 +67,12 @@ at::Tensor pack_mask_cpu(const at::Tensor& mask) {
 }
 
 at::Tensor pack_mask_meta(const at::Tensor& mask) {
-  check_bool(mask);
+  check_pack_mask(mask);
   return empty_bytes(mask_bytes(mask.sym_numel()), mask);
 }
 
-void check_unpack(const at::Tensor& packed, c10::SymIntArrayRef size, c10::SymIntArrayRef stride) {
-  check_dense(kUnpackMask, size, stride);
-  check_packed(kUnpackMask, "packed", packed, mask_bytes(element_count(size)));
-}
-
 at::Tensor unpack_mask_cpu(const at::Tensor& packed, c10::IntArrayRef size, c10::IntArrayRef stride) {
-  check_unpack(packed, c10::fromIntArrayRefSlow(size), c10::fromIntArrayRefSlow(stride));
+  check_unpack_mask(packed, c10::fromIntArrayRefSlow(size), c10::fromIntArrayRefSlow(stride));
   at::Tensor mask = at::empty_strided(size, stride, packed.options().dtype(at::kBool));
   const auto* bytes = packed.const_data_ptr<uint8_t>();
   auto* bools = static_cast<uint8_t*>(mask.mutable_data_ptr());
@@ -58,7 +82,7 @@ at::Tensor unpack_mask_cpu(const at::Tensor& packed, c10::IntArrayRef size, c10:
 }
 
 at::Tensor unpack_mask_meta(const at::Tensor& packed, c10::SymIntArrayRef size, c10::SymIntArrayRef stride) {
-  check_unpack(packed, size, stride);
+  check_unpack_mask(packed, size, stride);
   return at::empty_strided_symint(size, stride, packed.options().dtype(at::kBool));
 }
 
@@ -74,7 +98,7 @@ at::Tensor relu_into(const at::Tensor& input, const at::Tensor& output, ElementT
 }
 
 std::tuple<at::Tensor, at::Tensor> relu_pack_cpu(const at::Tensor& input) {
-  const ElementType type = check_floating(kReluPack, "input", input);
+  const ElementType type = check_relu_pack(input);
   const at::Tensor dense = storage_order(input);
   at::Tensor output = at::empty_like(dense);
   at::Tensor mask = relu_into(dense, output, type);
@@ -82,39 +106,22 @@ std::tuple<at::Tensor, at::Tensor> relu_pack_cpu(const at::Tensor& input) {
 }
 
 std::tuple<at::Tensor, at::Tensor> relu_pack_meta(const at::Tensor& input) {
-  check_floating(kReluPack, "input", input);
+  check_relu_pack(input);
   return {at::empty_like(storage_order(input)), empty_bytes(mask_bytes(input.sym_numel()), input)};
 }
 
-ElementType check_relu_in_place(const at::Tensor& input) {
-  const ElementType type = check_floating(kReluPackInPlace, "input", input);
-  TORCH_CHECK_VALUE(input.is_non_overlapping_and_dense(), kReluPackInPlace,
-                    ": input must be dense (no gaps, no overlaps), got size ", input.sym_sizes(), " and stride ",
-                    input.sym_strides());
-  return type;
-}
-
 at::Tensor relu_pack_in_place_cpu(const at::Tensor& input) {
-  return relu_into(input, input, check_relu_in_place(input));
+  return relu_into(input, input, check_relu_pack_in_place(input));
 }
 
 at::Tensor relu_pack_in_place_meta(const at::Tensor& input) {
-  check_relu_in_place(input);
+  check_relu_pack_in_place(input);
   return empty_bytes(mask_bytes(input.sym_numel()), input);
-}
-
-ElementType check_apply(const at::Tensor& input, const at::Tensor& mask, c10::SymIntArrayRef stride) {
-  const ElementType type = check_floating(kApplyMask, "input", input);
-  check_dense(kApplyMask, input.sym_sizes(), stride);
-  check_packed(kApplyMask, "mask", mask, mask_bytes(input.sym_numel()));
-  TORCH_CHECK_VALUE(mask.device() == input.device(), kApplyMask, ": mask must be on the input's device ",
-                    input.device(), ", got ", mask.device());
-  return type;
 }
 
 at::Tensor apply_mask_cpu(const at::Tensor& input, const at::Tensor& mask, c10::IntArrayRef stride) {
   const auto symbolic_stride = c10::fromIntArrayRefSlow(stride);
-  const ElementType type = check_apply(input, mask, symbolic_stride);
+  const ElementType type = check_apply_mask(input, mask, symbolic_stride);
   const at::Tensor source = with_strides(input, symbolic_stride);
   at::Tensor output = at::empty_strided(input.sizes(), stride, input.options());
   const auto* bytes = mask.const_data_ptr<uint8_t>();
@@ -125,7 +132,7 @@ at::Tensor apply_mask_cpu(const at::Tensor& input, const at::Tensor& mask, c10::
 }
 
 at::Tensor apply_mask_meta(const at::Tensor& input, const at::Tensor& mask, c10::SymIntArrayRef stride) {
-  check_apply(input, mask, stride);
+  check_apply_mask(input, mask, stride);
   return at::empty_strided_symint(input.sym_sizes(), stride, input.options());
 }
 

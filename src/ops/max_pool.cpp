@@ -11,6 +11,7 @@
 
 #include "actnn/cpu/max_pool.h"
 #include "src/ops/checks.h"
+#include "src/ops/max_pool_checks.h"
 #include "src/ops/tensors.h"
 
 namespace actnn {
@@ -28,8 +29,8 @@ std::array<int64_t, 2> pair(const char* op, const char* argument, c10::IntArrayR
   return {values[0], values[1]};
 }
 
-MaxPool2dWindow check_window(const char* op, c10::IntArrayRef kernel_size, c10::IntArrayRef stride,
-                             c10::IntArrayRef padding, c10::IntArrayRef dilation, bool ceil_mode) {
+MaxPool2dWindow check_window(const char* op, const MaxPool2dArguments& arguments) {
+  const auto& [kernel_size, stride, padding, dilation, ceil_mode] = arguments;
   const MaxPool2dWindow window{pair(op, "kernel_size", kernel_size, 1), pair(op, "stride", stride, 1),
                                pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1), ceil_mode};
   for (size_t d = 0; d < 2; ++d) {
@@ -77,47 +78,89 @@ std::vector<Int> output_size(const char* op, c10::ArrayRef<Int> input, const Max
 }
 
 c10::SymInt positions_size(const std::vector<c10::SymInt>& output, const MaxPool2dWindow& window) {
-  return element_count(output) * cpu::position_bytes(window.kernel_size[0], window.kernel_size[1]);
+  return element_count(output) * position_bytes(window.kernel_size[0], window.kernel_size[1]);
 }
 
 at::MemoryFormat memory_format(bool channels_last) {
   return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
-cpu::MaxPool2dShape pooling_shape(c10::IntArrayRef input, const std::vector<int64_t>& output,
-                                  const MaxPool2dWindow& window, bool channels_last) {
+MaxPool2dProblem problem_of(c10::IntArrayRef input, std::vector<int64_t> output, const MaxPool2dWindow& window,
+                            bool channels_last) {
   const size_t last = input.size() - 1;
-  return {.batch = input.size() == 4 ? input[0] : 1,
-          .channels = input[last - 2],
-          .input_height = input[last - 1],
-          .input_width = input[last],
-          .output_height = output[last - 1],
-          .output_width = output[last],
-          .kernel_height = window.kernel_size[0],
-          .kernel_width = window.kernel_size[1],
-          .stride_height = window.stride[0],
-          .stride_width = window.stride[1],
-          .padding_height = window.padding[0],
-          .padding_width = window.padding[1],
-          .dilation_height = window.dilation[0],
-          .dilation_width = window.dilation[1],
-          .channels_last = channels_last};
+  const MaxPool2dShape shape{.batch = input.size() == 4 ? input[0] : 1,
+                             .channels = input[last - 2],
+                             .input_height = input[last - 1],
+                             .input_width = input[last],
+                             .output_height = output[last - 1],
+                             .output_width = output[last],
+                             .kernel_height = window.kernel_size[0],
+                             .kernel_width = window.kernel_size[1],
+                             .stride_height = window.stride[0],
+                             .stride_width = window.stride[1],
+                             .padding_height = window.padding[0],
+                             .padding_width = window.padding[1],
+                             .dilation_height = window.dilation[0],
+                             .dilation_width = window.dilation[1],
+                             .channels_last = channels_last};
+  const int64_t bytes = element_count(output) * position_bytes(window.kernel_size[0], window.kernel_size[1]);
+  return {shape, std::move(output), memory_format(channels_last), bytes};
 }
+
+ElementType check_gradient(const at::Tensor& grad_output, const at::Tensor& positions,
+                           const std::vector<c10::SymInt>& output, const MaxPool2dWindow& window) {
+  const ElementType type = check_floating(kBackward, "grad_output", grad_output);
+  TORCH_CHECK_VALUE(grad_output.sym_sizes() == c10::SymIntArrayRef(output), kBackward,
+                    ": grad_output must have the output's shape ", c10::SymIntArrayRef(output), ", got ",
+                    grad_output.sym_sizes());
+  check_packed(kBackward, "positions", positions, positions_size(output, window));
+  TORCH_CHECK_VALUE(positions.device() == grad_output.device(), kBackward,
+                    ": positions must be on grad_output's device ", grad_output.device(), ", got ", positions.device());
+  return type;
+}
+
+std::vector<c10::SymInt> symbolic(const std::vector<int64_t>& size) { return {size.begin(), size.end()}; }
+
+}  // namespace
+
+std::pair<ElementType, MaxPool2dProblem> check_max_pool2d_pack(const at::Tensor& input,
+                                                               const MaxPool2dArguments& arguments) {
+  const ElementType type = check_floating(kPack, "input", input);
+  const MaxPool2dWindow window = check_window(kPack, arguments);
+  return {type,
+          problem_of(input.sizes(), output_size(kPack, input.sizes(), window), window, pools_channels_last(input))};
+}
+
+std::pair<ElementType, MaxPool2dProblem> check_max_pool2d_backward(const at::Tensor& grad_output,
+                                                                   const at::Tensor& positions, c10::IntArrayRef size,
+                                                                   bool channels_last,
+                                                                   const MaxPool2dArguments& arguments) {
+  const MaxPool2dWindow window = check_window(kBackward, arguments);
+  std::vector<int64_t> output = output_size(kBackward, size, window);
+  const ElementType type = check_gradient(grad_output, positions, symbolic(output), window);
+  return {type, problem_of(size, std::move(output), window, channels_last)};
+}
+
+MaxPool2dProblem check_max_pool2d_indices(const at::Tensor& positions, c10::IntArrayRef size, bool channels_last,
+                                          const MaxPool2dArguments& arguments) {
+  const MaxPool2dWindow window = check_window(kIndices, arguments);
+  MaxPool2dProblem problem = problem_of(size, output_size(kIndices, size, window), window, channels_last);
+  check_packed(kIndices, "positions", positions, problem.positions_bytes);
+  return problem;
+}
+
+namespace {
 
 std::tuple<at::Tensor, at::Tensor> pack_cpu(const at::Tensor& input, c10::IntArrayRef kernel_size,
                                             c10::IntArrayRef stride, c10::IntArrayRef padding,
                                             c10::IntArrayRef dilation, bool ceil_mode) {
-  const ElementType type = check_floating(kPack, "input", input);
-  const MaxPool2dWindow window = check_window(kPack, kernel_size, stride, padding, dilation, ceil_mode);
-  const std::vector<int64_t> size = output_size(kPack, input.sizes(), window);
-  const bool channels_last = pools_channels_last(input);
-  const at::Tensor source = input.contiguous(memory_format(channels_last));
-  at::Tensor output = at::empty(size, input.options().memory_format(memory_format(channels_last)));
-  const cpu::MaxPool2dShape shape = pooling_shape(input.sizes(), size, window, channels_last);
-  at::Tensor positions = empty_bytes(output.numel() * cpu::position_bytes(kernel_size[0], kernel_size[1]), input);
-  const int64_t items = max_pool2d_items(shape);
+  const auto [type, problem] = check_max_pool2d_pack(input, {kernel_size, stride, padding, dilation, ceil_mode});
+  const at::Tensor source = input.contiguous(problem.format);
+  at::Tensor output = at::empty(problem.output_size, input.options().memory_format(problem.format));
+  at::Tensor positions = empty_bytes(problem.positions_bytes, input);
+  const int64_t items = cpu::max_pool2d_items(problem.shape);
   at::parallel_for(0, items, parallel_grain(output.numel() / std::max<int64_t>(1, items)),
-                   [&](int64_t first, int64_t last) {
+                   [&, type = type, &shape = problem.shape](int64_t first, int64_t last) {
                      cpu::max_pool2d(shape, type, source.const_data_ptr(), output.mutable_data_ptr(),
                                      positions.mutable_data_ptr<uint8_t>(), first, last);
                    });
@@ -128,59 +171,46 @@ std::tuple<at::Tensor, at::Tensor> pack_meta(const at::Tensor& input, c10::IntAr
                                              c10::IntArrayRef stride, c10::IntArrayRef padding,
                                              c10::IntArrayRef dilation, bool ceil_mode) {
   check_floating(kPack, "input", input);
-  const MaxPool2dWindow window = check_window(kPack, kernel_size, stride, padding, dilation, ceil_mode);
+  const MaxPool2dWindow window = check_window(kPack, {kernel_size, stride, padding, dilation, ceil_mode});
   const std::vector<c10::SymInt> size = output_size(kPack, input.sym_sizes(), window);
   const auto format = memory_format(pools_channels_last(input));
   return {at::empty_symint(size, input.options().memory_format(format)),
           empty_bytes(positions_size(size, window), input)};
 }
 
-ElementType check_backward(const at::Tensor& grad_output, const at::Tensor& positions, c10::SymIntArrayRef size,
-                           const MaxPool2dWindow& window) {
-  const ElementType type = check_floating(kBackward, "grad_output", grad_output);
-  const std::vector<c10::SymInt> output = output_size(kBackward, size, window);
-  TORCH_CHECK_VALUE(grad_output.sym_sizes() == c10::SymIntArrayRef(output), kBackward,
-                    ": grad_output must have the output's shape ", c10::SymIntArrayRef(output), ", got ",
-                    grad_output.sym_sizes());
-  check_packed(kBackward, "positions", positions, positions_size(output, window));
-  return type;
-}
-
 at::Tensor backward_cpu(const at::Tensor& grad_output, const at::Tensor& positions, c10::IntArrayRef size,
                         bool channels_last, c10::IntArrayRef kernel_size, c10::IntArrayRef stride,
                         c10::IntArrayRef padding, c10::IntArrayRef dilation, bool ceil_mode) {
-  const MaxPool2dWindow window = check_window(kBackward, kernel_size, stride, padding, dilation, ceil_mode);
-  const ElementType type = check_backward(grad_output, positions, c10::fromIntArrayRefSlow(size), window);
-  const at::Tensor grad = grad_output.contiguous(memory_format(channels_last));
-  at::Tensor grad_input = at::empty(size, grad.options().memory_format(memory_format(channels_last))).zero_();
-  const cpu::MaxPool2dShape shape = pooling_shape(size, grad.sizes().vec(), window, channels_last);
-  at::parallel_for(0, max_pool2d_backward_items(shape), 1, [&](int64_t first, int64_t last) {
-    cpu::max_pool2d_backward(shape, type, grad.const_data_ptr(), positions.const_data_ptr<uint8_t>(),
-                             grad_input.mutable_data_ptr(), first, last);
-  });
+  const auto [type, problem] = check_max_pool2d_backward(grad_output, positions, size, channels_last,
+                                                         {kernel_size, stride, padding, dilation, ceil_mode});
+  const at::Tensor grad = grad_output.contiguous(problem.format);
+  at::Tensor grad_input = at::empty(size, grad.options().memory_format(problem.format)).zero_();
+  at::parallel_for(0, cpu::max_pool2d_backward_items(problem.shape), 1,
+                   [&, type = type, &shape = problem.shape](int64_t first, int64_t last) {
+                     cpu::max_pool2d_backward(shape, type, grad.const_data_ptr(), positions.const_data_ptr<uint8_t>(),
+                                              grad_input.mutable_data_ptr(), first, last);
+                   });
   return grad_input;
 }
 
 at::Tensor backward_meta(const at::Tensor& grad_output, const at::Tensor& positions, c10::SymIntArrayRef size,
                          bool channels_last, c10::IntArrayRef kernel_size, c10::IntArrayRef stride,
                          c10::IntArrayRef padding, c10::IntArrayRef dilation, bool ceil_mode) {
-  const MaxPool2dWindow window = check_window(kBackward, kernel_size, stride, padding, dilation, ceil_mode);
-  check_backward(grad_output, positions, size, window);
+  const MaxPool2dWindow window = check_window(kBackward, {kernel_size, stride, padding, dilation, ceil_mode});
+  check_gradient(grad_output, positions, output_size(kBackward, size, window), window);
   return at::empty_symint(size, grad_output.options().memory_format(memory_format(channels_last)));
 }
 
 at::Tensor indices_cpu(const at::Tensor& positions, c10::IntArrayRef size, bool channels_last,
                        c10::IntArrayRef kernel_size, c10::IntArrayRef stride, c10::IntArrayRef padding,
                        c10::IntArrayRef dilation, bool ceil_mode) {
-  const MaxPool2dWindow window = check_window(kIndices, kernel_size, stride, padding, dilation, ceil_mode);
-  const std::vector<int64_t> output = output_size(kIndices, size, window);
+  const MaxPool2dProblem problem =
+      check_max_pool2d_indices(positions, size, channels_last, {kernel_size, stride, padding, dilation, ceil_mode});
   at::Tensor indices =
-      at::empty(output, positions.options().dtype(at::kLong).memory_format(memory_format(channels_last)));
-  check_packed(kIndices, "positions", positions, indices.numel() * cpu::position_bytes(kernel_size[0], kernel_size[1]));
-  const cpu::MaxPool2dShape shape = pooling_shape(size, output, window, channels_last);
-  at::parallel_for(0, max_pool2d_items(shape), 1, [&](int64_t first, int64_t last) {
-    cpu::max_pool2d_indices(shape, positions.const_data_ptr<uint8_t>(), indices.mutable_data_ptr<int64_t>(), first,
-                            last);
+      at::empty(problem.output_size, positions.options().dtype(at::kLong).memory_format(problem.format));
+  at::parallel_for(0, cpu::max_pool2d_items(problem.shape), 1, [&](int64_t first, int64_t last) {
+    cpu::max_pool2d_indices(problem.shape, positions.const_data_ptr<uint8_t>(), indices.mutable_data_ptr<int64_t>(),
+                            first, last);
   });
   return indices;
 }
@@ -188,7 +218,7 @@ at::Tensor indices_cpu(const at::Tensor& positions, c10::IntArrayRef size, bool 
 at::Tensor indices_meta(const at::Tensor& positions, c10::SymIntArrayRef size, bool channels_last,
                         c10::IntArrayRef kernel_size, c10::IntArrayRef stride, c10::IntArrayRef padding,
                         c10::IntArrayRef dilation, bool ceil_mode) {
-  const MaxPool2dWindow window = check_window(kIndices, kernel_size, stride, padding, dilation, ceil_mode);
+  const MaxPool2dWindow window = check_window(kIndices, {kernel_size, stride, padding, dilation, ceil_mode});
   const std::vector<c10::SymInt> output = output_size(kIndices, size, window);
   check_packed(kIndices, "positions", positions, positions_size(output, window));
   return at::empty_symint(output, positions.options().dtype(at::kLong).memory_format(memory_format(channels_last)));

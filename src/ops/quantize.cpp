@@ -11,6 +11,7 @@
 #include "actnn/core/layout.h"
 #include "actnn/cpu/quantize.h"
 #include "src/ops/checks.h"
+#include "src/ops/quantize_checks.h"
 #include "src/ops/tensors.h"
 
 namespace actnn {
@@ -19,7 +20,10 @@ namespace {
 constexpr const char* kQuantize = "actnn::quantize";
 constexpr const char* kDequantize = "actnn::dequantize";
 
-ElementType check_quantize(const at::Tensor& input, int64_t bits, int64_t group_size, const at::Tensor& rng_state) {
+}  // namespace
+
+ElementType check_quantize(const at::Tensor& input, int64_t bits, int64_t group_size,
+                           const std::optional<at::Tensor>& rng_state) {
   const ElementType type = check_floating(kQuantize, "input", input);
   check_bits(kQuantize, bits);
   check_group_size(kQuantize, group_size);
@@ -27,8 +31,19 @@ ElementType check_quantize(const at::Tensor& input, int64_t bits, int64_t group_
   return type;
 }
 
+ElementType check_dequantize(const at::Tensor& packed, c10::SymIntArrayRef size, c10::SymIntArrayRef stride,
+                             at::ScalarType dtype, int64_t bits, int64_t group_size) {
+  check_bits(kDequantize, bits);
+  check_group_size(kDequantize, group_size);
+  check_dense(kDequantize, size, stride);
+  check_packed(kDequantize, "packed", packed, packed_bytes(element_count(size), static_cast<int>(bits), group_size));
+  return check_element_type(kDequantize, dtype);
+}
+
+namespace {
+
 at::Tensor quantize_cpu(const at::Tensor& input, int64_t bits, int64_t group_size, bool stochastic,
-                        const at::Tensor& rng_state) {
+                        const std::optional<at::Tensor>& rng_state) {
   const ElementType type = check_quantize(input, bits, group_size, rng_state);
   const at::Tensor dense = storage_order(input);
   const int64_t count = dense.numel();
@@ -52,18 +67,9 @@ at::Tensor quantize_cpu(const at::Tensor& input, int64_t bits, int64_t group_siz
 }
 
 at::Tensor quantize_meta(const at::Tensor& input, int64_t bits, int64_t group_size, bool /*stochastic*/,
-                         const at::Tensor& rng_state) {
+                         const std::optional<at::Tensor>& rng_state) {
   check_quantize(input, bits, group_size, rng_state);
   return empty_bytes(packed_bytes(input.sym_numel(), static_cast<int>(bits), group_size), input);
-}
-
-ElementType check_dequantize(const at::Tensor& packed, c10::SymIntArrayRef size, c10::SymIntArrayRef stride,
-                             at::ScalarType dtype, int64_t bits, int64_t group_size) {
-  check_bits(kDequantize, bits);
-  check_group_size(kDequantize, group_size);
-  check_dense(kDequantize, size, stride);
-  check_packed(kDequantize, "packed", packed, packed_bytes(element_count(size), static_cast<int>(bits), group_size));
-  return check_element_type(kDequantize, dtype);
 }
 
 at::Tensor dequantize_cpu(const at::Tensor& packed, c10::IntArrayRef size, c10::IntArrayRef stride,
@@ -94,8 +100,8 @@ at::Tensor dequantize_meta(const at::Tensor& packed, c10::SymIntArrayRef size, c
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
-  m.def("quantize(Tensor input, int bits, int group_size, bool stochastic, Tensor(a!) rng_state) -> Tensor",
-        {at::Tag::pt2_compliant_tag});
+  m.def("quantize(Tensor input, int bits, int group_size, bool stochastic, Tensor(a!)? rng_state=None) -> Tensor",
+        {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
   m.def(
       "dequantize(Tensor packed, SymInt[] size, SymInt[] stride, ScalarType dtype, int bits, int group_size) -> Tensor",
       {at::Tag::pt2_compliant_tag});
@@ -120,10 +126,12 @@ TORCH_LIBRARY_IMPL(actnn, ADInplaceOrView, m) {
   m.impl("quantize", torch::autograd::autogradNotImplementedInplaceOrViewFallback());
 }
 
-at::Tensor quantize(const at::Tensor& input, const Quantization& quantization, const at::Tensor& rng_state) {
-  static const auto kOp = c10::Dispatcher::singleton()
-                              .findSchemaOrThrow(kQuantize, "")
-                              .typed<at::Tensor(const at::Tensor&, int64_t, int64_t, bool, const at::Tensor&)>();
+at::Tensor quantize(const at::Tensor& input, const Quantization& quantization,
+                    const std::optional<at::Tensor>& rng_state) {
+  static const auto kOp =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow(kQuantize, "")
+          .typed<at::Tensor(const at::Tensor&, int64_t, int64_t, bool, const std::optional<at::Tensor>&)>();
   return kOp.call(input, quantization.bits, quantization.group_size, quantization.stochastic, rng_state);
 }
 

@@ -11,6 +11,7 @@
 #include "actnn/cpu/quantize.h"
 #include "actnn/ops/quantize.h"
 #include "src/ops/checks.h"
+#include "src/ops/quantize_per_sample_checks.h"
 #include "src/ops/tensors.h"
 
 namespace actnn {
@@ -18,19 +19,6 @@ namespace {
 
 constexpr const char* kQuantize = "actnn::quantize_per_sample";
 constexpr const char* kDequantize = "actnn::dequantize_per_sample";
-
-/// Samples are runs of storage only if their dimension is the outermost one.
-at::Tensor samples_outermost(const at::Tensor& input) {
-  const bool outermost =
-      input.is_non_overlapping_and_dense() && (input.sym_numel() == 0 || input.sym_size(0) == 1 ||
-                                               input.sym_stride(0) * input.sym_size(0) == input.sym_numel());
-  return outermost ? input : input.contiguous();
-}
-
-template <class Int>
-Int elements_per_sample(const Int& count, const Int& samples) {
-  return samples == 0 ? Int(0) : count / samples;
-}
 
 void check_bits_tensor(const char* op, const at::Tensor& bits, const c10::SymInt& samples, c10::Device device) {
   TORCH_CHECK_VALUE(bits.defined() && bits.scalar_type() == at::kByte && bits.dim() == 1 && bits.is_contiguous(), op,
@@ -42,8 +30,10 @@ void check_bits_tensor(const char* op, const at::Tensor& bits, const c10::SymInt
                     bits.device());
 }
 
-ElementType check_quantize(const at::Tensor& input, const at::Tensor& bits, const c10::SymInt& code_bytes,
-                           int64_t group_size, const at::Tensor& rng_state) {
+}  // namespace
+
+ElementType check_quantize_per_sample(const at::Tensor& input, const at::Tensor& bits, const c10::SymInt& code_bytes,
+                                      int64_t group_size, const std::optional<at::Tensor>& rng_state) {
   const ElementType type = check_floating(kQuantize, "input", input);
   TORCH_CHECK_VALUE(input.dim() >= 1, kQuantize, ": input must have a sample dimension, got a 0-D tensor");
   check_group_size(kQuantize, group_size);
@@ -53,10 +43,24 @@ ElementType check_quantize(const at::Tensor& input, const at::Tensor& bits, cons
   return type;
 }
 
-template <class Int>
-Int all_groups(const Int& count, const Int& samples, int64_t group_size) {
-  return samples * group_count(elements_per_sample(count, samples), group_size);
+ElementType check_dequantize_per_sample(const at::Tensor& packed, const at::Tensor& bits, c10::SymIntArrayRef size,
+                                        c10::SymIntArrayRef stride, at::ScalarType dtype, int64_t group_size) {
+  check_group_size(kDequantize, group_size);
+  TORCH_CHECK_VALUE(!size.empty(), kDequantize, ": size must have a sample dimension, got []");
+  check_dense(kDequantize, size, stride);
+  const c10::SymInt count = element_count(size);
+  TORCH_CHECK_VALUE(count == 0 || size[0] == 1 || stride[0] * size[0] == count, kDequantize,
+                    ": stride must have the sample dimension outermost, got ", stride, " for size ", size);
+  check_bits_tensor(kDequantize, bits, size[0], packed.device());
+  const c10::SymInt codes = codes_offset(all_groups(count, size[0], group_size));
+  TORCH_CHECK_VALUE(
+      packed.scalar_type() == at::kByte && packed.dim() == 1 && packed.is_contiguous() && packed.sym_numel() >= codes,
+      kDequantize, ": packed must be a contiguous 1-D uint8 tensor of at least ", codes, " bytes, got ",
+      packed.toString(), " with ", packed.sym_numel(), " elements");
+  return check_element_type(kDequantize, dtype);
 }
+
+namespace {
 
 /// Where each sample's codes begin; the last entry is their end.
 std::vector<int64_t> code_offsets(const char* op, const at::Tensor& bits, int64_t elements) {
@@ -84,8 +88,8 @@ void for_samples(int64_t samples, int64_t groups, int64_t group_size, Body&& bod
 }
 
 at::Tensor quantize_cpu(const at::Tensor& input, const at::Tensor& bits, int64_t room, int64_t group_size,
-                        bool stochastic, const at::Tensor& rng_state) {
-  const ElementType type = check_quantize(input, bits, room, group_size, rng_state);
+                        bool stochastic, const std::optional<at::Tensor>& rng_state) {
+  const ElementType type = check_quantize_per_sample(input, bits, room, group_size, rng_state);
   const at::Tensor dense = samples_outermost(input);
   const int64_t samples = dense.size(0);
   const int64_t elements = elements_per_sample(dense.numel(), samples);
@@ -125,32 +129,15 @@ at::Tensor quantize_cpu(const at::Tensor& input, const at::Tensor& bits, int64_t
 
 // The dispatcher passes symbolic integers by value.
 at::Tensor quantize_meta(const at::Tensor& input, const at::Tensor& bits, c10::SymInt room, int64_t group_size,
-                         bool /*stochastic*/, const at::Tensor& rng_state) {
-  check_quantize(input, bits, room, group_size, rng_state);
+                         bool /*stochastic*/, const std::optional<at::Tensor>& rng_state) {
+  check_quantize_per_sample(input, bits, room, group_size, rng_state);
   return empty_bytes(codes_offset(all_groups(input.sym_numel(), input.sym_size(0), group_size)) + room, input);
-}
-
-ElementType check_dequantize(const at::Tensor& packed, const at::Tensor& bits, c10::SymIntArrayRef size,
-                             c10::SymIntArrayRef stride, at::ScalarType dtype, int64_t group_size) {
-  check_group_size(kDequantize, group_size);
-  TORCH_CHECK_VALUE(!size.empty(), kDequantize, ": size must have a sample dimension, got []");
-  check_dense(kDequantize, size, stride);
-  const c10::SymInt count = element_count(size);
-  TORCH_CHECK_VALUE(count == 0 || size[0] == 1 || stride[0] * size[0] == count, kDequantize,
-                    ": stride must have the sample dimension outermost, got ", stride, " for size ", size);
-  check_bits_tensor(kDequantize, bits, size[0], packed.device());
-  const c10::SymInt codes = codes_offset(all_groups(count, size[0], group_size));
-  TORCH_CHECK_VALUE(
-      packed.scalar_type() == at::kByte && packed.dim() == 1 && packed.is_contiguous() && packed.sym_numel() >= codes,
-      kDequantize, ": packed must be a contiguous 1-D uint8 tensor of at least ", codes, " bytes, got ",
-      packed.toString(), " with ", packed.sym_numel(), " elements");
-  return check_element_type(kDequantize, dtype);
 }
 
 at::Tensor dequantize_cpu(const at::Tensor& packed, const at::Tensor& bits, c10::IntArrayRef size,
                           c10::IntArrayRef stride, at::ScalarType dtype, int64_t group_size) {
-  const ElementType type = check_dequantize(packed, bits, c10::fromIntArrayRefSlow(size),
-                                            c10::fromIntArrayRefSlow(stride), dtype, group_size);
+  const ElementType type = check_dequantize_per_sample(packed, bits, c10::fromIntArrayRefSlow(size),
+                                                       c10::fromIntArrayRefSlow(stride), dtype, group_size);
   at::Tensor output = at::empty_strided(size, stride, packed.options().dtype(dtype));
   const int64_t samples = size[0];
   const int64_t elements = elements_per_sample(output.numel(), samples);
@@ -177,7 +164,7 @@ at::Tensor dequantize_cpu(const at::Tensor& packed, const at::Tensor& bits, c10:
 
 at::Tensor dequantize_meta(const at::Tensor& packed, const at::Tensor& bits, c10::SymIntArrayRef size,
                            c10::SymIntArrayRef stride, at::ScalarType dtype, int64_t group_size) {
-  check_dequantize(packed, bits, size, stride, dtype, group_size);
+  check_dequantize_per_sample(packed, bits, size, stride, dtype, group_size);
   return at::empty_strided_symint(size, stride, packed.options().dtype(dtype));
 }
 
@@ -186,8 +173,8 @@ at::Tensor dequantize_meta(const at::Tensor& packed, const at::Tensor& bits, c10
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def(
       "quantize_per_sample(Tensor input, Tensor bits, SymInt code_bytes, int group_size, bool stochastic, "
-      "Tensor(a!) rng_state) -> Tensor",
-      {at::Tag::pt2_compliant_tag});
+      "Tensor(a!)? rng_state=None) -> Tensor",
+      {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
   m.def(
       "dequantize_per_sample(Tensor packed, Tensor bits, SymInt[] size, SymInt[] stride, ScalarType dtype, "
       "int group_size) -> Tensor",
@@ -214,11 +201,11 @@ TORCH_LIBRARY_IMPL(actnn, ADInplaceOrView, m) {
 }
 
 at::Tensor quantize_per_sample(const at::Tensor& input, const at::Tensor& bits, const c10::SymInt& code_bytes,
-                               int64_t group_size, bool stochastic, const at::Tensor& rng_state) {
-  static const auto kOp =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow(kQuantize, "")
-          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, int64_t, bool, const at::Tensor&)>();
+                               int64_t group_size, bool stochastic, const std::optional<at::Tensor>& rng_state) {
+  static const auto kOp = c10::Dispatcher::singleton()
+                              .findSchemaOrThrow(kQuantize, "")
+                              .typed<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, int64_t, bool,
+                                                const std::optional<at::Tensor>&)>();
   return kOp.call(input, bits, code_bytes, group_size, stochastic, rng_state);
 }
 

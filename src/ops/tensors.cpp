@@ -3,6 +3,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 
+#include "actnn/ops/random.h"
+
 namespace actnn {
 
 at::Tensor empty_bytes(const c10::SymInt& bytes, const at::Tensor& like) {
@@ -11,6 +13,13 @@ at::Tensor empty_bytes(const c10::SymInt& bytes, const at::Tensor& like) {
 
 at::Tensor storage_order(const at::Tensor& tensor) {
   return tensor.is_non_overlapping_and_dense() ? tensor : tensor.contiguous();
+}
+
+at::Tensor samples_outermost(const at::Tensor& input) {
+  const bool outermost =
+      input.is_non_overlapping_and_dense() && (input.sym_numel() == 0 || input.sym_size(0) == 1 ||
+                                               input.sym_stride(0) * input.sym_size(0) == input.sym_numel());
+  return outermost ? input : input.contiguous();
 }
 
 at::Tensor with_strides(const at::Tensor& tensor, c10::SymIntArrayRef stride) {
@@ -29,9 +38,12 @@ RandomState read_random_state(const at::Tensor& rng_state) {
   return {static_cast<uint64_t>(state[0]), static_cast<uint64_t>(state[1])};
 }
 
-RandomState take_random_state(const at::Tensor& rng_state) {
-  const RandomState state = read_random_state(rng_state);
-  rng_state.mutable_data_ptr<int64_t>()[1] = static_cast<int64_t>(state.offset + 1);
+RandomState take_random_state(const std::optional<at::Tensor>& rng_state) {
+  if (!rng_state.has_value()) {
+    return read_random_state(default_rng_state(at::kCPU));
+  }
+  const RandomState state = read_random_state(*rng_state);
+  rng_state->mutable_data_ptr<int64_t>()[1] = static_cast<int64_t>(state.offset + 1);
   return state;
 }
 

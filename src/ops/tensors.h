@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 
 #include "actnn/core/philox.h"
 
@@ -38,11 +39,15 @@ auto element_count(const Sizes& size) {
 /// else a contiguous copy. Packing runs over the result's elements in storage order.
 at::Tensor storage_order(const at::Tensor& tensor);
 
+/// `input` if its elements are dense with the first dimension outermost, so that samples are runs of storage, else a contiguous
+/// copy.
+at::Tensor samples_outermost(const at::Tensor& input);
+
 /// `tensor` with exactly these strides, copied only if it has others.
 at::Tensor with_strides(const at::Tensor& tensor, c10::SymIntArrayRef stride);
 
-/// Reads a CPU random state and advances it by one call.
-RandomState take_random_state(const at::Tensor& rng_state);
+/// Reads a CPU random state and advances it by one call; without one, takes the next of torch's default generator.
+RandomState take_random_state(const std::optional<at::Tensor>& rng_state);
 
 /// Reads a CPU random state.
 RandomState read_random_state(const at::Tensor& rng_state);

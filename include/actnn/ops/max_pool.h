@@ -8,9 +8,9 @@
 #include <tuple>
 
 /// \file
-/// 2-D max-pooling that returns the position of each maximum inside its window, as one uint8 tensor of 1, 2 or 4 bytes per
-/// output element (windows of up to 256, 65536, more elements) in the output's storage order. Work on CPU and Meta;
-/// deterministic; not differentiable.
+/// 2-D max-pooling that returns the position of each maximum inside its window, as one uint8 tensor of 1, 2 or 4 bytes
+/// per output element (windows of up to 256, 65536, more elements) in the output's storage order. Work on CPU, CUDA and
+/// Meta, and give the same bits on all; deterministic; not differentiable.
 
 namespace actnn {
 
@@ -27,8 +27,8 @@ struct MaxPool2dWindow {
 /// Returns (output, positions).
 std::tuple<at::Tensor, at::Tensor> max_pool2d_pack(const at::Tensor& input, const MaxPool2dWindow& window);
 
-/// The gradient of the input, of shape `size`, from the gradient of the output; channels_last if `channels_last`, as the
-/// forward's input was.
+/// The gradient of the input, of shape `size`, from the gradient of the output; channels_last if `channels_last`, as
+/// the forward's input was.
 at::Tensor max_pool2d_pack_backward(const at::Tensor& grad_output, const at::Tensor& positions,
                                     c10::SymIntArrayRef size, bool channels_last, const MaxPool2dWindow& window);
 

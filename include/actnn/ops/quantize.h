@@ -18,7 +18,8 @@ namespace actnn {
 
 /// Packs `input` (any shape; packed in storage order, or contiguous if it is not dense) and advances `rng_state`.
 /// Bytes: 4 per group, rounded up to 16, plus `bits` per 8 elements.
-at::Tensor quantize(const at::Tensor& input, const Quantization& quantization, const at::Tensor& rng_state);
+at::Tensor quantize(const at::Tensor& input, const Quantization& quantization,
+                    const std::optional<at::Tensor>& rng_state = std::nullopt);
 
 /// Unpacks into a new tensor of this size, (dense) stride and dtype. `size` and `stride` are those of `storage_order(input)`.
 at::Tensor dequantize(const at::Tensor& packed, c10::SymIntArrayRef size, c10::SymIntArrayRef stride,
@@ -28,7 +29,8 @@ at::Tensor dequantize(const at::Tensor& packed, c10::SymIntArrayRef size, c10::S
 /// Groups do not cross samples. `code_bytes` is the room for codes, a budget that the host knows without reading `bits`;
 /// samples use `align4(ceil(elements / 8) * bits)` bytes each, and what is left is zero. Exceeding it is an error.
 at::Tensor quantize_per_sample(const at::Tensor& input, const at::Tensor& bits, const c10::SymInt& code_bytes,
-                               int64_t group_size, bool stochastic, const at::Tensor& rng_state);
+                               int64_t group_size, bool stochastic,
+                               const std::optional<at::Tensor>& rng_state = std::nullopt);
 
 at::Tensor dequantize_per_sample(const at::Tensor& packed, const at::Tensor& bits, c10::SymIntArrayRef size,
                                  c10::SymIntArrayRef stride, at::ScalarType dtype, int64_t group_size);
