@@ -1,0 +1,83 @@
+#pragma once
+
+#include <cstdint>
+
+#include "actnn/core/layout.h"
+#include "actnn/core/scalar_types.h"
+
+/// \file
+/// What the kernels share: sizes of blocks, turning run-time values into template arguments, division by invariants.
+
+namespace actnn::cuda {
+
+inline constexpr int kWarp = 32;
+inline constexpr int kBlockThreads = 256;
+
+/// Blocks for so many items.
+inline unsigned blocks_for(int64_t items, int64_t items_per_block) {
+  return static_cast<unsigned>(ceil_div(items, items_per_block));
+}
+
+/// Number of this thread in the grid.
+__device__ inline int64_t thread_index() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
+
+/// Number of this thread in its warp.
+__device__ inline int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
+
+/// The ElementType of a C++ element type.
+template <class Element>
+inline constexpr ElementType kTypeOf = ElementType::kFloat32;
+template <>
+inline constexpr ElementType kTypeOf<Float16> = ElementType::kFloat16;
+template <>
+inline constexpr ElementType kTypeOf<BFloat16> = ElementType::kBFloat16;
+
+/// Calls `body.operator()<bits>()`, bits in 1..8.
+template <class Body>
+constexpr void with_bits(int bits, Body&& body) {
+  switch (bits) {
+    case 1:
+      return body.template operator()<1>();
+    case 2:
+      return body.template operator()<2>();
+    case 3:
+      return body.template operator()<3>();
+    case 4:
+      return body.template operator()<4>();
+    case 5:
+      return body.template operator()<5>();
+    case 6:
+      return body.template operator()<6>();
+    case 7:
+      return body.template operator()<7>();
+    case 8:
+      return body.template operator()<8>();
+    default:
+      return;
+  }
+}
+
+/// Division of 32-bit numbers by a number known at launch: a shift or a multiplication.
+class Divider {
+ public:
+  explicit Divider(uint32_t divisor) {
+    while (uint64_t{1} << shift_ < divisor) {
+      ++shift_;
+    }
+    if (uint64_t{1} << shift_ != divisor) {
+      shift_ = -1;
+      reciprocal_ = (uint64_t{1} << 63) / divisor + 1;
+    }
+  }
+
+  /// Exact: the reciprocal is too large by less than 1, and n * divisor is below 2^63 for divisors below 2^31.
+  __device__ uint32_t operator()(uint32_t n) const {
+    return shift_ >= 0 ? n >> shift_ : static_cast<uint32_t>(__umul64hi(uint64_t{n} << 1, reciprocal_));
+  }
+
+ private:
+  int shift_ = 0;
+  uint64_t reciprocal_ = 0;
+};
+
+}  // namespace actnn::cuda
