@@ -1,10 +1,11 @@
-"""Loads libactnn.so of the build in ACTNN_BUILD_DIR (default: build/) into torch."""
+"""Loads libactnn.so of the build in ACTNN_BUILD_DIR (default: build/) into torch; the devices that tests run on."""
 
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from devices import DEVICES, why_no_cuda
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD_DIR = Path(os.environ.get("ACTNN_BUILD_DIR", ROOT / "build")).resolve()
@@ -12,11 +13,28 @@ LIBRARY = BUILD_DIR / "lib" / "libactnn.so"
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "cuda: needs a CUDA device and a libactnn.so with CUDA kernels")
     if not LIBRARY.exists():
         pytest.exit(f"{LIBRARY} does not exist; run `make build` or set ACTNN_BUILD_DIR", returncode=2)
     torch.ops.load_library(str(LIBRARY))
+    # So that torch's layers and actnn's, which call the same cuDNN functions, give the same bits.
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("cuda") and (reason := why_no_cuda()):
+        pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """Runs the test on each device: tensors are made there unless they say otherwise."""
+    with torch.device(request.param):
+        yield request.param

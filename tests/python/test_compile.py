@@ -1,14 +1,18 @@
 """torch.compile: whole graphs, dynamic shapes, eager mode's gradients, packed tensors between forward and backward."""
 
+import shutil
+import sysconfig
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from devices import DEVICES, rng
+
+# Not the fixture `device`: the default device that it sets would be part of what is compiled.
+pytestmark = pytest.mark.parametrize("device", DEVICES)
 
 ops = torch.ops.actnn
-
-
-def rng(seed=7):
-    return torch.tensor([seed, 0], dtype=torch.int64)
 
 
 def network(x, conv_weight, gamma, matrix, states):
@@ -21,54 +25,66 @@ def network(x, conv_weight, gamma, matrix, states):
     return ops.linear(y.flatten(1), matrix, None, 4, 256, True, states[3])
 
 
-def parameters():
-    return [torch.randn(6, 4, 3, 3, requires_grad=True), torch.rand(6, requires_grad=True),
-            torch.randn(3, 24, requires_grad=True)]  # fmt: skip
+def parameters(device):
+    tensors = torch.randn(6, 4, 3, 3), torch.rand(6), torch.randn(3, 24)
+    return [t.to(device).requires_grad_() for t in tensors]
 
 
-def states():
-    return [rng(i) for i in range(4)]
+def states(device):
+    return [rng(i, device=device) for i in range(4)]
+
+
+def needs_compiler(backend, device):
+    """Inductor builds C++ for the CPU; for CUDA, Triton builds its launcher against Python's headers."""
+    if backend != "inductor":
+        return
+    if not any(map(shutil.which, ("cc", "gcc", "g++", "clang"))):
+        pytest.skip("inductor needs a C++ compiler")
+    if device == "cuda" and not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        pytest.skip("Triton needs Python's headers")
 
 
 def gradients(function, x, tensors):
     x = x.clone().requires_grad_()
-    used = states()
+    used = states(x.device)
     out = function(x, *tensors, used)
     return [out, *torch.autograd.grad(out.square().sum(), [x, *tensors]), *used]
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_a_network_compiles_whole_and_gives_the_gradients_of_eager_mode(backend, dynamic):
+def test_a_network_compiles_whole_and_gives_the_gradients_of_eager_mode(backend, dynamic, device):
+    needs_compiler(backend, device)
     torch._dynamo.reset()
     compiled = torch.compile(network, backend=backend, fullgraph=True, dynamic=dynamic)
-    tensors = parameters()
+    tensors = parameters(device)
     for batch in (2, 3, 5) if dynamic else (2, 2):
-        x = torch.randn(batch, 4, 8, 8)
+        x = torch.randn(batch, 4, 8, 8, device=device)
         for actual, expected in zip(gradients(compiled, x, tensors), gradients(network, x, tensors), strict=True):
             torch.testing.assert_close(actual, expected, rtol=2e-4, atol=2e-4)
 
 
-def test_dynamic_shapes_do_not_recompile():
+def test_dynamic_shapes_do_not_recompile(device):
     torch._dynamo.reset()
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True, dynamic=True)
-    tensors = parameters()
-    gradients(compiled, torch.randn(7, 4, 8, 8), tensors)
+    tensors = parameters(device)
+    gradients(compiled, torch.randn(7, 4, 8, 8, device=device), tensors)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for batch in (5, 9, 11):
-            gradients(compiled, torch.randn(batch, 4, 8, 8), tensors)
+            gradients(compiled, torch.randn(batch, 4, 8, 8, device=device), tensors)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_backward_receives_packed_tensors(backend):
+def test_backward_receives_packed_tensors(backend, device):
+    needs_compiler(backend, device)
     torch._dynamo.reset()
 
     def layers(x, first, second):
         y = ops.linear(x, first, None, 2, 256, True, None)
         return ops.linear(ops.relu(y), second, None, 2, 256, True, None)
 
-    x = torch.randn(512, 64)
-    first, second = torch.randn(128, 64, requires_grad=True), torch.randn(32, 128, requires_grad=True)
+    x = torch.randn(512, 64, device=device)
+    first, second = (torch.randn(shape, device=device, requires_grad=True) for shape in ((128, 64), (32, 128)))
     compiled = torch.compile(layers, backend=backend, fullgraph=True)
     saved = {}
 
@@ -85,30 +101,30 @@ def test_backward_receives_packed_tensors(backend):
     assert torch.isfinite(first.grad).all()
 
 
-def test_compiled_noise_is_fresh_at_every_call():
+def test_compiled_noise_is_fresh_at_every_call(device):
     torch._dynamo.reset()
     compiled = torch.compile(
         lambda x, w: ops.linear(x, w, None, 1, 256, True, None), backend="aot_eager", fullgraph=True
     )
-    x, weight = torch.randn(8, 64), torch.randn(3, 64, requires_grad=True)
+    x, weight = torch.randn(8, 64, device=device), torch.randn(3, 64, device=device, requires_grad=True)
     first, second = (torch.autograd.grad(compiled(x, weight).sum(), weight)[0] for _ in range(2))
     assert not torch.equal(first, second)
 
 
-def test_evaluation_compiles():
+def test_evaluation_compiles(device):
     torch._dynamo.reset()
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
-    x, tensors = torch.randn(2, 4, 8, 8), parameters()
+    x, tensors = torch.randn(2, 4, 8, 8, device=device), parameters(device)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(x, *tensors, states()), network(x, *tensors, states()))
+        torch.testing.assert_close(compiled(x, *tensors, states(device)), network(x, *tensors, states(device)))
 
 
-def test_compiled_autograd_gives_the_same_gradients():
+def test_compiled_autograd_gives_the_same_gradients(device):
     torch._dynamo.reset()
-    x, weight = torch.randn(16, 8), torch.randn(4, 8, requires_grad=True)
+    x, weight = torch.randn(16, 8, device=device), torch.randn(4, 8, device=device, requires_grad=True)
 
     def gradient():
-        y = F.gelu(ops.relu(ops.linear(x, weight, None, 4, 256, True, rng())))
+        y = F.gelu(ops.relu(ops.linear(x, weight, None, 4, 256, True, rng(device=device))))
         weight.grad = None
         y.sum().backward()
         return weight.grad

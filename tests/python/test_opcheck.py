@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from devices import DEVICES
+from torch.utils._pytree import tree_map_only
 
 ops = torch.ops.actnn
 
@@ -35,11 +37,15 @@ SAMPLES = {
         lambda: (CHANNELS_LAST, 2, 256, True, rng()),
         lambda: (torch.randn(0, 4), 2, 256, True, rng()),
         lambda: (torch.randn(9, 6)[:, ::2].bfloat16(), 2, 256, True, rng()),
+        lambda: (torch.randn(5, 7), 3, 256, False),  # to nearest: without a state, noise would differ from call to call
     ],
     "dequantize": [lambda: (packed_sample(), [5, 7], [7, 1], torch.float32, 3, 256),
                    lambda: (packed_sample(), [5, 7], [1, 5], torch.bfloat16, 3, 256)],
     "quantize_per_sample": [lambda: (torch.randn(3, 100), BITS, 200, 64, True, rng())],
     "dequantize_per_sample": [lambda: (per_sample()[1], BITS, [3, 100], [100, 1], torch.float32, 64)],
+    "group_range_squares": [lambda: (torch.randn(3, 100), 64), lambda: (torch.randn(2, 300), 256),
+                            lambda: (CHANNELS_LAST, 32)],
+    "square_norms": [lambda: (torch.randn(3, 100),), lambda: (CHANNELS_LAST.bfloat16(),)],
     "pack_mask": [lambda: (torch.randn(5, 7) > 0,), lambda: (torch.zeros(0, dtype=torch.bool),)],
     "unpack_mask": [lambda: (ops.pack_mask(torch.randn(5, 7) > 0), [5, 7], [7, 1])],
     "relu_pack": [lambda: (torch.randn(5, 7),), lambda: (CHANNELS_LAST,)],
@@ -91,9 +97,14 @@ def test_every_op_has_samples():
     assert registered_ops() == set(SAMPLES)
 
 
+def moved(tensor, device):
+    return tensor.detach().to(device).requires_grad_(tensor.requires_grad)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("name", "index"), [(name, i) for name, samples in SAMPLES.items() for i in range(len(samples))]
 )
-def test_opcheck(name, index):
-    arguments = SAMPLES[name][index]()
+def test_opcheck(name, index, device):
+    arguments = tree_map_only(torch.Tensor, lambda tensor: moved(tensor, device), SAMPLES[name][index]())
     torch.library.opcheck(getattr(ops, name).default, arguments)

@@ -6,7 +6,9 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/rand.h>
 #include <ATen/ops/relu.h>
-#include <c10/core/Allocator.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 #include <gtest/gtest.h>
 
@@ -52,6 +54,28 @@ TEST(AllocationObserver, KeepsDeviceTypesApart) {
   const at::Tensor a = bytes(500);
   EXPECT_EQ(observer.live_bytes(c10::kCUDA), 0);
   EXPECT_EQ(observer.peak_bytes(c10::kCUDA), 0);
+}
+
+TEST(AllocationObserver, CountsTheBlocksOfAGpu) {
+  if (!c10::impl::hasDeviceGuardImpl(c10::kCUDA) || c10::impl::VirtualGuardImpl(c10::kCUDA).deviceCount() == 0) {
+    GTEST_SKIP() << "no CUDA device";
+  }
+  const auto on_gpu = [](int64_t count) { return at::empty({count}, at::TensorOptions(c10::kCUDA).dtype(at::kByte)); };
+  const auto in_use = [] {
+    constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    return c10::getDeviceAllocator(c10::kCUDA)->getDeviceStats(0).allocated_bytes[kAll].current;
+  };
+  const at::Tensor older = on_gpu(1);  // starts CUDA
+  const int64_t before = in_use();
+  const AllocationObserver observer;
+  at::Tensor a = on_gpu(1000);
+  EXPECT_EQ(observer.live_bytes(c10::kCUDA), 1024) << "blocks are multiples of 512 bytes";
+  const at::Tensor b = on_gpu(5'000'001);
+  EXPECT_EQ(observer.live_bytes(c10::kCUDA), in_use() - before);
+  a.reset();
+  EXPECT_EQ(observer.live_bytes(c10::kCUDA), in_use() - before);
+  EXPECT_EQ(observer.peak_bytes(c10::kCUDA), observer.live_bytes(c10::kCUDA) + 1024);
+  EXPECT_EQ(observer.live_bytes(), 0);
 }
 
 TEST(AllocationObserver, SeesWhatAutogradSaves) {
