@@ -24,6 +24,9 @@ class Dataset {
 
   int64_t size() const { return labels_.size(0); }
 
+  /// What it takes on its device.
+  int64_t bytes() const { return static_cast<int64_t>(images_.nbytes() + labels_.nbytes()); }
+
   /// Of the images and labels in use.
   uint32_t checksum() const { return checksum_; }
 

@@ -13,7 +13,8 @@ namespace actnn::app {
 inline constexpr int64_t kUntimedSteps = 3;
 
 /// What was measured in one phase so far. The bytes are those of torch's tensors on the device (see
-/// AllocationObserver).
+/// AllocationObserver), without the data set; the peak on a GPU is that of torch's allocator, which also knows what
+/// libraries keep from one phase to the next, such as cuBLAS's workspace.
 struct PhaseRecord {
   std::vector<double> losses;         ///< one per step
   std::vector<double> step_ms;        ///< one per step: forward, backward, optimizer

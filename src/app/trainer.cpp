@@ -83,12 +83,34 @@ Trainer::Trainer(const Settings& settings, Phase phase, const Dataset& train, co
   if (phase == Phase::kCompressed) {
     record_.conversion = compress(model_, settings.bits);
   }
+  warm_up();
   model_->train();
   optimizer_.emplace(
       model_->parameters(),
       torch::optim::SGDOptions(settings.lr).momentum(kMomentum).nesterov(true).weight_decay(kWeightDecay));
   // Whatever building and converting drew, both phases begin to train from the same random state.
   at::manual_seed(static_cast<uint64_t>(settings.seed));
+}
+
+/// On a GPU, libraries allocate workspaces at their first use and keep them: not to be counted as a step's activations.
+void Trainer::warm_up() {
+  if (!device_.is_cpu()) {
+    const at::NoGradGuard no_grad;
+    model_->eval();
+    forward(train_.range(0, std::min(settings_.batch_size, train_.size())).images);
+  }
+}
+
+void Trainer::reset_peak() {
+  observer_.reset_peak();
+  if (!device_.is_cpu()) {
+    reset_allocator_peak(device_);
+  }
+}
+
+int64_t Trainer::peak_bytes() const {
+  return device_.is_cpu() ? observer_.peak_bytes(device_.type())
+                          : allocator_peak_bytes(device_) - train_.bytes() - test_.bytes();
 }
 
 bool Trainer::evaluation_due() const {
@@ -108,7 +130,7 @@ double Trainer::learning_rate(int64_t step) const {
 Batch Trainer::next_batch() {
   const int64_t epoch = steps_done() / steps_per_epoch_;
   if (order_epoch_ != epoch) {
-    order_ = image_order(train_.size(), settings_.seed, epoch);
+    order_ = image_order(train_.size(), settings_.seed, epoch).to(device_);
     order_epoch_ = epoch;
   }
   const int64_t begin = steps_done() % steps_per_epoch_ * settings_.batch_size;
@@ -130,7 +152,7 @@ StepOutcome Trainer::step() {
   }
 
   synchronize(device_);
-  observer_.reset_peak();
+  reset_peak();
   if (step == timeline_step_) {
     observer_.start_timeline(type);
   }
@@ -151,7 +173,7 @@ StepOutcome Trainer::step() {
     record_.timeline = observer_.stop_timeline();
   }
   record_.activation_bytes = std::max(record_.activation_bytes, activation_bytes);
-  record_.peak_bytes = std::max(record_.peak_bytes, observer_.peak_bytes(type));
+  record_.peak_bytes = std::max(record_.peak_bytes, peak_bytes());
 
   const double loss_value = loss.item<float>();
   if (!std::isfinite(loss_value)) {

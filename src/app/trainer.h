@@ -55,6 +55,9 @@ class Trainer {
   at::Tensor forward(const at::Tensor& images);
   Batch next_batch();
   double learning_rate(int64_t step) const;
+  void warm_up();
+  void reset_peak();
+  int64_t peak_bytes() const;
   at::Generator& generator(c10::Device device) const;
   std::map<std::string, at::Tensor> weights() const;
 
