@@ -11,10 +11,8 @@ __global__ void __launch_bounds__(kBlockThreads)
   padding.zero();
   const int64_t tile = thread_index() / kWarp;
   if (tile < plan.tiles) {
-    const TilePart<kLanesLog2> part(plan.lanes_log2);
-    Octet<Element> octets[kLaneOctets];
-    part.load(segment.elements + tile * kTileElements, octets);
-    quantize_tile<kBits, kStochastic>(segment, tile, part, octets, random.load());
+    quantize_tile<kStochastic, kLanesLog2>(segment, tile, plan, kBits, random.load(),
+                                           [](auto&& body) { body.template operator()<kBits>(); });
   }
 }
 

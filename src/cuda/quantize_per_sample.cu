@@ -68,12 +68,9 @@ __global__ void __launch_bounds__(kBlockThreads)
                                  RandomSource random) {
   parts.for_warp([&](uint32_t sample, int64_t tile) {
     if (segments.has_codes(sample)) {
-      const Segment<Element> segment = segments[sample];
-      const TilePart<kLanesLog2> part(plan.lanes_log2);
-      Octet<Element> octets[kLaneOctets];
-      part.load(segment.elements + tile * kTileElements, octets);
-      with_bits(segments.samples.bits[sample],
-                [&]<int kBits>() { quantize_tile<kBits, true>(segment, tile, part, octets, random.load()); });
+      const int bits = segments.samples.bits[sample];
+      quantize_tile<true, kLanesLog2>(segments[sample], tile, plan, bits, random.load(),
+                                      [&](auto&& body) { with_bits(bits, body); });
     }
   });
 }

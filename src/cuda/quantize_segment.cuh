@@ -37,22 +37,47 @@ __device__ void place(uint32_t (&words)[count], uint32_t value, int position, in
   }
 }
 
-/// A packed octet in a lane's registers: one word for up to 4 bits, else two.
-template <int kBits>
+/// A packed octet in a lane's registers; codes of up to 4 bits fill the first word only.
 struct PackedOctet {
-  static constexpr int kWords = kBits <= 4 ? 1 : 2;
-  uint32_t word[kWords];
+  uint32_t word[2];
 };
 
-/// `position` plus the k-th 16-bit number of `block`, cut to the fraction's bits.
-template <int kBits>
-__device__ uint32_t add_noise(uint32_t position, const PhiloxBlock& block, int k) {
-  if constexpr (fraction_bits(kBits) == 16) {
-    // One instruction selects a half and adds it.
-    return __dp2a_lo(block.word[k / 2], k % 2 == 0 ? 0x0001u : 0x0100u, position);
-  } else {
-    return position + (random16(block, k) >> (16 - fraction_bits(kBits)));
+constexpr int packed_words(int bits) { return bits <= 4 ? 1 : 2; }
+
+/// The noisy positions of an octet's elements on the grid, of which the codes are the upper bits.
+struct NoisyOctet {
+  uint32_t position[kOctet];
+};
+
+/// `block`: the octet's noise, or a block of half steps.
+template <class Element>
+__device__ NoisyOctet add_noise(const Octet<Element>& octet, const EncodingGrid& grid, const PhiloxBlock& block) {
+  NoisyOctet noisy;
+#pragma unroll
+  for (int k = 0; k < kOctet; ++k) {
+    // One instruction selects a half of a word and adds it.
+    const uint32_t half = k % 2 == 0 ? 0x0001u : 0x0100u;
+    noisy.position[k] = __dp2a_lo(block.word[k / 2], half, position_on_grid(octet[k], grid));
   }
+  return noisy;
+}
+
+/// The block that `add_noise` takes: 16-bit numbers with the fraction's bits, random or half a step.
+template <bool kStochastic>
+__device__ PhiloxBlock noise_block(const RandomState& random, uint64_t counter, int bits) {
+  if (!kStochastic) {
+    const uint32_t halves = half_step(bits) * 0x10001u;
+    return {{halves, halves, halves, halves}};
+  }
+  PhiloxBlock block = random.block(counter);
+  if (const int surplus = 16 - fraction_bits(bits); surplus != 0) {
+    const uint32_t kept = (0xFFFFu >> surplus) * 0x10001u;
+#pragma unroll
+    for (uint32_t& word : block.word) {
+      word = (word >> surplus) & kept;
+    }
+  }
+  return block;
 }
 
 /// The codes at two noisy positions, of up to 7 bits, one in each half. A position has its code in byte 2 and part of a positive
@@ -66,7 +91,7 @@ __device__ inline uint32_t pair_of_codes(uint32_t first, uint32_t second) {
 /// The packed octet of up to 4 bits a code: codes of even and odd elements are joined in the two halves of a word by
 /// multiplications, which have arithmetic units to themselves, and then the halves.
 template <int kBits>
-__device__ uint32_t pack_codes(const uint32_t (&noisy)[kOctet]) {
+__device__ uint32_t pack_codes(const NoisyOctet& noisy) {
   constexpr int kPairs = kBits <= 2 ? 4 : 2;  // as many as fit 16 bits
   constexpr int kCodes = 2 * kPairs;
   uint32_t packed = 0;
@@ -75,7 +100,8 @@ __device__ uint32_t pack_codes(const uint32_t (&noisy)[kOctet]) {
     uint32_t halves = 0;
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
-      halves += pair_of_codes(noisy[first + 2 * i], noisy[first + 2 * i + 1]) * (1u << (2 * kBits * i));
+      halves +=
+          pair_of_codes(noisy.position[first + 2 * i], noisy.position[first + 2 * i + 1]) * (1u << (2 * kBits * i));
     }
     const uint32_t joined = (halves & 0xFFFFu) | (halves >> (16 - kBits));
     packed |= joined << (first * kBits);
@@ -83,22 +109,15 @@ __device__ uint32_t pack_codes(const uint32_t (&noisy)[kOctet]) {
   return packed;
 }
 
-template <int kBits, bool kStochastic, class Element>
-__device__ PackedOctet<kBits> encode_octet(const Octet<Element>& octet, const EncodingGrid& grid,
-                                           const PhiloxBlock& block) {
-  uint32_t noisy[kOctet];
-#pragma unroll
-  for (int k = 0; k < kOctet; ++k) {
-    const uint32_t position = position_on_grid(octet[k], grid);
-    noisy[k] = kStochastic ? add_noise<kBits>(position, block, k) : position + half_step(kBits);
-  }
-  PackedOctet<kBits> packed{};
+template <int kBits>
+__device__ PackedOctet pack(const NoisyOctet& noisy) {
+  PackedOctet packed{};
   if constexpr (kBits <= 4) {
     packed.word[0] = pack_codes<kBits>(noisy);
   } else {
 #pragma unroll
     for (int k = 0; k < kOctet; ++k) {
-      place(packed.word, code_at(noisy[k], kBits), k * kBits, kBits);
+      place(packed.word, code_at(noisy.position[k], kBits), k * kBits, kBits);
     }
   }
   return packed;
@@ -106,7 +125,7 @@ __device__ PackedOctet<kBits> encode_octet(const Octet<Element>& octet, const En
 
 /// Lane r of each four neighbours gets octet r of all four, in their order.
 template <int kBits>
-__device__ void transpose(PackedOctet<kBits> (&octets)[kLaneOctets], int lane) {
+__device__ void transpose(PackedOctet (&octets)[kLaneOctets], int lane) {
 #pragma unroll
   for (int distance = 1; distance < kLaneOctets; distance *= 2) {
     const bool upper = (lane & distance) != 0;
@@ -114,7 +133,7 @@ __device__ void transpose(PackedOctet<kBits> (&octets)[kLaneOctets], int lane) {
     for (int i = 0; i < kLaneOctets; ++i) {
       if ((i & distance) == 0) {
 #pragma unroll
-        for (int w = 0; w < PackedOctet<kBits>::kWords; ++w) {
+        for (int w = 0; w < packed_words(kBits); ++w) {
           uint32_t& low = octets[i].word[w];
           uint32_t& high = octets[i + distance].word[w];
           const uint32_t received = __shfl_xor_sync(~0u, upper ? low : high, distance);
@@ -127,13 +146,13 @@ __device__ void transpose(PackedOctet<kBits> (&octets)[kLaneOctets], int lane) {
 
 /// Writes four neighbouring octets: kBits aligned words.
 template <int kBits>
-__device__ void store_octets(const PackedOctet<kBits> (&octets)[kLaneOctets], uint8_t* codes) {
+__device__ void store_octets(const PackedOctet (&octets)[kLaneOctets], uint8_t* codes) {
   uint32_t words[kBits] = {};
 #pragma unroll
   for (int i = 0; i < kLaneOctets; ++i) {
 #pragma unroll
-    for (int w = 0; w < PackedOctet<kBits>::kWords; ++w) {
-      const int width = PackedOctet<kBits>::kWords == 1 ? 8 * kBits : w == 0 ? 32 : 8 * kBits - 32;
+    for (int w = 0; w < packed_words(kBits); ++w) {
+      const int width = packed_words(kBits) == 1 ? 8 * kBits : w == 0 ? 32 : 8 * kBits - 32;
       place(words, octets[i].word[w], 8 * kBits * i + 32 * w, width);
     }
   }
@@ -158,24 +177,29 @@ __device__ void store_octets(const PackedOctet<kBits> (&octets)[kLaneOctets], ui
   }
 }
 
-/// A whole tile of 1024 elements, of which each lane has loaded its part.
-template <int kBits, bool kStochastic, int kLanesLog2, class Element>
-__device__ void quantize_tile(const Segment<Element>& segment, int64_t tile, const TilePart<kLanesLog2>& part,
-                              const Octet<Element> (&octets)[kLaneOctets], const RandomState& random) {
+/// A whole tile of 1024 elements. `with_width(body)` calls body.operator()<bits>(): where the bit width is known only when the
+/// kernel runs, just the few instructions that depend on it exist for all of them.
+template <bool kStochastic, int kLanesLog2, class Element, class WithWidth>
+__device__ void quantize_tile(const Segment<Element>& segment, int64_t tile, const TilePlan& plan, int bits,
+                              const RandomState& random, WithWidth&& with_width) {
+  const TilePart<kLanesLog2> part(plan.lanes_log2);
+  Octet<Element> octets[kLaneOctets];
+  part.load(segment.elements + tile * kTileElements, octets);
   const Range range = Octet<Element>::range(octets, part.lanes());
   const bool all_finite = is_finite(range.smallest) && is_finite(range.largest);
-  const GroupParameters parameters = choose_grid(range.smallest, range.largest, all_finite, kBits, kTypeOf<Element>);
+  const GroupParameters parameters = choose_grid(range.smallest, range.largest, all_finite, bits, kTypeOf<Element>);
   if (part.member() == 0) {
     segment.parameters[part.group_of_segment(tile)] = parameters;
   }
-  const EncodingGrid grid = encoding_grid(parameters, kBits, kTypeOf<Element>);
+  const EncodingGrid grid = encoding_grid(parameters, bits, kTypeOf<Element>);
 
-  PackedOctet<kBits> packed[kLaneOctets];
+  PackedOctet packed[kLaneOctets];
   const uint64_t counter = segment.first_octet + static_cast<uint64_t>(tile) * kTileOctets + part.octet(0);
 #pragma unroll
   for (int c = 0; c < kLaneOctets; ++c) {
-    const PhiloxBlock block = kStochastic ? random.block(counter + c * part.lanes()) : PhiloxBlock{};
-    packed[c] = encode_octet<kBits, kStochastic>(octets[c], grid, block);
+    const PhiloxBlock block = noise_block<kStochastic>(random, counter + c * part.lanes(), bits);
+    const NoisyOctet noisy = add_noise(octets[c], grid, block);
+    with_width([&]<int kBits>() { packed[c] = pack<kBits>(noisy); });
   }
   if (is_nan(grid.minimum)) {
 #pragma unroll
@@ -183,10 +207,12 @@ __device__ void quantize_tile(const Segment<Element>& segment, int64_t tile, con
       packed[c] = {};
     }
   }
-  transpose(packed, lane_index());
   const int quarter = part.member() % 4;
   const int64_t octet = tile * kTileOctets + part.octet(quarter) - quarter;
-  store_octets(packed, segment.codes + octet * kBits);
+  with_width([&]<int kBits>() {
+    transpose<kBits>(packed, lane_index());
+    store_octets<kBits>(packed, segment.codes + octet * kBits);
+  });
 }
 
 /// Any group, by some neighbouring lanes; all lanes of the warp take part, perhaps with a group behind the last.

@@ -94,16 +94,15 @@ struct EncodingGrid {
 
 /// 2^fraction_bits / step, rounded to nearest, for the steps that grids have.
 ACTNN_HOST_DEVICE constexpr float steps_per_unit(float step, int bits) {
-  const auto unit = static_cast<float>(1 << fraction_bits(bits));
 #if defined(__CUDA_ARCH__)
   // One Newton step from the hardware's reciprocal, in a quarter of a division's instructions. It is exact to the last bit for
   // each of the 16-bit steps (a test compares them all); scaling by a power of two keeps every intermediate a normal number.
-  const float divisor = step * (1.0F / unit);
+  const float divisor = step * (bits == 8 ? 0x1p-14F : 0x1p-16F);
   float reciprocal;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(divisor));
   return __fmaf_rn(reciprocal, __fmaf_rn(-divisor, reciprocal, 1.0F), reciprocal);
 #else
-  return unit / step;
+  return static_cast<float>(1 << fraction_bits(bits)) / step;
 #endif
 }
 
