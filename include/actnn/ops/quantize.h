@@ -28,8 +28,8 @@ at::Tensor dequantize(const at::Tensor& packed, c10::SymIntArrayRef size, c10::S
 
 /// Packs with a bit width per sample: `bits` is a uint8 tensor [N] with values 1..8, N the first dimension of `input`.
 /// Groups do not cross samples. `code_bytes` is the room for codes, a budget that the host knows without reading `bits`;
-/// samples use `align4(ceil(elements / 8) * bits)` bytes each, and what is left is zero. Widths outside 1..8 and exceeding the room are errors; on CUDA, where the host does not see the
-/// widths, such a sample is unpacked as NaN.
+/// samples use `align4(ceil(elements / 8) * bits)` bytes each, and what is left is zero. Widths outside 1..8 and exceeding
+/// the room are errors; on CUDA, where the host does not see the widths, such a sample is unpacked as NaN.
 at::Tensor quantize_per_sample(const at::Tensor& input, const at::Tensor& bits, const c10::SymInt& code_bytes,
                                int64_t group_size, bool stochastic,
                                const std::optional<at::Tensor>& rng_state = std::nullopt);
