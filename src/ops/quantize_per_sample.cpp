@@ -127,7 +127,7 @@ at::Tensor quantize_cpu(const at::Tensor& input, const at::Tensor& bits, int64_t
   return packed;
 }
 
-// The dispatcher passes symbolic integers by value.
+// The dispatcher passes symbolic integers by value. NOLINTNEXTLINE(performance-unnecessary-value-param)
 at::Tensor quantize_meta(const at::Tensor& input, const at::Tensor& bits, c10::SymInt room, int64_t group_size,
                          bool /*stochastic*/, const std::optional<at::Tensor>& rng_state) {
   check_quantize_per_sample(input, bits, room, group_size, rng_state);

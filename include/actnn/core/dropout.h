@@ -15,12 +15,12 @@ inline constexpr int64_t kDropoutQuad = 4;
 
 /// What the mask and the scaling need, derived from the probability in one place.
 struct DropoutScale {
-  uint32_t highest_kept;  ///< the largest random word that keeps an element
-  float scale;
+  uint32_t highest_kept = 0;  ///< the largest random word that keeps an element
+  float scale = 0.0F;
   bool keeps_none;
 
   constexpr explicit DropoutScale(double probability)
-      : highest_kept(0), scale(0.0F), keeps_none(static_cast<uint64_t>((1.0 - probability) * 0x1p32) == 0) {
+      : keeps_none(static_cast<uint64_t>((1.0 - probability) * 0x1p32) == 0) {
     if (!keeps_none) {
       highest_kept = static_cast<uint32_t>(static_cast<uint64_t>((1.0 - probability) * 0x1p32) - 1);
       scale = static_cast<float>(1.0 / (1.0 - probability));
