@@ -7,6 +7,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <vector>
+
 #include "src/autograd/autocast.h"
 #include "src/autograd/saved_activation.h"
 #include "src/ops/checks.h"
@@ -34,7 +36,7 @@ class Linear : public torch::autograd::Function<Linear> {
     } else {
       remember_layout(ctx, input);
     }
-    ctx->save_for_backward({packed, weight});
+    ctx->save_for_backward({packed, wants_grad(input) ? weight : at::Tensor()});
     ctx->saved_data["has_bias"] = bias.has_value();
     return output;
   }
@@ -42,17 +44,17 @@ class Linear : public torch::autograd::Function<Linear> {
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     refuse_double_backward(kOp);
     const variable_list saved = ctx->get_saved_variables();
-    const at::Tensor& weight = saved[1];
-    const at::Tensor grad = grad_outputs[0].reshape_symint({-1, weight.sym_size(0)});
+    const std::vector<c10::SymInt> input_size = ctx->saved_data["input_size"].toSymIntVector();
+    const at::Tensor grad = grad_outputs[0].reshape_symint({-1, grad_outputs[0].sym_size(-1)});
     at::Tensor grad_input;
     at::Tensor grad_weight;
     at::Tensor grad_bias;
     if (ctx->needs_input_grad(0)) {
-      grad_input = grad.mm(weight).reshape_symint(ctx->saved_data["input_size"].toSymIntVector());
+      grad_input = grad.mm(saved[1]).reshape_symint(input_size);
     }
     if (ctx->needs_input_grad(1)) {
       const at::Tensor input = unpack_activation(ctx, saved[0]);
-      grad_weight = grad.t().mm(input.reshape_symint({-1, weight.sym_size(1)}));
+      grad_weight = grad.t().mm(input.reshape_symint({-1, input_size.back()}));
     }
     if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)) {
       grad_bias = grad.sum(0);

@@ -263,6 +263,17 @@ def test_exact_layers_save_little():
     assert saved_bytes(lambda: ops.adaptive_avg_pool2d(x, [3, 3]))[0] == 0
 
 
+def test_linear_keeps_its_weight_only_for_the_gradient_of_its_input():
+    weight = torch.randn(24, 16).requires_grad_()
+    for wants_grad in (False, True):
+        x = torch.randn(64, 16, requires_grad=wants_grad)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.shape) or t, lambda t: t):
+            y = ops.linear(x, weight, None, 4)
+        assert (weight.shape in kept) == wants_grad
+        y.sum().backward()
+
+
 def test_only_what_a_wanted_gradient_needs_is_saved():
     x = torch.randn(2, 4, 6, 6)
     weight, bias = torch.randn(4, 4, 3, 3), torch.randn(4)
