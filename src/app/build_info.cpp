@@ -21,6 +21,8 @@ std::string torch_version_running() {
   return settings.substr(begin + key.size(), end - begin - key.size());
 }
 
+std::string cuda_kernels() { return ACTNN_CUDA_KERNELS; }
+
 std::string compiler() {
 #ifdef __clang__
   const std::string name = "clang " __clang_version__;

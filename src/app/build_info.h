@@ -14,4 +14,7 @@ std::string torch_version_running();
 /// The compiler with its version, and the kind of build.
 std::string compiler();
 
+/// The GPUs that CUDA kernels were built for, as CMAKE_CUDA_ARCHITECTURES names them, or "none".
+std::string cuda_kernels();
+
 }  // namespace actnn::app

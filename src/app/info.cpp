@@ -63,6 +63,7 @@ std::string info() {
   add("CPU target", fmt::format("{} (ACTNN_CPU_TARGET chooses)", cpu::current_target()));
   add("CPU targets", wrapped(cpu::available_targets()));
   add("CPU threads", fmt::format("{}", at::get_num_threads()));
+  add("CUDA kernels", cuda_kernels());
   add("devices", wrapped(available_devices()));
   add("operators", fmt::format("{} in torch.ops.actnn", names.size()));
   add("", wrapped(names));

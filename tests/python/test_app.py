@@ -45,7 +45,7 @@ def small_data(tmp_path):
 def test_info_says_what_is_there():
     run = actnn("info")
     assert run.returncode == 0, run.stderr
-    for title in ("actnn", "torch", "CPU target", "devices", "operators"):
+    for title in ("actnn", "torch", "CPU target", "CUDA kernels", "devices", "operators"):
         assert f"\n{title} " in "\n" + run.stdout
     assert "quantize" in run.stdout
 
