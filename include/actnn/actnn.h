@@ -2,7 +2,7 @@
 
 /// \file
 /// The whole library: layers and conversion (actnn/nn.h), differentiable functions (actnn/autograd), ops on packed tensors
-/// (actnn/ops) and the allocation observer (actnn/memory).
+/// (actnn/ops), bit allocation (actnn/policy) and the allocation observer (actnn/memory).
 
 #include "actnn/autograd/batch_norm.h"
 #include "actnn/autograd/convolution.h"
@@ -18,3 +18,5 @@
 #include "actnn/ops/quantization.h"
 #include "actnn/ops/quantize.h"
 #include "actnn/ops/random.h"
+#include "actnn/ops/sample_statistics.h"
+#include "actnn/policy/bit_allocation.h"

@@ -45,6 +45,9 @@ SAMPLES = {
     "dequantize_per_sample": [lambda: (per_sample()[1], BITS, [3, 100], [100, 1], torch.float32, 64)],
     "group_range_squares": [lambda: (torch.randn(3, 100), 64), lambda: (torch.randn(2, 300), 256),
                             lambda: (CHANNELS_LAST, 32)],
+    "allocate_bits": [
+        lambda: (torch.tensor([8, 3, 1, 6], dtype=torch.uint8), torch.rand(4), torch.arange(1, 5), 20),
+        lambda: (torch.full((5,), 8, dtype=torch.uint8), grad(5).abs(), torch.ones(5, dtype=torch.int64), 3)],
     "square_norms": [lambda: (torch.randn(3, 100),), lambda: (CHANNELS_LAST.bfloat16(),)],
     "pack_mask": [lambda: (torch.randn(5, 7) > 0,), lambda: (torch.zeros(0, dtype=torch.bool),)],
     "unpack_mask": [lambda: (ops.pack_mask(torch.randn(5, 7) > 0), [5, 7], [7, 1])],

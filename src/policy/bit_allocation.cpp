@@ -1,0 +1,132 @@
+#include "actnn/policy/bit_allocation.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/nan_to_num.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/sort.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <limits>
+#include <queue>
+#include <tuple>
+
+#include "actnn/core/bit_packing.h"
+
+namespace actnn {
+namespace {
+
+constexpr const char* kOp = "actnn::allocate_bits";
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+/// 1 / (2^bits - 1)^2.
+double variance(int bits) {
+  const double levels = (1 << bits) - 1;
+  return 1.0 / (levels * levels);
+}
+
+/// What one bit less costs, per weight.
+double price(double sensitivity, int64_t weight, int bits) {
+  const double positive = sensitivity < 0.0 ? 0.0 : sensitivity;
+  const double rise = variance(bits - 1) - variance(bits);
+  const double per_weight = positive * rise / static_cast<double>(weight);
+  return std::isnan(per_weight) ? std::numeric_limits<double>::infinity() : per_weight;
+}
+
+/// The same for a tensor of bits: the same operations, so the same numbers.
+at::Tensor variance(const at::Tensor& bits) {
+  const at::Tensor levels = (at::ones_like(bits).bitwise_left_shift(bits) - 1).to(at::kDouble);
+  return (levels * levels).reciprocal();
+}
+
+void check_vector(const char* argument, const at::Tensor& tensor, const at::Tensor& bits, bool has_dtype,
+                  const char* dtype) {
+  TORCH_CHECK_TYPE(has_dtype, kOp, ": ", argument, " must be ", dtype, ", got ", tensor.scalar_type());
+  TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.sym_numel() == bits.sym_numel(), kOp, ": ", argument,
+                    " must have the shape of bits, [", bits.sym_numel(), "], got ", tensor.sym_sizes());
+  TORCH_CHECK_VALUE(tensor.device() == bits.device(), kOp, ": ", argument, " must be on the device of bits, ",
+                    bits.device(), ", got ", tensor.device());
+}
+
+void check_arguments(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight) {
+  TORCH_CHECK_TYPE(bits.scalar_type() == at::kByte, kOp, ": bits must be uint8, got ", bits.scalar_type());
+  TORCH_CHECK_VALUE(bits.dim() == 1, kOp, ": bits must be 1-D, got shape ", bits.sym_sizes());
+  const at::ScalarType dtype = sensitivity.scalar_type();
+  check_vector("sensitivity", sensitivity, bits, dtype == at::kFloat || dtype == at::kDouble, "float32 or float64");
+  check_vector("weight", weight, bits, weight.scalar_type() == at::kLong, "int64");
+}
+
+at::Tensor allocate(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight, int64_t target) {
+  check_arguments(bits, sensitivity, weight);
+  // Rows: elements. Columns: their decrements, 8 to 7 bits first, in the order in which they are taken.
+  const at::Tensor from = at::arange(kMaxBits, kMinBits, -1, weight.options());
+  const at::Tensor possible = from.unsqueeze(0) <= bits.to(at::kLong).unsqueeze(1);
+  const at::Tensor positive = sensitivity.to(at::kDouble).clamp_min(0.0).unsqueeze(1);
+  const at::Tensor prices = positive * (variance(from - 1) - variance(from)) / weight.to(at::kDouble).unsqueeze(1);
+  const at::Tensor keys = at::where(possible, at::nan_to_num(prices, kInfinity, kInfinity), kInfinity).flatten();
+  const at::Tensor gains = (possible * weight.unsqueeze(1)).flatten();
+
+  const at::Tensor order = std::get<1>(at::sort(keys, /*stable=*/true, /*dim=*/0, /*descending=*/false));
+  const at::Tensor sorted_gains = gains.index_select(0, order);
+  const at::Tensor gained_before = sorted_gains.cumsum(0) - sorted_gains;
+  const at::Tensor excess = (bits * weight).sum() - target;
+  const at::Tensor taken = (gained_before < excess) & possible.flatten().index_select(0, order);
+  const at::Tensor fewer = at::zeros_like(gains).scatter(0, order, taken.to(at::kLong)).view_as(possible).sum(1);
+  return (bits - fewer).to(at::kByte);
+}
+
+at::Tensor allocate_autograd(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight,
+                             int64_t target) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return allocate_bits(bits, sensitivity, weight, target);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(actnn, m) {
+  m.def("allocate_bits(Tensor bits, Tensor sensitivity, Tensor weight, int target) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) { m.impl("allocate_bits", allocate); }
+TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("allocate_bits", allocate_autograd); }
+
+at::Tensor allocate_bits(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight,
+                         int64_t target) {
+  static const auto kHandle =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow(kOp, "")
+          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t)>();
+  return kHandle.call(bits, sensitivity, weight, target);
+}
+
+std::vector<uint8_t> allocate_bits_greedily(std::vector<uint8_t> bits, const std::vector<double>& sensitivity,
+                                            const std::vector<int64_t>& weight, int64_t target) {
+  using Offer = std::tuple<double, size_t>;  // the cheapest first, of equals the first element
+  std::priority_queue<Offer, std::vector<Offer>, std::greater<>> offers;
+  const auto offer = [&](size_t i) {
+    if (bits[i] > kMinBits) {
+      offers.emplace(price(sensitivity[i], weight[i], bits[i]), i);
+    }
+  };
+  int64_t total = 0;
+  for (size_t i = 0; i < bits.size(); ++i) {
+    total += weight[i] * bits[i];
+    offer(i);
+  }
+  while (total > target && !offers.empty()) {
+    const size_t i = std::get<1>(offers.top());
+    offers.pop();
+    --bits[i];
+    total -= weight[i];
+    offer(i);
+  }
+  return bits;
+}
+
+}  // namespace actnn
