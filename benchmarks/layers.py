@@ -22,7 +22,7 @@ class Quantization:
 
 def convolution(layer: nn.Conv2d, quantization: Quantization, x: Tensor) -> Tensor:
     return ops.convolution(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, False, [0, 0],
-                           layer.groups, quantization.bits, quantization.group_size)  # fmt: skip
+                           layer.groups, bits=quantization.bits, group_size=quantization.group_size)  # fmt: skip
 
 
 def linear(layer: nn.Linear, quantization: Quantization, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@
 #include <array>
 #include <tuple>
 
+#include "src/autograd/keeping.h"
 #include "src/autograd/saved_activation.h"
 #include "src/ops/checks.h"
 
@@ -49,7 +50,7 @@ constexpr int64_t kCudnn = 1;
 auto exact_batch_norm_backward(int64_t implementation, const at::Tensor& grad, const at::Tensor& input,
                                const variable_list& saved, bool training, double eps, std::array<bool, 3> wanted) {
   const auto& [weight, running_mean, running_var, mean, inverse_deviation, reserve] =
-      std::tie(saved[1], saved[2], saved[3], saved[4], saved[5], saved[6]);
+      std::tie(saved[0], saved[1], saved[2], saved[3], saved[4], saved[5]);
   // cuDNN has no backward for evaluation mode.
   if (input.sym_numel() != 0 && (implementation == 0 || !training)) {
     return at::native_batch_norm_backward(grad, input, weight, running_mean, running_var, mean, inverse_deviation,
@@ -68,23 +69,22 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
   static constexpr bool is_traceable = true;
 
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const OptionalTensor& weight,
-                            const OptionalTensor& bias, const Statistics& statistics, const Quantization& quantization,
-                            const OptionalTensor& rng_state) {
+                            const OptionalTensor& bias, const Statistics& statistics, const Keeping& keeping) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [output, mean, inverse_deviation, reserve, implementation] = exact_batch_norm(input, weight, bias, statistics);
     // In evaluation mode the input's gradient is a scaled copy of the output's.
-    at::Tensor packed;
+    KeptActivation kept;
     if (wants_grad(weight) || (statistics.training && wants_grad(input))) {
-      packed = pack_activation(ctx, input, quantization, rng_state);
+      kept = keep_activation(ctx, input, keeping);
     } else {
       remember_layout(ctx, input);
     }
     // Running statistics change with the next forward; backward reads them in evaluation mode only.
     const bool uses_running = !statistics.training;
-    ctx->save_for_backward({packed, weight.value_or(at::Tensor()),
+    ctx->save_for_backward({weight.value_or(at::Tensor()),
                             uses_running ? statistics.running_mean.value_or(at::Tensor()) : at::Tensor(),
                             uses_running ? statistics.running_var.value_or(at::Tensor()) : at::Tensor(), mean,
-                            inverse_deviation, reserve});
+                            inverse_deviation, reserve, kept.data, kept.sample_bits});
     ctx->saved_data["has_weight"] = weight.has_value();
     ctx->saved_data["has_bias"] = bias.has_value();
     ctx->saved_data["training"] = statistics.training;
@@ -103,7 +103,7 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
     const bool wants_input = ctx->needs_input_grad(0);
     const bool wants_weight = has_weight && ctx->needs_input_grad(1);
     const bool wants_bias = data["has_bias"].toBool() && ctx->needs_input_grad(has_weight ? 2 : 1);
-    const at::Tensor input = wants_weight || (training && wants_input) ? unpack_activation(ctx, saved[0])
+    const at::Tensor input = wants_weight || (training && wants_input) ? kept_activation(ctx, {saved[6], saved[7]})
                                                                        : activation_like(ctx, grad_outputs[0]);
     auto grads = exact_batch_norm_backward(data["implementation"].toInt(), grad_outputs[0], input, saved, training,
                                            data["eps"].toDouble(), {wants_input, wants_weight, wants_bias});
@@ -111,7 +111,6 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
     return {std::get<0>(grads),
             wants_weight ? std::get<1>(grads) : at::Tensor(),
             wants_bias ? std::get<2>(grads) : at::Tensor(),
-            {},
             {},
             {}};
   }
@@ -123,11 +122,10 @@ void check_channels(const char* argument, const OptionalTensor& tensor, const at
       kOp, ": ", argument, " must have shape [C] = [", input.sym_size(1), "], got shape ", tensor->sym_sizes());
 }
 
-Quantization check_arguments(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                             const Statistics& statistics, int64_t bits, int64_t group_size, bool stochastic) {
+void check_arguments(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                     const Statistics& statistics, const Keeping& keeping) {
   check_floating(kOp, "input", input);
-  check_bits(kOp, bits);
-  check_group_size(kOp, group_size);
+  check_keeping(kOp, input, keeping);
   TORCH_CHECK_VALUE(input.dim() >= 2, kOp, ": input must have shape [N, C] or [N, C, ...], got shape ",
                     input.sym_sizes());
   check_channels("weight", weight, input);
@@ -136,55 +134,57 @@ Quantization check_arguments(const at::Tensor& input, const OptionalTensor& weig
   check_channels("running_var", statistics.running_var, input);
   TORCH_CHECK_VALUE(statistics.training || (statistics.running_mean.has_value() && statistics.running_var.has_value()),
                     kOp, ": running_mean and running_var must be given in evaluation mode, got none");
-  return {.bits = bits, .group_size = group_size, .stochastic = stochastic};
 }
 
+template <class... Arguments>
 at::Tensor batch_norm_autograd(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                                const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
-                               double momentum, double eps, int64_t bits, int64_t group_size, bool stochastic,
-                               const OptionalTensor& rng_state) {
+                               double momentum, double eps, Arguments... arguments) {
   const Statistics statistics{running_mean, running_var, training, momentum, eps};
-  const Quantization quantization = check_arguments(input, weight, bias, statistics, bits, group_size, stochastic);
+  const Keeping keeping{arguments...};
+  check_arguments(input, weight, bias, statistics, keeping);
   if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(weight) || wants_grad(bias))) {
-    return BatchNorm::apply(input, weight, bias, statistics, quantization, rng_state);
+    return BatchNorm::apply(input, weight, bias, statistics, keeping);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
   return std::get<0>(exact_batch_norm(input, weight, bias, statistics));
 }
 
 /// Without autograd (inference mode) nothing is saved.
+template <class... Arguments>
 at::Tensor batch_norm_plain(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                             const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
-                            double momentum, double eps, int64_t bits, int64_t group_size, bool stochastic,
-                            const OptionalTensor& /*rng_state*/) {
+                            double momentum, double eps, Arguments... arguments) {
   const Statistics statistics{running_mean, running_var, training, momentum, eps};
-  check_arguments(input, weight, bias, statistics, bits, group_size, stochastic);
+  check_arguments(input, weight, bias, statistics, Keeping{arguments...});
   return std::get<0>(exact_batch_norm(input, weight, bias, statistics));
 }
+
+using Signature = KeepingSignature<const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
+                                   const OptionalTensor&, const OptionalTensor&, bool, double, double>;
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
-  m.def(
-      "batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
-      "bool training, float momentum, float eps, int bits=4, int group_size=256, bool stochastic=True, "
-      "Tensor(c!)? rng_state=None) -> Tensor",
-      {at::Tag::pt2_compliant_tag});
+  m.def(("batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+         "bool training, float momentum, float eps, " +
+         kKeepingSchema + ") -> Tensor")
+            .c_str(),
+        {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) { m.impl("batch_norm", batch_norm_plain); }
-TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("batch_norm", batch_norm_autograd); }
+TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) {
+  m.impl("batch_norm", static_cast<Signature*>(batch_norm_plain));
+}
+TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("batch_norm", static_cast<Signature*>(batch_norm_autograd)); }
 
 at::Tensor batch_norm(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                       const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
-                      double momentum, double eps, const Quantization& quantization, const OptionalTensor& rng_state) {
-  static const auto kHandle = c10::Dispatcher::singleton()
-                                  .findSchemaOrThrow(kOp, "")
-                                  .typed<at::Tensor(const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
-                                                    const OptionalTensor&, const OptionalTensor&, bool, double, double,
-                                                    int64_t, int64_t, bool, const OptionalTensor&)>();
-  return kHandle.call(input, weight, bias, running_mean, running_var, training, momentum, eps, quantization.bits,
-                      quantization.group_size, quantization.stochastic, rng_state);
+                      double momentum, double eps, const Quantization& quantization, const OptionalTensor& rng_state,
+                      const Retention& retention) {
+  static const auto kHandle = c10::Dispatcher::singleton().findSchemaOrThrow(kOp, "").typed<Signature>();
+  return call_keeping(kHandle, quantization, retention, rng_state, input, weight, bias, running_mean, running_var,
+                      training, momentum, eps);
 }
 
 }  // namespace actnn

@@ -10,12 +10,14 @@
 #include <vector>
 
 #include "src/autograd/autocast.h"
+#include "src/autograd/keeping.h"
 #include "src/autograd/saved_activation.h"
 #include "src/ops/checks.h"
 
 namespace actnn {
 namespace {
 
+using OptionalTensor = std::optional<at::Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
@@ -26,17 +28,16 @@ class Linear : public torch::autograd::Function<Linear> {
   static constexpr bool is_traceable = true;
 
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& weight,
-                            const std::optional<at::Tensor>& bias, const Quantization& quantization,
-                            const std::optional<at::Tensor>& rng_state) {
+                            const OptionalTensor& bias, const Keeping& keeping) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     at::Tensor output = at::linear(input, weight, bias);
-    at::Tensor packed;
+    KeptActivation kept;
     if (wants_grad(weight)) {
-      packed = pack_activation(ctx, input, quantization, rng_state);
+      kept = keep_activation(ctx, input, keeping);
     } else {
       remember_layout(ctx, input);
     }
-    ctx->save_for_backward({packed, wants_grad(input) ? weight : at::Tensor()});
+    ctx->save_for_backward({wants_grad(input) ? weight : at::Tensor(), kept.data, kept.sample_bits});
     ctx->saved_data["has_bias"] = bias.has_value();
     return output;
   }
@@ -50,25 +51,24 @@ class Linear : public torch::autograd::Function<Linear> {
     at::Tensor grad_weight;
     at::Tensor grad_bias;
     if (ctx->needs_input_grad(0)) {
-      grad_input = grad.mm(saved[1]).reshape_symint(input_size);
+      grad_input = grad.mm(saved[0]).reshape_symint(input_size);
     }
     if (ctx->needs_input_grad(1)) {
-      const at::Tensor input = unpack_activation(ctx, saved[0]);
+      const at::Tensor input = kept_activation(ctx, {saved[1], saved[2]});
       grad_weight = grad.t().mm(input.reshape_symint({-1, input_size.back()}));
     }
     if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)) {
       grad_bias = grad.sum(0);
     }
-    return {grad_input, grad_weight, grad_bias, {}, {}};
+    return {grad_input, grad_weight, grad_bias, {}};
   }
 };
 
-Quantization check_arguments(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                             int64_t bits, int64_t group_size, bool stochastic) {
+void check_arguments(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                     const Keeping& keeping) {
   check_floating(kOp, "input", input);
   check_floating(kOp, "weight", weight);
-  check_bits(kOp, bits);
-  check_group_size(kOp, group_size);
+  check_keeping(kOp, input, keeping);
   TORCH_CHECK_VALUE(weight.dim() == 2, kOp, ": weight must have shape [out_features, in_features], got shape ",
                     weight.sym_sizes());
   TORCH_CHECK_VALUE(input.dim() >= 1 && input.sym_size(-1) == weight.sym_size(1), kOp,
@@ -77,62 +77,58 @@ Quantization check_arguments(const at::Tensor& input, const at::Tensor& weight, 
   TORCH_CHECK_VALUE(!bias.has_value() || (bias->dim() == 1 && bias->sym_size(0) == weight.sym_size(0)), kOp,
                     ": bias must have shape [out_features] = [", weight.sym_size(0), "], got shape ",
                     bias.has_value() ? bias->sym_sizes() : c10::SymIntArrayRef());
-  return {.bits = bits, .group_size = group_size, .stochastic = stochastic};
 }
 
-at::Tensor linear_autograd(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                           int64_t bits, int64_t group_size, bool stochastic,
-                           const std::optional<at::Tensor>& rng_state) {
-  const Quantization quantization = check_arguments(input, weight, bias, bits, group_size, stochastic);
+template <class... Arguments>
+at::Tensor linear_autograd(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                           Arguments... arguments) {
+  const Keeping keeping{arguments...};
+  check_arguments(input, weight, bias, keeping);
   if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(weight) || wants_grad(bias))) {
-    return Linear::apply(input, weight, bias, quantization, rng_state);
+    return Linear::apply(input, weight, bias, keeping);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
   return at::linear(input, weight, bias);
 }
 
 /// Without autograd (inference mode) nothing is saved.
-at::Tensor linear_plain(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                        int64_t bits, int64_t group_size, bool stochastic,
-                        const std::optional<at::Tensor>& /*rng_state*/) {
-  check_arguments(input, weight, bias, bits, group_size, stochastic);
+template <class... Arguments>
+at::Tensor linear_plain(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                        Arguments... arguments) {
+  check_arguments(input, weight, bias, Keeping{arguments...});
   return at::linear(input, weight, bias);
 }
 
-using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, int64_t, int64_t,
-                             bool, const std::optional<at::Tensor>&);
+using Signature = KeepingSignature<const at::Tensor&, const at::Tensor&, const OptionalTensor&>;
 
 const c10::TypedOperatorHandle<Signature>& linear_op() {
   static const auto kHandle = c10::Dispatcher::singleton().findSchemaOrThrow(kOp, "").typed<Signature>();
   return kHandle;
 }
 
-at::Tensor linear_autocast(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                           int64_t bits, int64_t group_size, bool stochastic,
-                           const std::optional<at::Tensor>& rng_state) {
+template <class... Arguments>
+at::Tensor linear_autocast(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                           Arguments... arguments) {
   const LowerPrecision lower(input.device().type());
-  return linear_op().call(lower.cast(input), lower.cast(weight), lower.cast(bias), bits, group_size, stochastic,
-                          rng_state);
+  return linear_op().call(lower.cast(input), lower.cast(weight), lower.cast(bias), arguments...);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
-  m.def(
-      "linear(Tensor input, Tensor weight, Tensor? bias=None, int bits=4, int group_size=256, bool stochastic=True, "
-      "Tensor(a!)? rng_state=None) -> Tensor",
-      {at::Tag::pt2_compliant_tag});
+  m.def(("linear(Tensor input, Tensor weight, Tensor? bias=None, " + kKeepingSchema + ") -> Tensor").c_str(),
+        {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) { m.impl("linear", linear_plain); }
-TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("linear", linear_autograd); }
-TORCH_LIBRARY_IMPL(actnn, AutocastCPU, m) { m.impl("linear", linear_autocast); }
-TORCH_LIBRARY_IMPL(actnn, AutocastCUDA, m) { m.impl("linear", linear_autocast); }
+TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) { m.impl("linear", static_cast<Signature*>(linear_plain)); }
+TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("linear", static_cast<Signature*>(linear_autograd)); }
+TORCH_LIBRARY_IMPL(actnn, AutocastCPU, m) { m.impl("linear", static_cast<Signature*>(linear_autocast)); }
+TORCH_LIBRARY_IMPL(actnn, AutocastCUDA, m) { m.impl("linear", static_cast<Signature*>(linear_autocast)); }
 
 at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                  const Quantization& quantization, const std::optional<at::Tensor>& rng_state) {
-  return linear_op().call(input, weight, bias, quantization.bits, quantization.group_size, quantization.stochastic,
-                          rng_state);
+                  const Quantization& quantization, const std::optional<at::Tensor>& rng_state,
+                  const Retention& retention) {
+  return call_keeping(linear_op(), quantization, retention, rng_state, input, weight, bias);
 }
 
 }  // namespace actnn

@@ -4,10 +4,15 @@
 #include <ATen/ops/empty_strided.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 
+#include <algorithm>
 #include <string>
 
+#include "actnn/core/layout.h"
+#include "actnn/ops/offload.h"
 #include "actnn/ops/quantize.h"
 #include "actnn/ops/random.h"
+#include "src/ops/checks.h"
+#include "src/ops/quantize_per_sample_checks.h"
 #include "src/ops/tensors.h"
 
 namespace actnn {
@@ -31,20 +36,95 @@ std::optional<at::Tensor> state_for(const std::optional<at::Tensor>& rng_state, 
   return rng_state.has_value() || !is_traced(input) ? rng_state : default_rng_state(input.device());
 }
 
-at::Tensor pack_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
-                           const Quantization& quantization, const std::optional<at::Tensor>& rng_state) {
-  const at::Tensor dense = storage_order(input);
-  remember_layout(ctx, dense);
-  ctx->saved_data["bits"] = quantization.bits;
-  ctx->saved_data["group_size"] = quantization.group_size;
-  return quantize(dense, quantization, state_for(rng_state, input));
+namespace {
+
+/// The group size 0 made explicit.
+int64_t explicit_group_size(int64_t group_size, const c10::SymInt& elements) {
+  return group_size != 0 ? group_size
+                         : std::max(align_up(elements, kGroupSizeMultiple), c10::SymInt(kGroupSizeMultiple))
+                               .guard_int(__FILE__, __LINE__);
 }
 
-at::Tensor unpack_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& packed) {
+/// What `data["form"]` says of a kept activation.
+enum Form : int64_t { kExact, kPacked, kPackedPerSample };
+
+}  // namespace
+
+KeptActivation keep_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input, const Keeping& keeping) {
+  const auto& [quantization, retention, rng_state] = keeping;
   auto& data = ctx->saved_data;
-  return dequantize(packed, data["input_size"].toSymIntVector(), data["input_stride"].toSymIntVector(),
-                    data["input_dtype"].toScalarType(),
-                    {.bits = data["bits"].toInt(), .group_size = data["group_size"].toInt()});
+  KeptActivation kept;
+  if (!retention.compress) {
+    remember_layout(ctx, input);
+    data["form"] = kExact;
+    kept.data = input;
+  } else {
+    const at::Tensor dense = retention.sample_bits ? samples_outermost(input) : storage_order(input);
+    remember_layout(ctx, dense);
+    data["bits"] = quantization.bits;
+    if (retention.sample_bits) {
+      const c10::SymInt elements = elements_per_sample(dense.sym_numel(), dense.sym_size(0));
+      const int64_t group_size = explicit_group_size(quantization.group_size, elements);
+      data["form"] = kPackedPerSample;
+      data["group_size"] = group_size;
+      kept.sample_bits = *retention.sample_bits;
+      kept.data = quantize_per_sample(dense, kept.sample_bits,
+                                      segments_code_bytes(elements, dense.sym_size(0), retention.total_bits),
+                                      group_size, quantization.stochastic, state_for(rng_state, input));
+    } else {
+      const int64_t group_size = explicit_group_size(quantization.group_size, dense.sym_numel());
+      data["form"] = kPacked;
+      data["group_size"] = group_size;
+      kept.data =
+          quantize(dense, {quantization.bits, group_size, quantization.stochastic}, state_for(rng_state, input));
+    }
+    if (retention.simulate) {
+      kept = {kept_activation(ctx, kept), at::Tensor()};
+      data["form"] = kExact;
+    }
+  }
+  if (retention.offload && !input.device().is_cpu() && !is_traced(input)) {
+    data["offloaded_from"] = input.device();
+    kept.data = offload(kept.data);
+  }
+  return kept;
+}
+
+at::Tensor kept_activation(torch::autograd::AutogradContext* ctx, const KeptActivation& kept) {
+  auto& data = ctx->saved_data;
+  const auto device = data.find("offloaded_from");
+  const at::Tensor local = device == data.end() ? kept.data : fetch(kept.data, device->second.toDevice());
+  if (data["form"].toInt() == kExact) {
+    return local;
+  }
+  const auto size = data["input_size"].toSymIntVector();
+  const auto stride = data["input_stride"].toSymIntVector();
+  const at::ScalarType dtype = data["input_dtype"].toScalarType();
+  const int64_t group_size = data["group_size"].toInt();
+  return data["form"].toInt() == kPackedPerSample
+             ? dequantize_per_sample(local, kept.sample_bits, size, stride, dtype, group_size)
+             : dequantize(local, size, stride, dtype, {.bits = data["bits"].toInt(), .group_size = group_size});
+}
+
+void check_keeping(const char* op, const at::Tensor& input, const Keeping& keeping) {
+  const auto& [quantization, retention, rng_state] = keeping;
+  if (quantization.group_size != 0) {
+    check_group_size(op, quantization.group_size);
+  }
+  check_rng_state(op, rng_state, input.device());
+  if (!retention.sample_bits) {
+    check_bits(op, quantization.bits);
+    return;
+  }
+  const at::Tensor& bits = *retention.sample_bits;
+  TORCH_CHECK_VALUE(input.dim() >= 1, op, ": input must have a sample dimension for sample_bits, got a 0-D tensor");
+  TORCH_CHECK_VALUE(bits.defined() && bits.scalar_type() == at::kByte && bits.dim() == 1 && bits.is_contiguous() &&
+                        bits.sym_numel() == input.sym_size(0) && bits.device() == input.device(),
+                    op, ": sample_bits must be a contiguous uint8 tensor of shape [", input.sym_size(0), "] on ",
+                    input.device(), ", got ", bits.defined() ? bits.toString() : "none", " of shape ",
+                    bits.defined() ? bits.sym_sizes() : c10::SymIntArrayRef());
+  TORCH_CHECK_VALUE(retention.total_bits >= input.sym_size(0), op, ": total_bits must be at least one per sample (",
+                    input.sym_size(0), "), got ", retention.total_bits);
 }
 
 at::Tensor activation_like(torch::autograd::AutogradContext* ctx, const at::Tensor& like) {

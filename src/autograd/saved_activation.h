@@ -6,7 +6,7 @@
 #include <optional>
 #include <vector>
 
-#include "actnn/ops/quantization.h"
+#include "src/autograd/keeping.h"
 
 /// \file
 /// What the differentiable functions share: how an activation is kept for backward, and checks.
@@ -21,12 +21,21 @@ void remember_layout(torch::autograd::AutogradContext* ctx, const at::Tensor& in
 /// activation, so that while one traces it gets a state to advance, which keeps it in forward.
 std::optional<at::Tensor> state_for(const std::optional<at::Tensor>& rng_state, const at::Tensor& input);
 
-/// Packs `input` and remembers its layout in `ctx`. The caller saves the result with `ctx->save_for_backward`.
-at::Tensor pack_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
-                           const Quantization& quantization, const std::optional<at::Tensor>& rng_state);
+/// A kept activation: what the caller saves with `ctx->save_for_backward`.
+struct KeptActivation {
+  at::Tensor data;         ///< packed, or the activation itself
+  at::Tensor sample_bits;  ///< undefined unless each sample has its own
+};
 
-/// The unbiased copy that was packed.
-at::Tensor unpack_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& packed);
+/// Keeps `input` as `keeping` says, and remembers its layout in `ctx`. A group size of 0 stands for one group
+/// for the whole tensor, or for each sample if each has its own bits.
+KeptActivation keep_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input, const Keeping& keeping);
+
+/// The copy that was kept: unbiased, or exact.
+at::Tensor kept_activation(torch::autograd::AutogradContext* ctx, const KeptActivation& kept);
+
+/// Checks of an op's `keeping`; `input` is the activation.
+void check_keeping(const char* op, const at::Tensor& input, const Keeping& keeping);
 
 /// An uninitialized tensor of the remembered layout, for backward ops that take the activation but read only its shape.
 at::Tensor activation_like(torch::autograd::AutogradContext* ctx, const at::Tensor& like);

@@ -22,6 +22,7 @@ namespace actnn {
 namespace {
 
 constexpr const char* kOp = "actnn::allocate_bits";
+constexpr const char* kNoiseOp = "actnn::allocate_bits_for_noise";
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 /// 1 / (2^bits - 1)^2.
@@ -44,40 +45,71 @@ at::Tensor variance(const at::Tensor& bits) {
   return (levels * levels).reciprocal();
 }
 
-void check_vector(const char* argument, const at::Tensor& tensor, const at::Tensor& bits, bool has_dtype,
-                  const char* dtype) {
-  TORCH_CHECK_TYPE(has_dtype, kOp, ": ", argument, " must be ", dtype, ", got ", tensor.scalar_type());
-  TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.sym_numel() == bits.sym_numel(), kOp, ": ", argument,
+void check_vector(const char* op, const char* argument, const at::Tensor& tensor, const at::Tensor& bits,
+                  bool has_dtype, const char* dtype) {
+  TORCH_CHECK_TYPE(has_dtype, op, ": ", argument, " must be ", dtype, ", got ", tensor.scalar_type());
+  TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.sym_numel() == bits.sym_numel(), op, ": ", argument,
                     " must have the shape of bits, [", bits.sym_numel(), "], got ", tensor.sym_sizes());
-  TORCH_CHECK_VALUE(tensor.device() == bits.device(), kOp, ": ", argument, " must be on the device of bits, ",
+  TORCH_CHECK_VALUE(tensor.device() == bits.device(), op, ": ", argument, " must be on the device of bits, ",
                     bits.device(), ", got ", tensor.device());
 }
 
-void check_arguments(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight) {
-  TORCH_CHECK_TYPE(bits.scalar_type() == at::kByte, kOp, ": bits must be uint8, got ", bits.scalar_type());
-  TORCH_CHECK_VALUE(bits.dim() == 1, kOp, ": bits must be 1-D, got shape ", bits.sym_sizes());
+void check_arguments(const char* op, const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight) {
+  TORCH_CHECK_TYPE(bits.scalar_type() == at::kByte, op, ": bits must be uint8, got ", bits.scalar_type());
+  TORCH_CHECK_VALUE(bits.dim() == 1, op, ": bits must be 1-D, got shape ", bits.sym_sizes());
   const at::ScalarType dtype = sensitivity.scalar_type();
-  check_vector("sensitivity", sensitivity, bits, dtype == at::kFloat || dtype == at::kDouble, "float32 or float64");
-  check_vector("weight", weight, bits, weight.scalar_type() == at::kLong, "int64");
+  check_vector(op, "sensitivity", sensitivity, bits, dtype == at::kFloat || dtype == at::kDouble, "float32 or float64");
+  check_vector(op, "weight", weight, bits, weight.scalar_type() == at::kLong, "int64");
 }
 
-at::Tensor allocate(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight, int64_t target) {
-  check_arguments(bits, sensitivity, weight);
-  // Rows: elements. Columns: their decrements, 8 to 7 bits first, in the order in which they are taken.
+/// Every decrement of every element, 8 to 7 bits first; [elements * 7].
+struct Decrements {
+  at::Tensor possible;  ///< from the bits given
+  at::Tensor order;     ///< the order in which they are taken: the cheapest first, of equals the first element's
+  at::Tensor rises;     ///< float64: what each adds to the variance
+  at::Tensor gains;     ///< int64: what each spares
+
+  at::Tensor in_order(const at::Tensor& values) const { return values.index_select(0, order); }
+};
+
+Decrements decrements(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight) {
   const at::Tensor from = at::arange(kMaxBits, kMinBits, -1, weight.options());
   const at::Tensor possible = from.unsqueeze(0) <= bits.to(at::kLong).unsqueeze(1);
   const at::Tensor positive = sensitivity.to(at::kDouble).clamp_min(0.0).unsqueeze(1);
-  const at::Tensor prices = positive * (variance(from - 1) - variance(from)) / weight.to(at::kDouble).unsqueeze(1);
+  const at::Tensor rises = positive * (variance(from - 1) - variance(from));
+  const at::Tensor prices = rises / weight.to(at::kDouble).unsqueeze(1);
   const at::Tensor keys = at::where(possible, at::nan_to_num(prices, kInfinity, kInfinity), kInfinity).flatten();
-  const at::Tensor gains = (possible * weight.unsqueeze(1)).flatten();
+  return {.possible = possible.flatten(),
+          .order = std::get<1>(at::sort(keys, /*stable=*/true, /*dim=*/0, /*descending=*/false)),
+          .rises = at::nan_to_num(rises, kInfinity, kInfinity).flatten(),
+          .gains = (possible * weight.unsqueeze(1)).flatten()};
+}
 
-  const at::Tensor order = std::get<1>(at::sort(keys, /*stable=*/true, /*dim=*/0, /*descending=*/false));
-  const at::Tensor sorted_gains = gains.index_select(0, order);
-  const at::Tensor gained_before = sorted_gains.cumsum(0) - sorted_gains;
+/// `bits` less the decrements taken, which are given in order.
+at::Tensor take(const at::Tensor& bits, const Decrements& all, const at::Tensor& taken) {
+  const at::Tensor real = taken & all.in_order(all.possible);
+  const at::Tensor fewer = at::zeros_like(all.gains).scatter(0, all.order, real.to(at::kLong));
+  return (bits - fewer.view({-1, kMaxBits - kMinBits}).sum(1)).to(at::kByte);
+}
+
+at::Tensor allocate(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight, int64_t target) {
+  check_arguments(kOp, bits, sensitivity, weight);
+  const Decrements all = decrements(bits, sensitivity, weight);
+  const at::Tensor gains = all.in_order(all.gains);
   const at::Tensor excess = (bits * weight).sum() - target;
-  const at::Tensor taken = (gained_before < excess) & possible.flatten().index_select(0, order);
-  const at::Tensor fewer = at::zeros_like(gains).scatter(0, order, taken.to(at::kLong)).view_as(possible).sum(1);
-  return (bits - fewer).to(at::kByte);
+  return take(bits, all, gains.cumsum(0) - gains < excess);
+}
+
+at::Tensor allocate_for_noise(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight,
+                              const at::Tensor& allowed) {
+  check_arguments(kNoiseOp, bits, sensitivity, weight);
+  TORCH_CHECK_VALUE(allowed.dim() == 0 && allowed.is_floating_point() && allowed.device() == bits.device(), kNoiseOp,
+                    ": allowed must be a floating-point scalar on ", bits.device(), ", got ", allowed.toString(),
+                    " of shape ", allowed.sym_sizes());
+  const Decrements all = decrements(bits, sensitivity, weight);
+  const at::Tensor rises = at::where(all.in_order(all.possible), all.in_order(all.rises), 0.0);
+  const at::Tensor now = (sensitivity.to(at::kDouble).clamp_min(0.0) * variance(bits.to(at::kLong))).sum();
+  return take(bits, all, now + rises.cumsum(0) <= allowed);
 }
 
 at::Tensor allocate_autograd(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight,
@@ -86,15 +118,29 @@ at::Tensor allocate_autograd(const at::Tensor& bits, const at::Tensor& sensitivi
   return allocate_bits(bits, sensitivity, weight, target);
 }
 
+at::Tensor allocate_for_noise_autograd(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight,
+                                       const at::Tensor& allowed) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return allocate_bits_for_noise(bits, sensitivity, weight, allowed);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def("allocate_bits(Tensor bits, Tensor sensitivity, Tensor weight, int target) -> Tensor",
         {at::Tag::pt2_compliant_tag});
+  m.def("allocate_bits_for_noise(Tensor bits, Tensor sensitivity, Tensor weight, Tensor allowed) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) { m.impl("allocate_bits", allocate); }
-TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("allocate_bits", allocate_autograd); }
+TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) {
+  m.impl("allocate_bits", allocate);
+  m.impl("allocate_bits_for_noise", allocate_for_noise);
+}
+TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
+  m.impl("allocate_bits", allocate_autograd);
+  m.impl("allocate_bits_for_noise", allocate_for_noise_autograd);
+}
 
 at::Tensor allocate_bits(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight,
                          int64_t target) {
@@ -103,6 +149,15 @@ at::Tensor allocate_bits(const at::Tensor& bits, const at::Tensor& sensitivity, 
           .findSchemaOrThrow(kOp, "")
           .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t)>();
   return kHandle.call(bits, sensitivity, weight, target);
+}
+
+at::Tensor allocate_bits_for_noise(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight,
+                                   const at::Tensor& allowed) {
+  static const auto kHandle =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow(kNoiseOp, "")
+          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&)>();
+  return kHandle.call(bits, sensitivity, weight, allowed);
 }
 
 std::vector<uint8_t> allocate_bits_greedily(std::vector<uint8_t> bits, const std::vector<double>& sensitivity,

@@ -16,7 +16,7 @@ ops = torch.ops.actnn
 
 
 def network(x, conv_weight, gamma, matrix, states):
-    y = ops.convolution(x, conv_weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, 4, 256, True, states[0])
+    y = ops.convolution(x, conv_weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, rng_state=states[0])
     y = ops.batch_norm(y, gamma, None, None, None, True, 0.1, 1e-5, 4, 256, True, states[1])
     y = ops.relu(y)
     y = ops.max_pool2d(y, [2, 2])

@@ -108,7 +108,7 @@ class Classifier:
     def loss(self, images, labels):
         weight, gamma, beta, matrix = self.parameters
         states = self.states
-        y = ops.convolution(images, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, 8, 256, True, states[0])
+        y = ops.convolution(images, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, bits=8, rng_state=states[0])
         y = ops.batch_norm(y, gamma, beta, *self.statistics, True, 0.1, 1e-5, 8, 256, True, states[1])
         y = ops.max_pool2d(ops.relu_(y), [3, 3], [2, 2], [1, 1])
         y = ops.adaptive_avg_pool2d(ops.dropout(y, 0.25, states[2]), [2, 2])

@@ -129,7 +129,7 @@ def test_events_order_work_on_several_streams():
 
 
 def layers(x, conv_weight, gamma, beta, matrix, states):
-    y = ops.convolution(x, conv_weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, 4, 256, True, states[0])
+    y = ops.convolution(x, conv_weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, rng_state=states[0])
     y = ops.batch_norm(y, gamma, beta, None, None, True, 0.1, 1e-5, 4, 256, True, states[1])
     y = ops.relu_(y)
     y = ops.max_pool2d(y, [3, 3], [2, 2], [1, 1])

@@ -28,7 +28,7 @@ def compressed(x, parameters, bits=4, states=(None,) * 4):
     weight, gamma, beta, matrix = parameters
     layers = [
         lambda t: ops.convolution(
-            t, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, bits, 256, True, states[0]
+            t, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, bits=bits, rng_state=states[0]
         ),
         lambda t: ops.batch_norm(t, gamma, beta, None, None, True, 0.1, 1e-5, bits, 256, True, states[1]),
         ops.relu,

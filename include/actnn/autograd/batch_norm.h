@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "actnn/autograd/retention.h"
 #include "actnn/ops/quantization.h"
 
 namespace actnn {
@@ -19,6 +20,7 @@ namespace actnn {
 at::Tensor batch_norm(const at::Tensor& input, const std::optional<at::Tensor>& weight,
                       const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& running_mean,
                       const std::optional<at::Tensor>& running_var, bool training, double momentum, double eps,
-                      const Quantization& quantization = {}, const std::optional<at::Tensor>& rng_state = std::nullopt);
+                      const Quantization& quantization = {}, const std::optional<at::Tensor>& rng_state = std::nullopt,
+                      const Retention& retention = {});
 
 }  // namespace actnn

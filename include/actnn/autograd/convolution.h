@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "actnn/autograd/retention.h"
 #include "actnn/ops/quantization.h"
 
 namespace actnn {
@@ -34,6 +35,7 @@ struct ConvolutionGeometry {
 /// Double backward raises an error. Source: ActNN (Chen et al., ICML 2021), section 3.
 at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                        const ConvolutionGeometry& geometry, const Quantization& quantization = {},
-                       const std::optional<at::Tensor>& rng_state = std::nullopt);
+                       const std::optional<at::Tensor>& rng_state = std::nullopt, const Retention& retention = {},
+                       const ConvolutionExecution& execution = {});
 
 }  // namespace actnn

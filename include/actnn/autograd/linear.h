@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "actnn/autograd/retention.h"
 #include "actnn/ops/quantization.h"
 
 namespace actnn {
@@ -14,6 +15,7 @@ namespace actnn {
 /// The result, and the gradients of input and bias, are the exact ones; the gradient of weight is unbiased. Only a weight
 /// that requires a gradient makes the input be saved. Double backward raises an error.
 at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                  const Quantization& quantization = {}, const std::optional<at::Tensor>& rng_state = std::nullopt);
+                  const Quantization& quantization = {}, const std::optional<at::Tensor>& rng_state = std::nullopt,
+                  const Retention& retention = {});
 
 }  // namespace actnn

@@ -45,6 +45,12 @@ constexpr Int code_bytes(const Int& elements, int bits) {
   return ceil_div(elements, kOctet) * static_cast<int64_t>(bits);
 }
 
+/// Room for the codes of segments of `elements` elements each, whose bits add up to `total_bits`, with their alignment.
+template <class Int>
+constexpr Int segments_code_bytes(const Int& elements, const Int& segments, const Int& total_bits) {
+  return ceil_div(elements, kOctet) * total_bits + segments * (kSegmentAlignment - 1);
+}
+
 /// Offset of the codes in a packed activation with `groups` groups in all.
 template <class Int>
 constexpr Int codes_offset(const Int& groups) {

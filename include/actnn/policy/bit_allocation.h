@@ -25,6 +25,12 @@ namespace actnn {
 at::Tensor allocate_bits(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight,
                          int64_t target);
 
+/// The dual: from the bits given, the cheapest decrements in the same order, as long as the sum of
+/// sensitivity_i / (2^bits_i - 1)^2 stays at `allowed` or below; `bits` itself where it is above from the beginning. `allowed`: a
+/// floating-point scalar on the same device. Same errors, same determinism.
+at::Tensor allocate_bits_for_noise(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight,
+                                   const at::Tensor& allowed);
+
 /// The definition, with a heap: the bits for `sensitivity` and `weight` of one size, beginning with `bits`.
 std::vector<uint8_t> allocate_bits_greedily(std::vector<uint8_t> bits, const std::vector<double>& sensitivity,
                                             const std::vector<int64_t>& weight, int64_t target);

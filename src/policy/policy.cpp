@@ -1,0 +1,259 @@
+#include "actnn/policy/policy.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/autograd/graph_task.h>
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "actnn/core/bit_packing.h"
+#include "actnn/policy/bit_allocation.h"
+#include "actnn/policy/scheme.h"
+#include "src/ops/stream_capture.h"
+
+namespace actnn {
+namespace {
+
+/// Mean over the position inside a step of the squared distance that stochastic rounding leaves, 1/6 step^2, over the bound
+/// 1/4 step^2 in which sensitivities are counted.
+constexpr double kMeanOverBound = 4.0 / 6.0;
+
+/// What one use of a layer in forward adds to an allocation.
+struct Units {
+  std::vector<at::Tensor> sensitivity;
+  std::vector<at::Tensor> weight;
+  std::vector<at::Tensor> layer;
+  int64_t elements = 0;  ///< the sum of all weights, which the host knows
+
+  void add(const at::Tensor& sensitivities, int64_t unit_elements, int64_t index) {
+    const auto ints = sensitivities.options().dtype(at::kLong);
+    sensitivity.push_back(sensitivities.to(at::kDouble));
+    weight.push_back(at::full(sensitivities.sizes(), unit_elements, ints));
+    layer.push_back(at::full(sensitivities.sizes(), index, ints));
+    elements += unit_elements * sensitivities.numel();
+  }
+};
+
+}  // namespace
+
+/// Bits for layers, on their way to the host.
+struct Policy::Allocation {
+  std::vector<c10::intrusive_ptr<Scheme>> schemes;
+  at::Tensor bits;                     ///< float64 [schemes], on the host, perhaps not yet complete
+  std::optional<c10::Event> complete;  ///< none: it is
+};
+
+/// The layers that the policy is for.
+struct Policy::Layers {
+  using Weak = c10::weak_intrusive_ptr<Scheme>;
+
+  std::vector<Weak> all;  ///< in the order of construction; some may be gone
+  Weak previous{c10::intrusive_ptr<Scheme>()};
+  std::unique_ptr<Allocation> pending;
+};
+
+Policy::Policy(Config config) : config_(std::move(config)), layers_(std::make_unique<Layers>()) {}
+Policy::~Policy() = default;
+
+void Policy::set_batch(std::optional<at::Tensor> indices) {
+  if (indices) {
+    TORCH_CHECK_TYPE(at::isIntegralType(indices->scalar_type(), /*includeBool=*/false),
+                     "actnn::Policy: batch must hold integers, got ", indices->scalar_type());
+    TORCH_CHECK_VALUE(indices->dim() == 1, "actnn::Policy: batch must be 1-D, got shape ", indices->sizes());
+    if (indices->device().is_cpu() && indices->numel() > 0) {
+      const int64_t smallest = indices->min().item<int64_t>();
+      const int64_t largest = indices->max().item<int64_t>();
+      TORCH_CHECK_VALUE(!config_.use_gradient || (smallest >= 0 && largest < num_samples_),
+                        "actnn::Policy: batch must hold indices in 0..num_samples-1 = 0..", num_samples_ - 1, ", got ",
+                        smallest, "..", largest);
+    }
+    indices = indices->to(at::kLong);
+  }
+  batch_ = std::move(indices);
+}
+
+void Policy::set_num_samples(int64_t samples) {
+  TORCH_CHECK_VALUE(samples > 0, "actnn::Policy: num_samples must be positive, got ", samples);
+  num_samples_ = samples;
+}
+
+void Policy::set_noise_correction(double factor) {
+  TORCH_CHECK_VALUE(factor > 0 && factor < std::numeric_limits<double>::infinity(),
+                    "actnn::Policy: the noise correction must be positive and finite, got ", factor);
+  noise_correction_ = factor;
+}
+
+void Policy::enlist(const c10::intrusive_ptr<Scheme>& scheme) {
+  const std::lock_guard lock(mutex_);
+  std::erase_if(layers_->all, [](const auto& weak) { return weak.expired(); });
+  layers_->all.emplace_back(scheme);
+}
+
+std::vector<c10::intrusive_ptr<Scheme>> Policy::schemes() const {
+  const std::lock_guard lock(mutex_);
+  return living();
+}
+
+std::vector<c10::intrusive_ptr<Scheme>> Policy::living() const {
+  std::vector<c10::intrusive_ptr<Scheme>> alive;
+  for (const auto& weak : layers_->all) {
+    if (auto scheme = weak.lock()) {
+      alive.push_back(std::move(scheme));
+    }
+  }
+  return alive;
+}
+
+c10::intrusive_ptr<Scheme> Policy::previous() const {
+  const std::lock_guard lock(mutex_);
+  return layers_->previous.lock();
+}
+
+void Policy::set_previous(const c10::intrusive_ptr<Scheme>& scheme) {
+  const std::lock_guard lock(mutex_);
+  layers_->previous = Layers::Weak(scheme);
+}
+
+void Policy::begin_forward(const at::Tensor& input) {
+  if (!backward_came_ || torch::autograd::get_current_graph_task_id() != -1 || is_capturing(input.device())) {
+    return;
+  }
+  const std::lock_guard lock(mutex_);
+  if (!backward_came_.exchange(false)) {
+    return;
+  }
+  finish(std::move(layers_->pending));
+  if (config_.perlayer) {
+    layers_->pending = allocate();
+    if (layers_->pending && !layers_->pending->complete) {
+      finish(std::move(layers_->pending));
+    }
+  }
+  layers_->previous = Layers::Weak(c10::intrusive_ptr<Scheme>());
+  ++step_;
+}
+
+void Policy::allocate_per_layer() {
+  const std::lock_guard lock(mutex_);
+  finish(std::move(layers_->pending));
+  finish(allocate());
+}
+
+void Policy::finish(std::unique_ptr<Allocation> allocation) {
+  if (!allocation) {
+    return;
+  }
+  if (allocation->complete) {
+    allocation->complete->synchronize();
+  }
+  const auto* bits = allocation->bits.const_data_ptr<double>();
+  for (const auto& scheme : allocation->schemes) {
+    scheme->set_bits(std::clamp(*bits++, static_cast<double>(kMinBits), static_cast<double>(kMaxBits)));
+  }
+}
+
+std::unique_ptr<Policy::Allocation> Policy::allocate() const {
+  const at::NoGradGuard no_grad;
+  auto result = std::make_unique<Allocation>();
+  std::vector<at::Tensor> layer_bits;
+  std::optional<c10::Device> device;
+
+  // With a noise target all layers are one problem.
+  const size_t problems = config_.noise_target ? 1 : config_.activation_compression_bits.size();
+  for (size_t problem = 0; problem < problems; ++problem) {
+    const int64_t average = config_.activation_compression_bits[problem];
+    const bool by_layer = !config_.noise_target && average == config_.initial_bits;
+    Units units;
+    at::Tensor gradient;
+    const size_t first = result->schemes.size();
+    for (const auto& scheme : living()) {
+      const std::lock_guard lock(scheme->mutex_);
+      if (!config_.noise_target && scheme->options().group != static_cast<int64_t>(problem)) {
+        continue;
+      }
+      const auto index = static_cast<int64_t>(result->schemes.size() - first);
+      bool takes_part = false;
+      for (const Scheme::Use& use : scheme->uses_) {
+        if (use.step != step_) {
+          continue;
+        }
+        device = device.value_or(use.range.device());
+        at::Tensor sensitivity = (use.range * use.gradient).to(*device, /*non_blocking=*/true);
+        const int64_t samples = sensitivity.size(0);
+        if (by_layer) {
+          sensitivity = sensitivity.sum(0, /*keepdim=*/true);
+        }
+        units.add(sensitivity, by_layer ? samples * use.dim : use.dim, index);
+        if (use.weight_gradient.defined()) {
+          const at::Tensor norm = use.weight_gradient.to(*device, /*non_blocking=*/true).to(at::kDouble);
+          gradient = gradient.defined() ? gradient + norm : norm;
+        }
+        takes_part = true;
+      }
+      if (takes_part) {
+        result->schemes.push_back(scheme);
+      }
+    }
+    if (units.weight.empty()) {
+      continue;
+    }
+    const at::Tensor sensitivity = at::cat(units.sensitivity);
+    const at::Tensor weight = at::cat(units.weight);
+    const at::Tensor layer = at::cat(units.layer);
+    const bool from_eight = by_layer || config_.noise_target;
+    const at::Tensor start =
+        at::full(weight.sizes(), from_eight ? kMaxBits : config_.initial_bits, weight.options().dtype(at::kByte));
+    at::Tensor bits;
+    if (config_.noise_target) {
+      const at::Tensor allowed =
+          gradient.defined() ? gradient * *config_.noise_target : at::zeros({}, sensitivity.options());
+      bits = allocate_bits_for_noise(start, sensitivity * (kMeanOverBound * noise_correction_), weight, allowed);
+    } else {
+      bits = allocate_bits(start, sensitivity, weight, average * units.elements);
+    }
+    const auto layers = static_cast<int64_t>(result->schemes.size() - first);
+    const at::Tensor total = at::zeros({layers}, sensitivity.options());
+    layer_bits.push_back(total.index_add(0, layer, (bits * weight).to(at::kDouble)) /
+                         total.index_add(0, layer, weight.to(at::kDouble)));
+  }
+
+  if (result->schemes.empty()) {
+    return nullptr;
+  }
+  const at::Tensor all = at::cat(layer_bits);
+  if (device->is_cpu()) {
+    result->bits = all;
+    return result;
+  }
+  result->bits = at::empty(all.sizes(), all.options().device(at::kCPU).pinned_memory(true));
+  result->bits.copy_(all, /*non_blocking=*/true);
+  result->complete.emplace(device->type());
+  result->complete->record(c10::impl::VirtualGuardImpl(device->type()).getStream(*device));
+  return result;
+}
+
+double Policy::predicted_noise() const {
+  const at::NoGradGuard no_grad;
+  const std::lock_guard lock(mutex_);
+  double variance = 0;
+  double gradient = 0;
+  const int64_t step = backward_came_ ? step_.load() : step_ - 1;
+  for (const auto& scheme : living()) {
+    const std::lock_guard scheme_lock(scheme->mutex_);
+    for (const Scheme::Use& use : scheme->uses_) {
+      if (use.step == step && use.weight_gradient.defined()) {
+        const at::Tensor levels = at::pow(2.0, use.sample_bits.to(at::kDouble)) - 1.0;
+        variance += (use.range * use.gradient / levels.square()).sum().item<double>();
+        gradient += use.weight_gradient.item<double>();
+      }
+    }
+  }
+  return gradient > 0 ? variance * kMeanOverBound * noise_correction_ / gradient
+                      : std::numeric_limits<double>::quiet_NaN();
+}
+
+}  // namespace actnn

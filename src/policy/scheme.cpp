@@ -1,0 +1,220 @@
+#include "actnn/policy/scheme.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/function_hook.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "actnn/core/bit_packing.h"
+#include "actnn/core/layout.h"
+#include "actnn/ops/cache.h"
+#include "actnn/ops/sample_statistics.h"
+#include "actnn/policy/bit_allocation.h"
+
+namespace actnn {
+
+/// Sees the gradients that the backward of one use of a layer gets and gives.
+class SchemeObserver : public torch::autograd::FunctionPostHook {
+ public:
+  SchemeObserver(c10::intrusive_ptr<Scheme> scheme, std::optional<Scheme::Use> use)
+      : scheme_(std::move(scheme)), use_(std::move(use)) {}
+
+  torch::autograd::variable_list operator()(const torch::autograd::variable_list& grad_inputs,
+                                            const torch::autograd::variable_list& grad_outputs) override {
+    const at::NoGradGuard no_grad;
+    // The op's tensors begin with (input, weight).
+    scheme_->learn(use_, grad_outputs[0], grad_inputs.size() > 1 ? grad_inputs[1] : at::Tensor());
+    return grad_inputs;
+  }
+
+ private:
+  c10::intrusive_ptr<Scheme> scheme_;
+  std::optional<Scheme::Use> use_;
+};
+
+Plan fixed_plan(const Config& config, int64_t group) {
+  const auto groups = static_cast<int64_t>(config.activation_compression_bits.size());
+  TORCH_CHECK_VALUE(group >= 0 && group < groups,
+                    "actnn: group must be an index into activation_compression_bits, which has ", groups,
+                    " entries, got ", group);
+  return {
+      {.bits = config.activation_compression_bits[group],
+       .group_size = config.pergroup ? config.group_size : 0,
+       .stochastic = config.stochastic},
+      {.compress = config.compress_activation && config.training, .simulate = config.simulate, .offload = config.swap}};
+}
+
+c10::intrusive_ptr<Scheme> Scheme::create(const c10::intrusive_ptr<Policy>& policy, const SchemeOptions& options) {
+  TORCH_CHECK_VALUE(policy, "actnn::Scheme: policy must be a policy, got a null pointer");
+  auto scheme = c10::make_intrusive<Scheme>(policy, options);
+  policy->enlist(scheme);
+  return scheme;
+}
+
+Scheme::Scheme(c10::intrusive_ptr<Policy> policy, SchemeOptions options)
+    : policy_(std::move(policy)), options_(std::move(options)) {
+  TORCH_CHECK_VALUE(options_.num_locations > 0 && options_.depthwise_groups > 0,
+                    "actnn::Scheme: num_locations and depthwise_groups must be positive, got ", options_.num_locations,
+                    " and ", options_.depthwise_groups);
+  const auto bits = static_cast<double>(fixed_plan(policy_->config(), options_.group).quantization.bits);
+  bits_ = options_.normalization ? kMaxBits : bits;
+}
+
+void Scheme::set_bits(double bits) {
+  TORCH_CHECK_VALUE(bits >= kMinBits && bits <= kMaxBits, "actnn::Scheme: bits must be in 1..8, got ", bits);
+  bits_ = bits;
+}
+
+at::Tensor Scheme::scales() const { return scales_; }
+at::Tensor Scheme::sensitivity() const { return sensitivity_; }
+
+Plan Scheme::plan(const at::Tensor& input) {
+  const at::NoGradGuard no_grad;
+  policy_->begin_forward(input);
+  const Config& config = policy_->config();
+  if (config.empty_cache_threshold) {
+    release_cache(input.device(), *config.empty_cache_threshold);
+  }
+  Plan plan = fixed_plan(config, options_.group);
+  planned_.reset();
+  const bool adaptive = options_.normalization ? config.adaptive_bn_scheme : config.adaptive_conv_scheme;
+  if (!adaptive || !plan.retention.compress || input.dim() < 2 || input.numel() == 0) {
+    return plan;
+  }
+  const int64_t samples = input.size(0);
+  dim_ = input.numel() / samples;
+  if (options_.normalization) {
+    const auto before = policy_->previous();
+    bits_ = before ? before->bits() : kMaxBits;
+  } else {
+    policy_->set_previous(c10::intrusive_ptr<Scheme>::reclaim_copy(this));
+  }
+
+  const int64_t group_size = config.pergroup ? config.group_size : align_up(dim_, kGroupSizeMultiple);
+  at::Tensor range = group_range_squares(input, group_size);
+  Use use{.dim = dim_, .batch = policy_->batch(), .step = policy_->step()};
+  if (options_.normalization) {
+    sensitivity_ = range;
+  } else {
+    const int64_t pixels = dim_ / input.size(options_.channel_dim);
+    const auto factor = static_cast<double>(options_.num_locations) / 4.0 /
+                        static_cast<double>(options_.depthwise_groups) * static_cast<double>(group_size) /
+                        static_cast<double>(pixels);
+    use.range = range.mul_(factor);
+    sensitivity_ = use.range * gradient_of(use.batch, use.range);
+  }
+
+  const int64_t initial =
+      std::min<int64_t>(kMaxBits, std::max(config.initial_bits, static_cast<int64_t>(std::ceil(bits_))));
+  const int64_t total =
+      std::max(samples, static_cast<int64_t>(std::floor(bits_ * static_cast<double>(samples) + 1e-6)));
+  at::Tensor sample_bits = at::full({samples}, initial, input.options().dtype(at::kByte).memory_format(std::nullopt));
+  plan.quantization.bits = initial;
+  if (total < initial * samples) {
+    sample_bits =
+        allocate_bits(sample_bits, sensitivity_, at::ones({samples}, sample_bits.options().dtype(at::kLong)), total);
+    plan.retention.sample_bits = sample_bits;
+    plan.retention.total_bits = total;
+  }
+  if (!options_.normalization) {
+    use.sample_bits = sample_bits;
+    planned_ = std::move(use);
+  }
+  return plan;
+}
+
+void Scheme::observe(const at::Tensor& output) {
+  std::optional<Use> use = std::exchange(planned_, std::nullopt);
+  if ((use || policy_->config().empty_cache_threshold) && output.grad_fn()) {
+    output.grad_fn()->add_post_hook(
+        std::make_unique<SchemeObserver>(c10::intrusive_ptr<Scheme>::reclaim_copy(this), std::move(use)));
+  }
+}
+
+at::Tensor Scheme::gradient_of(const std::optional<at::Tensor>& batch, const at::Tensor& like) const {
+  const at::Tensor one = at::ones({}, like.options());
+  if (policy_->config().use_gradient) {
+    TORCH_CHECK_VALUE(batch,
+                      "actnn::Policy: batch must hold the indices of the samples when use_gradient is on, got none");
+    TORCH_CHECK_VALUE(batch->size(0) == like.size(0),
+                      "actnn::Policy: batch must hold one index per sample of the batch (", like.size(0), "), got ",
+                      batch->size(0));
+  }
+  if (!scales_.defined()) {
+    return one;
+  }
+  const at::Tensor scales = scales_.to(like.device(), /*non_blocking=*/true);
+  if (scales.dim() == 0) {
+    return at::where(scales > 0, scales, one);
+  }
+  const at::Tensor entries = scales.index_select(0, batch->to(like.device(), /*non_blocking=*/true));
+  const at::Tensor seen = entries > 0;
+  const at::Tensor mean = entries.sum() / seen.sum();  // unseen entries are 0; NaN if there is no other
+  return at::where(seen, entries, at::where(seen.any(), mean, one));
+}
+
+void Scheme::learn(std::optional<Use> use, const at::Tensor& grad_output, const at::Tensor& grad_weight) {
+  const Config& config = policy_->config();
+  if (config.empty_cache_threshold && grad_output.defined()) {
+    release_cache(grad_output.device(), *config.empty_cache_threshold);
+  }
+  if (!use || !grad_output.defined()) {
+    return;
+  }
+  const at::Tensor norms = square_norms(grad_output);
+  const std::lock_guard lock(mutex_);
+  if (policy_->update_scale()) {
+    const auto updated = [](const at::Tensor& before, const at::Tensor& now) {
+      return at::where(now.isfinite(), at::where(before > 0, 0.5 * before + 0.5 * now, now), before);
+    };
+    const int64_t table = config.use_gradient ? policy_->num_samples() : 0;
+    const bool fits = scales_.defined() && scales_.dim() == (config.use_gradient ? 1 : 0);
+    if (!fits) {
+      scales_ = config.use_gradient ? at::zeros({table}, norms.options()) : at::zeros({}, norms.options());
+    }
+    scales_ = scales_.to(norms.device());
+    if (config.use_gradient) {
+      const at::Tensor batch = use->batch->to(norms.device(), /*non_blocking=*/true);
+      scales_.index_copy_(0, batch, updated(scales_.index_select(0, batch), norms));
+    } else {
+      scales_.copy_(updated(scales_, norms.mean()));
+    }
+  }
+  use->gradient = gradient_of(use->batch, norms);
+  if (grad_weight.defined()) {
+    use->weight_gradient = grad_weight.to(at::kFloat).square().sum();
+  }
+  if (!uses_.empty() && uses_.front().step != use->step) {
+    uses_.clear();
+  }
+  uses_.push_back(*std::move(use));
+  policy_->note_backward();
+}
+
+std::map<std::string, at::Tensor> Scheme::state() const {
+  const std::lock_guard lock(mutex_);
+  std::map<std::string, at::Tensor> state{{"bits", at::scalar_tensor(bits_, at::kDouble)}};
+  if (scales_.defined()) {
+    state["scales"] = scales_.clone();
+  }
+  return state;
+}
+
+void Scheme::load_state(const std::map<std::string, at::Tensor>& state) {
+  const auto bits = state.find("bits");
+  TORCH_CHECK_VALUE(bits != state.end() && bits->second.numel() == 1,
+                    "actnn::Scheme: state must have 'bits', a scalar");
+  const auto scales = state.find("scales");
+  TORCH_CHECK_VALUE(scales == state.end() || (scales->second.dim() <= 1 && scales->second.scalar_type() == at::kFloat),
+                    "actnn::Scheme: state's 'scales' must be a float32 scalar or vector, got ",
+                    scales == state.end() ? "none" : scales->second.toString());
+  const std::lock_guard lock(mutex_);
+  set_bits(bits->second.item<double>());
+  scales_ = scales == state.end() ? at::Tensor() : scales->second.clone();
+}
+
+}  // namespace actnn
