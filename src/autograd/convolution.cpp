@@ -251,11 +251,15 @@ at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const 
                        const ConvolutionGeometry& geometry, const Quantization& quantization,
                        const std::optional<at::Tensor>& rng_state, const Retention& retention,
                        const ConvolutionExecution& execution) {
-  return call_keeping(convolution_op(), quantization, retention, rng_state, input, weight, bias,
-                      c10::IntArrayRef(geometry.stride), c10::IntArrayRef(geometry.padding),
-                      c10::IntArrayRef(geometry.dilation), geometry.transposed,
-                      c10::IntArrayRef(geometry.output_padding), geometry.groups, execution.cudnn_benchmark,
-                      execution.pipeline_threshold);
+  const auto call = [&](const at::Tensor& batch) {
+    return call_keeping(convolution_op(), quantization, retention, rng_state, batch, weight, bias,
+                        c10::IntArrayRef(geometry.stride), c10::IntArrayRef(geometry.padding),
+                        c10::IntArrayRef(geometry.dilation), geometry.transposed,
+                        c10::IntArrayRef(geometry.output_padding), geometry.groups, execution.cudnn_benchmark,
+                        execution.pipeline_threshold);
+  };
+  const bool unbatched = input.dim() + 1 == weight.dim();
+  return unbatched ? call(input.unsqueeze(0)).squeeze(0) : call(input);
 }
 
 }  // namespace actnn

@@ -9,6 +9,7 @@
 
 #include "actnn/autograd/batch_norm.h"
 #include "src/nn/parameters.h"
+#include "src/nn/planned.h"
 
 namespace actnn::nn::detail {
 namespace {
@@ -104,9 +105,13 @@ at::Tensor BatchNormNdImpl<D, Derived, TorchLayer_>::normalize(const at::Tensor&
       momentum = 1.0 / num_batches_tracked.template item<double>();
     }
   }
-  return actnn::batch_norm(input, if_defined(weight), if_defined(bias), if_defined(running_mean),
-                           if_defined(running_var), use_batch_statistics, momentum, options.eps(),
-                           options.quantization());
+  const bool wants_copy =
+      (weight.defined() && weight.requires_grad()) || (use_batch_statistics && input.requires_grad());
+  return planned(*this, input, wants_copy, [&](const Quantization& quantization, const Retention& retention) {
+    return actnn::batch_norm(input, if_defined(weight), if_defined(bias), if_defined(running_mean),
+                             if_defined(running_var), use_batch_statistics, momentum, options.eps(), quantization,
+                             std::nullopt, retention);
+  });
 }
 
 template <size_t D, typename Derived, typename TorchLayer_>
@@ -120,6 +125,18 @@ void BatchNormNdImpl<D, Derived, TorchLayer_>::pretty_print(std::ostream& stream
   }
   stream << ", affine=" << options.affine() << ", track_running_stats=" << options.track_running_stats()
          << ", bits=" << options.bits() << ')';
+}
+
+template <size_t D, typename Derived, typename TorchLayer_>
+void BatchNormNdImpl<D, Derived, TorchLayer_>::save(torch::serialize::OutputArchive& archive) const {
+  torch::nn::Module::save(archive);
+  save_scheme(archive, *this);
+}
+
+template <size_t D, typename Derived, typename TorchLayer_>
+void BatchNormNdImpl<D, Derived, TorchLayer_>::load(torch::serialize::InputArchive& archive) {
+  torch::nn::Module::load(archive);
+  load_scheme(archive, *this);
 }
 
 template class BatchNormNdImpl<1, BatchNorm1dImpl, torch::nn::BatchNorm1dImpl>;

@@ -11,6 +11,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "actnn/nn/quantized_module.h"
 #include "src/nn/layer_registry.h"
 #include "src/nn/parameters.h"
 
@@ -77,6 +78,17 @@ bool saves_no_activation(std::string_view type) {
       "torch::nn::Unflatten",     "torch::nn::Unfold",        "torch::nn::Upsample",      "torch::nn::ZeroPad1d",
       "torch::nn::ZeroPad2d",     "torch::nn::ZeroPad3d"};
   return std::find(std::begin(kTypes), std::end(kTypes), type) != std::end(kTypes);
+}
+
+/// Why a policy's configuration leaves a layer alone; empty if it does not.
+std::string why_not_configured(const LayerConversion& conversion, const Config& config) {
+  if (!config.compress_activation && !config.swap) {
+    return "the configuration neither compresses nor swaps activations";
+  }
+  if (!config.enable_quantized_bn && conversion.torch_type.starts_with("torch::nn::BatchNorm")) {
+    return "enable_quantized_bn is off";
+  }
+  return "";
 }
 
 /// Why a module without a compressed form has none.
@@ -232,12 +244,19 @@ class Converter {
     const bool shared = found != converted_.end();
     if (!shared) {
       const LayerConversion& conversion = *find_conversion(*layer);
-      if (const std::string reason = why_not_convertible(*layer, conversion); !reason.empty()) {
+      std::string reason = why_not_convertible(*layer, conversion);
+      if (reason.empty() && options_.policy) {
+        reason = why_not_configured(conversion, options_.policy->config());
+      }
+      if (!reason.empty()) {
         leave_alone(path, *layer, reason);
         return nullptr;
       }
-      found = converted_.emplace(layer.get(), Converted{layer, conversion.build(*layer, options_.quantization), path})
-                  .first;
+      AnyModule replacement = conversion.build(*layer, options_.quantization);
+      if (auto* quantized = replacement.ptr()->as<QuantizedModule>(); quantized && options_.policy) {
+        quantized->set_policy(options_.policy, /*group=*/0, path);
+      }
+      found = converted_.emplace(layer.get(), Converted{layer, std::move(replacement), path}).first;
     }
     const Converted& converted = found->second;
     report_.entries.push_back({path, type_name(*layer), ConversionOutcome::kConverted,

@@ -9,6 +9,7 @@
 #include "actnn/autograd/convolution.h"
 #include "src/nn/padding.h"
 #include "src/nn/parameters.h"
+#include "src/nn/planned.h"
 
 namespace actnn::nn {
 namespace {
@@ -71,7 +72,28 @@ ConvolutionGeometry geometry_of(const Layer& layer) {
           .groups = layer.options.groups()};
 }
 
-template <class Layer>
+/// The op on a batch, kept as the layer or its scheme says.
+template <size_t D, class Layer>
+at::Tensor apply(Layer& layer, const at::Tensor& input, const ConvolutionGeometry& geometry) {
+  if (input.dim() == D + 1) {
+    return apply<D>(layer, input.unsqueeze(0), geometry).squeeze(0);
+  }
+  ConvolutionExecution execution;
+  if (layer.scheme()) {
+    const Config& config = layer.scheme()->policy()->config();
+    execution.pipeline_threshold = config.pipeline_threshold;
+    if (D == 2) {
+      execution.cudnn_benchmark = config.cudnn_benchmark_conv2d;
+    }
+  }
+  return planned(layer, input, layer.weight.requires_grad(),
+                 [&](const Quantization& quantization, const Retention& retention) {
+                   return actnn::convolution(input, layer.weight, if_defined(layer.bias), geometry, quantization,
+                                             std::nullopt, retention, execution);
+                 });
+}
+
+template <size_t D, class Layer>
 at::Tensor convolve(Layer& layer, const at::Tensor& input) {
   Padding padding = padding_of(layer.options);
   ConvolutionGeometry geometry = geometry_of(layer);
@@ -93,7 +115,7 @@ at::Tensor convolve(Layer& layer, const at::Tensor& input) {
     }
     padded = pad(input, padding.reversed(), torch::kZeros);
   }
-  return actnn::convolution(padded, layer.weight, if_defined(layer.bias), geometry, layer.options.quantization());
+  return apply<D>(layer, padded, geometry);
 }
 
 /// The output padding that makes the result `output_size` large.
@@ -129,7 +151,7 @@ at::Tensor convolve_transposed(Layer& layer, const at::Tensor& input,
   geometry.padding = to_vector(layer.options.padding());
   geometry.output_padding =
       output_size ? output_padding_for(layer.options, input, *output_size) : to_vector(layer.options.output_padding());
-  return actnn::convolution(input, layer.weight, if_defined(layer.bias), geometry, layer.options.quantization());
+  return apply<D>(layer, input, geometry);
 }
 
 template <size_t D>
@@ -232,6 +254,23 @@ void ConvNdImpl<D, Options, Derived, TorchLayer_>::pretty_print(std::ostream& st
   stream << ", bits=" << options.bits() << ')';
 }
 
+template <size_t D, typename Options, typename Derived, typename TorchLayer_>
+void ConvNdImpl<D, Options, Derived, TorchLayer_>::save(torch::serialize::OutputArchive& archive) const {
+  torch::nn::Module::save(archive);
+  save_scheme(archive, *this);
+}
+
+template <size_t D, typename Options, typename Derived, typename TorchLayer_>
+void ConvNdImpl<D, Options, Derived, TorchLayer_>::load(torch::serialize::InputArchive& archive) {
+  torch::nn::Module::load(archive);
+  load_scheme(archive, *this);
+}
+
+template <size_t D, typename Options, typename Derived, typename TorchLayer_>
+std::optional<SchemeOptions> ConvNdImpl<D, Options, Derived, TorchLayer_>::scheme_options() const {
+  return SchemeOptions{.num_locations = weight[0][0].numel(), .depthwise_groups = options.groups()};
+}
+
 template class ConvNdImpl<1, Conv1dOptions, Conv1dImpl, torch::nn::Conv1dImpl>;
 template class ConvNdImpl<2, Conv2dOptions, Conv2dImpl, torch::nn::Conv2dImpl>;
 template class ConvNdImpl<3, Conv3dOptions, Conv3dImpl, torch::nn::Conv3dImpl>;
@@ -241,9 +280,9 @@ template class ConvNdImpl<3, ConvTranspose3dOptions, ConvTranspose3dImpl, torch:
 
 }  // namespace detail
 
-at::Tensor Conv1dImpl::forward(const at::Tensor& input) { return convolve(*this, input); }
-at::Tensor Conv2dImpl::forward(const at::Tensor& input) { return convolve(*this, input); }
-at::Tensor Conv3dImpl::forward(const at::Tensor& input) { return convolve(*this, input); }
+at::Tensor Conv1dImpl::forward(const at::Tensor& input) { return convolve<1>(*this, input); }
+at::Tensor Conv2dImpl::forward(const at::Tensor& input) { return convolve<2>(*this, input); }
+at::Tensor Conv3dImpl::forward(const at::Tensor& input) { return convolve<3>(*this, input); }
 
 at::Tensor ConvTranspose1dImpl::forward(const at::Tensor& input, const std::optional<at::IntArrayRef>& output_size) {
   return convolve_transposed<1>(*this, input, output_size);

@@ -6,6 +6,7 @@
 
 #include "actnn/autograd/linear.h"
 #include "src/nn/parameters.h"
+#include "src/nn/planned.h"
 
 namespace actnn::nn {
 
@@ -20,11 +21,14 @@ LinearImpl::LinearImpl(const TorchLayer& source, const Quantization& quantizatio
 }
 
 at::Tensor LinearImpl::forward(const at::Tensor& input) {
-  if (input.dim() == 2 || !bias.defined()) {
-    return actnn::linear(input, weight, if_defined(bias), options.quantization());
-  }
-  // Torch's C++ layer adds the bias to the rounded product, which shows in 16-bit types.
-  return actnn::linear(input, weight, std::nullopt, options.quantization()).add_(bias);
+  // Torch's C++ layer adds the bias to the rounded product unless the input is 2-D, which shows in 16-bit types.
+  const bool fused = input.dim() == 2 || !bias.defined();
+  at::Tensor product =
+      planned(*this, input, weight.requires_grad(), [&](const Quantization& quantization, const Retention& retention) {
+        return actnn::linear(input, weight, fused ? if_defined(bias) : std::nullopt, quantization, std::nullopt,
+                             retention);
+      });
+  return fused ? product : product.add_(bias);
 }
 
 void LinearImpl::reset() {
@@ -36,6 +40,16 @@ void LinearImpl::reset() {
 }
 
 void LinearImpl::reset_parameters() { initialize_parameters(weight, bias); }
+
+void LinearImpl::save(torch::serialize::OutputArchive& archive) const {
+  torch::nn::Module::save(archive);
+  save_scheme(archive, *this);
+}
+
+void LinearImpl::load(torch::serialize::InputArchive& archive) {
+  torch::nn::Module::load(archive);
+  load_scheme(archive, *this);
+}
 
 void LinearImpl::pretty_print(std::ostream& stream) const {
   stream << "actnn::nn::Linear(in_features=" << options.in_features() << ", out_features=" << options.out_features()

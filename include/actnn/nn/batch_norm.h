@@ -54,6 +54,8 @@ class BatchNormNdImpl : public torch::nn::Cloneable<Derived>, public QuantizedMo
   void reset_parameters();
   void reset_running_stats();
   void pretty_print(std::ostream& stream) const override;
+  void save(torch::serialize::OutputArchive& archive) const override;
+  void load(torch::serialize::InputArchive& archive) override;
   Quantization& quantization() noexcept override { return options.quantization(); }
 
   BatchNormOptions options;
@@ -69,6 +71,7 @@ class BatchNormNdImpl : public torch::nn::Cloneable<Derived>, public QuantizedMo
 
  private:
   void check_input(const at::Tensor& input, bool use_batch_statistics) const;
+  std::optional<SchemeOptions> scheme_options() const override { return SchemeOptions{.normalization = true}; }
 };
 
 }  // namespace detail

@@ -12,12 +12,17 @@
 
 #include "actnn/nn/conversion_report.h"
 #include "actnn/ops/quantization.h"
+#include "actnn/policy/policy.h"
 
 namespace actnn::nn {
 
 struct ConversionOptions {
   /// Of the activations that the converted layers save.
   Quantization quantization{};
+
+  /// Chooses instead, if there is one: its configuration says which layers are converted and how activations are kept
+  /// (`actnn/policy/config.h`).
+  c10::intrusive_ptr<Policy> policy{};
 
   /// Paths, as in state dictionaries ("layer1.0.conv1"), of modules to leave alone, with everything below them. A path
   /// that the tree does not have is an error.

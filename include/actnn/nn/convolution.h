@@ -115,6 +115,8 @@ class ConvNdImpl : public torch::nn::Cloneable<Derived>, public QuantizedModule 
   void reset() override;
   void reset_parameters();
   void pretty_print(std::ostream& stream) const override;
+  void save(torch::serialize::OutputArchive& archive) const override;
+  void load(torch::serialize::InputArchive& archive) override;
   Quantization& quantization() noexcept override { return options.quantization(); }
 
   Options options;
@@ -125,6 +127,7 @@ class ConvNdImpl : public torch::nn::Cloneable<Derived>, public QuantizedModule 
 
  private:
   void check_options() const;
+  std::optional<SchemeOptions> scheme_options() const override;
 };
 
 }  // namespace detail

@@ -45,11 +45,16 @@ class LinearImpl : public torch::nn::Cloneable<LinearImpl>, public QuantizedModu
   void reset() override;
   void reset_parameters();
   void pretty_print(std::ostream& stream) const override;
+  void save(torch::serialize::OutputArchive& archive) const override;
+  void load(torch::serialize::InputArchive& archive) override;
   Quantization& quantization() noexcept override { return options.quantization(); }
 
   LinearOptions options;
   at::Tensor weight;  ///< [out_features, in_features]
   at::Tensor bias;    ///< [out_features], or undefined
+
+ private:
+  std::optional<SchemeOptions> scheme_options() const override { return SchemeOptions{.channel_dim = -1}; }
 };
 TORCH_MODULE(Linear);
 

@@ -1,0 +1,234 @@
+"""Conversion of a model, in place, and back."""
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from .conf import Config
+from .conf import config as default_config
+from .layers import CONVERSIONS, DTYPES, QuantizedLayer
+
+Skip = Iterable[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
+
+CONVERTED, TRAVERSED, LEFT = "converted", "traversed", "left alone"
+
+SAVES_NOTHING = (
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Upsample,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ConstantPad1d,
+    nn.ConstantPad2d,
+    nn.ConstantPad3d,
+    nn.ReflectionPad1d,
+    nn.ReflectionPad2d,
+    nn.ReflectionPad3d,
+    nn.ReplicationPad1d,
+    nn.ReplicationPad2d,
+    nn.ReplicationPad3d,
+    nn.Fold,
+    nn.Unfold,
+    nn.ChannelShuffle,
+)
+"""Layers of torch whose backward needs shapes only."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of one module."""
+
+    path: str
+    """As in state dictionaries; empty for the root."""
+    type: str
+    """"Conv2d"."""
+    outcome: str
+    """"converted", "traversed" (stays, its children were looked at) or "left alone"."""
+    replacement: str = ""
+    """"QConv2d"; empty unless converted."""
+    reason: str = ""
+    """Why it was left alone, or a remark."""
+
+
+@dataclass
+class Report:
+    """What `convert` did: one entry per module, parents before children."""
+
+    entries: list[Entry] = field(default_factory=list)
+
+    def __getitem__(self, path: str) -> Entry:
+        """The entry of a path. Raises KeyError if the model has none."""
+        for entry in self.entries:
+            if entry.path == path:
+                return entry
+        raise KeyError(path)
+
+    def count(self, outcome: str) -> int:
+        """How many modules had this outcome."""
+        return sum(entry.outcome == outcome for entry in self.entries)
+
+    @property
+    def converted(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.outcome == CONVERTED]
+
+    @property
+    def left_alone(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.outcome == LEFT]
+
+    def __str__(self) -> str:
+        rows = [
+            (entry.path or "(root)", entry.type, entry.replacement or entry.outcome, entry.reason)
+            for entry in self.entries
+        ]
+        widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:3]] if rows else []
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows]
+        summary = f"{self.count(CONVERTED)} converted, {self.count(LEFT)} left alone"
+        return "\n".join([*lines, summary])
+
+
+def convert(model: nn.Module, config: Config | None = None, skip: Skip = (), verbose: bool = False) -> Report:
+    """Gives the layers of a model their compressed forms, in place, and reports on every module.
+
+    A converted layer is the same object, of a subclass of its type: parameters, buffers, dtype, device,
+    `requires_grad`, hooks, training flags, tied weights and parametrizations, and whatever refers to it, stay. Keys of
+    the state dictionary stay; the state of the bit allocation travels in its metadata. `restore` undoes it.
+
+    What is not converted says why in the report: subclasses with a forward of their own, scripted and lazy modules,
+    other dtypes, and layers without a compressed form. Calls of functions inside a forward are not layers: `QModule`
+    covers them, or `CompressFunctions`.
+
+    Args:
+        model: any module; a single layer too.
+        config: None: the process's `actnn.config`.
+        skip: paths ("layer1.0.conv1") or types of modules to leave alone, with everything below them, or a function of
+            path and module.
+        verbose: print the report.
+
+    Raises TypeError if `model` is no module, ValueError if `skip` names a path that the model does not have.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"convert: model must be a torch.nn.Module, got {type(model).__name__}")
+    if config is not None and not isinstance(config, Config):
+        raise TypeError(f"convert: config must be an actnn.Config or None, got {type(config).__name__}")
+    converter = _Converter(config or default_config, _skip_function(model, skip))
+    converter.visit("", model, "")
+    if verbose:
+        print(converter.report)
+    return converter.report
+
+
+def restore(model: nn.Module) -> None:
+    """Turns the layers that `convert` converted back into torch's, in place. Layers made as `QConv2d(...)` too."""
+    for module in model.modules():
+        if isinstance(module, QuantizedLayer):
+            module.__class__ = _torch_class(type(module))
+            for name in ("group", "config", "scheme", "name"):
+                module.__dict__.pop(name, None)
+
+
+def _skip_function(model: nn.Module, skip: Skip) -> Callable[[str, nn.Module], bool]:
+    if callable(skip) and not isinstance(skip, type):
+        return skip
+    skip = [skip] if isinstance(skip, (str, type)) else list(skip)
+    paths = {entry for entry in skip if isinstance(entry, str)}
+    types = tuple(entry for entry in skip if isinstance(entry, type))
+    if len(paths) + len(types) < len(set(skip)):
+        raise TypeError(f"convert: skip must hold paths and types of modules, got {skip}")
+    known = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    if unknown := sorted(paths - known):
+        raise ValueError(f"convert: skip must name modules of the model, got {unknown}")
+    return lambda path, module: path in paths or isinstance(module, types)
+
+
+class _Converter:
+    def __init__(self, config: Config, skip: Callable[[str, nn.Module], bool]) -> None:
+        self.config, self.skip, self.report = config, skip, Report()
+        self.seen: dict[nn.Module, str] = {}
+
+    def visit(self, path: str, module: nn.Module, skipped_with: str) -> None:
+        name = type(module).__name__
+        if skipped_with or self.skip(path, module):
+            reason = f"skipped with '{skipped_with}'" if skipped_with else "skipped"
+            self._report(path, name, LEFT, reason=reason)
+            skipped_with = skipped_with or path or "(root)"
+        elif module in self.seen:
+            outcome = CONVERTED if isinstance(module, QuantizedLayer) else TRAVERSED
+            replacement = name if outcome == CONVERTED else ""
+            self._report(path, name, outcome, replacement, f"the same as '{self.seen[module]}'")
+            return
+        else:
+            self.seen[module] = path
+            self._convert(path, module)
+        if not isinstance(module, torch.jit.ScriptModule):
+            for child_name, child in module.named_children():
+                if not (parametrize.is_parametrized(module) and child_name == "parametrizations"):
+                    self.visit(f"{path}.{child_name}" if path else child_name, child, skipped_with)
+
+    def _convert(self, path: str, module: nn.Module) -> None:
+        name = type(module).__name__
+        parent = _torch_layer(module)
+        reason = self._why_not(module, parent)
+        if reason:
+            outcome = TRAVERSED if any(True for _ in module.children()) and parent is None else LEFT
+            self._report(path, name, outcome, reason=reason if outcome == LEFT else "")
+            return
+        compressed = CONVERSIONS[parent]
+        module.__class__ = compressed if type(module) is parent else _combined(compressed, type(module))
+        try:
+            module._init_quantization(config=self.config, name=path or parent.__name__)
+        except BaseException:
+            module.__class__ = _torch_class(type(module))
+            raise
+        self._report(path, name, CONVERTED, compressed.__name__)
+
+    def _why_not(self, module: nn.Module, parent: type[nn.Module] | None) -> str:
+        flags = self.config
+        if isinstance(module, QuantizedLayer):
+            return "already compressed"
+        if isinstance(module, torch.jit.ScriptModule):
+            return "a scripted module"
+        if isinstance(module, SAVES_NOTHING):
+            return "keeps no activation"
+        if parent is None:
+            if base := next((base for base in type(module).__mro__ if base in CONVERSIONS), None):
+                return f"a subclass of {base.__name__} with a forward of its own"
+            return "no compressed form of this layer is known"
+        if not flags.compress_activation and not flags.swap:
+            return "the configuration neither compresses nor swaps activations"
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not flags.enable_quantized_bn:
+            return "enable_quantized_bn is off"
+        for key, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if tensor.is_floating_point() and tensor.dtype not in DTYPES:
+                return f"{key} is {str(tensor.dtype).removeprefix('torch.')}, not float32, float16 or bfloat16"
+        return ""
+
+    def _report(self, path: str, type_name: str, outcome: str, replacement: str = "", reason: str = "") -> None:
+        self.report.entries.append(Entry(path, type_name, outcome, replacement, reason))
+
+
+def _torch_layer(module: nn.Module) -> type[nn.Module] | None:
+    """The layer of torch that the module computes, if there is a compressed form of it."""
+    cls = type(module)
+    if cls in CONVERSIONS:
+        return cls
+    if parametrize.is_parametrized(module) and cls.__bases__[0] in CONVERSIONS:
+        return cls.__bases__[0]
+    return None
+
+
+@functools.cache
+def _combined(compressed: type, cls: type) -> type:
+    """The compressed form of a class that torch made for a parametrized layer."""
+    return type(f"Q{cls.__name__}", (compressed, cls), {"_torch_class": cls})
+
+
+def _torch_class(cls: type) -> type:
+    """The class that a converted layer had."""
+    if "_torch_class" in cls.__dict__:
+        return cls.__dict__["_torch_class"]
+    return next(parent for parent, compressed in CONVERSIONS.items() if compressed is cls)

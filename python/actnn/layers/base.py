@@ -1,0 +1,129 @@
+"""What all layers share: configuration, scheme, debugging, the constructor."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..conf import Config, config
+from ..qscheme import QScheme
+from ..utils import get_memory_usage
+
+ops = torch.ops.actnn
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+METADATA = "actnn"
+"""Where a state dictionary's metadata has a scheme's state."""
+
+CONVERSIONS: dict[type[nn.Module], type[nn.Module]] = {}
+"""The compressed form of each of torch's layers that has one."""
+
+
+class QuantizedLayer(nn.Module):
+    """What all of the layers are besides torch's."""
+
+    group: int
+    config: Config
+    scheme: QScheme | None
+
+    def _init_quantization(self, group: int = 0, config: Config = config, name: str | None = None) -> None:
+        """What conversion adds to a layer of torch's."""
+        bits = config.activation_compression_bits
+        if not 0 <= group < len(bits):
+            raise ValueError(f"group must be an index into activation_compression_bits = {list(bits)}, got {group}")
+        self.group, self.config, self.name = group, config, name or type(self).__name__
+        self.scheme = self._make_scheme()
+
+    def _make_scheme(self) -> QScheme | None:
+        return None
+
+    def _quantization(self) -> dict[str, Any]:
+        """bits, group_size, stochastic, without a scheme."""
+        flags = self.config
+        return {
+            "bits": flags.activation_compression_bits[self.group],
+            "group_size": flags.group_size,
+            "stochastic": flags.stochastic,
+        }
+
+    def _takes(self, input: Tensor) -> bool:
+        return input.dtype in DTYPES
+
+    def _shown(self, output: Tensor) -> Tensor:
+        """What the debugging flags print."""
+        flags = self.config
+        if flags.debug_memory_op_forward:
+            print(f"{self.name} forward: {get_memory_usage() / 2**20:.2f} MiB in use")
+        if flags.debug_memory_op_backward and output.requires_grad:
+            output.grad_fn.register_hook(
+                lambda *_: print(f"{self.name} backward: {get_memory_usage() / 2**20:.2f} MiB in use")
+            )
+        return output
+
+    def extra_repr(self) -> str:
+        inherited = super().extra_repr()
+        bits = self.scheme.bits if self.scheme is not None else self.config.activation_compression_bits[self.group]
+        return f"{inherited}{', ' if inherited else ''}bits={bits:g}"
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if self.scheme is not None and metadata is not None:
+            metadata[METADATA] = self.scheme.state()
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        if self.scheme is not None and METADATA in local_metadata:
+            self.scheme.load_state(local_metadata[METADATA])
+
+
+class PlannedLayer(QuantizedLayer):
+    """A layer that keeps its input and whose bits a scheme may choose."""
+
+    def _call(self, op: Callable[..., Tensor], input: Tensor, wants_copy: bool, *args: Any, **kwargs: Any) -> Tensor:
+        """`op(input, *args, ...)` with what says how the input is kept."""
+        wants_copy = wants_copy and torch.is_grad_enabled()
+        if wants_copy and self.scheme is not None:
+            return self._call_planned(op, input, *args, **kwargs)
+        flags = self.config
+        if wants_copy and flags.empty_cache_threshold is not None:
+            ops.release_cache(input.device, flags.empty_cache_threshold)
+        quantization = self._quantization()
+        if not flags.pergroup:
+            quantization["group_size"] = 0
+        output = op(
+            input,
+            *args,
+            **kwargs,
+            **quantization,
+            compress=flags.compress_activation and flags.training,
+            simulate=flags.simulate,
+            offload=flags.swap,
+        )
+        if wants_copy and flags.empty_cache_threshold is not None:
+            output.grad_fn.register_hook(
+                lambda *_: ops.release_cache(input.device, flags.empty_cache_threshold) and None
+            )
+        return self._shown(output)
+
+    @torch.compiler.disable
+    def _call_planned(self, op: Callable[..., Tensor], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        plan = self.scheme.plan(input)
+        output = op(input, *args, **kwargs, **plan)
+        self.scheme.observe(output)
+        return self._shown(output)
+
+
+def compressed_form_of(parent: type[nn.Module]) -> Callable[[type], type]:
+    """Gives a layer the constructor of its parent with `group` and `config` besides."""
+
+    def decorate(cls: type) -> type:
+        def __init__(self, *args, group: int = 0, config: Config = config, **kwargs) -> None:  # noqa: N807
+            parent.__init__(self, *args, **kwargs)
+            self._init_quantization(group, config)
+
+        cls.__init__ = __init__
+        CONVERSIONS[parent] = cls
+        return cls
+
+    return decorate

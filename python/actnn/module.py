@@ -1,0 +1,97 @@
+"""The original's wrapper of a model."""
+
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .conf import Config, config
+from .convert import Report, Skip, convert
+from .functional import CompressFunctions
+from .utils import get_memory_usage
+
+
+class QModule(nn.Module):
+    """A model whose layers, and whose functional calls, keep compressed activations.
+
+    Converts `model` in place (`actnn.convert`) and behaves like it: `forward`, `train`, `eval`, and a `state_dict` with
+    the model's own keys; `load_state_dict` takes those, or the same behind "model." or "module.". `report` says what was
+    and was not converted. `convert` by itself does the same for layers without a wrapper.
+
+    Args:
+        model: any module.
+        config: None: the process's `actnn.config`.
+        skip: as for `actnn.convert`.
+        verbose: print the report.
+    """
+
+    def __init__(self, model: nn.Module, config: Config = config, skip: Skip = (), verbose: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.report: Report = convert(model, config, skip, verbose)
+        self.model = model
+
+    def _functions(self):
+        """Redirects calls such as F.relu inside the forward."""
+        flags = self.config
+        if not (flags.compress_activation and flags.training and torch.is_grad_enabled()):
+            return nullcontext()
+        bits = flags.activation_compression_bits[0]
+        return CompressFunctions(bits=bits, group_size=flags.group_size, stochastic=flags.stochastic)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        flags = self.config
+        if flags.debug_memory_model:
+            print(f"before forward: {get_memory_usage() / 2**20:.2f} MiB in use")
+        start = time.perf_counter()
+        with self._functions():
+            output = self.model(*args, **kwargs)
+        if flags.debug_speed:
+            _wait_for(args)
+            print(f"forward: {1e3 * (time.perf_counter() - start):.2f} ms")
+        if flags.debug_memory_model:
+            print(f"after forward: {get_memory_usage() / 2**20:.2f} MiB in use")
+        return output
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> dict:
+        if args:
+            raise TypeError("QModule.state_dict takes keyword arguments only: destination, prefix, keep_vars")
+        state = self.model.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+        # A larger module that loads this looks for metadata under the names of modules, and one of them is "model".
+        metadata = state._metadata
+        for key in [key for key in metadata if f"{key}.".startswith(prefix)]:
+            metadata[f"{prefix}model.{key[len(prefix) :]}".rstrip(".")] = metadata[key]
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        return self.model.load_state_dict(_without_prefix(state_dict, self.model), strict=strict, assign=assign)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        # As part of a larger module: the keys have no "model." there either.
+        for key in self.model.state_dict():
+            if prefix + key in state_dict:
+                state_dict[f"{prefix}model.{key}"] = state_dict.pop(prefix + key)
+
+
+def _without_prefix(state_dict: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    own = model.state_dict().keys()
+    for prefix in ("model.", "module.", "module.model."):
+        if state_dict.keys() != own and state_dict and all(key.startswith(prefix) for key in state_dict):
+            stripped = type(state_dict)((key.removeprefix(prefix), value) for key, value in state_dict.items())
+            if hasattr(state_dict, "_metadata"):
+                stripped._metadata = {
+                    key.removeprefix(prefix): value
+                    for key, value in state_dict._metadata.items()
+                    if key.startswith(prefix)
+                }
+            return stripped
+    return state_dict
+
+
+def _wait_for(inputs: tuple) -> None:
+    for value in inputs:
+        if isinstance(value, Tensor) and value.is_cuda:
+            torch.cuda.synchronize(value.device)

@@ -1,0 +1,68 @@
+"""How much noise the compressed copies add to the gradients."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from .conf import Config
+from .conf import config as default_config
+
+
+def measure_gradient_noise(
+    model: nn.Module | Iterable[Tensor],
+    backward: Callable[[], object],
+    draws: int = 2,
+    correct: Config | None = None,
+) -> float:
+    """Variance of the gradient over draws of the noise / squared norm of the exact gradient, on one batch.
+
+    Both are estimated without bias from the draws; the exact gradient is not computed.
+
+    Args:
+        model: a module, or parameters. A module's buffers, such as running statistics, are put back afterwards, and so
+            are the gradients.
+        backward: computes the loss of one and the same batch and calls its backward; it is called `draws` times. What
+            else is random in it, such as dropout, counts as noise.
+        draws: two or more; the standard error falls with their number.
+        correct: a configuration whose predictions (`Config.noise_target`) are multiplied from now on so that the last
+            one is what was measured.
+
+    Raises ValueError for fewer than two draws, or if no parameter gets a gradient.
+    """
+    if draws < 2:
+        raise ValueError(f"measure_gradient_noise: draws must be two or more, got {draws}")
+    parameters = list(model.parameters() if isinstance(model, nn.Module) else model)
+    buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
+    before = [parameter.grad for parameter in parameters]
+    kept = [buffer.clone() for buffer in buffers]
+    noise = torch.classes.actnn.GradientNoise()
+    try:
+        for _ in range(draws):
+            for parameter in parameters:
+                parameter.grad = None
+            backward()
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            if not gradients:
+                raise ValueError("measure_gradient_noise: backward must give gradients to parameters, but none has one")
+            noise.add([gradient.to_dense() if gradient.is_sparse else gradient for gradient in gradients])
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, kept, strict=True):
+                buffer.copy_(value)
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
+    measured = noise.noise()
+    if correct is not None:
+        predicted = correct.policy.predicted_noise()
+        if measured > 0 and predicted > 0:
+            correct.policy.set_noise_correction(correct.policy.noise_correction() * measured / predicted)
+    return measured
+
+
+def predicted_gradient_noise(config: Config = default_config) -> float:
+    """The noise of the last backward as its sensitivities predict it: of the weights of convolutions and linear layers.
+
+    NaN without a backward through layers with adaptive bits. Waits for the device.
+    """
+    return config.policy.predicted_noise()
