@@ -1,8 +1,8 @@
 #include "actnn/policy/bit_allocation_dp.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -134,6 +134,12 @@ std::tuple<at::Tensor, at::Tensor> allocate_meta(const at::Tensor& square_norm, 
           at::empty_symint(square_norm.sym_sizes(), square_norm.options())};
 }
 
+std::tuple<at::Tensor, at::Tensor> allocate_autograd(const at::Tensor& square_norm, const at::Tensor& sensitivity,
+                                                     int64_t max_bits, double target, int64_t states) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return allocate_bits_dp(square_norm, sensitivity, max_bits, target, states);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
@@ -145,9 +151,7 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
 
 TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) { m.impl("allocate_bits_dp", allocate); }
 TORCH_LIBRARY_IMPL(actnn, Meta, m) { m.impl("allocate_bits_dp", allocate_meta); }
-TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
-  m.impl("allocate_bits_dp", torch::autograd::autogradNotImplementedFallback());
-}
+TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("allocate_bits_dp", allocate_autograd); }
 
 std::tuple<at::Tensor, at::Tensor> allocate_bits_dp(const at::Tensor& square_norm, const at::Tensor& sensitivity,
                                                     int64_t max_bits, double target, int64_t states) {
