@@ -172,7 +172,7 @@ def _pack(data: Tensor, mn: Tensor, mx: Tensor, bits: Tensor, total: int, stocha
         codes = torch.where(usable, position.round_().clamp_(min=0).minimum(highest), 0).to(torch.uint8)
         elements = data.shape[1] * data.shape[2]
         size = _octets(elements) * total
-        return torch.ops.actnn.pack_codes(codes.view(data.shape[0], elements), bits, size), scale
+        return torch.ops.actnn.pack_codes(codes.reshape(data.shape[0], elements), bits, size), scale
 
 
 def _unpack(where: str, data: Tensor, bits: Tensor, total: int, scale: Tensor, mn: Tensor, group_size: int) -> Tensor:
