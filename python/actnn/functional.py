@@ -15,6 +15,7 @@ from torch.nn.modules.utils import _list_with_default
 from torch.overrides import TorchFunctionMode
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DEVICES = ("cpu", "cuda") if torch._C._dispatch_has_kernel_for_dispatch_key("actnn::quantize", "CUDA") else ("cpu",)
 
 
 class CompressFunctions(TorchFunctionMode):
@@ -45,30 +46,27 @@ class CompressFunctions(TorchFunctionMode):
         if group_size <= 0 or group_size % 32 != 0:
             raise ValueError(f"CompressFunctions: group_size must be a positive multiple of 32, got {group_size}")
         self.quantization = (bits, group_size, stochastic)
-        self.devices = ("cpu", "cuda") if _has_cuda_kernels() else ("cpu",)
 
     def __torch_function__(
         self, function: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         redirected = REDIRECTED.get(function)
-        if redirected is not None and self._takes(args[0] if args else kwargs.get("input")):
+        if redirected is not None and _takes(args[0] if args else kwargs.get("input")):
             result = redirected(self.quantization, *args, **kwargs)
             if result is not None:
                 return result
         return function(*args, **kwargs)
 
-    def _takes(self, input: Any) -> bool:
-        return (
-            isinstance(input, Tensor)
-            and input.dtype in DTYPES
-            and input.layout == torch.strided
-            and input.device.type in self.devices
-        )
 
-
-def _has_cuda_kernels() -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key("actnn::quantize", "CUDA")
+def _takes(input: Any) -> bool:
+    """Whether the operations have kernels for this input."""
+    return (
+        isinstance(input, Tensor)
+        and input.dtype in DTYPES
+        and input.layout == torch.strided
+        and input.device.type in DEVICES
+    )
 
 
 def _expand(value: int | Sequence[int], count: int) -> list[int]:
