@@ -174,11 +174,13 @@ at::Tensor unpack_anywhere(const at::Tensor& packed, const at::Tensor& bits, int
   return window.bitwise_right_shift(position.remainder(kOctet)).bitwise_and(highest).to(at::kByte);
 }
 
+// The dispatcher passes symbolic integers by value. NOLINTNEXTLINE(performance-unnecessary-value-param)
 at::Tensor pack_meta(const at::Tensor& codes, const at::Tensor& bits, c10::SymInt bytes) {
   check_pack(codes, bits, bytes);
   return empty_bytes(bytes, codes);
 }
 
+// NOLINTNEXTLINE(performance-unnecessary-value-param)
 at::Tensor unpack_meta(const at::Tensor& packed, const at::Tensor& bits, c10::SymInt elements) {
   check_unpack(packed, bits, elements);
   return at::empty_symint({bits.sym_numel(), elements}, packed.options());
