@@ -45,7 +45,7 @@ class CompressFunctions(TorchFunctionMode):
             raise ValueError(f"CompressFunctions: bits must be in 1..8, got {bits}")
         if group_size <= 0 or group_size % 32 != 0:
             raise ValueError(f"CompressFunctions: group_size must be a positive multiple of 32, got {group_size}")
-        self.quantization = (bits, group_size, stochastic)
+        self.quantization = {"bits": bits, "group_size": group_size, "stochastic": stochastic}
 
     def __torch_function__(
         self, function: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -75,7 +75,7 @@ def _expand(value: int | Sequence[int], count: int) -> list[int]:
     return values * count if len(values) == 1 else values
 
 
-# The functions below have the arguments of torch's, after (bits, group_size, stochastic); None says: leave it to torch.
+# The functions below have the arguments of torch's after those of the quantization; None says: leave the call to torch.
 
 
 def _relu(quantization, input, inplace=False):
@@ -103,7 +103,7 @@ def _torch_dropout_(quantization, input, p, train):
 def _linear(quantization, input, weight, bias=None, *, out=None):
     if out is not None or weight.dim() != 2:
         return None
-    return torch.ops.actnn.linear(input, weight, bias, *quantization)
+    return torch.ops.actnn.linear(input, weight, bias, **quantization)
 
 
 def _batch_norm(
@@ -112,7 +112,7 @@ def _batch_norm(
     if input.dim() < 2 or (training and input.numel() <= input.size(1)):  # torch has an error for one value per channel
         return None
     return torch.ops.actnn.batch_norm(
-        input, weight, bias, running_mean, running_var, training, momentum, eps, *quantization
+        input, weight, bias, running_mean, running_var, training, momentum, eps, **quantization
     )
 
 
@@ -137,7 +137,7 @@ def _convolution(quantization, input, weight, bias=None, stride=1, padding=0, di
     elif isinstance(padding, str):
         return None
     return torch.ops.actnn.convolution(
-        input, weight, bias, stride, _expand(padding, count), dilation, False, [0] * count, groups, *quantization
+        input, weight, bias, stride, _expand(padding, count), dilation, False, [0] * count, groups, **quantization
     )
 
 
@@ -149,7 +149,7 @@ def _conv_transpose(
         return None
     return torch.ops.actnn.convolution(
         input, weight, bias, _expand(stride, count), _expand(padding, count), _expand(dilation, count), True,
-        _expand(output_padding, count), groups, *quantization,
+        _expand(output_padding, count), groups, **quantization,
     )  # fmt: skip
 
 
