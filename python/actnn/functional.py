@@ -28,8 +28,8 @@ class CompressFunctions(TorchFunctionMode):
 
     A call stays torch's own if its input is not a float32, float16 or bfloat16 tensor on a device that the library has
     kernels for, or if the operation lacks one of its arguments (`out`, padding "same" that is not symmetric, inputs
-    without a batch). So do calls inside of other functions of torch, such as `multi_head_attention_forward`.
-    torch.compile traces the calls as they are redirected.
+    without a batch). So do calls inside of torch.func's transforms, and inside of other functions of torch, such as
+    `multi_head_attention_forward`. torch.compile traces the calls as they are redirected.
 
     Args:
         bits: of a code, 1..8.
@@ -65,7 +65,10 @@ def _takes(input: Any) -> bool:
         isinstance(input, Tensor)
         and input.dtype in DTYPES
         and input.layout == torch.strided
+        and not input.is_nested
         and input.device.type in DEVICES
+        # Inside of torch.func's transforms; compiled code has traced those away.
+        and (torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(input))
     )
 
 

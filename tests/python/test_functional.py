@@ -127,6 +127,17 @@ def test_out_arguments_are_torchs_own():
     assert torch.equal(out, F.linear(x, weight))
 
 
+def test_what_the_operations_cannot_do_is_torchs_own(device):
+    x = torch.randn(3, 4)
+    nested = torch.nested.nested_tensor([x, x[:2]], layout=torch.jagged, requires_grad=True)
+    with CompressFunctions():
+        assert torch.equal(torch.func.grad(lambda t: F.relu(t).sum())(x), (x > 0).float())
+        assert torch.equal(torch.vmap(F.relu)(x), F.relu(x))
+        assert torch.equal(torch.relu(x.to_sparse()).to_dense(), F.relu(x))
+        F.relu(nested).values().sum().backward()
+    assert torch.equal(nested.grad.values(), (torch.cat([x, x[:2]]) > 0).float())
+
+
 def test_dropout_keeps_its_random_state_only(device):
     x = torch.randn(1000, 100, requires_grad=True)
     calls = [
