@@ -2,7 +2,8 @@
 # toolkit even for CPU programs.
 #
 #   ACTNN_TORCH_DIR        torch's folder (with include/ and lib/); when empty, Python's `torch` is asked for
-#   ACTNN_PYTHON           the Python to ask; when empty, the .venv of the project, then python3 on the PATH
+#   ACTNN_PYTHON           the Python to ask; when empty, the one that builds the Python package (scikit-build-core says which),
+#                          then the .venv of the project, then python3 on the PATH
 #
 # Defines actnn::torch_cpu, and actnn::torch_cuda where the wheel has it; ActnnTorch_VERSION, ActnnTorch_CUDA_VERSION.
 
@@ -12,6 +13,9 @@ set(ACTNN_PYTHON "" CACHE FILEPATH "Python whose torch is used")
 set(_actnn_torch_dir "${ACTNN_TORCH_DIR}")
 if(NOT _actnn_torch_dir)
   set(_actnn_python "${ACTNN_PYTHON}")
+  if(NOT _actnn_python AND SKBUILD)
+    set(_actnn_python "${Python_EXECUTABLE}")
+  endif()
   if(NOT _actnn_python AND EXISTS "${PROJECT_SOURCE_DIR}/.venv/bin/python")
     set(_actnn_python "${PROJECT_SOURCE_DIR}/.venv/bin/python")
   endif()
@@ -20,8 +24,9 @@ if(NOT _actnn_torch_dir)
     set(_actnn_python "${_actnn_python_on_path}")
   endif()
   if(_actnn_python)
+    # -I: pip's build isolation hides the environment's packages, torch among them, by means of PYTHONPATH.
     execute_process(
-      COMMAND "${_actnn_python}" -c
+      COMMAND "${_actnn_python}" -I -c
               "import importlib.util, os; print(os.path.dirname(importlib.util.find_spec('torch').origin))"
       OUTPUT_VARIABLE _actnn_torch_dir OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
   endif()
@@ -51,7 +56,7 @@ find_package_handle_standard_args(ActnnTorch
   REQUIRED_VARS ActnnTorch_torch_cpu_LIBRARY ActnnTorch_c10_LIBRARY ActnnTorch_INCLUDE_DIR
   VERSION_VAR ActnnTorch_VERSION
   REASON_FAILURE_MESSAGE
-    "torch was not found: install it into the project's .venv (tools/bootstrap does), or set ACTNN_TORCH_DIR or ACTNN_PYTHON")
+    "torch was not found: install it into the environment that builds (tools/bootstrap does for the project's .venv), or set ACTNN_TORCH_DIR or ACTNN_PYTHON")
 
 if(ActnnTorch_FOUND AND NOT TARGET actnn::torch_cpu)
   add_library(actnn::c10 SHARED IMPORTED)

@@ -1,22 +1,16 @@
 """Loads libactnn.so of the build in ACTNN_BUILD_DIR (default: build/) into torch; the devices that tests run on."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from devices import DEVICES, why_no_cuda
 
-ROOT = Path(__file__).resolve().parents[2]
-BUILD_DIR = Path(os.environ.get("ACTNN_BUILD_DIR", ROOT / "build")).resolve()
-LIBRARY = BUILD_DIR / "lib" / "libactnn.so"
-
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "cuda: needs a CUDA device and a libactnn.so with CUDA kernels")
-    if not LIBRARY.exists():
-        pytest.exit(f"{LIBRARY} does not exist; run `make build` or set ACTNN_BUILD_DIR", returncode=2)
-    torch.ops.load_library(str(LIBRARY))
+    try:
+        import actnn  # noqa: F401  # pyproject.toml puts python/ on the path; this loads the library
+    except ImportError as error:
+        pytest.exit(str(error), returncode=2)
     # So that torch's layers and actnn's, which call the same cuDNN functions, give the same bits.
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from devices import rng
+from saved_memory import packed_bytes, saved_bytes
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -219,23 +220,6 @@ def test_batch_norm_gradients_are_unbiased_to_one_over_n(bits):
     assert_unbiased(run, exact, [weight], draws=300)
     # The variance of a copy, at most step^2 / 4 with a range of about 6.5 deviations, over n = 16 * 144 elements.
     assert_unbiased(run, exact, [x], draws=300, allowance=(6.5 / (2**bits - 1)) ** 2 / 4 / (16 * 144))
-
-
-def saved_bytes(run):
-    """Bytes that autograd holds for backward, without parameters."""
-    storages = {}
-
-    def pack(t):
-        storages[t.untyped_storage().data_ptr()] = (t, t.untyped_storage().nbytes())
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        result = run()
-    return sum(size for t, size in storages.values() if not (t.is_leaf and t.requires_grad)), result
-
-
-def packed_bytes(count, bits, group_size=256):
-    return -(-4 * -(-count // group_size) // 16) * 16 + -(-count // 8) * bits
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

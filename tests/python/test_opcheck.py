@@ -21,6 +21,7 @@ def packed_sample(bits=3, shape=(5, 7)):
 
 
 BITS = torch.tensor([1, 4, 8], dtype=torch.uint8)
+CODES = torch.arange(33, dtype=torch.uint8).view(3, 11)
 POOL = ([2, 2], [2, 2], [0, 0], [1, 1], False)
 CHANNELS_LAST = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
 
@@ -48,6 +49,10 @@ SAMPLES = {
     "allocate_bits": [
         lambda: (torch.tensor([8, 3, 1, 6], dtype=torch.uint8), torch.rand(4), torch.arange(1, 5), 20),
         lambda: (torch.full((5,), 8, dtype=torch.uint8), grad(5).abs(), torch.ones(5, dtype=torch.int64), 3)],
+    "allocate_bits_dp": [lambda: (torch.rand(4), torch.rand(4), 8, 2.0, 3),
+                         lambda: (grad(5).abs(), grad(5), 4, 1.5, 2)],
+    "pack_codes": [lambda: (CODES, BITS, 2 * (1 + 4 + 8)), lambda: (CODES[:, ::2], BITS, 13)],
+    "unpack_codes": [lambda: (ops.pack_codes(CODES, BITS, 26), BITS, 11)],
     "square_norms": [lambda: (torch.randn(3, 100),), lambda: (CHANNELS_LAST.bfloat16(),)],
     "pack_mask": [lambda: (torch.randn(5, 7) > 0,), lambda: (torch.zeros(0, dtype=torch.bool),)],
     "unpack_mask": [lambda: (ops.pack_mask(torch.randn(5, 7) > 0), [5, 7], [7, 1])],
