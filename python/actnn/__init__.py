@@ -1,5 +1,10 @@
 """Activation-compressed training: layers that keep randomly rounded copies of 1 to 8 bits for backward.
 
+    import actnn
+
+    actnn.set_optimization_level("L3")
+    print(actnn.convert(model))  # in place; or model = actnn.QModule(model)
+
 Importing the package loads libactnn.so, whose operations are `torch.ops.actnn`.
 """
 
@@ -7,19 +12,125 @@ from . import _library
 
 _library.load()
 
-from . import cpp_extension, dataloader, functional, utils  # noqa: E402  # these use the operations
+# These use the operations.
+from . import conf, cpp_extension, dataloader, functional, layers, module, ops, qbnscheme, qscheme, utils  # noqa: E402
+from .conf import Config, config, set_optimization_level  # noqa: E402
+from .convert import Report, convert, restore  # noqa: E402
 from .dataloader import DataLoader  # noqa: E402
 from .functional import CompressFunctions  # noqa: E402
+from .layers import (  # noqa: E402
+    QGELU,
+    QAdaptiveAvgPool1d,
+    QAdaptiveAvgPool2d,
+    QAdaptiveAvgPool3d,
+    QAvgPool1d,
+    QAvgPool2d,
+    QAvgPool3d,
+    QBatchNorm1d,
+    QBatchNorm2d,
+    QBatchNorm3d,
+    QConv1d,
+    QConv2d,
+    QConv3d,
+    QConvTranspose1d,
+    QConvTranspose2d,
+    QConvTranspose3d,
+    QDropout,
+    QEmbedding,
+    QGroupNorm,
+    QHardswish,
+    QHardtanh,
+    QInstanceNorm1d,
+    QInstanceNorm2d,
+    QInstanceNorm3d,
+    QLayerNorm,
+    QLeakyReLU,
+    QLinear,
+    QLogSoftmax,
+    QMaxPool1d,
+    QMaxPool2d,
+    QMaxPool3d,
+    QPReLU,
+    QReLU,
+    QReLU6,
+    QRMSNorm,
+    QSigmoid,
+    QSiLU,
+    QSoftmax,
+    QSyncBatchNorm,
+    QTanh,
+)
+from .module import QModule  # noqa: E402
+from .noise import measure_gradient_noise, predicted_gradient_noise  # noqa: E402
+from .qbnscheme import QBNScheme  # noqa: E402
+from .qscheme import QScheme  # noqa: E402
 from .utils import compute_tensor_bytes, exp_recorder, get_memory_usage  # noqa: E402
 
 __all__ = [
+    "QGELU",
     "CompressFunctions",
+    "Config",
     "DataLoader",
+    "QAdaptiveAvgPool1d",
+    "QAdaptiveAvgPool2d",
+    "QAdaptiveAvgPool3d",
+    "QAvgPool1d",
+    "QAvgPool2d",
+    "QAvgPool3d",
+    "QBNScheme",
+    "QBatchNorm1d",
+    "QBatchNorm2d",
+    "QBatchNorm3d",
+    "QConv1d",
+    "QConv2d",
+    "QConv3d",
+    "QConvTranspose1d",
+    "QConvTranspose2d",
+    "QConvTranspose3d",
+    "QDropout",
+    "QEmbedding",
+    "QGroupNorm",
+    "QHardswish",
+    "QHardtanh",
+    "QInstanceNorm1d",
+    "QInstanceNorm2d",
+    "QInstanceNorm3d",
+    "QLayerNorm",
+    "QLeakyReLU",
+    "QLinear",
+    "QLogSoftmax",
+    "QMaxPool1d",
+    "QMaxPool2d",
+    "QMaxPool3d",
+    "QModule",
+    "QPReLU",
+    "QRMSNorm",
+    "QReLU",
+    "QReLU6",
+    "QScheme",
+    "QSiLU",
+    "QSigmoid",
+    "QSoftmax",
+    "QSyncBatchNorm",
+    "QTanh",
+    "Report",
     "compute_tensor_bytes",
+    "conf",
+    "config",
+    "convert",
     "cpp_extension",
     "dataloader",
     "exp_recorder",
     "functional",
     "get_memory_usage",
+    "layers",
+    "measure_gradient_noise",
+    "module",
+    "ops",
+    "predicted_gradient_noise",
+    "qbnscheme",
+    "qscheme",
+    "restore",
+    "set_optimization_level",
     "utils",
 ]

@@ -18,8 +18,8 @@ class QModule(nn.Module):
     """A model whose layers, and whose functional calls, keep compressed activations.
 
     Converts `model` in place (`actnn.convert`) and behaves like it: `forward`, `train`, `eval`, and a `state_dict` with
-    the model's own keys; `load_state_dict` takes those, or the same behind "model." or "module.". `report` says what was
-    and was not converted. `convert` by itself does the same for layers without a wrapper.
+    the model's own keys; `load_state_dict` takes those, or the same behind "model." or "module.". `report` says what
+    was and was not converted. `convert` by itself does the same for layers without a wrapper.
 
     Args:
         model: any module.
