@@ -77,6 +77,18 @@ SAMPLES = {
                  rng()),
         lambda: (grad(2, 4, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), False, 0.1, 1e-5, 4, 256, True, rng()),
     ],
+    "layer_norm": [
+        lambda: (grad(2, 3, 8), [8], grad(8), grad(8), 1e-5, 4, 256, True, rng()),
+        lambda: (grad(2, 3, 8, dtype=torch.bfloat16), [3, 8], None, None, 1e-5, 2, 64, True, rng())],
+    "rms_norm": [lambda: (grad(2, 3, 8), [8], grad(8), None, 4, 256, True, rng()),
+                 lambda: (grad(2, 3, 8, dtype=torch.bfloat16), [3, 8], None, 1e-3, 2, 64, True, rng())],
+    "group_norm": [
+        lambda: (grad(2, 6, 5, 4), 3, grad(6), grad(6), 1e-5, 4, 256, True, rng()),
+        lambda: (torch.randn(2, 6, 5, 4).to(memory_format=torch.channels_last).requires_grad_(), 2, None, None, 1e-5, 4,
+                 256, True, rng())],
+    "instance_norm": [
+        lambda: (grad(2, 3, 8), grad(3), grad(3), torch.zeros(3), torch.ones(3), True, 0.1, 1e-5, 4, 256, True, rng()),
+        lambda: (grad(2, 3, 8), None, None, torch.zeros(3), torch.ones(3), False, 0.1, 1e-5, 4, 256, True, rng())],
     "relu": [lambda: (grad(5, 7),), lambda: (torch.randn(5, 7),)],
     "relu_": [lambda: (torch.randn(5, 7),)],
     "dropout": [lambda: (grad(5, 7), 0.3, rng())],
