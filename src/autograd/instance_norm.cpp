@@ -58,9 +58,9 @@ at::Tensor instance_norm_kernel(const at::Tensor& input, const OptionalTensor& w
   size[1] = batch * channels;
   const OptionalTensor mean = statistics(running_mean, input, weight);
   const OptionalTensor var = statistics(running_var, input, weight);
-  const at::Tensor output = actnn::batch_norm(
-      input.contiguous().view_symint(size), per_instance(weight, batch), per_instance(bias, batch), mean, var,
-      use_input_stats, momentum, eps, quantization, rng_state);
+  const at::Tensor output =
+      actnn::batch_norm(input.contiguous().view_symint(size), per_instance(weight, batch), per_instance(bias, batch),
+                        mean, var, use_input_stats, momentum, eps, quantization, rng_state);
   if (use_input_stats) {
     update(running_mean, mean, batch);
     update(running_var, var, batch);

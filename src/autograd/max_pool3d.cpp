@@ -114,8 +114,7 @@ class MaxPool3d : public torch::autograd::Function<MaxPool3d> {
                                    .dilation = data["dilation"].toIntVector(),
                                    .ceil_mode = data["ceil_mode"].toBool()};
     const at::Tensor input = activation_like(ctx, grad_outputs[0]);  // only its shape is read
-    const at::Tensor indices =
-        indices_of(ctx->get_saved_variables()[0], extents_of(input.sym_sizes().vec()), geometry);
+    const at::Tensor indices = indices_of(ctx->get_saved_variables()[0], extents_of(input.sym_sizes().vec()), geometry);
     return {at::max_pool3d_with_indices_backward(grad_outputs[0], input, geometry.kernel_size, geometry.stride,
                                                  geometry.padding, geometry.dilation, geometry.ceil_mode, indices),
             {}};

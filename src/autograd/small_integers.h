@@ -10,10 +10,10 @@ namespace actnn {
 
 /// The smallest integer type that holds 0..count - 1.
 inline at::ScalarType smallest_integer_type(const c10::SymInt& count) {
-  return count <= int64_t{std::numeric_limits<uint8_t>::max()} + 1    ? at::kByte
-         : count <= int64_t{std::numeric_limits<int16_t>::max()} + 1  ? at::kShort
+  return count <= int64_t{std::numeric_limits<uint8_t>::max()} + 1   ? at::kByte
+         : count <= int64_t{std::numeric_limits<int16_t>::max()} + 1 ? at::kShort
          : count <= int64_t{std::numeric_limits<int32_t>::max()} + 1 ? at::kInt
-                                                                      : at::kLong;
+                                                                     : at::kLong;
 }
 
 }  // namespace actnn

@@ -43,8 +43,8 @@ at::Tensor group_norm(const at::Tensor& input, int64_t num_groups,
 /// `batch_norm`; with `use_input_stats` false the running statistics normalize, and the gradient of input is exact.
 at::Tensor instance_norm(const at::Tensor& input, const std::optional<at::Tensor>& weight,
                          const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& running_mean,
-                         const std::optional<at::Tensor>& running_var, bool use_input_stats, double momentum, double eps,
-                         const Quantization& quantization = {},
+                         const std::optional<at::Tensor>& running_var, bool use_input_stats, double momentum,
+                         double eps, const Quantization& quantization = {},
                          const std::optional<at::Tensor>& rng_state = std::nullopt);
 
 }  // namespace actnn
