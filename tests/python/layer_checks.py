@@ -38,8 +38,8 @@ def saved_bytes(run):
 def assert_unbiased(run, exact, parameters, draws=400, allowance=0.0):
     """The mean of the gradients of run(state) over draws is that of exact(), at 5 sigma.
 
-    An element near a grid point goes to the other one so rarely that no draw may show it; such an event, as large as the
-    largest that is seen, is allowed for.
+    An element near a grid point goes to the other one so rarely that no draw may show it; an event as large as the
+    largest seen is allowed for.
     """
     total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
     square = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]

@@ -113,9 +113,11 @@ def test_piecewise_at_corners_and_special_values(name, dtype):
             torch.testing.assert_close(gradient(op, x, grad), gradient(exact, x, grad), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(("op", "exact"), [(lambda x: ops.leaky_relu_(x, 0.2), lambda x: F.leaky_relu(x, 0.2)),
-                                           (lambda x: ops.leaky_relu_(x, -0.2), lambda x: F.leaky_relu(x, -0.2)),
-                                           (lambda x: ops.hardtanh_(x, -0.5, 0.5), lambda x: F.hardtanh(x, -0.5, 0.5))])  # fmt: skip
+@pytest.mark.parametrize(("op", "exact"), [
+    (lambda x: ops.leaky_relu_(x, 0.2), lambda x: F.leaky_relu(x, 0.2)),
+    (lambda x: ops.leaky_relu_(x, -0.2), lambda x: F.leaky_relu(x, -0.2)),
+    (lambda x: ops.hardtanh_(x, -0.5, 0.5), lambda x: F.hardtanh(x, -0.5, 0.5)),
+])  # fmt: skip
 @pytest.mark.parametrize("make", ["matrix", "not dense", "channels_last"])
 def test_piecewise_in_place(op, exact, make):
     x = INPUTS[make]().requires_grad_()
@@ -232,9 +234,11 @@ def test_saved_bytes():
         assert saved_bytes(lambda op=op: op(x)) == x.numel() // 8
 
 
-ALL = {**{k: v[0] for k, v in SMOOTH.items()}, **{k: v[0] for k, v in PIECEWISE.items()},
-       "prelu": lambda x, *q: ops.prelu(x, torch.full((1,), 0.25, dtype=x.dtype, device=x.device), *q),
-       "softmax": lambda x, *q: ops.softmax(x, 1, *q), "log_softmax": lambda x, *q: ops.log_softmax(x, 1, *q)}  # fmt: skip
+ALL = {k: v[0] for k, v in (SMOOTH | PIECEWISE).items()} | {
+    "prelu": lambda x: ops.prelu(x, torch.full((1,), 0.25, dtype=x.dtype, device=x.device)),
+    "softmax": lambda x: ops.softmax(x, 1),
+    "log_softmax": lambda x: ops.log_softmax(x, 1),
+}
 QUANTIZED = [k for k in ALL if k not in PIECEWISE]
 
 
@@ -304,7 +308,7 @@ def test_in_place_compiles_whole():
 
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: ops.gelu(torch.ones(3, dtype=torch.int32)), "actnn::gelu: input must be float32, float16 or bfloat16"),
-    (lambda: ops.gelu(torch.ones(3), approximate="erf"), "actnn::gelu: approximate must be 'none' or 'tanh', got 'erf'"),
+    (lambda: ops.gelu(torch.ones(3), "erf"), "actnn::gelu: approximate must be 'none' or 'tanh', got 'erf'"),
     (lambda: ops.gelu(torch.ones(3), bits=9), "actnn::gelu: bits must be in 1..8, got 9"),
     (lambda: ops.silu(torch.ones(3), 4, 33), "actnn::silu: group_size must be a positive multiple of 32, got 33"),
     (lambda: ops.silu_(torch.ones(3, dtype=torch.float64)), "actnn::silu: input must be float32"),
@@ -314,11 +318,11 @@ def test_in_place_compiles_whole():
      "actnn::sigmoid: rng_state must be on the input's device"),
     (lambda: ops.leaky_relu(torch.ones(3, dtype=torch.float64)), "actnn::leaky_relu: input must be float32"),
     (lambda: ops.hardtanh(torch.ones(3), 2, 1), "actnn::hardtanh: min_val must be at most max_val, got 2 and 1"),
-    (lambda: ops.prelu(torch.ones(3, 4), torch.ones(3)), r"weight must have shape \[1\] or \[C\] = \[4\], got shape \[3\]"),
+    (lambda: ops.prelu(torch.ones(3, 4), torch.ones(3)), r"weight must have shape \[1\] or \[C\] = \[4\], got shape"),
     (lambda: ops.prelu(torch.ones(3, 4), torch.ones(4).half()), "actnn::prelu: weight must have the input's dtype"),
     (lambda: ops.prelu(torch.ones(3, 4), torch.ones(4, device="meta")), "actnn::prelu: weight must be on the input's"),
     (lambda: ops.prelu(torch.ones(3, 4), torch.ones(4), 9), "actnn::prelu: bits must be in 1..8, got 9"),
-    (lambda: ops.softmax(torch.ones(3, 4), 2), r"actnn::softmax: dim must be in -2..1 for an input of shape \[3, 4\], got 2"),
+    (lambda: ops.softmax(torch.ones(3, 4), 2), r"softmax: dim must be in -2..1 for an input of shape \[3, 4\], got 2"),
     (lambda: ops.log_softmax(torch.ones(3, 4), -3), "actnn::log_softmax: dim must be in -2..1"),
     (lambda: ops.softmax(torch.ones(3, 4), 1, 9), "actnn::softmax: bits must be in 1..8, got 9"),
 ])  # fmt: skip

@@ -74,9 +74,9 @@ def test_compiles_whole(dynamic):
 
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: ops.embedding(torch.ones(3, 4, dtype=torch.float64), torch.tensor([0])), "weight must be float32"),
-    (lambda: ops.embedding(torch.ones(3), torch.tensor([0])), r"weight must have shape \[num_embeddings, embedding_dim\]"),
+    (lambda: ops.embedding(torch.ones(3), torch.tensor([0])), r"weight must have shape \[num_embeddings, emb"),
     (lambda: ops.embedding(torch.ones(3, 4), torch.tensor([0.0])), "indices must be int32 or int64, got Float"),
-    (lambda: ops.embedding(torch.ones(3, 4), torch.tensor([0], device="meta")), "indices must be on the weight's device"),
+    (lambda: ops.embedding(torch.ones(3, 4), torch.tensor([0], device="meta")), "indices must be on the weight's"),
     (lambda: ops.embedding(torch.ones(3, 4), torch.tensor([0]), 3), "padding_idx must be -1 or below .* = 3, got 3"),
 ])  # fmt: skip
 def test_bad_arguments_get_a_sentence(call, message):
