@@ -4,12 +4,16 @@
 /// The whole library: layers and conversion (actnn/nn.h), differentiable functions (actnn/autograd), ops on packed tensors
 /// (actnn/ops), bit allocation (actnn/policy) and the allocation observer (actnn/memory).
 
+#include "actnn/autograd/activation.h"
 #include "actnn/autograd/batch_norm.h"
 #include "actnn/autograd/convolution.h"
 #include "actnn/autograd/dropout.h"
+#include "actnn/autograd/embedding.h"
 #include "actnn/autograd/linear.h"
+#include "actnn/autograd/normalization.h"
 #include "actnn/autograd/pooling.h"
 #include "actnn/autograd/relu.h"
+#include "actnn/autograd/softmax.h"
 #include "actnn/memory/observer.h"
 #include "actnn/nn.h"
 #include "actnn/ops/dropout.h"

@@ -1,5 +1,4 @@
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_adaptive_avg_pool2d_backward.h>
 #include <ATen/ops/_adaptive_avg_pool3d_backward.h>
@@ -15,6 +14,8 @@
 #include <algorithm>
 
 #include "actnn/autograd/pooling.h"
+#include "src/autograd/dispatch.h"
+#include "src/autograd/pool_lists.h"
 #include "src/autograd/saved_activation.h"
 #include "src/ops/checks.h"
 #include "src/ops/tensors.h"
@@ -139,19 +140,9 @@ using AvgPoolSignature = at::Tensor(const at::Tensor&, c10::IntArrayRef, c10::In
                                     std::optional<int64_t>);
 using AdaptiveSignature = at::Tensor(const at::Tensor&, c10::IntArrayRef);
 
-template <class Signature>
-c10::TypedOperatorHandle<Signature> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 at::Tensor call(const c10::TypedOperatorHandle<AvgPoolSignature>& op, const at::Tensor& input,
                 const AvgPoolGeometry& g) {
   return op.call(input, g.kernel_size, g.stride, g.padding, g.ceil_mode, g.count_include_pad, g.divisor_override);
-}
-
-/// A 1-D list as that of a 2-D pooling over a first spatial dimension of extent 1.
-std::vector<int64_t> with_unit(const std::vector<int64_t>& list, int64_t unit) {
-  return list.empty() ? list : std::vector<int64_t>{unit, list[0]};
 }
 
 }  // namespace

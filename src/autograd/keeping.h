@@ -30,9 +30,10 @@ using KeepingSignature = at::Tensor(Own..., int64_t bits, int64_t group_size, bo
 struct Keeping {
   Keeping(int64_t bits, int64_t group_size, bool stochastic, std::optional<at::Tensor> state,
           std::optional<at::Tensor> sample_bits, c10::SymInt total_bits, bool compress, bool simulate, bool offload)
-      : quantization{bits, group_size, stochastic},
-        retention{std::move(sample_bits), std::move(total_bits), compress, simulate, offload},
-        rng_state(std::move(state)) {}
+      : Keeping({bits, group_size, stochastic},
+                {std::move(sample_bits), std::move(total_bits), compress, simulate, offload}, std::move(state)) {}
+  Keeping(const Quantization& how, Retention where, std::optional<at::Tensor> state)
+      : quantization(how), retention(std::move(where)), rng_state(std::move(state)) {}
 
   Quantization quantization;
   Retention retention;

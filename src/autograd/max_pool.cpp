@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "actnn/autograd/pooling.h"
+#include "src/autograd/pool_lists.h"
 #include "src/autograd/saved_activation.h"
 #include "src/ops/checks.h"
 
@@ -101,6 +102,16 @@ std::tuple<at::Tensor, at::Tensor> max_pool2d_with_indices_kernel(const at::Tens
   return {results[0], results[1]};
 }
 
+MaxPoolGeometry as_plane(const MaxPoolGeometry& geometry) {
+  TORCH_CHECK_VALUE(geometry.kernel_size.size() == 1, "actnn::max_pool1d: kernel_size must have 1 entry, got ",
+                    geometry.kernel_size);
+  return {.kernel_size = with_unit(geometry.kernel_size, 1),
+          .stride = with_unit(geometry.stride, 1),
+          .padding = with_unit(geometry.padding, 0),
+          .dilation = with_unit(geometry.dilation, 1),
+          .ceil_mode = geometry.ceil_mode};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
@@ -122,6 +133,15 @@ TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) {
 TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
   m.impl("max_pool2d", max_pool2d_kernel);
   m.impl("max_pool2d_with_indices", max_pool2d_with_indices_kernel);
+}
+
+at::Tensor max_pool1d(const at::Tensor& input, const MaxPoolGeometry& geometry) {
+  return actnn::max_pool2d(input.unsqueeze(-2), as_plane(geometry)).squeeze(-2);
+}
+
+std::tuple<at::Tensor, at::Tensor> max_pool1d_with_indices(const at::Tensor& input, const MaxPoolGeometry& geometry) {
+  const auto [output, indices] = actnn::max_pool2d_with_indices(input.unsqueeze(-2), as_plane(geometry));
+  return {output.squeeze(-2), indices.squeeze(-2)};
 }
 
 at::Tensor max_pool2d(const at::Tensor& input, const MaxPoolGeometry& geometry) {

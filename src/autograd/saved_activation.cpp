@@ -106,6 +106,15 @@ at::Tensor kept_activation(torch::autograd::AutogradContext* ctx, const KeptActi
              : dequantize(local, size, stride, dtype, {.bits = data["bits"].toInt(), .group_size = group_size});
 }
 
+at::Tensor pack_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
+                           const Quantization& quantization, const std::optional<at::Tensor>& rng_state) {
+  return keep_activation(ctx, input, {quantization, {}, rng_state}).data;
+}
+
+at::Tensor unpack_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& packed) {
+  return kept_activation(ctx, {packed, {}});
+}
+
 void check_keeping(const char* op, const at::Tensor& input, const Keeping& keeping) {
   const auto& [quantization, retention, rng_state] = keeping;
   if (quantization.group_size != 0) {

@@ -34,6 +34,11 @@ KeptActivation keep_activation(torch::autograd::AutogradContext* ctx, const at::
 /// The copy that was kept: unbiased, or exact.
 at::Tensor kept_activation(torch::autograd::AutogradContext* ctx, const KeptActivation& kept);
 
+/// The simple case of the two above: packed with one bit width, and unpacked.
+at::Tensor pack_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
+                           const Quantization& quantization, const std::optional<at::Tensor>& rng_state);
+at::Tensor unpack_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& packed);
+
 /// Checks of an op's `keeping`; `input` is the activation.
 void check_keeping(const char* op, const at::Tensor& input, const Keeping& keeping);
 

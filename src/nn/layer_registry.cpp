@@ -13,8 +13,11 @@
 #include "actnn/nn/batch_norm.h"
 #include "actnn/nn/convolution.h"
 #include "actnn/nn/dropout.h"
+#include "actnn/nn/embedding.h"
 #include "actnn/nn/linear.h"
+#include "actnn/nn/normalization.h"
 #include "actnn/nn/pooling.h"
+#include "actnn/nn/softmax.h"
 
 namespace actnn::nn {
 namespace {
@@ -64,7 +67,10 @@ Registry make_registry() {
 const Registry& registry() {
   static const Registry kRegistry =
       make_registry<Conv1dImpl, Conv2dImpl, Conv3dImpl, ConvTranspose1dImpl, ConvTranspose2dImpl, ConvTranspose3dImpl,
-                    LinearImpl, BatchNorm1dImpl, BatchNorm2dImpl, BatchNorm3dImpl, ReLUImpl, DropoutImpl, MaxPool2dImpl,
+                    LinearImpl, EmbeddingImpl, BatchNorm1dImpl, BatchNorm2dImpl, BatchNorm3dImpl, LayerNormImpl,
+                    GroupNormImpl, InstanceNorm1dImpl, InstanceNorm2dImpl, InstanceNorm3dImpl, ReLUImpl, ReLU6Impl,
+                    LeakyReLUImpl, HardtanhImpl, PReLUImpl, GELUImpl, SiLUImpl, SigmoidImpl, TanhImpl, SoftmaxImpl,
+                    Softmax2dImpl, LogSoftmaxImpl, DropoutImpl, MaxPool1dImpl, MaxPool2dImpl, MaxPool3dImpl,
                     AvgPool1dImpl, AvgPool2dImpl, AvgPool3dImpl, AdaptiveAvgPool1dImpl, AdaptiveAvgPool2dImpl,
                     AdaptiveAvgPool3dImpl>();
   return kRegistry;

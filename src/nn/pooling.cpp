@@ -6,8 +6,12 @@
 #include <ATen/ops/avg_pool1d.h>
 #include <ATen/ops/avg_pool2d.h>
 #include <ATen/ops/avg_pool3d.h>
+#include <ATen/ops/max_pool1d.h>
+#include <ATen/ops/max_pool1d_with_indices.h>
 #include <ATen/ops/max_pool2d.h>
 #include <ATen/ops/max_pool2d_with_indices.h>
+#include <ATen/ops/max_pool3d.h>
+#include <ATen/ops/max_pool3d_with_indices.h>
 #include <torch/nn/modules/utils.h>
 
 #include <string>
@@ -24,7 +28,8 @@ std::vector<int64_t> to_vector(const torch::ExpandingArray<D>& array) {
   return {array->begin(), array->end()};
 }
 
-MaxPoolGeometry geometry_of(const MaxPool2dOptions& options) {
+template <size_t D>
+MaxPoolGeometry geometry_of(const torch::nn::MaxPoolOptions<D>& options) {
   return {.kernel_size = to_vector(options.kernel_size()),
           .stride = to_vector(options.stride()),
           .padding = to_vector(options.padding()),
@@ -47,6 +52,13 @@ AvgPoolGeometry geometry_of(const torch::nn::AvgPoolOptions<D>& options) {
 template <class Options>
 std::vector<int64_t> output_size_of(const Options& options, const at::Tensor& input) {
   return torch::nn::modules::utils::_list_with_default(options.output_size(), input.sizes());
+}
+
+template <size_t D>
+void print(std::ostream& stream, const torch::nn::MaxPoolOptions<D>& options) {
+  stream << "actnn::nn::MaxPool" << D << "d(kernel_size=" << options.kernel_size() << ", stride=" << options.stride()
+         << ", padding=" << options.padding() << ", dilation=" << options.dilation()
+         << ", ceil_mode=" << (options.ceil_mode() ? "true" : "false") << ')';
 }
 
 template <size_t D>
@@ -75,6 +87,38 @@ std::tuple<at::Tensor, at::Tensor> MaxPool2dImpl::forward_with_indices(const at:
     return actnn::max_pool2d_with_indices(input, geometry_of(options));
   }
   return at::max_pool2d_with_indices(input, options.kernel_size(), options.stride(), options.padding(),
+                                     options.dilation(), options.ceil_mode());
+}
+
+at::Tensor MaxPool1dImpl::forward(const at::Tensor& input) {
+  if (is_compressible(input.scalar_type())) {
+    return actnn::max_pool1d(input, geometry_of(options));
+  }
+  return at::max_pool1d(input, options.kernel_size(), options.stride(), options.padding(), options.dilation(),
+                        options.ceil_mode());
+}
+
+std::tuple<at::Tensor, at::Tensor> MaxPool1dImpl::forward_with_indices(const at::Tensor& input) {
+  if (is_compressible(input.scalar_type())) {
+    return actnn::max_pool1d_with_indices(input, geometry_of(options));
+  }
+  return at::max_pool1d_with_indices(input, options.kernel_size(), options.stride(), options.padding(),
+                                     options.dilation(), options.ceil_mode());
+}
+
+at::Tensor MaxPool3dImpl::forward(const at::Tensor& input) {
+  if (is_compressible(input.scalar_type())) {
+    return actnn::max_pool3d(input, geometry_of(options));
+  }
+  return at::max_pool3d(input, options.kernel_size(), options.stride(), options.padding(), options.dilation(),
+                        options.ceil_mode());
+}
+
+std::tuple<at::Tensor, at::Tensor> MaxPool3dImpl::forward_with_indices(const at::Tensor& input) {
+  if (is_compressible(input.scalar_type())) {
+    return actnn::max_pool3d_with_indices(input, geometry_of(options));
+  }
+  return at::max_pool3d_with_indices(input, options.kernel_size(), options.stride(), options.padding(),
                                      options.dilation(), options.ceil_mode());
 }
 
@@ -119,11 +163,9 @@ at::Tensor AdaptiveAvgPool3dImpl::forward(const at::Tensor& input) {
                                               : at::adaptive_avg_pool3d(input, output_size);
 }
 
-void MaxPool2dImpl::pretty_print(std::ostream& stream) const {
-  stream << "actnn::nn::MaxPool2d(kernel_size=" << options.kernel_size() << ", stride=" << options.stride()
-         << ", padding=" << options.padding() << ", dilation=" << options.dilation()
-         << ", ceil_mode=" << (options.ceil_mode() ? "true" : "false") << ')';
-}
+void MaxPool1dImpl::pretty_print(std::ostream& stream) const { print(stream, options); }
+void MaxPool2dImpl::pretty_print(std::ostream& stream) const { print(stream, options); }
+void MaxPool3dImpl::pretty_print(std::ostream& stream) const { print(stream, options); }
 
 void AvgPool1dImpl::pretty_print(std::ostream& stream) const { print(stream, options); }
 void AvgPool2dImpl::pretty_print(std::ostream& stream) const { print(stream, options); }

@@ -26,6 +26,17 @@ at::Tensor max_pool2d(const at::Tensor& input, const MaxPoolGeometry& geometry);
 /// The same with the flat indices (int64, y * W + x) of the maxima, as `at::max_pool2d_with_indices` gives them.
 std::tuple<at::Tensor, at::Tensor> max_pool2d_with_indices(const at::Tensor& input, const MaxPoolGeometry& geometry);
 
+/// The same over the last dimension of [N, C, L] or [C, L].
+at::Tensor max_pool1d(const at::Tensor& input, const MaxPoolGeometry& geometry);
+std::tuple<at::Tensor, at::Tensor> max_pool1d_with_indices(const at::Tensor& input, const MaxPoolGeometry& geometry);
+
+/// The same over the last three dimensions of [N, C, D, H, W] or [C, D, H, W]; indices are (z * H + y) * W + x. Positions are
+/// found from torch's indices, which live only during forward and backward: one byte per output element is kept for windows of
+/// up to 256 elements, two for up to 32768. Where torch's index is outside the window (channels_last_3d, a window of minus infinity),
+/// the window's first element gets the gradient. Autocast on the CPU computes `max_pool3d` in float32, as torch does.
+at::Tensor max_pool3d(const at::Tensor& input, const MaxPoolGeometry& geometry);
+std::tuple<at::Tensor, at::Tensor> max_pool3d_with_indices(const at::Tensor& input, const MaxPoolGeometry& geometry);
+
 struct AvgPoolGeometry {
   std::vector<int64_t> kernel_size;
   std::vector<int64_t> stride{};  ///< empty: the kernel size

@@ -12,7 +12,9 @@
 
 namespace actnn::nn {
 
+using MaxPool1dOptions = torch::nn::MaxPool1dOptions;
 using MaxPool2dOptions = torch::nn::MaxPool2dOptions;
+using MaxPool3dOptions = torch::nn::MaxPool3dOptions;
 using AvgPool1dOptions = torch::nn::AvgPool1dOptions;
 using AvgPool2dOptions = torch::nn::AvgPool2dOptions;
 using AvgPool3dOptions = torch::nn::AvgPool3dOptions;
@@ -56,6 +58,36 @@ class MaxPool2dImpl : public detail::PoolImpl<MaxPool2dOptions, MaxPool2dImpl, t
   void pretty_print(std::ostream& stream) const override;
 };
 TORCH_MODULE(MaxPool2d);
+
+/// As MaxPool2d, for `input` [N, C, L] or [C, L].
+class MaxPool1dImpl : public detail::PoolImpl<MaxPool1dOptions, MaxPool1dImpl, torch::nn::MaxPool1dImpl> {
+ public:
+  using PoolImpl::PoolImpl;
+  /* implicit */ MaxPool1dImpl(torch::ExpandingArray<1> kernel_size) : PoolImpl(MaxPool1dOptions(kernel_size)) {}
+
+  at::Tensor forward(const at::Tensor& input);
+
+  /// Also the indices (int64) of the maxima.
+  std::tuple<at::Tensor, at::Tensor> forward_with_indices(const at::Tensor& input);
+
+  void pretty_print(std::ostream& stream) const override;
+};
+TORCH_MODULE(MaxPool1d);
+
+/// As MaxPool2d, for `input` [N, C, D, H, W] or [C, D, H, W].
+class MaxPool3dImpl : public detail::PoolImpl<MaxPool3dOptions, MaxPool3dImpl, torch::nn::MaxPool3dImpl> {
+ public:
+  using PoolImpl::PoolImpl;
+  /* implicit */ MaxPool3dImpl(torch::ExpandingArray<3> kernel_size) : PoolImpl(MaxPool3dOptions(kernel_size)) {}
+
+  at::Tensor forward(const at::Tensor& input);
+
+  /// Also the flat indices (int64, (z * H + y) * W + x) of the maxima.
+  std::tuple<at::Tensor, at::Tensor> forward_with_indices(const at::Tensor& input);
+
+  void pretty_print(std::ostream& stream) const override;
+};
+TORCH_MODULE(MaxPool3d);
 
 /// `torch::nn::AvgPool1d` that keeps shapes only for backward. `input`: [N, C, L] or [C, L]. Result and gradient are
 /// torch's, bit for bit.

@@ -30,7 +30,7 @@ class _Smooth(QuantizedLayer):
         return ()
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self._takes(input):
+        if not self._quantizes(input):
             return super().forward(input)
         op = getattr(ops, self.function + ("_" if getattr(self, "inplace", False) else ""))
         return self._shown(op(input, *self._arguments(), **self._quantization()))
@@ -51,7 +51,7 @@ class _PiecewiseLinear(QuantizedLayer):
 
 class _PReLU(QuantizedLayer):
     def forward(self, input: Tensor) -> Tensor:
-        if not self._takes(input):
+        if not self._quantizes(input):
             return super().forward(input)
         return self._shown(ops.prelu(input, self.weight, **self._quantization()))
 
@@ -60,7 +60,7 @@ class _Softmax(QuantizedLayer):
     function: str
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self._takes(input) or self.dim is None:
+        if not self._quantizes(input) or self.dim is None:
             return super().forward(input)
         return self._shown(getattr(ops, self.function)(input, self.dim, **self._quantization()))
 

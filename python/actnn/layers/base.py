@@ -49,6 +49,10 @@ class QuantizedLayer(nn.Module):
     def _takes(self, input: Tensor) -> bool:
         return input.dtype in DTYPES
 
+    def _quantizes(self, input: Tensor) -> bool:
+        """Whether a layer that can only keep a quantized copy does."""
+        return self._takes(input) and self.config.compress_activation and self.config.training
+
     def _shown(self, output: Tensor) -> Tensor:
         """What the debugging flags print."""
         flags = self.config

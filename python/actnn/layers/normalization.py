@@ -83,7 +83,7 @@ class _SyncBatchNorm(_BatchNorm):
 
 class _LayerNorm(QuantizedLayer):
     def forward(self, input: Tensor) -> Tensor:
-        if not self._takes(input):
+        if not self._quantizes(input):
             return super().forward(input)
         args = (self.normalized_shape, self.weight, self.bias, self.eps)
         return self._shown(ops.layer_norm(input, *args, **self._quantization()))
@@ -91,7 +91,7 @@ class _LayerNorm(QuantizedLayer):
 
 class _RMSNorm(QuantizedLayer):
     def forward(self, input: Tensor) -> Tensor:
-        if not self._takes(input):
+        if not self._quantizes(input):
             return super().forward(input)
         args = (self.normalized_shape, self.weight, self.eps)
         return self._shown(ops.rms_norm(input, *args, **self._quantization()))
@@ -99,7 +99,7 @@ class _RMSNorm(QuantizedLayer):
 
 class _GroupNorm(QuantizedLayer):
     def forward(self, input: Tensor) -> Tensor:
-        if not self._takes(input):
+        if not self._quantizes(input):
             return super().forward(input)
         args = (self.num_groups, self.weight, self.bias, self.eps)
         return self._shown(ops.group_norm(input, *args, **self._quantization()))
@@ -107,7 +107,7 @@ class _GroupNorm(QuantizedLayer):
 
 class _InstanceNorm(QuantizedLayer):
     def forward(self, input: Tensor) -> Tensor:
-        if not self._takes(input):
+        if not self._quantizes(input):
             return super().forward(input)
         self._check_input_dim(input)
         if input.dim() == self._get_no_batch_dim():

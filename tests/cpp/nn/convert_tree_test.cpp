@@ -181,14 +181,14 @@ TEST(ConvertTree, ReportsWhyAModuleIsLeftAlone) {
   wide->to(at::kDouble);
   torch::nn::Linear masked(3, 3);
   masked->register_buffer("mask", at::ones({3, 3}));
-  Sequential model(torch::nn::LayerNorm(torch::nn::LayerNormOptions({3})), torch::nn::Functional(at::tanh),
-                   torch::nn::Dropout2d(), user::ScaledLinear(3, 3), user::Square(), wide, masked, torch::nn::Flatten(),
-                   actnn::nn::ReLU(), torch::nn::MaxPool3d(2));
+  Sequential model(torch::nn::LocalResponseNorm(3), torch::nn::Functional(at::tanh), torch::nn::Dropout2d(),
+                   user::ScaledLinear(3, 3), user::Square(), wide, masked, torch::nn::Flatten(), actnn::nn::ReLU(),
+                   torch::nn::AdaptiveMaxPool2d(2));
   const auto before = model->children();
   const auto report = actnn::nn::convert(model);
   EXPECT_EQ(report.count(ConversionOutcome::kConverted), 0);
   EXPECT_EQ(model->children(), before);
-  EXPECT_EQ(report.at("0").reason, "torch::nn::LayerNorm has no compressed form");
+  EXPECT_EQ(report.at("0").reason, "torch::nn::LocalResponseNorm has no compressed form");
   EXPECT_EQ(
       report.at("1").reason,
       "torch::nn::Functional hides the function that it calls; use a module of actnn::nn, such as actnn::nn::ReLU");
@@ -199,7 +199,7 @@ TEST(ConvertTree, ReportsWhyAModuleIsLeftAlone) {
   EXPECT_EQ(report.at("6").reason, "it has a buffer 'mask', which torch::nn::Linear does not have");
   EXPECT_EQ(report.at("7").reason, "torch::nn::Flatten saves no activation for backward");
   EXPECT_EQ(report.at("8").reason, "already compressed");
-  EXPECT_EQ(report.at("9").reason, "torch::nn::MaxPool3d has no compressed form");
+  EXPECT_EQ(report.at("9").reason, "torch::nn::AdaptiveMaxPool2d has no compressed form");
 }
 
 TEST(ConvertTree, ARootLayerIsReported) {

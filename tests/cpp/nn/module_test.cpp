@@ -22,28 +22,43 @@ std::string printed(const ModuleType& module) {
 /// Layers of actnn::nn and torch's with other parameters.
 auto all_pairs() {
   using namespace actnn;
-  return std::make_tuple(std::pair{nn::Conv1d(2, 3, 3), torch::nn::Conv1d(2, 3, 3)},
-                         std::pair{nn::Conv2d(2, 3, 3), torch::nn::Conv2d(2, 3, 3)},
-                         std::pair{nn::Conv3d(2, 3, 3), torch::nn::Conv3d(2, 3, 3)},
-                         std::pair{nn::Conv2d(nn::Conv2dOptions(2, 3, 3).bias(false)),
-                                   torch::nn::Conv2d(torch::nn::Conv2dOptions(2, 3, 3).bias(false))},
-                         std::pair{nn::ConvTranspose1d(2, 3, 3), torch::nn::ConvTranspose1d(2, 3, 3)},
-                         std::pair{nn::ConvTranspose2d(2, 3, 3), torch::nn::ConvTranspose2d(2, 3, 3)},
-                         std::pair{nn::ConvTranspose3d(2, 3, 3), torch::nn::ConvTranspose3d(2, 3, 3)},
-                         std::pair{nn::Linear(4, 3), torch::nn::Linear(4, 3)},
-                         std::pair{nn::Linear(nn::LinearOptions(4, 3).bias(false)),
-                                   torch::nn::Linear(torch::nn::LinearOptions(4, 3).bias(false))},
-                         std::pair{nn::BatchNorm1d(3), torch::nn::BatchNorm1d(3)},
-                         std::pair{nn::BatchNorm2d(3), torch::nn::BatchNorm2d(3)},
-                         std::pair{nn::BatchNorm3d(3), torch::nn::BatchNorm3d(3)},
-                         std::pair{nn::BatchNorm2d(nn::BatchNormOptions(3).affine(false)),
-                                   torch::nn::BatchNorm2d(torch::nn::BatchNormOptions(3).affine(false))},
-                         std::pair{nn::BatchNorm2d(nn::BatchNormOptions(3).track_running_stats(false)),
-                                   torch::nn::BatchNorm2d(torch::nn::BatchNormOptions(3).track_running_stats(false))},
-                         std::pair{nn::ReLU(), torch::nn::ReLU()}, std::pair{nn::Dropout(), torch::nn::Dropout()},
-                         std::pair{nn::MaxPool2d(2), torch::nn::MaxPool2d(2)},
-                         std::pair{nn::AvgPool2d(2), torch::nn::AvgPool2d(2)},
-                         std::pair{nn::AdaptiveAvgPool2d(2), torch::nn::AdaptiveAvgPool2d(2)});
+  return std::make_tuple(
+      std::pair{nn::Conv1d(2, 3, 3), torch::nn::Conv1d(2, 3, 3)},
+      std::pair{nn::Conv2d(2, 3, 3), torch::nn::Conv2d(2, 3, 3)},
+      std::pair{nn::Conv3d(2, 3, 3), torch::nn::Conv3d(2, 3, 3)},
+      std::pair{nn::Conv2d(nn::Conv2dOptions(2, 3, 3).bias(false)),
+                torch::nn::Conv2d(torch::nn::Conv2dOptions(2, 3, 3).bias(false))},
+      std::pair{nn::ConvTranspose1d(2, 3, 3), torch::nn::ConvTranspose1d(2, 3, 3)},
+      std::pair{nn::ConvTranspose2d(2, 3, 3), torch::nn::ConvTranspose2d(2, 3, 3)},
+      std::pair{nn::ConvTranspose3d(2, 3, 3), torch::nn::ConvTranspose3d(2, 3, 3)},
+      std::pair{nn::Linear(4, 3), torch::nn::Linear(4, 3)},
+      std::pair{nn::Linear(nn::LinearOptions(4, 3).bias(false)),
+                torch::nn::Linear(torch::nn::LinearOptions(4, 3).bias(false))},
+      std::pair{nn::BatchNorm1d(3), torch::nn::BatchNorm1d(3)},
+      std::pair{nn::BatchNorm2d(3), torch::nn::BatchNorm2d(3)},
+      std::pair{nn::BatchNorm3d(3), torch::nn::BatchNorm3d(3)},
+      std::pair{nn::BatchNorm2d(nn::BatchNormOptions(3).affine(false)),
+                torch::nn::BatchNorm2d(torch::nn::BatchNormOptions(3).affine(false))},
+      std::pair{nn::BatchNorm2d(nn::BatchNormOptions(3).track_running_stats(false)),
+                torch::nn::BatchNorm2d(torch::nn::BatchNormOptions(3).track_running_stats(false))},
+      std::pair{nn::LayerNorm(nn::LayerNormOptions({3, 4})), torch::nn::LayerNorm(torch::nn::LayerNormOptions({3, 4}))},
+      std::pair{nn::GroupNorm(2, 4), torch::nn::GroupNorm(2, 4)},
+      std::pair{nn::GroupNorm(nn::GroupNormOptions(2, 4).affine(false)),
+                torch::nn::GroupNorm(torch::nn::GroupNormOptions(2, 4).affine(false))},
+      std::pair{nn::InstanceNorm1d(3), torch::nn::InstanceNorm1d(3)},
+      std::pair{nn::InstanceNorm2d(nn::InstanceNorm2dOptions(3).affine(true)),
+                torch::nn::InstanceNorm2d(torch::nn::InstanceNorm2dOptions(3).affine(true))},
+      std::pair{nn::InstanceNorm3d(nn::InstanceNorm3dOptions(3).track_running_stats(true)),
+                torch::nn::InstanceNorm3d(torch::nn::InstanceNorm3dOptions(3).track_running_stats(true))},
+      std::pair{nn::Embedding(5, 3), torch::nn::Embedding(5, 3)},
+      std::pair{nn::PReLU(nn::PReLUOptions().num_parameters(3)),
+                torch::nn::PReLU(torch::nn::PReLUOptions().num_parameters(3))},
+      std::pair{nn::GELU(), torch::nn::GELU()}, std::pair{nn::SiLU(), torch::nn::SiLU()},
+      std::pair{nn::Softmax(1), torch::nn::Softmax(1)}, std::pair{nn::LeakyReLU(), torch::nn::LeakyReLU()},
+      std::pair{nn::MaxPool3d(2), torch::nn::MaxPool3d(2)}, std::pair{nn::ReLU(), torch::nn::ReLU()},
+      std::pair{nn::Dropout(), torch::nn::Dropout()}, std::pair{nn::MaxPool2d(2), torch::nn::MaxPool2d(2)},
+      std::pair{nn::AvgPool2d(2), torch::nn::AvgPool2d(2)},
+      std::pair{nn::AdaptiveAvgPool2d(2), torch::nn::AdaptiveAvgPool2d(2)});
 }
 
 template <class Function>
@@ -159,6 +174,20 @@ TEST(Modules, PrintTheirOptions) {
   EXPECT_EQ(printed(Linear(3, 4)), "actnn::nn::Linear(in_features=3, out_features=4, bias=true, bits=4)");
   EXPECT_EQ(printed(BatchNorm2d(BatchNorm2dOptions(3).momentum(std::nullopt))),
             "actnn::nn::BatchNorm2d(3, eps=1e-05, momentum=None, affine=true, track_running_stats=true, bits=4)");
+  EXPECT_EQ(printed(LayerNorm(LayerNormOptions({3, 4}).bits(2))),
+            "actnn::nn::LayerNorm([3, 4], eps=1e-05, elementwise_affine=true, bits=2)");
+  EXPECT_EQ(printed(GroupNorm(2, 4)), "actnn::nn::GroupNorm(2, 4, eps=1e-05, affine=true, bits=4)");
+  EXPECT_EQ(printed(InstanceNorm2d(3)),
+            "actnn::nn::InstanceNorm2d(3, eps=1e-05, momentum=0.1, affine=false, track_running_stats=false, bits=4)");
+  EXPECT_EQ(printed(Embedding(EmbeddingOptions(5, 3).padding_idx(-1).sparse(true))),
+            "actnn::nn::Embedding(num_embeddings=5, embedding_dim=3, padding_idx=4, sparse=true)");
+  EXPECT_EQ(printed(GELU(GELUOptions().approximate("tanh"))), "actnn::nn::GELU(approximate=tanh, bits=4)");
+  EXPECT_EQ(printed(SiLU(SiLUOptions().bits(3))), "actnn::nn::SiLU(bits=3)");
+  EXPECT_EQ(printed(PReLU()), "actnn::nn::PReLU(num_parameters=1, bits=4)");
+  EXPECT_EQ(printed(Softmax(1)), "actnn::nn::Softmax(dim=1, bits=4)");
+  EXPECT_EQ(printed(LeakyReLU(LeakyReLUOptions().inplace(true))),
+            "actnn::nn::LeakyReLU(negative_slope=0.01, inplace=true)");
+  EXPECT_EQ(printed(Hardtanh()), "actnn::nn::Hardtanh(min_val=-1, max_val=1)");
   EXPECT_EQ(printed(ReLU(true)), "actnn::nn::ReLU(inplace=true)");
   EXPECT_EQ(printed(Dropout(0.25)), "actnn::nn::Dropout(p=0.25, inplace=false)");
   EXPECT_EQ(

@@ -45,6 +45,35 @@ TEST_P(PoolingTest, MaxPoolGivesTorchsIndices) {
   EXPECT_TRUE(at::equal(indices, expected_indices));
 }
 
+TEST_P(PoolingTest, MaxPool1d) {
+  using Options = torch::nn::MaxPool1dOptions;
+  for (const auto& options :
+       {Options(3), Options(3).stride(2).padding(1), Options(2).stride(3).ceil_mode(true), Options(3).dilation(2)}) {
+    compare<actnn::nn::MaxPool1d, torch::nn::MaxPool1d>({2, 3, 13}, options);
+    compare<actnn::nn::MaxPool1d, torch::nn::MaxPool1d>({3, 13}, options);
+  }
+  const at::Tensor values = input({2, 3, 13});
+  const auto [output, indices] = actnn::nn::MaxPool1d(3)->forward_with_indices(values);
+  const auto [expected, expected_indices] = torch::nn::MaxPool1d(3)->forward_with_indices(values);
+  EXPECT_TRUE(bit_equal(output, expected));
+  EXPECT_TRUE(at::equal(indices, expected_indices));
+}
+
+TEST_P(PoolingTest, MaxPool3d) {
+  using Options = torch::nn::MaxPool3dOptions;
+  for (const auto& options : {Options(2), Options({3, 2, 2}).stride({2, 1, 2}).padding({1, 1, 0}).dilation({1, 2, 1}),
+                              Options(2).stride(3).ceil_mode(true)}) {
+    compare<actnn::nn::MaxPool3d, torch::nn::MaxPool3d>({2, 3, 5, 6, 7}, options);
+    // Torch takes no such input in channels_last.
+    expect_same_layers<actnn::nn::MaxPool3d, torch::nn::MaxPool3d>(options, options, input({3, 5, 6, 7}).contiguous());
+  }
+  const at::Tensor values = input({2, 3, 5, 6, 7});
+  const auto [output, indices] = actnn::nn::MaxPool3d(3)->forward_with_indices(values);
+  const auto [expected, expected_indices] = torch::nn::MaxPool3d(3)->forward_with_indices(values);
+  EXPECT_TRUE(bit_equal(output, expected));
+  EXPECT_TRUE(at::equal(indices, expected_indices));
+}
+
 TEST_P(PoolingTest, AvgPool1d) {
   using Options = torch::nn::AvgPool1dOptions;
   for (const auto& options : {Options(3), Options(3).stride(2).padding(1), Options(2).stride(3).ceil_mode(true),
@@ -100,6 +129,8 @@ TEST(Pooling, OtherTypesRunTorchsOperation) {
   EXPECT_TRUE(bit_equal(std::get<1>(actnn::nn::MaxPool2d(2)->forward_with_indices(plane)),
                         std::get<1>(torch::nn::MaxPool2d(2)->forward_with_indices(plane))));
   const at::Tensor line = plane[0];
+  EXPECT_TRUE(bit_equal(actnn::nn::MaxPool1d(2)->forward(line), torch::nn::MaxPool1d(2)->forward(line)));
+  EXPECT_TRUE(bit_equal(actnn::nn::MaxPool3d(2)->forward(plane), torch::nn::MaxPool3d(2)->forward(plane)));
   EXPECT_TRUE(bit_equal(actnn::nn::AvgPool1d(2)->forward(line), torch::nn::AvgPool1d(2)->forward(line)));
   EXPECT_TRUE(
       bit_equal(actnn::nn::AdaptiveAvgPool1d(2)->forward(line), torch::nn::AdaptiveAvgPool1d(2)->forward(line)));

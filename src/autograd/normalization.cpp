@@ -1,0 +1,41 @@
+#include "src/autograd/normalization.h"
+
+#include "src/autograd/saved_activation.h"
+#include "src/ops/tensors.h"
+
+namespace actnn {
+
+bool wants_gradients(const at::Tensor& input, const std::optional<at::Tensor>& weight,
+                     const std::optional<at::Tensor>& bias) {
+  return wants_grad(input) || wants_grad(weight) || wants_grad(bias);
+}
+
+void save_normalization(torch::autograd::AutogradContext* ctx, const Normalization& tensors, bool has_weight,
+                        bool has_bias, const Quantization& quantization, const std::optional<at::Tensor>& rng_state) {
+  at::Tensor packed;
+  if (wants_grad(tensors.input) || wants_grad(tensors.weight)) {
+    packed = pack_activation(ctx, tensors.input, quantization, rng_state);
+  } else {
+    remember_layout(ctx, storage_order(tensors.input));
+  }
+  ctx->save_for_backward({packed, tensors.weight, tensors.bias, tensors.mean, tensors.inverse_deviation});
+  ctx->saved_data["has_weight"] = has_weight;
+  ctx->saved_data["has_bias"] = has_bias;
+}
+
+SavedNormalization saved_normalization(torch::autograd::AutogradContext* ctx, const at::Tensor& grad_output) {
+  const torch::autograd::variable_list saved = ctx->get_saved_variables();
+  const bool has_weight = ctx->saved_data["has_weight"].toBool();
+  // Only the tensors that are there have an index.
+  const bool wants_input = ctx->needs_input_grad(0);
+  const bool wants_weight = has_weight && ctx->needs_input_grad(1);
+  const bool wants_bias = ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(has_weight ? 2 : 1);
+  return {{.input = wants_input || wants_weight ? unpack_activation(ctx, saved[0]) : activation_like(ctx, grad_output),
+           .weight = saved[1],
+           .bias = saved[2],
+           .mean = saved[3],
+           .inverse_deviation = saved[4]},
+          {wants_input, wants_weight, wants_bias}};
+}
+
+}  // namespace actnn
