@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import actnn
 import pytest
@@ -9,14 +13,29 @@ import torch
 from actnn.utils import ExperimentRecorder, empty_cache
 
 
-def test_memory_grows_by_what_is_allocated(device):
+@pytest.mark.cuda
+def test_memory_of_a_gpu_is_what_tensors_hold():
     before = actnn.get_memory_usage()
-    held = torch.ones(64 << 18)  # 64 MiB, written
-    after = actnn.get_memory_usage()
-    if device == "cuda":
-        assert after - before == held.nbytes
-    elif not torch.cuda.is_available():
-        assert after - before > 0.9 * held.nbytes
+    held = torch.ones(1 << 20, device="cuda")
+    assert actnn.get_memory_usage() - before == held.nbytes
+
+
+GROWTH = """
+import torch
+torch.cuda.is_available = lambda: False
+from actnn.utils import get_memory_usage
+before = get_memory_usage()
+held = torch.ones(64 << 18)
+print((get_memory_usage() - before) / held.nbytes)
+"""
+
+
+def test_without_cuda_memory_is_that_of_the_process():
+    # A process of its own: in one that has freed memory, allocations need not grow it.
+    environment = os.environ | {"PYTHONPATH": str(Path(actnn.__file__).parent.parent)}
+    command = [sys.executable, "-c", GROWTH]
+    output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    assert 0.9 < float(output) < 1.5
 
 
 def test_memory_is_printed_when_asked(capsys):
