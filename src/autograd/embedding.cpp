@@ -51,6 +51,7 @@ class Embedding : public torch::autograd::Function<Embedding> {
   }
 };
 
+// The dispatcher passes symbolic integers by value. NOLINTNEXTLINE(performance-unnecessary-value-param)
 at::Tensor embedding_kernel(const at::Tensor& weight, const at::Tensor& indices, c10::SymInt padding_idx,
                             bool scale_grad_by_freq, bool sparse) {
   check_floating(kOp, "weight", weight);
