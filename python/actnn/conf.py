@@ -5,8 +5,9 @@ of the one that a policy has there.
 """
 
 import copy
+import functools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -105,21 +106,30 @@ class _Watched(list):
         super().__init__(values)
         self._owner, self._name = owner, name
 
-    def __setitem__(self, index: Any, value: Any) -> None:
-        changed = list(self)
-        changed[index] = value
-        setattr(self._owner, self._name, changed)
-        super().__setitem__(index, value)
-
-    def append(self, value: int) -> None:
-        setattr(self._owner, self._name, [*self, value])
-        super().append(value)
-
     def __reduce__(self):
         return list, (list(self),)
 
     def __deepcopy__(self, memo: dict) -> list:
         return copy.deepcopy(list(self), memo)
+
+
+def _watched(name: str) -> Callable:
+    """The method of lists that sets the flag, and changes the list only if the flag takes the new value."""
+
+    @functools.wraps(getattr(list, name))
+    def method(self: _Watched, *args: Any, **kwargs: Any) -> Any:
+        changed = list(self)
+        result = getattr(changed, name)(*args, **kwargs)
+        setattr(self._owner, self._name, changed)
+        super(_Watched, self).__init__(changed)
+        return self if result is changed else result
+
+    return method
+
+
+for _name in ("__setitem__", "__delitem__", "__iadd__", "__imul__", "append", "clear", "extend", "insert", "pop",
+              "remove", "reverse", "sort"):  # fmt: skip
+    setattr(_Watched, _name, _watched(_name))
 
 
 def _the_config() -> Config:
