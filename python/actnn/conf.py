@@ -8,6 +8,7 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterable
+from numbers import Number
 from typing import Any
 
 import torch
@@ -65,7 +66,14 @@ class Config:
             value = list(value)
             if not value:
                 raise ValueError(f"actnn::Config: {name} must not be an empty list")
-        self.policy.set_flag(name, value)
+        if isinstance(value, Number) and callable(getattr(value, "item", None)):  # NumPy's
+            value = value.item()
+        try:
+            self.policy.set_flag(name, value)
+        except RuntimeError as error:  # torch knows no type for it
+            raise TypeError(
+                f"actnn::Config: {name} must be a bool, number, list of ints or None, got {type(value).__name__}"
+            ) from error
         self._read(name)
         if name in ONLY_CUDA and value != getattr(DEFAULT, name, value) and not torch.cuda.is_available():
             say_once(f"actnn: {name} acts on CUDA devices only, and there is none: it is kept, and does nothing here")
