@@ -101,17 +101,21 @@ class QModule(nn.Module):
 
 
 def _without_prefix(state_dict: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
-    own = model.state_dict().keys()
+    """The state without the prefix of a wrapper, if it is the model's then."""
+    own = set(model.state_dict())
     for prefix in ("model.", "module.", "module.model."):
-        if state_dict.keys() != own and state_dict and all(key.startswith(prefix) for key in state_dict):
-            stripped = type(state_dict)((key.removeprefix(prefix), value) for key, value in state_dict.items())
-            if hasattr(state_dict, "_metadata"):
-                stripped._metadata = {
-                    key.removeprefix(prefix): value
-                    for key, value in state_dict._metadata.items()
-                    if key.startswith(prefix)
-                }
-            return stripped
+        if not state_dict or own & set(state_dict) or not all(key.startswith(prefix) for key in state_dict):
+            continue
+        stripped = type(state_dict)((key.removeprefix(prefix), value) for key, value in state_dict.items())
+        if own.isdisjoint(stripped):
+            continue
+        if hasattr(state_dict, "_metadata"):
+            stripped._metadata = {
+                f"{key}.".removeprefix(prefix).removesuffix("."): value
+                for key, value in state_dict._metadata.items()
+                if f"{key}.".startswith(prefix)
+            }
+        return stripped
     return state_dict
 
 
