@@ -22,6 +22,15 @@ def process_config():
     gc.collect()
 
 
+@pytest.fixture
+def one_thread():
+    """Small tensors are faster with one; on a busy machine, by far."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def small_net(channels=8, classes=5):
     """Convolution, batch norm, ReLU, convolution, batch norm, ReLU, pool, linear: for inputs [N, 3, H, W]."""
     return nn.Sequential(

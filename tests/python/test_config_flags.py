@@ -10,10 +10,12 @@ import pytest
 import torch
 from actnn import Config, QModule, config, convert, set_optimization_level
 from actnn import conf as conf_module
-from configurations import gradients, process_config, relative_error, small_net  # noqa: F401
+from configurations import gradients, one_thread, process_config, relative_error, small_net  # noqa: F401
 from saved_memory import packed_bytes, saved_bytes
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DEFAULTS = {
     "compress_activation": True, "training": True, "activation_compression_bits": [2, 8, 8], "group_size": 256,

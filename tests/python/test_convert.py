@@ -10,11 +10,13 @@ import torch
 from actnn import Config, convert, restore
 from actnn.convert import CONVERTED, LEFT, TRAVERSED, Entry
 from actnn.layers import CONVERSIONS, QuantizedLayer
-from configurations import relative_error, small_net
+from configurations import one_thread, relative_error, small_net  # noqa: F401
 from devices import assert_same_bits
 from saved_memory import saved_bytes
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def eight_bits(**flags):

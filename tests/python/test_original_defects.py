@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from actnn import Config, QModule, convert
 from actnn.layers import QuantizedLayer
-from configurations import gradients, process_config, relative_error, small_net  # noqa: F401
+from configurations import gradients, one_thread, relative_error, small_net  # noqa: F401
 from saved_memory import packed_bytes, saved_bytes
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ops = torch.ops.actnn
+pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 EIGHT = {"activation_compression_bits": [8]}
 

@@ -15,11 +15,12 @@ import actnn
 import pytest
 import torch
 from actnn import Config, QModule, QScheme, config, convert, measure_gradient_noise, predicted_gradient_noise
-from configurations import gradients, process_config, small_net  # noqa: F401
+from configurations import gradients, one_thread, process_config, small_net  # noqa: F401
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 ops = torch.ops.actnn
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def ranges(x, group_size=256):
