@@ -102,6 +102,19 @@ TEST(LayersUnderAPolicy, OtherLayersTakeTheBitsOnce) {
   norm->set_policy(policy_for("L2"));
   EXPECT_EQ(norm->quantization().bits, 4);
   EXPECT_FALSE(norm->scheme());
+  const PolicyPointer by_tensor = policy_for("L2");
+  by_tensor->config().pergroup = false;  // which such layers do not know
+  norm->set_policy(by_tensor);
+  norm->forward(torch::randn({8, 4}, torch::requires_grad())).sum().backward();
+}
+
+TEST(LayersUnderAPolicy, SwappingWithoutCompressionLeavesLossyLayersAlone) {
+  torch::nn::Sequential model(torch::nn::Linear(4, 4), torch::nn::LayerNorm(torch::nn::LayerNormOptions({4})),
+                              torch::nn::ReLU());
+  const auto report = nn::convert(model, {.policy = policy_for("swap")});
+  EXPECT_EQ(report.at("0").outcome, nn::ConversionOutcome::kConverted);
+  EXPECT_EQ(report.at("1").outcome, nn::ConversionOutcome::kLeftAlone);
+  EXPECT_EQ(report.at("2").outcome, nn::ConversionOutcome::kConverted);
 }
 
 TEST(LayersUnderAPolicy, ArchivesHaveTheState) {

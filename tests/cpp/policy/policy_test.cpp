@@ -220,6 +220,23 @@ TEST_F(PolicyTest, ATableHasAGradientNormPerTrainingSample) {
   EXPECT_TRUE(at::allclose(layer.scheme->sensitivity(), without_gradients.scheme->sensitivity() * gradients));
 }
 
+TEST_F(PolicyTest, ATableFitsWhatIsConfiguredNow) {
+  policy->config().use_gradient = true;
+  policy->set_num_samples(8);
+  const Layer layer(policy);
+  policy->set_batch(at::arange(8));
+  step(layer, images());
+  policy->set_num_samples(20);
+  policy->set_batch(at::arange(12, 20));
+  step(layer, images());
+  EXPECT_EQ(layer.scheme->scales().sizes(), at::IntArrayRef({20}));
+  EXPECT_TRUE((layer.scheme->scales().slice(0, 0, 8) > 0).all().item<bool>());
+  policy->config().use_gradient = false;
+  policy->set_batch(std::nullopt);
+  step(layer, images());
+  EXPECT_EQ(layer.scheme->scales().dim(), 0);
+}
+
 TEST_F(PolicyTest, BatchNormTakesTheBitsOfTheLayerBefore) {
   const SchemePointer norm = Scheme::create(policy, {.normalization = true});
   const Plan first = norm->plan(images());
