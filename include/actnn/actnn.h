@@ -10,6 +10,7 @@
 #include "actnn/autograd/linear.h"
 #include "actnn/autograd/pooling.h"
 #include "actnn/autograd/relu.h"
+#include "actnn/autograd/sync_batch_norm.h"
 #include "actnn/memory/observer.h"
 #include "actnn/nn.h"
 #include "actnn/ops/dropout.h"
