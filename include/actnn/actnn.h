@@ -14,6 +14,7 @@
 #include "actnn/autograd/pooling.h"
 #include "actnn/autograd/relu.h"
 #include "actnn/autograd/softmax.h"
+#include "actnn/autograd/sync_batch_norm.h"
 #include "actnn/memory/observer.h"
 #include "actnn/nn.h"
 #include "actnn/ops/cache.h"
