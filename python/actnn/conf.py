@@ -5,8 +5,10 @@ of the one that a policy has there.
 """
 
 import copy
+import functools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from numbers import Number
 from typing import Any
 
 import torch
@@ -64,7 +66,14 @@ class Config:
             value = list(value)
             if not value:
                 raise ValueError(f"actnn::Config: {name} must not be an empty list")
-        self.policy.set_flag(name, value)
+        if isinstance(value, Number) and callable(getattr(value, "item", None)):  # NumPy's
+            value = value.item()
+        try:
+            self.policy.set_flag(name, value)
+        except RuntimeError as error:  # torch knows no type for it
+            raise TypeError(
+                f"actnn::Config: {name} must be a bool, number, list of ints or None, got {type(value).__name__}"
+            ) from error
         self._read(name)
         if name in ONLY_CUDA and value != getattr(DEFAULT, name, value) and not torch.cuda.is_available():
             say_once(f"actnn: {name} acts on CUDA devices only, and there is none: it is kept, and does nothing here")
@@ -105,21 +114,30 @@ class _Watched(list):
         super().__init__(values)
         self._owner, self._name = owner, name
 
-    def __setitem__(self, index: Any, value: Any) -> None:
-        changed = list(self)
-        changed[index] = value
-        setattr(self._owner, self._name, changed)
-        super().__setitem__(index, value)
-
-    def append(self, value: int) -> None:
-        setattr(self._owner, self._name, [*self, value])
-        super().append(value)
-
     def __reduce__(self):
         return list, (list(self),)
 
     def __deepcopy__(self, memo: dict) -> list:
         return copy.deepcopy(list(self), memo)
+
+
+def _watched(name: str) -> Callable:
+    """The method of lists that sets the flag, and changes the list only if the flag takes the new value."""
+
+    @functools.wraps(getattr(list, name))
+    def method(self: _Watched, *args: Any, **kwargs: Any) -> Any:
+        changed = list(self)
+        result = getattr(changed, name)(*args, **kwargs)
+        setattr(self._owner, self._name, changed)
+        super(_Watched, self).__init__(changed)
+        return self if result is changed else result
+
+    return method
+
+
+for _name in ("__setitem__", "__delitem__", "__iadd__", "__imul__", "append", "clear", "extend", "insert", "pop",
+              "remove", "reverse", "sort"):  # fmt: skip
+    setattr(_Watched, _name, _watched(_name))
 
 
 def _the_config() -> Config:

@@ -1,6 +1,5 @@
 """Conversion of a model, in place, and back."""
 
-import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ from .layers import CONVERSIONS, DTYPES, QuantizedLayer
 Skip = Iterable[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
 
 CONVERTED, TRAVERSED, LEFT = "converted", "traversed", "left alone"
+UNKNOWN = "no compressed form of this layer is known"
 
 SAVES_NOTHING = (
     nn.Identity,
@@ -115,8 +115,8 @@ def convert(model: nn.Module, config: Config | None = None, skip: Skip = (), ver
         raise TypeError(f"convert: model must be a torch.nn.Module, got {type(model).__name__}")
     if config is not None and not isinstance(config, Config):
         raise TypeError(f"convert: config must be an actnn.Config or None, got {type(config).__name__}")
-    converter = _Converter(config or default_config, _skip_function(model, skip))
-    converter.visit("", model, "")
+    converter = _Converter(config or default_config, skipped_modules(model, skip))
+    converter.visit("", model)
     if verbose:
         print(converter.report)
     return converter.report
@@ -124,11 +124,25 @@ def convert(model: nn.Module, config: Config | None = None, skip: Skip = (), ver
 
 def restore(model: nn.Module) -> None:
     """Turns the layers that `convert` converted back into torch's, in place. Layers made as `QConv2d(...)` too."""
+    parents = {compressed: parent for parent, compressed in CONVERSIONS.items()}
     for module in model.modules():
-        if isinstance(module, QuantizedLayer):
-            module.__class__ = _torch_class(type(module))
+        if isinstance(module, QuantizedLayer) and _base(module) in parents:
+            _rebase(module, parents[_base(module)])
             for name in ("group", "config", "scheme", "name"):
                 module.__dict__.pop(name, None)
+
+
+def skipped_modules(model: nn.Module, skip: Skip) -> dict[nn.Module, str]:
+    """The modules that `skip` names, by whichever of their paths, and those below them, with the path of what was named
+    ("(root)" for the model); empty for what was named itself."""
+    is_skipped = _skip_function(model, skip)
+    found: dict[nn.Module, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if is_skipped(path, module):
+            found[module] = ""
+            for below in module.modules():
+                found.setdefault(below, path or "(root)")
+    return found
 
 
 def _skip_function(model: nn.Module, skip: Skip) -> Callable[[str, nn.Module], bool]:
@@ -146,16 +160,15 @@ def _skip_function(model: nn.Module, skip: Skip) -> Callable[[str, nn.Module], b
 
 
 class _Converter:
-    def __init__(self, config: Config, skip: Callable[[str, nn.Module], bool]) -> None:
-        self.config, self.skip, self.report = config, skip, Report()
+    def __init__(self, config: Config, skipped: dict[nn.Module, str]) -> None:
+        self.config, self.skipped, self.report = config, skipped, Report()
         self.seen: dict[nn.Module, str] = {}
 
-    def visit(self, path: str, module: nn.Module, skipped_with: str) -> None:
+    def visit(self, path: str, module: nn.Module) -> None:
         name = type(module).__name__
-        if skipped_with or self.skip(path, module):
-            reason = f"skipped with '{skipped_with}'" if skipped_with else "skipped"
-            self._report(path, name, LEFT, reason=reason)
-            skipped_with = skipped_with or path or "(root)"
+        if module in self.skipped:
+            above = self.skipped[module]
+            self._report(path, name, LEFT, reason=f"skipped with '{above}'" if above else "skipped")
         elif module in self.seen:
             outcome = CONVERTED if isinstance(module, QuantizedLayer) else TRAVERSED
             replacement = name if outcome == CONVERTED else ""
@@ -167,22 +180,25 @@ class _Converter:
         if not isinstance(module, torch.jit.ScriptModule):
             for child_name, child in module.named_children():
                 if not (parametrize.is_parametrized(module) and child_name == "parametrizations"):
-                    self.visit(f"{path}.{child_name}" if path else child_name, child, skipped_with)
+                    self.visit(f"{path}.{child_name}" if path else child_name, child)
 
     def _convert(self, path: str, module: nn.Module) -> None:
         name = type(module).__name__
         parent = _torch_layer(module)
         reason = self._why_not(module, parent)
-        if reason:
-            outcome = TRAVERSED if any(True for _ in module.children()) and parent is None else LEFT
-            self._report(path, name, outcome, reason=reason if outcome == LEFT else "")
+        if reason == UNKNOWN and any(True for _ in module.children()):
+            remark = "attention itself keeps exact activations" if isinstance(module, nn.MultiheadAttention) else ""
+            self._report(path, name, TRAVERSED, reason=remark)
             return
-        compressed = CONVERSIONS[parent]
-        module.__class__ = compressed if type(module) is parent else _combined(compressed, type(module))
+        if reason:
+            self._report(path, name, LEFT, reason=reason)
+            return
+        before, compressed = type(module), CONVERSIONS[parent]
+        _rebase(module, compressed)
         try:
             module._init_quantization(config=self.config, name=path or parent.__name__)
         except BaseException:
-            module.__class__ = _torch_class(type(module))
+            module.__class__ = before
             raise
         self._report(path, name, CONVERTED, compressed.__name__)
 
@@ -194,16 +210,19 @@ class _Converter:
             return "a scripted module"
         if isinstance(module, SAVES_NOTHING):
             return "keeps no activation"
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+            return "a lazy module, whose shapes are not known before its first forward"
         if parent is None:
             if base := next((base for base in type(module).__mro__ if base in CONVERSIONS), None):
-                return f"a subclass of {base.__name__} with a forward of its own"
-            return "no compressed form of this layer is known"
+                own = " with a forward of its own" if type(module).forward is not base.forward else ""
+                return f"a subclass of {base.__name__}{own}"
+            return UNKNOWN
         if not flags.compress_activation and not flags.swap:
             return "the configuration neither compresses nor swaps activations"
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not flags.enable_quantized_bn:
             return "enable_quantized_bn is off"
         for key, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            if tensor.is_floating_point() and tensor.dtype not in DTYPES:
+            if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype not in DTYPES:
                 return f"{key} is {str(tensor.dtype).removeprefix('torch.')}, not float32, float16 or bfloat16"
         return ""
 
@@ -213,22 +232,22 @@ class _Converter:
 
 def _torch_layer(module: nn.Module) -> type[nn.Module] | None:
     """The layer of torch that the module computes, if there is a compressed form of it."""
-    cls = type(module)
-    if cls in CONVERSIONS:
-        return cls
-    if parametrize.is_parametrized(module) and cls.__bases__[0] in CONVERSIONS:
-        return cls.__bases__[0]
-    return None
+    base = _base(module)
+    return base if base in CONVERSIONS else None
 
 
-@functools.cache
-def _combined(compressed: type, cls: type) -> type:
-    """The compressed form of a class that torch made for a parametrized layer."""
-    return type(f"Q{cls.__name__}", (compressed, cls), {"_torch_class": cls})
+def _base(module: nn.Module) -> type[nn.Module]:
+    """The module's class, below the one that torch makes for a parametrized module."""
+    return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
 
 
-def _torch_class(cls: type) -> type:
-    """The class that a converted layer had."""
-    if "_torch_class" in cls.__dict__:
-        return cls.__dict__["_torch_class"]
-    return next(parent for parent, compressed in CONVERSIONS.items() if compressed is cls)
+def _rebase(module: nn.Module, base: type[nn.Module]) -> None:
+    """Puts `base` in the place of `_base(module)`.
+
+    Torch removes a parametrization from the module's class itself, and sets that to the class's base in the end: so a
+    parametrized module gets a class with everything that its present one has, on top of `base`.
+    """
+    if parametrize.is_parametrized(module):
+        own = {name: value for name, value in vars(type(module)).items() if name not in ("__dict__", "__weakref__")}
+        base = type(f"Parametrized{base.__name__}", (base,), own)
+    module.__class__ = base

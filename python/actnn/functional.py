@@ -201,6 +201,7 @@ _avg_pool3d = _avg_pool(torch.ops.actnn.avg_pool3d, 3)
 _adaptive_avg_pool2d = _adaptive_avg_pool(torch.ops.actnn.adaptive_avg_pool2d, 2)
 _adaptive_avg_pool3d = _adaptive_avg_pool(torch.ops.actnn.adaptive_avg_pool3d, 3)
 
+BATCH_NORMS = frozenset({F.batch_norm, torch.batch_norm})
 REDIRECTED: dict[Callable, Callable] = {
     F.relu: _relu,
     torch.relu: _relu,

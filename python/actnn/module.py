@@ -8,10 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .conf import Config, config
-from .convert import Report, Skip, convert
-from .functional import CompressFunctions
+from .conf import Config
+from .conf import config as default_config
+from .convert import Report, Skip, convert, skipped_modules
+from .functional import BATCH_NORMS, CompressFunctions
 from .utils import get_memory_usage
+
+
+class _Functions(CompressFunctions):
+    """Leaves calls to torch that have one of the tensors `exact` (by id) among their arguments, and batch norms if
+    `batch_norms` is off."""
+
+    def __init__(self, exact: set[int], batch_norms: bool, bits: int, group_size: int, stochastic: bool) -> None:
+        super().__init__(bits, group_size, stochastic)
+        self.exact, self.batch_norms = exact, batch_norms
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if (not self.batch_norms and function in BATCH_NORMS) or (
+            self.exact and any(id(value) in self.exact for value in (*args, *kwargs.values()))
+        ):
+            return function(*args, **kwargs)
+        return super().__torch_function__(function, types, args, kwargs)
 
 
 class QModule(nn.Module):
@@ -21,6 +39,9 @@ class QModule(nn.Module):
     the model's own keys; `load_state_dict` takes those, or the same behind "model." or "module.". `report` says what
     was and was not converted. `convert` by itself does the same for layers without a wrapper.
 
+    Functional calls with a parameter or a buffer of a skipped module stay torch's, and so does `batch_norm` when
+    `enable_quantized_bn` is off; other calls are compressed wherever they are.
+
     Args:
         model: any module.
         config: None: the process's `actnn.config`.
@@ -28,11 +49,12 @@ class QModule(nn.Module):
         verbose: print the report.
     """
 
-    def __init__(self, model: nn.Module, config: Config = config, skip: Skip = (), verbose: bool = False) -> None:
+    def __init__(self, model: nn.Module, config: Config | None = None, skip: Skip = (), verbose: bool = False) -> None:
         super().__init__()
-        self.config = config
-        self.report: Report = convert(model, config, skip, verbose)
+        self.config = default_config if config is None else config
+        self.report: Report = convert(model, self.config, skip, verbose)
         self.model = model
+        self._skipped = list(skipped_modules(model, skip))
 
     def _functions(self):
         """Redirects calls such as F.relu inside the forward."""
@@ -40,7 +62,8 @@ class QModule(nn.Module):
         if not (flags.compress_activation and flags.training and torch.is_grad_enabled()):
             return nullcontext()
         bits = flags.activation_compression_bits[0]
-        return CompressFunctions(bits=bits, group_size=flags.group_size, stochastic=flags.stochastic)
+        exact = {id(t) for m in self._skipped for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))}
+        return _Functions(exact, flags.enable_quantized_bn, bits, flags.group_size, flags.stochastic)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         flags = self.config
@@ -63,7 +86,8 @@ class QModule(nn.Module):
         # A larger module that loads this looks for metadata under the names of modules, and one of them is "model".
         metadata = state._metadata
         for key in [key for key in metadata if f"{key}.".startswith(prefix)]:
-            metadata[f"{prefix}model.{key[len(prefix) :]}".rstrip(".")] = metadata[key]
+            # Not over that of a child which is called "model" too.
+            metadata.setdefault(f"{prefix}model.{key[len(prefix) :]}".rstrip("."), metadata[key])
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -71,23 +95,27 @@ class QModule(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         # As part of a larger module: the keys have no "model." there either.
-        for key in self.model.state_dict():
-            if prefix + key in state_dict:
-                state_dict[f"{prefix}model.{key}"] = state_dict.pop(prefix + key)
+        own = {key: state_dict.pop(prefix + key) for key in self.model.state_dict() if prefix + key in state_dict}
+        state_dict.update((f"{prefix}model.{key}", value) for key, value in own.items())
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _without_prefix(state_dict: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
-    own = model.state_dict().keys()
+    """The state without the prefix of a wrapper, if it is the model's then."""
+    own = set(model.state_dict())
     for prefix in ("model.", "module.", "module.model."):
-        if state_dict.keys() != own and state_dict and all(key.startswith(prefix) for key in state_dict):
-            stripped = type(state_dict)((key.removeprefix(prefix), value) for key, value in state_dict.items())
-            if hasattr(state_dict, "_metadata"):
-                stripped._metadata = {
-                    key.removeprefix(prefix): value
-                    for key, value in state_dict._metadata.items()
-                    if key.startswith(prefix)
-                }
-            return stripped
+        if not state_dict or own & set(state_dict) or not all(key.startswith(prefix) for key in state_dict):
+            continue
+        stripped = type(state_dict)((key.removeprefix(prefix), value) for key, value in state_dict.items())
+        if own.isdisjoint(stripped):
+            continue
+        if hasattr(state_dict, "_metadata"):
+            stripped._metadata = {
+                f"{key}.".removeprefix(prefix).removesuffix("."): value
+                for key, value in state_dict._metadata.items()
+                if f"{key}.".startswith(prefix)
+            }
+        return stripped
     return state_dict
 
 

@@ -33,7 +33,7 @@ class _Smooth(QuantizedLayer):
         if not self._quantizes(input):
             return super().forward(input)
         op = getattr(ops, self.function + ("_" if getattr(self, "inplace", False) else ""))
-        return self._shown(op(input, *self._arguments(), **self._quantization()))
+        return self._shown(op(input, *self._arguments(), **self._quantization(input)))
 
 
 class _PiecewiseLinear(QuantizedLayer):
@@ -53,7 +53,7 @@ class _PReLU(QuantizedLayer):
     def forward(self, input: Tensor) -> Tensor:
         if not self._quantizes(input):
             return super().forward(input)
-        return self._shown(ops.prelu(input, self.weight, **self._quantization()))
+        return self._shown(ops.prelu(input, self.weight, **self._quantization(input)))
 
 
 class _Softmax(QuantizedLayer):
@@ -62,7 +62,7 @@ class _Softmax(QuantizedLayer):
     def forward(self, input: Tensor) -> Tensor:
         if not self._quantizes(input) or self.dim is None:
             return super().forward(input)
-        return self._shown(getattr(ops, self.function)(input, self.dim, **self._quantization()))
+        return self._shown(getattr(ops, self.function)(input, self.dim, **self._quantization(input)))
 
 
 @compressed_form_of(nn.ReLU)

@@ -37,12 +37,13 @@ class QuantizedLayer(nn.Module):
     def _make_scheme(self) -> QScheme | None:
         return None
 
-    def _quantization(self) -> dict[str, Any]:
-        """bits, group_size, stochastic, without a scheme."""
+    def _quantization(self, input: Tensor) -> dict[str, Any]:
+        """bits, group_size, stochastic for `input`, without a scheme."""
         flags = self.config
         return {
             "bits": flags.activation_compression_bits[self.group],
-            "group_size": flags.group_size,
+            # Without `pergroup`, one group has all elements.
+            "group_size": flags.group_size if flags.pergroup else max(32, -(-input.numel() // 32) * 32),
             "stochastic": flags.stochastic,
         }
 
@@ -92,14 +93,11 @@ class PlannedLayer(QuantizedLayer):
         flags = self.config
         if wants_copy and flags.empty_cache_threshold is not None:
             ops.release_cache(input.device, flags.empty_cache_threshold)
-        quantization = self._quantization()
-        if not flags.pergroup:
-            quantization["group_size"] = 0
         output = op(
             input,
             *args,
             **kwargs,
-            **quantization,
+            **self._quantization(input),
             compress=flags.compress_activation and flags.training,
             simulate=flags.simulate,
             offload=flags.swap,

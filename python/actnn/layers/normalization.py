@@ -86,7 +86,7 @@ class _LayerNorm(QuantizedLayer):
         if not self._quantizes(input):
             return super().forward(input)
         args = (self.normalized_shape, self.weight, self.bias, self.eps)
-        return self._shown(ops.layer_norm(input, *args, **self._quantization()))
+        return self._shown(ops.layer_norm(input, *args, **self._quantization(input)))
 
 
 class _RMSNorm(QuantizedLayer):
@@ -94,7 +94,7 @@ class _RMSNorm(QuantizedLayer):
         if not self._quantizes(input):
             return super().forward(input)
         args = (self.normalized_shape, self.weight, self.eps)
-        return self._shown(ops.rms_norm(input, *args, **self._quantization()))
+        return self._shown(ops.rms_norm(input, *args, **self._quantization(input)))
 
 
 class _GroupNorm(QuantizedLayer):
@@ -102,7 +102,7 @@ class _GroupNorm(QuantizedLayer):
         if not self._quantizes(input):
             return super().forward(input)
         args = (self.num_groups, self.weight, self.bias, self.eps)
-        return self._shown(ops.group_norm(input, *args, **self._quantization()))
+        return self._shown(ops.group_norm(input, *args, **self._quantization(input)))
 
 
 class _InstanceNorm(QuantizedLayer):
@@ -115,7 +115,7 @@ class _InstanceNorm(QuantizedLayer):
         own = self.training or not self.track_running_stats
         momentum = self.momentum if self.momentum is not None else 0.0
         args = (self.weight, self.bias, self.running_mean, self.running_var, own, momentum, self.eps)
-        return self._shown(ops.instance_norm(input, *args, **self._quantization()))
+        return self._shown(ops.instance_norm(input, *args, **self._quantization(input)))
 
 
 @compressed_form_of(nn.BatchNorm1d)
