@@ -18,7 +18,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -490,7 +490,7 @@ def previous_runs(path: Path | None, options: Mapping) -> list[dict]:
     return record["runs"]
 
 
-def main() -> int:
+def main(command_line: Sequence[str] | None = None) -> int:
     parser = measure.parser(__doc__)
     parser.add_argument("--settings", default=",".join(SETTINGS), help=f"comma-separated, of {', '.join(SETTINGS)}")
     parser.add_argument("--seeds", type=int, help="how many, from --first-seed on (default: 5)")
@@ -499,7 +499,7 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="add what is missing to the results in the output file")
     parser.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="print such results as Markdown, no run")
     add_options(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     if arguments.table:
         print_markdown(table_rows(summary([run for f in arguments.table for run in json.loads(f.read_text())["runs"]])))
         return 0

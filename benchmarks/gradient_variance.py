@@ -16,7 +16,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -206,7 +206,7 @@ def cells(row: Mapping, rows: list[Mapping]) -> dict[str, str | None]:
     }
 
 
-def main() -> int:
+def main(command_line: Sequence[str] | None = None) -> int:
     parser = measure.parser(__doc__)
     accuracy.add_options(parser)
     parser.add_argument("--bits", default="2", help="on average, comma-separated, of 1 to 8 (default: 2)")
@@ -214,7 +214,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--checkpoint", type=Path, help="file with the trained state; trained and written if missing")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print such results as Markdown, no run")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     if arguments.table:
         rows = json.loads(arguments.table.read_text())["rows"]
         accuracy.print_markdown([cells(row, rows) for row in rows])
