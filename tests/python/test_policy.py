@@ -551,10 +551,10 @@ def test_layers_that_a_step_leaves_out_keep_their_bits():
     flags = Config()
     layers = [actnn.QLinear(64, 64, config=flags) for _ in range(3)]
     nn.Sequential(*layers)(scaled(8, 64)).square().sum().backward()
-    flags.policy.allocate_per_layer()
-    layers[1].scheme.bits = left_out = 3.25
     recorder = Recorder(layers[0], layers[2])
-    layers[2](layers[0](scaled(8, 64))).square().sum().backward()
+    hidden = layers[0](scaled(8, 64))  # allocates
+    layers[1].scheme.bits = left_out = 3.25
+    layers[2](hidden).square().sum().backward()
     expected = recorder.expected()
     layers[0](scaled(8, 64))
     assert recorder.actual() == pytest.approx(expected, abs=0.02) and layers[1].scheme.bits == left_out
