@@ -5,6 +5,7 @@ same batch. A ResNet-20 is trained on Fashion-MNIST with exact activations, or l
 one way after the other. Compare the table of Chen et al., "ActNN" (ICML 2021), section 5.2.
 
     .venv/bin/python benchmarks/gradient_variance.py --bits 2,4
+    .venv/bin/python benchmarks/gradient_variance.py --bits 2 --exact-batch-norm         # of the other layers alone
     .venv/bin/python benchmarks/gradient_variance.py --checkpoint runs/resnet20.pt  # trained and written if missing
     .venv/bin/python benchmarks/gradient_variance.py --device cpu --steps 500 --bits 2,4 --draws 16
     .venv/bin/python benchmarks/gradient_variance.py --table benchmarks/results/gradient_variance.json
@@ -137,6 +138,8 @@ class Study:
     """Trained, with exact activations. Its buffers are not kept."""
     train: Images
     options: Options
+    exact_batch_norm: bool = False
+    """Batch norms keep what torch's do: the noise of the other layers' copies alone."""
 
     def __post_init__(self) -> None:
         self.dtype = DTYPES[self.options.dtype]
@@ -158,6 +161,8 @@ class Study:
             model = copy.deepcopy(self.model)
             make = VARIANTS[name]
             config = make(bits) if make else None
+            if config is not None:
+                config.enable_quantized_bn = not self.exact_batch_norm
             accuracy.convert(model, config, len(self.train))
             exact = self.exact_gradient(batch)
             measured.append(measure_batch(model, config, batch, exact, self.options.draws, self.dtype))
@@ -211,6 +216,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
     accuracy.add_options(parser)
     parser.add_argument("--bits", default="2", help="on average, comma-separated, of 1 to 8 (default: 2)")
     parser.add_argument("--variants", default=",".join(SHORT), help=f"comma-separated, of {', '.join(SHORT)}")
+    parser.add_argument("--exact-batch-norm", action="store_true", help="do not convert batch norms")
     parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--checkpoint", type=Path, help="file with the trained state; trained and written if missing")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print such results as Markdown, no run")
@@ -237,7 +243,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
     record |= {"training": training, "seed": arguments.seed}
     print(f"loss {training['final_loss']:.3f}, test accuracy {100 * training['test_accuracy']:.2f} %", flush=True)
 
-    study = Study(model, train, options)
+    record["exact_batch_norm"] = arguments.exact_batch_norm
+    study = Study(model, train, options, arguments.exact_batch_norm)
     record["noise_of_sampling"] = study.sampling()
     print(f"noise of the choice of the batch: {record['noise_of_sampling']:.3g}\n", flush=True)
     wanted = [(name, bits) for bits in widths for name in names if name != "exact"]

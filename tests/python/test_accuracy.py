@@ -206,6 +206,14 @@ def test_a_checkpoint_is_not_trained_again(study, variance):
         here(gradient_variance, *VARIANCE, *options, "--seed", 1)
 
 
+def test_exact_batch_norms_leave_the_noise_of_the_other_layers(study, variance):
+    options = ("--checkpoint", study / "model.pt", "--variants", "per-group", "--output", study / "exact_norm.json")
+    here(gradient_variance, *VARIANCE, *options, "--exact-batch-norm")
+    (row,) = json.loads((study / "exact_norm.json").read_text())["rows"]
+    full = next(row for row in variance["rows"] if row["variant"] == "per group")
+    assert 0 < row["noise"] < 0.9 * full["noise"] and row["activation_bytes"] > 2 * full["activation_bytes"]
+
+
 def test_the_table_of_a_study_is_printed(study, variance, capsys):
     here(gradient_variance, "--table", study / "variance.json")
     lines = capsys.readouterr().out.splitlines()
