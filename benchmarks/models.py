@@ -1,4 +1,4 @@
-"""The models that are trained: ResNet-50, and BERT for masked-language modelling."""
+"""The models that are trained: ResNet-50, ResNet-20 for small images, and BERT for masked-language modelling."""
 
 from dataclasses import dataclass
 
@@ -62,6 +62,47 @@ class ResNet(nn.Module):
         for stage in range(self.stages):
             x = getattr(self, f"layer{stage + 1}")(x)
         return self.fc(self.avgpool(x).flatten(1))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, each normalized; added to the input, or to its 1x1 projection where the shape changes."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.shortcut = None
+        if stride != 1 or channels_in != channels:
+            projection = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(channels))
+        self.activation = nn.Sequential(nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.body(x)
+        out += x if self.shortcut is None else self.shortcut(x)
+        return self.activation(out)
+
+
+def resnet20(width: int = 16, channels: int = 1, classes: int = 10) -> nn.Sequential:
+    """The ResNet-20 of CIFAR, channels_last; layer for layer, and by name, that of the program `actnn train`."""
+    layers = [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    before = width
+    for after in (width, 2 * width, 4 * width):
+        for block in range(3):
+            layers.append(ResidualBlock(before, after, 2 if block == 0 and after != width else 1))
+            before = after
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes)]
+    model = nn.Sequential(*layers)
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            # Not to(memory_format): it would find the stem's weight, with one input channel, to be in both formats.
+            parameter.data = torch.empty_like(parameter, memory_format=torch.channels_last).copy_(parameter.data)
+    return model
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 /// \file
 /// The whole library: layers and conversion (actnn/nn.h), differentiable functions (actnn/autograd), ops on packed tensors
-/// (actnn/ops), bit allocation (actnn/policy) and the allocation observer (actnn/memory).
+/// (actnn/ops), the policy (actnn/policy) and the allocation observer (actnn/memory).
 
 #include "actnn/autograd/activation.h"
 #include "actnn/autograd/batch_norm.h"
@@ -14,11 +14,14 @@
 #include "actnn/autograd/pooling.h"
 #include "actnn/autograd/relu.h"
 #include "actnn/autograd/softmax.h"
+#include "actnn/autograd/sync_batch_norm.h"
 #include "actnn/memory/observer.h"
 #include "actnn/nn.h"
+#include "actnn/ops/cache.h"
 #include "actnn/ops/dropout.h"
 #include "actnn/ops/mask.h"
 #include "actnn/ops/max_pool.h"
+#include "actnn/ops/offload.h"
 #include "actnn/ops/pack_codes.h"
 #include "actnn/ops/quantization.h"
 #include "actnn/ops/quantize.h"
@@ -26,3 +29,7 @@
 #include "actnn/ops/sample_statistics.h"
 #include "actnn/policy/bit_allocation.h"
 #include "actnn/policy/bit_allocation_dp.h"
+#include "actnn/policy/config.h"
+#include "actnn/policy/gradient_noise.h"
+#include "actnn/policy/policy.h"
+#include "actnn/policy/scheme.h"

@@ -69,7 +69,7 @@ class QModule(nn.Module):
         flags = self.config
         if flags.debug_memory_model:
             print(f"before forward: {get_memory_usage() / 2**20:.2f} MiB in use")
-        start = time.perf_counter()
+        start = time.perf_counter() if flags.debug_speed else 0.0
         with self._functions():
             output = self.model(*args, **kwargs)
         if flags.debug_speed:

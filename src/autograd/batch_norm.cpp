@@ -14,9 +14,9 @@
 #include <array>
 #include <tuple>
 
+#include "src/autograd/batch_norm_arguments.h"
 #include "src/autograd/keeping.h"
 #include "src/autograd/saved_activation.h"
-#include "src/ops/checks.h"
 
 namespace actnn {
 namespace {
@@ -27,17 +27,9 @@ using torch::autograd::variable_list;
 
 constexpr const char* kOp = "actnn::batch_norm";
 
-struct Statistics {
-  OptionalTensor running_mean;
-  OptionalTensor running_var;
-  bool training;
-  double momentum;
-  double eps;
-};
-
 /// What `at::batch_norm` calls: (output, saved mean, saved inverse deviation, reserve, implementation).
 auto exact_batch_norm(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                      const Statistics& statistics) {
+                      const BatchNormStatistics& statistics) {
   return at::_batch_norm_impl_index(input, weight, bias, statistics.running_mean, statistics.running_var,
                                     statistics.training, statistics.momentum, statistics.eps,
                                     at::globalContext().userEnabledCuDNN());
@@ -69,7 +61,7 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
   static constexpr bool is_traceable = true;
 
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const OptionalTensor& weight,
-                            const OptionalTensor& bias, const Statistics& statistics, const Keeping& keeping) {
+                            const OptionalTensor& bias, const BatchNormStatistics& statistics, const Keeping& keeping) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [output, mean, inverse_deviation, reserve, implementation] = exact_batch_norm(input, weight, bias, statistics);
     // In evaluation mode the input's gradient is a scaled copy of the output's.
@@ -116,33 +108,13 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
   }
 };
 
-void check_channels(const char* argument, const OptionalTensor& tensor, const at::Tensor& input) {
-  TORCH_CHECK_VALUE(
-      !tensor.has_value() || !tensor->defined() || (tensor->dim() == 1 && tensor->sym_size(0) == input.sym_size(1)),
-      kOp, ": ", argument, " must have shape [C] = [", input.sym_size(1), "], got shape ", tensor->sym_sizes());
-}
-
-void check_arguments(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                     const Statistics& statistics, const Keeping& keeping) {
-  check_floating(kOp, "input", input);
-  check_keeping(kOp, input, keeping);
-  TORCH_CHECK_VALUE(input.dim() >= 2, kOp, ": input must have shape [N, C] or [N, C, ...], got shape ",
-                    input.sym_sizes());
-  check_channels("weight", weight, input);
-  check_channels("bias", bias, input);
-  check_channels("running_mean", statistics.running_mean, input);
-  check_channels("running_var", statistics.running_var, input);
-  TORCH_CHECK_VALUE(statistics.training || (statistics.running_mean.has_value() && statistics.running_var.has_value()),
-                    kOp, ": running_mean and running_var must be given in evaluation mode, got none");
-}
-
 template <class... Arguments>
 at::Tensor batch_norm_autograd(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                                const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                                double momentum, double eps, Arguments... arguments) {
-  const Statistics statistics{running_mean, running_var, training, momentum, eps};
+  const BatchNormStatistics statistics{running_mean, running_var, training, momentum, eps};
   const Keeping keeping{arguments...};
-  check_arguments(input, weight, bias, statistics, keeping);
+  check_batch_norm(kOp, input, weight, bias, statistics, keeping);
   if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(weight) || wants_grad(bias))) {
     return BatchNorm::apply(input, weight, bias, statistics, keeping);
   }
@@ -155,8 +127,8 @@ template <class... Arguments>
 at::Tensor batch_norm_plain(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                             const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                             double momentum, double eps, Arguments... arguments) {
-  const Statistics statistics{running_mean, running_var, training, momentum, eps};
-  check_arguments(input, weight, bias, statistics, Keeping{arguments...});
+  const BatchNormStatistics statistics{running_mean, running_var, training, momentum, eps};
+  check_batch_norm(kOp, input, weight, bias, statistics, Keeping{arguments...});
   return std::get<0>(exact_batch_norm(input, weight, bias, statistics));
 }
 

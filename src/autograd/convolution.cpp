@@ -150,8 +150,10 @@ class Convolution : public torch::autograd::Function<Convolution> {
                                     data["groups"].toInt(),
                                     has_bias};
     const auto threshold = data["pipeline_threshold"].toOptional<int64_t>();
-    Gradients grads = threshold ? gradients_in_parts(grad, input, weight, geometry, wanted, *threshold)
-                                : gradients_of(grad, input, weight, geometry, wanted);
+    // A compiler that traces plans memory by itself.
+    Gradients grads = threshold && !is_traced(grad)
+                          ? gradients_in_parts(grad, input, weight, geometry, wanted, *threshold)
+                          : gradients_of(grad, input, weight, geometry, wanted);
     return {std::get<0>(grads), std::get<1>(grads), std::get<2>(grads), {}, {}, {}};
   }
 };

@@ -23,14 +23,10 @@ void remember_layout(torch::autograd::AutogradContext* ctx, const at::Tensor& in
   ctx->saved_data["input_dtype"] = input.scalar_type();
 }
 
-namespace {
-
 bool is_traced(const at::Tensor& tensor) {
   return c10::impl::TorchDispatchModeTLS::any_modes_set() ||
          tensor.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
 }
-
-}  // namespace
 
 std::optional<at::Tensor> state_for(const std::optional<at::Tensor>& rng_state, const at::Tensor& input) {
   return rng_state.has_value() || !is_traced(input) ? rng_state : default_rng_state(input.device());

@@ -16,6 +16,9 @@ namespace actnn {
 /// Remembers size, strides and dtype of `input` in `ctx`, for `activation_like` and `unpack_activation`.
 void remember_layout(torch::autograd::AutogradContext* ctx, const at::Tensor& input);
 
+/// Whether a compiler traces what is done with `tensor`, or Python looks on.
+bool is_traced(const at::Tensor& tensor);
+
 /// The state that an op is called with. Where the caller gave none, that is none, and the op draws from torch's generator
 /// without a launch of its own; but a compiler would be free to move such an op into backward, together with the full
 /// activation, so that while one traces it gets a state to advance, which keeps it in forward.

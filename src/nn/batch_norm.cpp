@@ -3,47 +3,35 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
+#include <c10/util/Type.h>
 #include <torch/nn/init.h>
 
 #include <string>
+#include <string_view>
+#include <typeinfo>
+#include <utility>
 
 #include "actnn/autograd/batch_norm.h"
+#include "actnn/autograd/sync_batch_norm.h"
 #include "src/nn/parameters.h"
 #include "src/nn/planned.h"
 
-namespace actnn::nn::detail {
+namespace actnn::nn {
+namespace detail {
 namespace {
 
-template <size_t D>
+/// "actnn::nn::BatchNorm2d"
+template <typename Derived>
 std::string layer_name() {
-  return "actnn::nn::BatchNorm" + std::to_string(D) + "d";
+  const std::string name = c10::demangle(typeid(Derived).name());
+  return name.substr(0, name.size() - std::string_view("Impl").size());
 }
 
 }  // namespace
 
-template <size_t D, typename Derived, typename TorchLayer_>
-BatchNormNdImpl<D, Derived, TorchLayer_>::BatchNormNdImpl(const BatchNormOptions& options_) : options(options_) {
-  BatchNormNdImpl::reset();
-}
-
-template <size_t D, typename Derived, typename TorchLayer_>
-BatchNormNdImpl<D, Derived, TorchLayer_>::BatchNormNdImpl(const TorchLayer& source, const Quantization& quantization)
-    : options(source.options),
-      weight(source.weight),
-      bias(source.bias),
-      running_mean(source.running_mean),
-      running_var(source.running_var),
-      num_batches_tracked(source.num_batches_tracked) {
-  check_quantization(layer_name<D>(), quantization);
-  options.quantization(quantization);
-  adopt_parameters(*this, source, {"weight", "bias"});
-  adopt_buffers(*this, source, {"running_mean", "running_var", "num_batches_tracked"});
-  this->train(source.is_training());
-}
-
-template <size_t D, typename Derived, typename TorchLayer_>
-void BatchNormNdImpl<D, Derived, TorchLayer_>::reset() {
-  check_quantization(layer_name<D>(), options.quantization());
+template <typename Derived>
+void BatchNormBase<Derived>::reset() {
+  check_quantization(layer_name<Derived>(), options.quantization());
   const auto parameter = [&](const char* name) {
     return options.affine() ? this->register_parameter(name, at::empty({options.num_features()}))
                             : this->register_parameter(name, {}, /*requires_grad=*/false);
@@ -57,8 +45,8 @@ void BatchNormNdImpl<D, Derived, TorchLayer_>::reset() {
   reset_parameters();
 }
 
-template <size_t D, typename Derived, typename TorchLayer_>
-void BatchNormNdImpl<D, Derived, TorchLayer_>::reset_parameters() {
+template <typename Derived>
+void BatchNormBase<Derived>::reset_parameters() {
   reset_running_stats();
   if (options.affine()) {
     torch::nn::init::ones_(weight);
@@ -66,8 +54,8 @@ void BatchNormNdImpl<D, Derived, TorchLayer_>::reset_parameters() {
   }
 }
 
-template <size_t D, typename Derived, typename TorchLayer_>
-void BatchNormNdImpl<D, Derived, TorchLayer_>::reset_running_stats() {
+template <typename Derived>
+void BatchNormBase<Derived>::reset_running_stats() {
   if (options.track_running_stats()) {
     running_mean.zero_();
     running_var.fill_(1);
@@ -75,48 +63,9 @@ void BatchNormNdImpl<D, Derived, TorchLayer_>::reset_running_stats() {
   }
 }
 
-template <size_t D, typename Derived, typename TorchLayer_>
-void BatchNormNdImpl<D, Derived, TorchLayer_>::check_input(const at::Tensor& input, bool use_batch_statistics) const {
-  if constexpr (D == 1) {
-    TORCH_CHECK_VALUE(input.dim() == 2 || input.dim() == 3, layer_name<D>(), ": input must be 2-D or 3-D, got shape ",
-                      input.sizes());
-  } else {
-    TORCH_CHECK_VALUE(input.dim() == D + 2, layer_name<D>(), ": input must be ", D + 2, "-D, got shape ",
-                      input.sizes());
-  }
-  if (use_batch_statistics) {
-    int64_t values = input.size(0);
-    for (const int64_t extent : input.sizes().slice(2)) {
-      values *= extent;
-    }
-    TORCH_CHECK_VALUE(values != 1, layer_name<D>(),
-                      ": input must have more than one value per channel in training, got shape ", input.sizes());
-  }
-}
-
-template <size_t D, typename Derived, typename TorchLayer_>
-at::Tensor BatchNormNdImpl<D, Derived, TorchLayer_>::normalize(const at::Tensor& input) {
-  const bool use_batch_statistics = this->is_training() || !options.track_running_stats();
-  check_input(input, use_batch_statistics);
-  double momentum = options.momentum().value_or(0.0);
-  if (this->is_training() && num_batches_tracked.defined()) {
-    num_batches_tracked += 1;
-    if (!options.momentum()) {
-      momentum = 1.0 / num_batches_tracked.template item<double>();
-    }
-  }
-  const bool wants_copy =
-      (weight.defined() && weight.requires_grad()) || (use_batch_statistics && input.requires_grad());
-  return planned(*this, input, wants_copy, [&](const Quantization& quantization, const Retention& retention) {
-    return actnn::batch_norm(input, if_defined(weight), if_defined(bias), if_defined(running_mean),
-                             if_defined(running_var), use_batch_statistics, momentum, options.eps(), quantization,
-                             std::nullopt, retention);
-  });
-}
-
-template <size_t D, typename Derived, typename TorchLayer_>
-void BatchNormNdImpl<D, Derived, TorchLayer_>::pretty_print(std::ostream& stream) const {
-  stream << std::boolalpha << layer_name<D>() << '(' << options.num_features() << ", eps=" << options.eps()
+template <typename Derived>
+void BatchNormBase<Derived>::pretty_print(std::ostream& stream) const {
+  stream << std::boolalpha << layer_name<Derived>() << '(' << options.num_features() << ", eps=" << options.eps()
          << ", momentum=";
   if (options.momentum()) {
     stream << *options.momentum();
@@ -127,20 +76,117 @@ void BatchNormNdImpl<D, Derived, TorchLayer_>::pretty_print(std::ostream& stream
          << ", bits=" << options.bits() << ')';
 }
 
-template <size_t D, typename Derived, typename TorchLayer_>
-void BatchNormNdImpl<D, Derived, TorchLayer_>::save(torch::serialize::OutputArchive& archive) const {
+template <typename Derived>
+void BatchNormBase<Derived>::save(torch::serialize::OutputArchive& archive) const {
   torch::nn::Module::save(archive);
   save_scheme(archive, *this);
 }
 
-template <size_t D, typename Derived, typename TorchLayer_>
-void BatchNormNdImpl<D, Derived, TorchLayer_>::load(torch::serialize::InputArchive& archive) {
+template <typename Derived>
+void BatchNormBase<Derived>::load(torch::serialize::InputArchive& archive) {
   torch::nn::Module::load(archive);
   load_scheme(archive, *this);
 }
 
+template <typename Derived>
+double BatchNormBase<Derived>::next_momentum() {
+  double momentum = options.momentum().value_or(0.0);
+  if (this->is_training() && num_batches_tracked.defined()) {
+    num_batches_tracked += 1;
+    if (!options.momentum()) {
+      momentum = 1.0 / num_batches_tracked.template item<double>();
+    }
+  }
+  return momentum;
+}
+
+template <typename Derived>
+bool BatchNormBase<Derived>::wants_copy(const at::Tensor& input) const {
+  return (weight.defined() && weight.requires_grad()) || (uses_batch_statistics() && input.requires_grad());
+}
+
+template <size_t D, typename Derived, typename TorchLayer_>
+BatchNormNdImpl<D, Derived, TorchLayer_>::BatchNormNdImpl(const BatchNormOptions& options_)
+    : BatchNormBase<Derived>(options_) {
+  BatchNormNdImpl::reset();
+}
+
+template <size_t D, typename Derived, typename TorchLayer_>
+BatchNormNdImpl<D, Derived, TorchLayer_>::BatchNormNdImpl(const TorchLayer& source, const Quantization& quantization)
+    : BatchNormBase<Derived>(BatchNormOptions(source.options)) {
+  check_quantization(layer_name<Derived>(), quantization);
+  this->options.quantization(quantization);
+  this->weight = source.weight;
+  this->bias = source.bias;
+  this->running_mean = source.running_mean;
+  this->running_var = source.running_var;
+  this->num_batches_tracked = source.num_batches_tracked;
+  adopt_parameters(*this, source, {"weight", "bias"});
+  adopt_buffers(*this, source, {"running_mean", "running_var", "num_batches_tracked"});
+  this->train(source.is_training());
+}
+
+template <size_t D, typename Derived, typename TorchLayer_>
+void BatchNormNdImpl<D, Derived, TorchLayer_>::check_input(const at::Tensor& input) const {
+  if constexpr (D == 1) {
+    TORCH_CHECK_VALUE(input.dim() == 2 || input.dim() == 3, layer_name<Derived>(),
+                      ": input must be 2-D or 3-D, got shape ", input.sizes());
+  } else {
+    TORCH_CHECK_VALUE(input.dim() == D + 2, layer_name<Derived>(), ": input must be ", D + 2, "-D, got shape ",
+                      input.sizes());
+  }
+  if (this->uses_batch_statistics()) {
+    int64_t values = input.size(0);
+    for (const int64_t extent : input.sizes().slice(2)) {
+      values *= extent;
+    }
+    TORCH_CHECK_VALUE(values != 1, layer_name<Derived>(),
+                      ": input must have more than one value per channel in training, got shape ", input.sizes());
+  }
+}
+
+template <size_t D, typename Derived, typename TorchLayer_>
+at::Tensor BatchNormNdImpl<D, Derived, TorchLayer_>::normalize(const at::Tensor& input) {
+  check_input(input);
+  const double momentum = this->next_momentum();
+  return planned(*this, input, this->wants_copy(input),
+                 [&](const Quantization& quantization, const Retention& retention) {
+                   return actnn::batch_norm(input, if_defined(this->weight), if_defined(this->bias),
+                                            if_defined(this->running_mean), if_defined(this->running_var),
+                                            this->uses_batch_statistics(), momentum, this->options.eps(), quantization,
+                                            std::nullopt, retention);
+                 });
+}
+
+template class BatchNormBase<BatchNorm1dImpl>;
+template class BatchNormBase<BatchNorm2dImpl>;
+template class BatchNormBase<BatchNorm3dImpl>;
+template class BatchNormBase<SyncBatchNormImpl>;
 template class BatchNormNdImpl<1, BatchNorm1dImpl, torch::nn::BatchNorm1dImpl>;
 template class BatchNormNdImpl<2, BatchNorm2dImpl, torch::nn::BatchNorm2dImpl>;
 template class BatchNormNdImpl<3, BatchNorm3dImpl, torch::nn::BatchNorm3dImpl>;
 
-}  // namespace actnn::nn::detail
+}  // namespace detail
+
+SyncBatchNormImpl::SyncBatchNormImpl(const BatchNormOptions& options_, std::string group_name_)
+    : BatchNormBase(options_), group_name(std::move(group_name_)) {
+  SyncBatchNormImpl::reset();
+}
+
+at::Tensor SyncBatchNormImpl::forward(const at::Tensor& input) {
+  TORCH_CHECK_VALUE(input.dim() >= 2, detail::layer_name<SyncBatchNormImpl>(),
+                    ": input must be 2-D or more, got shape ", input.sizes());
+  const double momentum = next_momentum();
+  return planned(*this, input, wants_copy(input), [&](const Quantization& quantization, const Retention& retention) {
+    if (!is_training()) {
+      return actnn::batch_norm(input, if_defined(weight), if_defined(bias), if_defined(running_mean),
+                               if_defined(running_var), uses_batch_statistics(), momentum, options.eps(), quantization,
+                               std::nullopt, retention);
+    }
+    return actnn::sync_batch_norm(input, if_defined(weight), if_defined(bias), if_defined(running_mean),
+                                  if_defined(running_var), /*training=*/true, momentum, options.eps(), group_name,
+                                  quantization, std::nullopt, retention);
+  });
+}
+
+}  // namespace actnn::nn

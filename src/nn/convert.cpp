@@ -254,6 +254,10 @@ class Converter {
       }
       AnyModule replacement = conversion.build(*layer, options_.quantization);
       if (auto* quantized = replacement.ptr()->as<QuantizedModule>(); quantized && options_.policy) {
+        if (!options_.policy->config().compress_activation && !quantized->follows_policy()) {
+          leave_alone(path, *layer, "the configuration does not compress, and such layers have no exact form to swap");
+          return nullptr;
+        }
         quantized->set_policy(options_.policy, /*group=*/0, path);
       }
       found = converted_.emplace(layer.get(), Converted{layer, std::move(replacement), path}).first;

@@ -61,7 +61,7 @@ Registry make_registry() {
   return {{{typeid(typename Layers::TorchLayer),
             {&build<Layers>, &derives<typename Layers::TorchLayer>, name_of<typename Layers::TorchLayer>(),
              name_of<Layers>()}}...},
-          {typeid(Layers)...}};
+          {typeid(Layers)..., typeid(SyncBatchNormImpl)}};  // of which torch's C++ library has no counterpart
 }
 
 const Registry& registry() {

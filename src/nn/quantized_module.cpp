@@ -35,7 +35,8 @@ void QuantizedModule::set_policy(const c10::intrusive_ptr<Policy>& policy, int64
     options->name = name;
     scheme_ = Scheme::create(policy, *options);
   } else {
-    quantization() = fixed_plan(policy->config(), group).quantization;
+    const Quantization configured = fixed_plan(policy->config(), group).quantization;
+    quantization() = {configured.bits, policy->config().group_size, configured.stochastic};
   }
 }
 

@@ -215,6 +215,7 @@ std::vector<std::string> level_names() {
 
 std::vector<std::string> config_flags() {
   std::vector<std::string> names;
+  names.reserve(flags().size());
   for (const Flag& flag : flags()) {
     names.emplace_back(flag.name);
   }

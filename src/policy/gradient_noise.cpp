@@ -55,6 +55,7 @@ GradientNoise measure_gradient_noise(const std::vector<at::Tensor>& parameters, 
                                      int64_t draws) {
   TORCH_CHECK_VALUE(draws >= 2, "actnn::measure_gradient_noise: draws must be two or more, got ", draws);
   std::vector<at::Tensor> before;
+  before.reserve(parameters.size());
   for (const at::Tensor& parameter : parameters) {
     before.push_back(parameter.grad());
   }
@@ -66,6 +67,7 @@ GradientNoise measure_gradient_noise(const std::vector<at::Tensor>& parameters, 
   GradientNoise noise;
   for (int64_t draw = 0; draw < draws; ++draw) {
     std::vector<at::Tensor> gradients;
+    gradients.reserve(parameters.size());
     for (const at::Tensor& parameter : parameters) {
       parameter.mutable_grad() = at::Tensor();
     }

@@ -1,7 +1,13 @@
 #include "actnn/policy/scheme.h"
 
-#include <ATen/ATen.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/function_hook.h>
 
@@ -135,7 +141,19 @@ void Scheme::observe(const at::Tensor& output) {
   }
 }
 
-at::Tensor Scheme::gradient_of(const std::optional<at::Tensor>& batch, const at::Tensor& like) const {
+/// Whether the scales are of the kind that the configuration asks for now. A table is made to fit the training set.
+bool Scheme::has_scales() {
+  const bool table = policy_->config().use_gradient;
+  if (!scales_.defined() || scales_.dim() != (table ? 1 : 0)) {
+    return false;
+  }
+  if (const int64_t samples = policy_->num_samples(); table && scales_.size(0) < samples) {
+    scales_ = at::cat({scales_, at::zeros({samples - scales_.size(0)}, scales_.options())});
+  }
+  return true;
+}
+
+at::Tensor Scheme::gradient_of(const std::optional<at::Tensor>& batch, const at::Tensor& like) {
   const at::Tensor one = at::ones({}, like.options());
   if (policy_->config().use_gradient) {
     TORCH_CHECK_VALUE(batch,
@@ -144,11 +162,11 @@ at::Tensor Scheme::gradient_of(const std::optional<at::Tensor>& batch, const at:
                       "actnn::Policy: batch must hold one index per sample of the batch (", like.size(0), "), got ",
                       batch->size(0));
   }
-  if (!scales_.defined()) {
+  if (!has_scales()) {
     return one;
   }
   const at::Tensor scales = scales_.to(like.device(), /*non_blocking=*/true);
-  if (scales.dim() == 0) {
+  if (!policy_->config().use_gradient) {
     return at::where(scales > 0, scales, one);
   }
   const at::Tensor entries = scales.index_select(0, batch->to(like.device(), /*non_blocking=*/true));
@@ -171,10 +189,9 @@ void Scheme::learn(std::optional<Use> use, const at::Tensor& grad_output, const 
     const auto updated = [](const at::Tensor& before, const at::Tensor& now) {
       return at::where(now.isfinite(), at::where(before > 0, 0.5 * before + 0.5 * now, now), before);
     };
-    const int64_t table = config.use_gradient ? policy_->num_samples() : 0;
-    const bool fits = scales_.defined() && scales_.dim() == (config.use_gradient ? 1 : 0);
-    if (!fits) {
-      scales_ = config.use_gradient ? at::zeros({table}, norms.options()) : at::zeros({}, norms.options());
+    if (!has_scales()) {
+      scales_ =
+          config.use_gradient ? at::zeros({policy_->num_samples()}, norms.options()) : at::zeros({}, norms.options());
     }
     scales_ = scales_.to(norms.device());
     if (config.use_gradient) {

@@ -34,7 +34,7 @@ struct ConvolutionExecution {
   std::optional<bool> cudnn_benchmark = std::nullopt;
 
   /// Bytes. When input, output gradient and input gradient together exceed them, backward goes through the batch in parts that
-  /// do not (a part has one sample at least), which bounds its workspace. None: at once.
+  /// do not (a part has one sample at least), which bounds its workspace. None, or while a compiler traces: at once.
   std::optional<int64_t> pipeline_threshold = std::nullopt;
 };
 

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <optional>
 #include <ostream>
+#include <string>
 
 #include "actnn/nn/quantization_options.h"
 #include "actnn/nn/quantized_module.h"
@@ -39,17 +40,10 @@ using BatchNorm3dOptions = BatchNormOptions;
 
 namespace detail {
 
-/// What the batch norms over `D` spatial dimensions share. `TorchLayer` is the torch layer that computes the same.
-template <size_t D, typename Derived, typename TorchLayer_>
-class BatchNormNdImpl : public torch::nn::Cloneable<Derived>, public QuantizedModule {
+/// What all batch norms share: parameters, running statistics, and how they print and are saved.
+template <typename Derived>
+class BatchNormBase : public torch::nn::Cloneable<Derived>, public QuantizedModule {
  public:
-  using TorchLayer = TorchLayer_;
-
-  explicit BatchNormNdImpl(const BatchNormOptions& options_);
-
-  /// A layer over the very tensors of `source`: its parameters and buffers (not copies), options and training mode.
-  explicit BatchNormNdImpl(const TorchLayer& source, const Quantization& quantization = {});
-
   void reset() override;
   void reset_parameters();
   void reset_running_stats();
@@ -67,11 +61,36 @@ class BatchNormNdImpl : public torch::nn::Cloneable<Derived>, public QuantizedMo
   at::Tensor num_batches_tracked;
 
  protected:
+  explicit BatchNormBase(const BatchNormOptions& options_) : options(options_) {}
+
+  bool uses_batch_statistics() const { return this->is_training() || !options.track_running_stats(); }
+
+  /// Counts the batch, and says how much it weighs in the running statistics.
+  double next_momentum();
+
+  /// Whether forward of `input` keeps a copy while a graph is recorded.
+  bool wants_copy(const at::Tensor& input) const;
+
+ private:
+  std::optional<SchemeOptions> scheme_options() const override { return SchemeOptions{.normalization = true}; }
+};
+
+/// What the batch norms over `D` spatial dimensions share. `TorchLayer` is the torch layer that computes the same.
+template <size_t D, typename Derived, typename TorchLayer_>
+class BatchNormNdImpl : public BatchNormBase<Derived> {
+ public:
+  using TorchLayer = TorchLayer_;
+
+  explicit BatchNormNdImpl(const BatchNormOptions& options_);
+
+  /// A layer over the very tensors of `source`: its parameters and buffers (not copies), options and training mode.
+  explicit BatchNormNdImpl(const TorchLayer& source, const Quantization& quantization = {});
+
+ protected:
   at::Tensor normalize(const at::Tensor& input);
 
  private:
-  void check_input(const at::Tensor& input, bool use_batch_statistics) const;
-  std::optional<SchemeOptions> scheme_options() const override { return SchemeOptions{.normalization = true}; }
+  void check_input(const at::Tensor& input) const;
 };
 
 }  // namespace detail
@@ -102,5 +121,24 @@ class BatchNorm3dImpl : public detail::BatchNormNdImpl<3, BatchNorm3dImpl, torch
   at::Tensor forward(const at::Tensor& input) { return normalize(input); }
 };
 TORCH_MODULE(BatchNorm3d);
+
+/// Batch norm over all ranks of a process group, as `torch.nn.SyncBatchNorm`, that keeps a quantized copy of its input for
+/// backward; on the CPU (gloo) and on CUDA (NCCL). `input`: [N, C] or [N, C, ...], float32, float16 or bfloat16.
+/// `actnn::sync_batch_norm` says what the ranks must agree on, and what result and gradients are. It is BatchNorm, without
+/// collectives, in evaluation mode, with the batch's own statistics where running ones are not tracked.
+///
+///     c10d::register_process_group("world", group);
+///     actnn::nn::SyncBatchNorm layer(actnn::nn::BatchNormOptions(64).bits(2), "world");
+class SyncBatchNormImpl : public detail::BatchNormBase<SyncBatchNormImpl> {
+ public:
+  SyncBatchNormImpl(const BatchNormOptions& options_, std::string group_name_);
+
+  at::Tensor forward(const at::Tensor& input);
+
+  /// The name under which the group is registered. It may be changed, and need not exist before the first forward in training
+  /// mode.
+  std::string group_name;
+};
+TORCH_MODULE(SyncBatchNorm);
 
 }  // namespace actnn::nn

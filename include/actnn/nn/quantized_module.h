@@ -37,6 +37,9 @@ class QuantizedModule {
   /// those who look at the policy's schemes. Errors (c10::ValueError): a group that the configuration does not have.
   void set_policy(const c10::intrusive_ptr<Policy>& policy, int64_t group = 0, const std::string& name = "");
 
+  /// Whether a policy is asked at every forward: in convolutions, linear layers and batch norms.
+  bool follows_policy() const { return scheme_options().has_value(); }
+
   /// The layer's part in its policy, or null.
   const c10::intrusive_ptr<Scheme>& scheme() const noexcept { return scheme_; }
 

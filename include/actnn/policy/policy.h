@@ -22,8 +22,8 @@ class Scheme;
 ///
 /// Bits are allocated at the first forward after a backward, over the layers that took part in that backward, each with all its
 /// uses; those that did not keep theirs. So gradient accumulation, several losses, layers used twice or not at all, frozen
-/// layers and changing batch sizes need nothing special. On CUDA the result is read back without a wait: bits computed at the
-/// beginning of one forward act from the beginning of the next. While a CUDA graph is captured bits stay as they are.
+/// layers and changing batch sizes need nothing special. On CUDA the result is read back without waiting for it: bits
+/// computed at the beginning of one step act from the beginning of the next, which waits only if the device is a step behind. While a CUDA graph is captured bits stay as they are.
 ///
 /// Thread-safe with respect to autograd's threads.
 class Policy : public torch::CustomClassHolder {
@@ -39,7 +39,7 @@ class Policy : public torch::CustomClassHolder {
   void set_batch(std::optional<at::Tensor> indices);
   const std::optional<at::Tensor>& batch() const noexcept { return batch_; }
 
-  /// Size of the training set, for `use_gradient`. Acts on tables that were not used yet.
+  /// Size of the training set, for `use_gradient`. Tables that are there grow.
   void set_num_samples(int64_t samples);
   int64_t num_samples() const noexcept { return num_samples_; }
 
@@ -60,7 +60,7 @@ class Policy : public torch::CustomClassHolder {
   /// sensitivities, over the gradients' squared norm: of the last backward. NaN without one. Waits for the device.
   double predicted_noise() const;
 
-  /// Multiplies predictions from now on, e.g. by measured / predicted noise (`actnn/policy/noise.h`). Positive.
+  /// Multiplies predictions from now on, e.g. by measured / predicted noise (`actnn/policy/gradient_noise.h`). Positive.
   void set_noise_correction(double factor);
   double noise_correction() const noexcept { return noise_correction_; }
 

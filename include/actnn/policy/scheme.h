@@ -92,14 +92,15 @@ class Scheme : public torch::CustomClassHolder {
     at::Tensor range{};            ///< C without g, [N]
     at::Tensor gradient{};         ///< g, scalar or [N]
     at::Tensor sample_bits{};      ///< uint8 [N]
-    int64_t dim = 0;             ///< elements per sample
+    int64_t dim = 0;               ///< elements per sample
     at::Tensor weight_gradient{};  ///< squared norm, scalar; undefined if there is none
     std::optional<at::Tensor> batch{};
     int64_t step = 0;  ///< of the policy
   };
 
   void learn(std::optional<Use> use, const at::Tensor& grad_output, const at::Tensor& grad_weight);
-  at::Tensor gradient_of(const std::optional<at::Tensor>& batch, const at::Tensor& like) const;
+  at::Tensor gradient_of(const std::optional<at::Tensor>& batch, const at::Tensor& like);
+  bool has_scales();
 
   c10::intrusive_ptr<Policy> policy_;
   SchemeOptions options_;

@@ -103,9 +103,12 @@ class PlannedLayer(QuantizedLayer):
             offload=flags.swap,
         )
         if wants_copy and flags.empty_cache_threshold is not None:
-            output.grad_fn.register_hook(
-                lambda *_: ops.release_cache(input.device, flags.empty_cache_threshold) and None
-            )
+            device, threshold = input.device, flags.empty_cache_threshold
+
+            def release(*_: Any) -> None:
+                ops.release_cache(device, threshold)
+
+            output.grad_fn.register_hook(release)
         return self._shown(output)
 
     @torch.compiler.disable

@@ -27,8 +27,6 @@ class _BatchNorm(PlannedLayer):
                 momentum = 1.0 / float(self.num_batches_tracked)
         tracked = not self.training or self.track_running_stats
         batch_statistics = self.training or (self.running_mean is None and self.running_var is None)
-        if batch_statistics and input.numel() == input.size(1):
-            raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
         return self._normalize(
             input,
             self.running_mean if tracked else None,
@@ -41,6 +39,8 @@ class _BatchNorm(PlannedLayer):
         return (self.weight is not None and self.weight.requires_grad) or (batch_statistics and input.requires_grad)
 
     def _normalize(self, input, mean, variance, batch_statistics, momentum) -> Tensor:
+        if batch_statistics and input.numel() == input.size(1):
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
         return self._call(
             ops.batch_norm,
             input,

@@ -1,0 +1,348 @@
+#include "actnn/autograd/sync_batch_norm.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/addcmul.h>
+#include <ATen/ops/batch_norm_backward_elemt.h>
+#include <ATen/ops/batch_norm_backward_reduce.h>
+#include <ATen/ops/batch_norm_update_stats.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/native_batch_norm.h>
+#include <ATen/ops/native_batch_norm_backward.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/var_mean.h>
+#include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "actnn/autograd/batch_norm.h"
+#include "src/autograd/batch_norm_arguments.h"
+#include "src/autograd/keeping.h"
+#include "src/autograd/saved_activation.h"
+
+namespace actnn {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr const char* kOp = "actnn::sync_batch_norm";
+
+// --- Collectives -----------------------------------------------------------------------------------------------------
+
+/// An op of torch's distributed package. Found by name: a torch built without the package has none.
+c10::OperatorHandle collective(const char* name) {
+  const auto found = c10::Dispatcher::singleton().findSchema({name, ""});
+  TORCH_CHECK_NOT_IMPLEMENTED(found.has_value(), kOp, ": training mode needs torch's op ", name,
+                              ", but this torch was built without its distributed package");
+  return *found;
+}
+
+/// The sum of the ranks' `tensor`, on each of them.
+at::Tensor sum_over_ranks(const at::Tensor& tensor, const std::string& group_name) {
+  static const auto kAllReduce =
+      collective("_c10d_functional::all_reduce").typed<at::Tensor(const at::Tensor&, std::string, std::string)>();
+  static const auto kWait = collective("_c10d_functional::wait_tensor").typed<at::Tensor(const at::Tensor&)>();
+  try {
+    return kWait.call(kAllReduce.call(tensor, "sum", group_name));
+  } catch (const c10::Error& error) {
+    // There is no op that asks whether a group is registered.
+    TORCH_CHECK_VALUE(error.msg().find("rocess group registered under the name") == std::string::npos, kOp,
+                      ": group_name must be the name of a process group that is registered in this process (in Python "
+                      "group.group_name, in C++ what c10d::register_process_group was given), got '",
+                      group_name, "'");
+    throw;
+  }
+}
+
+// --- Forward ---------------------------------------------------------------------------------------------------------
+
+/// The elements of a channel in this rank's batch.
+c10::SymInt local_count(const at::Tensor& input) {
+  c10::SymInt count = 1;
+  for (int64_t dimension = 0; dimension < input.dim(); ++dimension) {
+    if (dimension != 1) {
+      count *= input.sym_size(dimension);
+    }
+  }
+  return count;
+}
+
+std::vector<int64_t> all_but_channels(const at::Tensor& input) {
+  std::vector<int64_t> dimensions{0};
+  for (int64_t dimension = 2; dimension < input.dim(); ++dimension) {
+    dimensions.push_back(dimension);
+  }
+  return dimensions;
+}
+
+/// Mean and biased variance of this rank's batch, which is not empty, float32 [C] each.
+std::tuple<at::Tensor, at::Tensor> local_moments(const at::Tensor& input) {
+  if (is_traced(input)) {  // the op below has no Meta kernel; a compiler makes a loop of its own of this
+    auto [var, mean] = at::var_mean(input.to(at::kFloat), all_but_channels(input), /*unbiased=*/false);
+    return {std::move(mean), std::move(var)};
+  }
+  // On the CPU, the running statistics say that those of a 16-bit input are wanted in float32.
+  const auto ignored = [&] { return at::zeros({input.size(1)}, input.options().dtype(at::kFloat)); };
+  return at::batch_norm_update_stats(input, ignored(), ignored(), /*momentum=*/0);
+}
+
+/// What all ranks' batches together have.
+struct Moments {
+  at::Tensor mean;      ///< float32 [C]
+  at::Tensor var;       ///< float32 [C], biased
+  at::Tensor count;     ///< float64 [1]: elements of a channel, at least 1
+  at::Tensor nonempty;  ///< float64 [1]: 1, or 0 if all batches are empty
+};
+
+/// The moments of all ranks' batches from one all-reduce of {n E[x], n E[x^2], n}. Var = E[x^2] - E[x]^2 cancels where the mean
+/// is large against the deviation, but in float64, of whose 53 bits it costs twice those that the rounding of the float32
+/// inputs costs of their 24: what is left is always more exact than the inputs. Central moments in float32, as by Chan,
+/// would need the mean of all first, and a second all-reduce. The sums within a rank are central (above).
+Moments moments_over_ranks(const at::Tensor& input, const std::string& group_name) {
+  const c10::SymInt channels = input.sym_size(1);
+  const c10::SymInt count = local_count(input);
+  const auto options = input.options().dtype(at::kDouble).memory_format(std::nullopt);
+  at::Tensor sums;
+  if (input.sym_numel() == 0) {
+    sums = at::zeros_symint({2 * channels + 1}, options);
+  } else {
+    const auto [mean, var] = local_moments(input);
+    const at::Tensor wide_mean = mean.to(at::kDouble);
+    sums = at::cat({wide_mean, at::addcmul(var.to(at::kDouble), wide_mean, wide_mean), at::ones({1}, options)});
+    sums.mul_(at::Scalar(count));
+  }
+  sums = sum_over_ranks(sums, group_name);
+  const at::Tensor total = sums.narrow_symint(0, 2 * channels, 1).clamp_min(1);
+  const at::Tensor expectations = sums / total;
+  const at::Tensor mean = expectations.narrow_symint(0, 0, channels);
+  const at::Tensor var =
+      at::addcmul(expectations.narrow_symint(0, channels, channels), mean, mean, /*value=*/-1).clamp_min_(0);
+  return {mean.to(at::kFloat), var.to(at::kFloat), total, expectations.narrow_symint(0, 2 * channels, 1)};
+}
+
+void update_running(const BatchNormStatistics& statistics, const Moments& moments) {
+  const at::Tensor momentum = moments.nonempty * statistics.momentum;
+  const auto update = [&](const OptionalTensor& running, const at::Tensor& value) {
+    if (running.has_value() && running->defined()) {
+      running->lerp_(value.to(running->scalar_type()), momentum.to(running->scalar_type()));
+    }
+  };
+  update(statistics.running_mean, moments.mean);
+  if (statistics.running_var.has_value()) {
+    update(statistics.running_var, moments.var * (moments.count / (moments.count - 1).clamp_min(1)));
+  }
+}
+
+OptionalTensor to_float(const OptionalTensor& tensor) {
+  return tensor.has_value() && tensor->defined() ? std::optional(tensor->to(at::kFloat)) : std::nullopt;
+}
+
+/// (input - mean) / sqrt(var + eps) * weight + bias, in one pass, for any memory format; all but the input are float32.
+at::Tensor normalize(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                     const at::Tensor& mean, const at::Tensor& var, double eps) {
+  return std::get<0>(
+      at::native_batch_norm(input, weight, bias, mean, var, /*training=*/false, /*momentum=*/0, /*eps=*/eps));
+}
+
+at::Tensor normalize_over_ranks(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                const BatchNormStatistics& statistics, const Moments& moments) {
+  update_running(statistics, moments);
+  if (input.sym_numel() == 0) {
+    return at::empty_like(input);
+  }
+  return normalize(input, to_float(weight), to_float(bias), moments.mean, moments.var, statistics.eps);
+}
+
+// --- Backward --------------------------------------------------------------------------------------------------------
+
+/// Forward's input, as it was kept, with the statistics of all ranks.
+struct Normalized {
+  at::Tensor input;
+  at::Tensor mean;
+  at::Tensor var;
+  double eps;
+
+  at::Tensor inverse_deviation() const { return (var + eps).rsqrt_(); }
+
+  /// torch has kernels for this very thing on CUDA; they read contiguous tensors, and have no Meta kernels.
+  bool has_own_kernels() const { return input.is_cuda() && !is_traced(input); }
+};
+
+/// Sums over this rank's batch of grad and of grad times the normalized input: float32 [2 C].
+at::Tensor local_sums(const at::Tensor& grad, const Normalized& x) {
+  if (x.input.sym_numel() == 0) {
+    return at::zeros_symint({2 * x.mean.sym_size(0)}, x.mean.options());
+  }
+  if (x.has_own_kernels()) {
+    const auto [sum, sum_centered, no_weight, no_bias] =
+        at::batch_norm_backward_reduce(grad, x.input, x.mean, x.inverse_deviation(), {}, /*input_g=*/true,
+                                       /*weight_g=*/false, /*bias_g=*/false);
+    return at::cat({sum, sum_centered * x.inverse_deviation()});
+  }
+  // They are the gradients of weight and bias; the weight, here any tensor, says that they are wanted in float32.
+  const auto [no_input, sum_normalized, sum] = at::native_batch_norm_backward(
+      grad, x.input, /*weight=*/x.var, x.mean, x.var, {}, {}, /*train=*/false, x.eps, {false, true, true});
+  return at::cat({sum, sum_normalized});
+}
+
+/// weight / deviation * (grad - E[grad] - x-hat * E[grad x-hat]), with the expectations over all ranks' batches.
+at::Tensor input_gradient(const at::Tensor& grad, const Normalized& x, const OptionalTensor& weight,
+                          const at::Tensor& expectation, const at::Tensor& expectation_normalized) {
+  if (x.input.sym_numel() == 0) {
+    return at::empty_like(x.input);
+  }
+  const at::Tensor inverse_deviation = x.inverse_deviation();
+  if (x.has_own_kernels()) {
+    // Takes sums and counts, of which expectations and 1 are a case.
+    return at::batch_norm_backward_elemt(grad, x.input, x.mean, inverse_deviation, weight, expectation,
+                                         expectation_normalized / inverse_deviation,
+                                         at::ones({1}, x.mean.options().dtype(at::kInt)));
+  }
+  const at::Tensor scale = weight.has_value() ? inverse_deviation * *weight : inverse_deviation;
+  const at::Tensor negative = scale.neg();
+  at::Tensor result =
+      normalize(x.input, negative * expectation_normalized, negative * expectation, x.mean, x.var, x.eps);
+  std::vector<c10::SymInt> per_channel(static_cast<size_t>(grad.dim()), 1);
+  per_channel[1] = grad.sym_size(1);
+  return result.addcmul_(grad, scale.view_symint(per_channel));
+}
+
+class SyncBatchNorm : public torch::autograd::Function<SyncBatchNorm> {
+ public:
+  static constexpr bool is_traceable = true;
+
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const OptionalTensor& weight,
+                            const OptionalTensor& bias, const BatchNormStatistics& statistics,
+                            const std::string& group_name, const Keeping& keeping) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const Moments moments = moments_over_ranks(input, group_name);
+    const at::Tensor output = normalize_over_ranks(input, weight, bias, statistics, moments);
+    KeptActivation kept;
+    if (wants_grad(weight) || wants_grad(input)) {
+      kept = keep_activation(ctx, input, keeping);
+    }
+    ctx->save_for_backward(
+        {weight.value_or(at::Tensor()), moments.mean, moments.var, moments.count, kept.data, kept.sample_bits});
+    ctx->saved_data["has_weight"] = weight.has_value();
+    ctx->saved_data["has_bias"] = bias.has_value();
+    ctx->saved_data["eps"] = statistics.eps;
+    ctx->saved_data["group_name"] = group_name;
+    return output;
+  }
+
+  // Gradients of weight and bias are float32; autograd casts them.
+  static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
+    refuse_double_backward(kOp);
+    auto& data = ctx->saved_data;
+    const variable_list saved = ctx->get_saved_variables();
+    const bool has_weight = data["has_weight"].toBool();
+    // Only the tensors that are there have an index.
+    const bool wants_input = ctx->needs_input_grad(0);
+    const bool wants_weight = has_weight && ctx->needs_input_grad(1);
+    const bool wants_bias = data["has_bias"].toBool() && ctx->needs_input_grad(has_weight ? 2 : 1);
+    at::Tensor grad = grad_outputs[0];
+    if (!wants_input && !wants_weight) {
+      return {{}, {}, wants_bias ? grad.sum(all_but_channels(grad), false, at::kFloat) : at::Tensor(), {}, {}, {}};
+    }
+    Normalized x{kept_activation(ctx, {saved[4], saved[5]}), saved[1], saved[2], data["eps"].toDouble()};
+    if (x.has_own_kernels()) {
+      const at::MemoryFormat format = x.input.suggest_memory_format();
+      x.input = x.input.contiguous(format);
+      grad = grad.contiguous(format);
+    }
+    const at::Tensor sums = local_sums(grad, x);
+    at::Tensor grad_input;
+    if (wants_input) {
+      const auto expectations = sum_over_ranks(sums, data["group_name"].toStringRef()).div_(saved[3]).chunk(2);
+      grad_input = input_gradient(grad, x, to_float(saved[0]), expectations[0], expectations[1]);
+    }
+    const auto local = sums.chunk(2);
+    return {grad_input, wants_weight ? local[1] : at::Tensor(), wants_bias ? local[0] : at::Tensor(), {}, {}, {}};
+  }
+};
+
+// --- The op ----------------------------------------------------------------------------------------------------------
+
+/// Batch norm, with what was given for this op.
+at::Tensor in_evaluation_mode(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                              const BatchNormStatistics& statistics, const Keeping& keeping) {
+  return batch_norm(input, weight, bias, statistics.running_mean, statistics.running_var, /*training=*/false,
+                    statistics.momentum, statistics.eps, keeping.quantization, keeping.rng_state, keeping.retention);
+}
+
+at::Tensor in_training_mode(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                            const BatchNormStatistics& statistics, const std::string& group_name) {
+  return normalize_over_ranks(input, weight, bias, statistics, moments_over_ranks(input, group_name));
+}
+
+template <class... Arguments>
+at::Tensor sync_batch_norm_autograd(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                    const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                                    bool training, double momentum, double eps, c10::string_view group_name,
+                                    Arguments... arguments) {
+  const BatchNormStatistics statistics{running_mean, running_var, training, momentum, eps};
+  const Keeping keeping{arguments...};
+  check_batch_norm(kOp, input, weight, bias, statistics, keeping);
+  if (!training) {
+    return in_evaluation_mode(input, weight, bias, statistics, keeping);
+  }
+  if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(weight) || wants_grad(bias))) {
+    return SyncBatchNorm::apply(input, weight, bias, statistics, std::string(group_name), keeping);
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return in_training_mode(input, weight, bias, statistics, std::string(group_name));
+}
+
+/// Without autograd (inference mode) nothing is saved.
+template <class... Arguments>
+at::Tensor sync_batch_norm_plain(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                 const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+                                 double momentum, double eps, c10::string_view group_name, Arguments... arguments) {
+  const BatchNormStatistics statistics{running_mean, running_var, training, momentum, eps};
+  const Keeping keeping{arguments...};
+  check_batch_norm(kOp, input, weight, bias, statistics, keeping);
+  return training ? in_training_mode(input, weight, bias, statistics, std::string(group_name))
+                  : in_evaluation_mode(input, weight, bias, statistics, keeping);
+}
+
+using Signature =
+    KeepingSignature<const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                     const OptionalTensor&, bool, double, double, c10::string_view>;
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(actnn, m) {
+  m.def(("sync_batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
+         "Tensor(b!)? running_var, bool training, float momentum, float eps, str group_name, " +
+         kKeepingSchema + ") -> Tensor")
+            .c_str(),
+        {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) {
+  m.impl("sync_batch_norm", static_cast<Signature*>(sync_batch_norm_plain));
+}
+TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("sync_batch_norm", static_cast<Signature*>(sync_batch_norm_autograd)); }
+
+at::Tensor sync_batch_norm(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                           const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
+                           double momentum, double eps, const std::string& group_name, const Quantization& quantization,
+                           const OptionalTensor& rng_state, const Retention& retention) {
+  static const auto kHandle = c10::Dispatcher::singleton().findSchemaOrThrow(kOp, "").typed<Signature>();
+  return call_keeping(kHandle, quantization, retention, rng_state, input, weight, bias, running_mean, running_var,
+                      training, momentum, eps, c10::string_view(group_name));
+}
+
+}  // namespace actnn
