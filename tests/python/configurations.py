@@ -19,7 +19,6 @@ def process_config():
     for name, value in flags.items():
         setattr(config, name, value)
     QScheme.num_samples, QScheme.update_scale = samples, update
-    gc.collect()
 
 
 @pytest.fixture
