@@ -25,8 +25,8 @@ def measure_gradient_noise(
         backward: computes the loss of one and the same batch and calls its backward; it is called `draws` times. What
             else is random in it, such as dropout, counts as noise.
         draws: two or more; the standard error falls with their number.
-        correct: a configuration whose predictions (`Config.noise_target`) are multiplied from now on so that the last
-            one is what was measured.
+        correct: a configuration whose predictions (`Config.noise_target`) are multiplied from now on so that their mean
+            over the draws, whose bits may differ, is what was measured.
 
     Raises ValueError for fewer than two draws, or if no parameter gets a gradient.
     """
@@ -37,6 +37,7 @@ def measure_gradient_noise(
     before = [parameter.grad for parameter in parameters]
     kept = [buffer.clone() for buffer in buffers]
     noise = torch.classes.actnn.GradientNoise()
+    predictions = []
     try:
         for _ in range(draws):
             for parameter in parameters:
@@ -46,6 +47,8 @@ def measure_gradient_noise(
             if not gradients:
                 raise ValueError("measure_gradient_noise: backward must give gradients to parameters, but none has one")
             noise.add([gradient.to_dense() if gradient.is_sparse else gradient for gradient in gradients])
+            if correct is not None:
+                predictions.append(correct.policy.predicted_noise())
     finally:
         with torch.no_grad():
             for buffer, value in zip(buffers, kept, strict=True):
@@ -54,7 +57,7 @@ def measure_gradient_noise(
             parameter.grad = gradient
     measured = noise.noise()
     if correct is not None:
-        predicted = correct.policy.predicted_noise()
+        predicted = sum(predictions) / draws
         if measured > 0 and predicted > 0:
             correct.policy.set_noise_correction(correct.policy.noise_correction() * measured / predicted)
     return measured
