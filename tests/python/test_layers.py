@@ -27,7 +27,8 @@ def conv(x, weight, bias, *, stride=1, padding=0, dilation=1, transposed=False, 
          group_size=256, state=None):  # fmt: skip
     d = weight.dim() - 2
     return ops.convolution(x, weight, bias, expand(stride, d), expand(padding, d), expand(dilation, d), transposed,
-                           expand(output_padding, d), groups, bits=bits, group_size=group_size, rng_state=state)  # fmt: skip
+                           expand(output_padding, d), groups, bits=bits, group_size=group_size,
+                           rng_state=state)  # fmt: skip
 
 
 def torch_conv(x, weight, bias, *, stride=1, padding=0, dilation=1, transposed=False, output_padding=0, groups=1):

@@ -90,9 +90,10 @@ SAMPLES = {
     "max_pool2d_indices": [
         lambda: (ops.max_pool2d_pack(torch.randn(2, 3, 8, 8), *POOL)[1], [2, 3, 8, 8], False, *POOL)],
     "convolution": [
-        lambda: (grad(2, 4, 8, 8), grad(6, 4, 3, 3), grad(6), [1, 1], [1, 1], [1, 1], False, [0, 0], 1, None, None, 4, 256,
-                 True, rng()),
-        lambda: (torch.randn(2, 4, 8), grad(4, 2, 3), None, [2], [0], [1], True, [1], 2, None, None, 2, 64, True, rng()),
+        lambda: (grad(2, 4, 8, 8), grad(6, 4, 3, 3), grad(6), [1, 1], [1, 1], [1, 1], False, [0, 0], 1, None, None, 4,
+                 256, True, rng()),
+        lambda: (torch.randn(2, 4, 8), grad(4, 2, 3), None, [2], [0], [1], True, [1], 2, None, None, 2, 64, True,
+                 rng()),
         lambda: (grad(2, 4, 8, 8, dtype=torch.bfloat16), grad(6, 4, 3, 3, dtype=torch.bfloat16), None, [1, 1], [1, 1],
                  [1, 1], False, [0, 0], 1, None, None, 4, 256, True, rng()),
         lambda: (grad(3, 4, 8, 8), grad(6, 4, 3, 3), None, [1], [1], [1], False, [0], 1, False, 100, 4, 64, True, rng(),

@@ -1,4 +1,4 @@
-"""How layers keep their input: by samples' bits, as one group, exactly, simulated, offloaded; and how convolutions run."""
+"""How layers keep their input: by samples' bits, as one group, exactly, simulated, offloaded. Parts of a backward."""
 
 import pytest
 import torch
