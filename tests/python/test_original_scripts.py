@@ -174,6 +174,12 @@ def train(device, epochs=3):
     return model, losses, accuracy
 
 
+def schemes_of(model):
+    """Of the model's convolutions and linear layers."""
+    schemes = [getattr(module, "scheme", None) for module in model.modules()]
+    return [scheme for scheme in schemes if type(scheme) is actnn.QScheme]
+
+
 @pytest.mark.parametrize("level", ["L0", "L1", "L2", "L3", "L3.1", "L4", "L5", "swap"])
 @pytest.mark.filterwarnings("ignore:actnn")
 def test_a_training_script_at_every_level(level, device):
@@ -181,7 +187,8 @@ def test_a_training_script_at_every_level(level, device):
     actnn.set_optimization_level(level)
     model, losses, accuracy = train(device)
     assert sum(losses[-3:]) < 0.6 * sum(losses[:3]) and accuracy > 0.7
-    bits = [layer.bits for layer in actnn.QScheme.layers]
+    bits = [scheme.bits for scheme in schemes_of(model)]
+    assert len(bits) <= actnn.QScheme.num_layers
     assert bool(bits) == (level.startswith("L3") or level in ("L4", "L5"))
     assert not bits or len(set(bits)) > 3
     assert all(value.isfinite().all() for value in model.state_dict().values())
@@ -200,12 +207,12 @@ def test_a_training_script_with_flags(flags, device):
     actnn.set_optimization_level("L3")
     for name, value in flags.items():
         setattr(actnn.config, name, value)
-    _, losses, accuracy = train(device, epochs=2 if "use_gradient" not in flags else 3)
+    model, losses, accuracy = train(device, epochs=2 if "use_gradient" not in flags else 3)
     assert sum(losses[-2:]) < 0.9 * sum(losses[:2])
     if "use_gradient" in flags:
         assert accuracy > 0.7
-        tables = [layer.scales for layer in actnn.QScheme.layers]
-        assert all(table.shape == (64,) and (table > 0).all() for table in tables)
+        tables = [scheme.scales for scheme in schemes_of(model)]
+        assert len(tables) == 8 and all(table.shape == (64,) and (table > 0).all() for table in tables)
 
 
 def test_a_checkpoint_of_the_script(device, tmp_path):
