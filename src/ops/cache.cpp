@@ -1,5 +1,6 @@
 #include "actnn/ops/cache.h"
 
+#include <ATen/Context.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <torch/library.h>
 
@@ -10,7 +11,7 @@ namespace actnn {
 bool release_cache(c10::Device device, double threshold) {
   TORCH_CHECK_VALUE(threshold >= 0 && threshold <= 1, "actnn::release_cache: threshold must be in 0..1, got ",
                     threshold);
-  if (device.is_cpu() || is_capturing(device)) {
+  if (!device.is_cuda() || !at::hasCUDA() || is_capturing(device)) {
     return false;
   }
   auto* const allocator = c10::getDeviceAllocator(device.type());

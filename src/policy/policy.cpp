@@ -6,12 +6,14 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/pow.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/graph_task.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <utility>
 
@@ -48,7 +50,7 @@ struct Units {
 /// Bits for layers, on their way to the host.
 struct Policy::Allocation {
   std::vector<c10::intrusive_ptr<Scheme>> schemes;
-  at::Tensor bits;                     ///< float64 [schemes], on the host, perhaps not yet complete
+  at::Tensor bits;                     ///< float64 [schemes], on the host, perhaps not yet complete; NaN: as before
   std::optional<c10::Event> complete;  ///< none: it is
 };
 
@@ -58,6 +60,7 @@ struct Policy::Layers {
 
   std::vector<Weak> all;  ///< in the order of construction; some may be gone
   Weak previous{c10::intrusive_ptr<Scheme>()};
+  const Scheme* first = nullptr;  ///< in the last forward; for comparison only
   std::unique_ptr<Allocation> pending;
 };
 
@@ -123,7 +126,17 @@ void Policy::set_previous(const c10::intrusive_ptr<Scheme>& scheme) {
   layers_->previous = Layers::Weak(scheme);
 }
 
-void Policy::begin_forward(const at::Tensor& input) {
+void Policy::begin_forward(const Scheme& scheme, const at::Tensor& input) {
+  {
+    // The layer that was the first in a forward is the first in the next, and has none before it.
+    const std::lock_guard lock(mutex_);
+    if (layers_->first == nullptr) {
+      layers_->first = &scheme;
+    }
+    if (layers_->first == &scheme) {
+      layers_->previous = Layers::Weak(c10::intrusive_ptr<Scheme>());
+    }
+  }
   if (!backward_came_ || torch::autograd::get_current_graph_task_id() != -1 || is_capturing(input.device())) {
     return;
   }
@@ -139,6 +152,7 @@ void Policy::begin_forward(const at::Tensor& input) {
     }
   }
   layers_->previous = Layers::Weak(c10::intrusive_ptr<Scheme>());
+  layers_->first = &scheme;
   ++step_;
 }
 
@@ -157,7 +171,9 @@ void Policy::finish(std::unique_ptr<Allocation> allocation) {
   }
   const auto* bits = allocation->bits.const_data_ptr<double>();
   for (const auto& scheme : allocation->schemes) {
-    scheme->set_bits(std::clamp(*bits++, static_cast<double>(kMinBits), static_cast<double>(kMaxBits)));
+    if (const double allocated = *bits++; std::isfinite(allocated)) {
+      scheme->set_bits(std::clamp(allocated, static_cast<double>(kMinBits), static_cast<double>(kMaxBits)));
+    }
   }
 }
 
@@ -222,8 +238,12 @@ std::unique_ptr<Policy::Allocation> Policy::allocate() const {
     }
     const auto layers = static_cast<int64_t>(result->schemes.size() - first);
     const at::Tensor total = at::zeros({layers}, sensitivity.options());
-    layer_bits.push_back(total.index_add(0, layer, (bits * weight).to(at::kDouble)) /
-                         total.index_add(0, layer, weight.to(at::kDouble)));
+    at::Tensor means =
+        total.index_add(0, layer, (bits * weight).to(at::kDouble)) / total.index_add(0, layer, weight.to(at::kDouble));
+    if (config_.noise_target && gradient.defined()) {
+      means = at::where(gradient.isfinite(), means, std::numeric_limits<double>::quiet_NaN());
+    }
+    layer_bits.push_back(means);
   }
 
   if (result->schemes.empty()) {

@@ -80,7 +80,7 @@ at::Tensor Scheme::sensitivity() const { return sensitivity_; }
 
 Plan Scheme::plan(const at::Tensor& input) {
   const at::NoGradGuard no_grad;
-  policy_->begin_forward(input);
+  policy_->begin_forward(*this, input);
   const Config& config = policy_->config();
   if (config.empty_cache_threshold) {
     release_cache(input.device(), *config.empty_cache_threshold);
@@ -102,7 +102,7 @@ Plan Scheme::plan(const at::Tensor& input) {
 
   const int64_t group_size = config.pergroup ? config.group_size : align_up(dim_, kGroupSizeMultiple);
   at::Tensor range = group_range_squares(input, group_size);
-  Use use{.dim = dim_, .batch = policy_->batch(), .step = policy_->step()};
+  Use use{.dim = dim_, .batch = policy_->batch()};
   if (options_.normalization) {
     sensitivity_ = range;
   } else {
@@ -205,6 +205,7 @@ void Scheme::learn(std::optional<Use> use, const at::Tensor& grad_output, const 
   if (grad_weight.defined()) {
     use->weight_gradient = grad_weight.to(at::kFloat).square().sum();
   }
+  use->step = policy_->step();  // of the backward, which may come after the next forward
   if (!uses_.empty() && uses_.front().step != use->step) {
     uses_.clear();
   }

@@ -245,7 +245,6 @@ def test_a_batch_norm_takes_the_bits_of_the_layer_before_it():
     assert QScheme.num_layers == sum(not s.native.normalization() for s in QScheme.layers)
 
 
-@pytest.mark.xfail(strict=True, reason="C++: Policy::previous outlives a forward that had no backward")
 def test_a_first_batch_norm_has_8_bits_in_every_forward():
     flags = Config()
     model = nn.Sequential(actnn.QBatchNorm2d(3, config=flags), actnn.QConv2d(3, 4, 3, config=flags))
@@ -406,12 +405,7 @@ def test_gradients_that_are_not_finite_are_ignored(device):
     assert layer.scheme.scales == 3
 
 
-NOT_FINITE = pytest.mark.xfail(
-    strict=True, reason="C++: a weight gradient that is not finite takes part in the allocation for a noise target"
-)
-
-
-@pytest.mark.parametrize("noise_target", [None, pytest.param(0.01, marks=NOT_FINITE)])
+@pytest.mark.parametrize("noise_target", [None, 0.01])
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_bits_survive_a_gradient_that_is_not_finite(value, noise_target):
     flags = Config(noise_target=noise_target)
@@ -499,7 +493,6 @@ def test_several_forwards_before_their_backwards():
     assert recorder.actual() != [2, 2, 2]
 
 
-@pytest.mark.xfail(strict=True, reason="C++: a backward that comes after the next forward is not seen")
 def test_a_backward_after_the_next_forward():
     flags = Config()
     model, recorder = network(flags)

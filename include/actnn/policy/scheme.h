@@ -95,7 +95,7 @@ class Scheme : public torch::CustomClassHolder {
     int64_t dim = 0;               ///< elements per sample
     at::Tensor weight_gradient{};  ///< squared norm, scalar; undefined if there is none
     std::optional<at::Tensor> batch{};
-    int64_t step = 0;  ///< of the policy
+    int64_t step = 0;  ///< of the policy, in backward
   };
 
   void learn(std::optional<Use> use, const at::Tensor& grad_output, const at::Tensor& grad_weight);
