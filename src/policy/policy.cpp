@@ -60,7 +60,7 @@ struct Policy::Layers {
 
   std::vector<Weak> all;  ///< in the order of construction; some may be gone
   Weak previous{c10::intrusive_ptr<Scheme>()};
-  const Scheme* first = nullptr;  ///< in the last forward; for comparison only
+  Weak first{c10::intrusive_ptr<Scheme>()};  ///< in the last forward
   std::unique_ptr<Allocation> pending;
 };
 
@@ -126,14 +126,14 @@ void Policy::set_previous(const c10::intrusive_ptr<Scheme>& scheme) {
   layers_->previous = Layers::Weak(scheme);
 }
 
-void Policy::begin_forward(const Scheme& scheme, const at::Tensor& input) {
+void Policy::begin_forward(const c10::intrusive_ptr<Scheme>& scheme, const at::Tensor& input) {
   {
     // The layer that was the first in a forward is the first in the next, and has none before it.
     const std::lock_guard lock(mutex_);
-    if (layers_->first == nullptr) {
-      layers_->first = &scheme;
+    if (layers_->first.expired()) {
+      layers_->first = Layers::Weak(scheme);
     }
-    if (layers_->first == &scheme) {
+    if (layers_->first._unsafe_get_target() == scheme.get()) {
       layers_->previous = Layers::Weak(c10::intrusive_ptr<Scheme>());
     }
   }
@@ -152,7 +152,7 @@ void Policy::begin_forward(const Scheme& scheme, const at::Tensor& input) {
     }
   }
   layers_->previous = Layers::Weak(c10::intrusive_ptr<Scheme>());
-  layers_->first = &scheme;
+  layers_->first = Layers::Weak(scheme);
   ++step_;
 }
 

@@ -80,7 +80,7 @@ at::Tensor Scheme::sensitivity() const { return sensitivity_; }
 
 Plan Scheme::plan(const at::Tensor& input) {
   const at::NoGradGuard no_grad;
-  policy_->begin_forward(*this, input);
+  policy_->begin_forward(c10::intrusive_ptr<Scheme>::reclaim_copy(this), input);
   const Config& config = policy_->config();
   if (config.empty_cache_threshold) {
     release_cache(input.device(), *config.empty_cache_threshold);

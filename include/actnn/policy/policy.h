@@ -71,7 +71,7 @@ class Policy : public torch::CustomClassHolder {
   struct Layers;
 
   void enlist(const c10::intrusive_ptr<Scheme>& scheme);
-  void begin_forward(const Scheme& scheme, const at::Tensor& input);
+  void begin_forward(const c10::intrusive_ptr<Scheme>& scheme, const at::Tensor& input);
   void note_backward() noexcept { backward_came_ = true; }
   int64_t step() const noexcept { return step_; }
   void set_previous(const c10::intrusive_ptr<Scheme>& scheme);

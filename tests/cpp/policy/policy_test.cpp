@@ -251,6 +251,19 @@ TEST_F(PolicyTest, BatchNormTakesTheBitsOfTheLayerBefore) {
   }
 }
 
+TEST_F(PolicyTest, ANewLayerIsNotTakenForOneThatIsGone) {
+  for (int model = 0; model < 20; ++model) {  // allocators hand out the same addresses again
+    const Layer layer(policy);
+    const SchemePointer norm = Scheme::create(policy, {.normalization = true});
+    layer.forward(images(2));
+    norm->plan(images(2));
+    EXPECT_EQ(policy->previous(), layer.scheme);
+    if (model % 2 == 0) {
+      const SchemePointer extra = Scheme::create(policy, {.normalization = true});
+    }
+  }
+}
+
 TEST_F(PolicyTest, StateGoesToAnotherScheme) {
   const Layer layer(policy);
   step(layer, images());
