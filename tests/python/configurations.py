@@ -49,7 +49,7 @@ def gradients(model, x, seed=0):
     """The gradients of a fixed linear function of the output: of all parameters that want one, by name."""
     generator = torch.Generator().manual_seed(seed)
     y = model(x)
-    (y * torch.randn(y.shape, generator=generator).to(y)).sum().backward()
+    (y * torch.randn(y.shape, generator=generator, device="cpu").to(y)).sum().backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return found
