@@ -7,7 +7,6 @@
 #include <ATen/ops/nan_to_num.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/sort.h>
-#include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
@@ -72,13 +71,14 @@ struct Decrements {
   at::Tensor in_order(const at::Tensor& values) const { return values.index_select(0, order); }
 };
 
+// With masked_fill: at::where copies a number to the device and waits.
 Decrements decrements(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight) {
   const at::Tensor from = at::arange(kMaxBits, kMinBits, -1, weight.options());
   const at::Tensor possible = from.unsqueeze(0) <= bits.to(at::kLong).unsqueeze(1);
   const at::Tensor positive = sensitivity.to(at::kDouble).clamp_min(0.0).unsqueeze(1);
   const at::Tensor rises = positive * (variance(from - 1) - variance(from));
   const at::Tensor prices = rises / weight.to(at::kDouble).unsqueeze(1);
-  const at::Tensor keys = at::where(possible, at::nan_to_num(prices, kInfinity, kInfinity), kInfinity).flatten();
+  const at::Tensor keys = at::nan_to_num(prices, kInfinity, kInfinity).masked_fill(~possible, kInfinity).flatten();
   return {.possible = possible.flatten(),
           .order = std::get<1>(at::sort(keys, /*stable=*/true, /*dim=*/0, /*descending=*/false)),
           .rises = at::nan_to_num(rises, kInfinity, kInfinity).flatten(),
@@ -107,7 +107,7 @@ at::Tensor allocate_for_noise(const at::Tensor& bits, const at::Tensor& sensitiv
                     ": allowed must be a floating-point scalar on ", bits.device(), ", got ", allowed.toString(),
                     " of shape ", allowed.sym_sizes());
   const Decrements all = decrements(bits, sensitivity, weight);
-  const at::Tensor rises = at::where(all.in_order(all.possible), all.in_order(all.rises), 0.0);
+  const at::Tensor rises = all.in_order(all.rises).masked_fill(~all.in_order(all.possible), 0.0);
   const at::Tensor now = (sensitivity.to(at::kDouble).clamp_min(0.0) * variance(bits.to(at::kLong))).sum();
   return take(bits, all, now + rises.cumsum(0) <= allowed);
 }

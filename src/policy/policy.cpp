@@ -6,7 +6,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/pow.h>
-#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -241,7 +240,7 @@ std::unique_ptr<Policy::Allocation> Policy::allocate() const {
     at::Tensor means =
         total.index_add(0, layer, (bits * weight).to(at::kDouble)) / total.index_add(0, layer, weight.to(at::kDouble));
     if (config_.noise_target && gradient.defined()) {
-      means = at::where(gradient.isfinite(), means, std::numeric_limits<double>::quiet_NaN());
+      means = means.masked_fill(~gradient.isfinite(), std::numeric_limits<double>::quiet_NaN());
     }
     layer_bits.push_back(means);
   }
