@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/embedding_backward.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -41,13 +42,18 @@ class Embedding : public torch::autograd::Function<Embedding> {
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     auto& data = ctx->saved_data;
     const at::Tensor indices = ctx->get_saved_variables()[0].to(data["index_dtype"].toScalarType());
-    return {at::embedding_backward_symint(grad_outputs[0], indices, data["num_embeddings"].toSymInt(),
-                                          data["padding_idx"].toSymInt(), data["scale_grad_by_freq"].toBool(),
-                                          data["sparse"].toBool()),
-            {},
-            {},
-            {},
-            {}};
+    const at::Tensor& grad = grad_outputs[0];
+    if (indices.sym_numel() == 0 &&
+        !data["sparse"].toBool()) {  // torch's kernel fails on CUDA if it scales by frequency
+      return {at::zeros_symint({data["num_embeddings"].toSymInt(), grad.sym_size(-1)}, grad.options()), {}, {}, {}, {}};
+    }
+    return {
+        at::embedding_backward_symint(grad, indices, data["num_embeddings"].toSymInt(), data["padding_idx"].toSymInt(),
+                                      data["scale_grad_by_freq"].toBool(), data["sparse"].toBool()),
+        {},
+        {},
+        {},
+        {}};
   }
 };
 

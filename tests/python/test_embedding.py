@@ -26,9 +26,16 @@ def test_equals_torch(options, dtype, shape, index_dtype):
     y, exact = ops.embedding(weight, indices, **options), torch_embedding(weight, indices, **options)
     assert torch.equal(y, exact)
     grad = torch.randn_like(exact)
-    actual, expected = (torch.autograd.grad(out, weight, grad)[0] for out in (y, exact))
+    (actual,) = torch.autograd.grad(y, weight, grad)
+    if indices.numel() == 0 and options.get("scale_grad_by_freq"):  # torch's own fails on CUDA
+        assert torch.equal(actual, torch.zeros_like(weight))
+        return
+    (expected,) = torch.autograd.grad(exact, weight, grad)
     assert actual.is_sparse == expected.is_sparse
-    assert torch.equal(actual.to_dense(), expected.to_dense())
+    if actual.is_sparse:  # what to_dense adds up in another order at every run on CUDA
+        assert torch.equal(actual._indices(), expected._indices())
+        actual, expected = actual._values(), expected._values()
+    assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize(("rows", "dtype"), [(256, torch.uint8), (257, torch.int16), (32768, torch.int16),

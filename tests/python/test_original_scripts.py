@@ -141,6 +141,13 @@ class Images(torch.utils.data.Dataset):
         return self.x[index], int(self.y[index])
 
 
+@pytest.fixture
+def plain_script(device):
+    """Tensors are made on the CPU, as in a script, and moved to the device by its own lines."""
+    with torch.device("cpu"):
+        yield
+
+
 def train(device, epochs=3):
     """Losses of every step."""
     torch.manual_seed(0)
@@ -180,10 +187,10 @@ def schemes_of(model):
     return [scheme for scheme in schemes if type(scheme) is actnn.QScheme]
 
 
+@pytest.mark.usefixtures("plain_script")
 @pytest.mark.parametrize("level", ["L0", "L1", "L2", "L3", "L3.1", "L4", "L5", "swap"])
 @pytest.mark.filterwarnings("ignore:actnn")
 def test_a_training_script_at_every_level(level, device):
-    torch.set_default_device(None)
     actnn.set_optimization_level(level)
     model, losses, accuracy = train(device)
     assert sum(losses[-3:]) < 0.6 * sum(losses[:3]) and accuracy > 0.7
@@ -197,13 +204,13 @@ def test_a_training_script_at_every_level(level, device):
         torch.cuda.memory._set_allocator_settings("expandable_segments:False")
 
 
+@pytest.mark.usefixtures("plain_script")
 @pytest.mark.parametrize("flags", [
     {"use_gradient": True}, {"pergroup": False}, {"perlayer": False}, {"simulate": True}, {"stochastic": False},
     {"use_gradient": True, "adaptive_bn_scheme": False}, {"adaptive_conv_scheme": False}, {"initial_bits": 4},
     {"group_size": 64}, {"activation_compression_bits": [4]},
 ])  # fmt: skip
 def test_a_training_script_with_flags(flags, device):
-    torch.set_default_device(None)
     actnn.set_optimization_level("L3")
     for name, value in flags.items():
         setattr(actnn.config, name, value)
@@ -215,8 +222,8 @@ def test_a_training_script_with_flags(flags, device):
         assert len(tables) == 8 and all(table.shape == (64,) and (table > 0).all() for table in tables)
 
 
+@pytest.mark.usefixtures("plain_script")
 def test_a_checkpoint_of_the_script(device, tmp_path):
-    torch.set_default_device(None)
     actnn.set_optimization_level("L3")
     model, *_ = train(device, epochs=1)
     torch.save({"net": model.state_dict(), "epoch": 1}, tmp_path / "ckpt.pth")

@@ -1,17 +1,11 @@
-#include "src/ops/stream_capture.h"
-
-#ifdef ACTNN_WITH_CUDA
 #include <c10/cuda/CUDAGraphsC10Utils.h>
-#endif
+
+#include "src/ops/stream_capture.h"
 
 namespace actnn {
 
-bool is_capturing([[maybe_unused]] c10::Device device) {
-#ifdef ACTNN_WITH_CUDA
+bool is_capturing(c10::Device device) {
   return device.is_cuda() && c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
-#else
-  return false;
-#endif
 }
 
 }  // namespace actnn
