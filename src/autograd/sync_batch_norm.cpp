@@ -192,8 +192,10 @@ at::Tensor local_sums(const at::Tensor& grad, const Normalized& x) {
     return at::cat({sum, sum_centered * x.inverse_deviation()});
   }
   // They are the gradients of weight and bias; the weight, here any tensor, says that they are wanted in float32.
-  const auto [no_input, sum_normalized, sum] = at::native_batch_norm_backward(
-      grad, x.input, /*weight=*/x.var, x.mean, x.var, {}, {}, /*train=*/false, x.eps, {false, true, true});
+  // CUDA's kernel reads the saved statistics in evaluation mode too, the CPU's the running ones.
+  const auto [no_input, sum_normalized, sum] =
+      at::native_batch_norm_backward(grad, x.input, /*weight=*/x.var, x.mean, x.var, x.mean, x.inverse_deviation(),
+                                     /*train=*/false, x.eps, {false, true, true});
   return at::cat({sum, sum_normalized});
 }
 

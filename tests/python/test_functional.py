@@ -64,7 +64,8 @@ UNTOUCHED = {
 
 def tensors(shapes, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
-    made = [torch.randn(shape, generator=generator).to(torch.get_default_device()).to(dtype) for shape in shapes]
+    made = [torch.randn(shape, generator=generator, device="cpu") for shape in shapes]
+    made = [tensor.to(torch.get_default_device(), dtype) for tensor in made]
     return [t.requires_grad_() for t in made]
 
 

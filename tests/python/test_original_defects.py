@@ -204,8 +204,11 @@ def test_6_no_layer_waits_for_the_device(level):
 @pytest.mark.parametrize("level", ["L2", "L3"])
 def test_6_a_training_step_is_captured_in_a_cuda_graph(level):
     model = small_net().cuda()
-    convert(model, Config(level))
     x = torch.randn(8, 3, 8, 8, device="cuda")
+    plain = copy.deepcopy(model)
+    plain(x).square().sum().backward()
+    exact = plain[3].weight.grad
+    convert(model, Config(level, activation_compression_bits=[4]))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -217,12 +220,13 @@ def test_6_a_training_step_is_captured_in_a_cuda_graph(level):
     with torch.cuda.graph(graph):
         model(x).square().sum().backward()
     found = []
-    for _ in range(2):
+    for _ in range(100):
         graph.replay()
-        torch.cuda.synchronize()
         found.append(model[3].weight.grad.clone())
         model.zero_grad(set_to_none=False)
-    assert not torch.equal(*found) and relative_error(*found) < 1  # fresh noise
+    assert not torch.equal(*found[:2])  # fresh noise
+    assert relative_error(found[0], exact) < 1
+    assert relative_error(torch.stack(found).mean(0), exact) < 0.15
 
 
 # 7. Pinned memory allocated per swap, no prefetch.
@@ -247,15 +251,13 @@ def test_7_pinned_memory_is_used_again_and_data_comes_back_ahead():
         torch.cuda.synchronize()
     assert torch.cuda.host_memory_stats()["num_host_alloc"] == before
     events = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    events.sort(key=lambda event: event.time_range.start)
     copies = [event for event in events if "HtoD" in event.name]
-    kernels = [event for event in events if "emcpy" not in event.name and "emset" not in event.name]
-    assert len(copies) >= 18
-    overlapping = [
-        copy
-        for copy in copies
-        if any(k.time_range.start < copy.time_range.end and copy.time_range.start < k.time_range.end for k in kernels)
-    ]
-    assert len(overlapping) > len(copies) / 3  # on a stream of their own
+    decoded = [event for event in events if "dequantize" in event.name]
+    assert len(copies) == len(decoded) == 18
+    # While a layer's copy is decoded, that of the layer before it is on its way already.
+    ahead = [copies[i + 1].time_range.start < decoded[i].time_range.end for i in range(17) if i % 6 != 5]
+    assert sum(ahead) > len(ahead) / 2
 
 
 # 8. No retain_graph, no double backward, no in-place version check.
