@@ -10,11 +10,11 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
-#include <cmath>
 #include <limits>
 #include <queue>
 #include <tuple>
 
+#include "actnn/core/bit_allocation.h"
 #include "actnn/core/bit_packing.h"
 
 namespace actnn {
@@ -24,21 +24,12 @@ constexpr const char* kOp = "actnn::allocate_bits";
 constexpr const char* kNoiseOp = "actnn::allocate_bits_for_noise";
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-/// 1 / (2^bits - 1)^2.
-double variance(int bits) {
-  const double levels = (1 << bits) - 1;
-  return 1.0 / (levels * levels);
-}
-
 /// What one bit less costs, per weight.
 double price(double sensitivity, int64_t weight, int bits) {
-  const double positive = sensitivity < 0.0 ? 0.0 : sensitivity;
-  const double rise = variance(bits - 1) - variance(bits);
-  const double per_weight = positive * rise / static_cast<double>(weight);
-  return std::isnan(per_weight) ? std::numeric_limits<double>::infinity() : per_weight;
+  return rise_of_variance(counted_sensitivity(sensitivity), bits) / static_cast<double>(weight);
 }
 
-/// The same for a tensor of bits: the same operations, so the same numbers.
+/// `rounding_variance` of a tensor of bits: the same operations, so the same numbers.
 at::Tensor variance(const at::Tensor& bits) {
   const at::Tensor levels = (at::ones_like(bits).bitwise_left_shift(bits) - 1).to(at::kDouble);
   return (levels * levels).reciprocal();

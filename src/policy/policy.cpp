@@ -28,21 +28,32 @@ namespace {
 /// 1/4 step^2 in which sensitivities are counted.
 constexpr double kMeanOverBound = 4.0 / 6.0;
 
-/// What one use of a layer in forward adds to an allocation.
+/// The elements of an allocation: layers, or layers x samples. What the host knows of them goes to the device at once.
 struct Units {
-  std::vector<at::Tensor> sensitivity;
-  std::vector<at::Tensor> weight;
-  std::vector<at::Tensor> layer;
-  int64_t elements = 0;  ///< the sum of all weights, which the host knows
+  std::vector<at::Tensor> sensitivity;  ///< without the factors
+  std::vector<double> factor;
+  std::vector<int64_t> weight;
+  std::vector<int64_t> layer;
+  int64_t elements = 0;  ///< the sum of all weights
 
-  void add(const at::Tensor& sensitivities, int64_t unit_elements, int64_t index) {
-    const auto ints = sensitivities.options().dtype(at::kLong);
-    sensitivity.push_back(sensitivities.to(at::kDouble));
-    weight.push_back(at::full(sensitivities.sizes(), unit_elements, ints));
-    layer.push_back(at::full(sensitivities.sizes(), index, ints));
-    elements += unit_elements * sensitivities.numel();
+  void add(const at::Tensor& sensitivities, double its_factor, int64_t unit_elements, int64_t index) {
+    const int64_t count = sensitivities.numel();
+    sensitivity.push_back(sensitivities);
+    factor.insert(factor.end(), count, its_factor);
+    weight.insert(weight.end(), count, unit_elements);
+    layer.insert(layer.end(), count, index);
+    elements += unit_elements * count;
   }
 };
+
+/// The numbers on the device, without a wait.
+template <class Number>
+at::Tensor on_device(const std::vector<Number>& numbers, at::ScalarType dtype, c10::Device device) {
+  at::Tensor host = at::empty({static_cast<int64_t>(numbers.size())},
+                              at::TensorOptions().dtype(dtype).pinned_memory(!device.is_cpu()));
+  std::copy(numbers.begin(), numbers.end(), host.mutable_data_ptr<Number>());
+  return host.to(device, /*non_blocking=*/true);
+}
 
 }  // namespace
 
@@ -207,10 +218,10 @@ std::unique_ptr<Policy::Allocation> Policy::allocate() const {
         if (by_layer) {
           sensitivity = sensitivity.sum(0, /*keepdim=*/true);
         }
-        units.add(sensitivity, by_layer ? samples * use.dim : use.dim, index);
-        if (use.weight_gradient.defined()) {
+        units.add(sensitivity, use.factor, by_layer ? samples * use.dim : use.dim, index);
+        if (config_.noise_target && use.weight_gradient.defined()) {
           const at::Tensor norm = use.weight_gradient.to(*device, /*non_blocking=*/true).to(at::kDouble);
-          gradient = gradient.defined() ? gradient + norm : norm;
+          gradient = gradient.defined() ? gradient + norm.square() : norm.square();
         }
         takes_part = true;
       }
@@ -221,9 +232,10 @@ std::unique_ptr<Policy::Allocation> Policy::allocate() const {
     if (units.weight.empty()) {
       continue;
     }
-    const at::Tensor sensitivity = at::cat(units.sensitivity);
-    const at::Tensor weight = at::cat(units.weight);
-    const at::Tensor layer = at::cat(units.layer);
+    const at::Tensor sensitivity =
+        at::cat(units.sensitivity).to(at::kDouble) * on_device(units.factor, at::kDouble, *device);
+    const at::Tensor weight = on_device(units.weight, at::kLong, *device);
+    const at::Tensor layer = on_device(units.layer, at::kLong, *device);
     const bool from_eight = by_layer || config_.noise_target;
     const at::Tensor start =
         at::full(weight.sizes(), from_eight ? kMaxBits : config_.initial_bits, weight.options().dtype(at::kByte));
@@ -271,8 +283,9 @@ double Policy::predicted_noise() const {
     for (const Scheme::Use& use : scheme->uses_) {
       if (use.step == step && use.weight_gradient.defined()) {
         const at::Tensor levels = at::pow(2.0, use.sample_bits.to(at::kDouble)) - 1.0;
-        variance += (use.range * use.gradient / levels.square()).sum().item<double>();
-        gradient += use.weight_gradient.item<double>();
+        variance += use.factor * (use.range * use.gradient / levels.square()).sum().item<double>();
+        const auto norm = use.weight_gradient.item<double>();
+        gradient += norm * norm;
       }
     }
   }

@@ -3,7 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/full.h>
+#include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/where.h>
@@ -13,13 +13,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 #include <utility>
 
 #include "actnn/core/bit_packing.h"
 #include "actnn/core/layout.h"
 #include "actnn/ops/cache.h"
 #include "actnn/ops/sample_statistics.h"
-#include "actnn/policy/bit_allocation.h"
+#include "actnn/policy/sample_bits.h"
 
 namespace actnn {
 
@@ -101,33 +102,30 @@ Plan Scheme::plan(const at::Tensor& input) {
   }
 
   const int64_t group_size = config.pergroup ? config.group_size : align_up(dim_, kGroupSizeMultiple);
-  at::Tensor range = group_range_squares(input, group_size);
-  Use use{.dim = dim_, .batch = policy_->batch()};
-  if (options_.normalization) {
-    sensitivity_ = range;
-  } else {
+  Use use{.range = group_range_squares(input, group_size), .dim = dim_, .batch = policy_->batch()};
+  std::optional<at::Tensor> gradient;
+  if (!options_.normalization) {
     const int64_t pixels = dim_ / input.size(options_.channel_dim);
-    const auto factor = static_cast<double>(options_.num_locations) / 4.0 /
-                        static_cast<double>(options_.depthwise_groups) * static_cast<double>(group_size) /
-                        static_cast<double>(pixels);
-    use.range = range.mul_(factor);
-    sensitivity_ = use.range * gradient_of(use.batch, use.range);
+    use.factor = static_cast<double>(options_.num_locations) / 4.0 / static_cast<double>(options_.depthwise_groups) *
+                 static_cast<double>(group_size) / static_cast<double>(pixels);
+    gradient = gradient_of(use.batch, use.range);
   }
 
   const int64_t initial =
       std::min<int64_t>(kMaxBits, std::max(config.initial_bits, static_cast<int64_t>(std::ceil(bits_))));
   const int64_t total =
       std::max(samples, static_cast<int64_t>(std::floor(bits_ * static_cast<double>(samples) + 1e-6)));
-  at::Tensor sample_bits = at::full({samples}, initial, input.options().dtype(at::kByte).memory_format(std::nullopt));
+  const bool of_table = gradient && gradient->dim() == 1;
+  at::Tensor sample_bits;
+  std::tie(sensitivity_, sample_bits) = allocate_sample_bits(
+      of_table ? use.range * *gradient : use.range, of_table ? std::nullopt : gradient, use.factor, initial, total);
   plan.quantization.bits = initial;
   if (total < initial * samples) {
-    sample_bits =
-        allocate_bits(sample_bits, sensitivity_, at::ones({samples}, sample_bits.options().dtype(at::kLong)), total);
     plan.retention.sample_bits = sample_bits;
     plan.retention.total_bits = total;
   }
   if (!options_.normalization) {
-    use.sample_bits = sample_bits;
+    use.sample_bits = std::move(sample_bits);
     planned_ = std::move(use);
   }
   return plan;
@@ -153,9 +151,9 @@ bool Scheme::has_scales() {
   return true;
 }
 
-at::Tensor Scheme::gradient_of(const std::optional<at::Tensor>& batch, const at::Tensor& like) {
-  const at::Tensor one = at::ones({}, like.options());
-  if (policy_->config().use_gradient) {
+std::optional<at::Tensor> Scheme::gradient_of(const std::optional<at::Tensor>& batch, const at::Tensor& like) {
+  const bool table = policy_->config().use_gradient;
+  if (table) {
     TORCH_CHECK_VALUE(batch,
                       "actnn::Policy: batch must hold the indices of the samples when use_gradient is on, got none");
     TORCH_CHECK_VALUE(batch->size(0) == like.size(0),
@@ -163,16 +161,36 @@ at::Tensor Scheme::gradient_of(const std::optional<at::Tensor>& batch, const at:
                       batch->size(0));
   }
   if (!has_scales()) {
-    return one;
+    return std::nullopt;
   }
   const at::Tensor scales = scales_.to(like.device(), /*non_blocking=*/true);
-  if (!policy_->config().use_gradient) {
-    return at::where(scales > 0, scales, one);
+  if (!table) {
+    return scales;
   }
   const at::Tensor entries = scales.index_select(0, batch->to(like.device(), /*non_blocking=*/true));
   const at::Tensor seen = entries > 0;
   const at::Tensor mean = entries.sum() / seen.sum();  // unseen entries are 0; NaN if there is no other
-  return at::where(seen, entries, at::where(seen.any(), mean, one));
+  return at::where(seen, entries, at::where(seen.any(), mean, at::ones({}, like.options())));
+}
+
+at::Tensor Scheme::learn_gradient(const Use& use, const at::Tensor& norms) {
+  const bool table = policy_->config().use_gradient;
+  if (policy_->update_scale()) {
+    if (!has_scales()) {
+      scales_ = table ? at::zeros({policy_->num_samples()}, norms.options()) : at::zeros({}, norms.options());
+    }
+    scales_ = scales_.to(norms.device());
+    if (!table) {
+      return update_gradient_norm_(scales_, norms);
+    }
+    const at::Tensor batch = use.batch->to(norms.device(), /*non_blocking=*/true);
+    const at::Tensor before = scales_.index_select(0, batch);
+    const at::Tensor updated = at::where(before > 0, 0.5 * before + 0.5 * norms, norms);
+    scales_.index_copy_(0, batch, at::where(norms.isfinite(), updated, before));
+  }
+  const at::Tensor one = at::ones({}, norms.options());
+  const std::optional<at::Tensor> gradient = gradient_of(use.batch, norms);
+  return gradient ? at::where(*gradient > 0, *gradient, one) : one;
 }
 
 void Scheme::learn(std::optional<Use> use, const at::Tensor& grad_output, const at::Tensor& grad_weight) {
@@ -185,25 +203,10 @@ void Scheme::learn(std::optional<Use> use, const at::Tensor& grad_output, const 
   }
   const at::Tensor norms = square_norms(grad_output);
   const std::lock_guard lock(mutex_);
-  if (policy_->update_scale()) {
-    const auto updated = [](const at::Tensor& before, const at::Tensor& now) {
-      return at::where(now.isfinite(), at::where(before > 0, 0.5 * before + 0.5 * now, now), before);
-    };
-    if (!has_scales()) {
-      scales_ =
-          config.use_gradient ? at::zeros({policy_->num_samples()}, norms.options()) : at::zeros({}, norms.options());
-    }
-    scales_ = scales_.to(norms.device());
-    if (config.use_gradient) {
-      const at::Tensor batch = use->batch->to(norms.device(), /*non_blocking=*/true);
-      scales_.index_copy_(0, batch, updated(scales_.index_select(0, batch), norms));
-    } else {
-      scales_.copy_(updated(scales_, norms.mean()));
-    }
-  }
-  use->gradient = gradient_of(use->batch, norms);
+  use->gradient = learn_gradient(*use, norms);
   if (grad_weight.defined()) {
-    use->weight_gradient = grad_weight.to(at::kFloat).square().sum();
+    use->weight_gradient =
+        at::linalg_vector_norm(grad_weight, /*ord=*/2, std::nullopt, /*keepdim=*/false, /*dtype=*/at::kFloat);
   }
   use->step = policy_->step();  // of the backward, which may come after the next forward
   if (!uses_.empty() && uses_.front().step != use->step) {

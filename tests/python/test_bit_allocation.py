@@ -29,6 +29,19 @@ def test_every_device_gives_the_bits_of_the_cpu(count, share, dtype, device):
     assert total <= max(target, int(weight.sum())) and (expected <= bits).all() and (expected >= 1).all()
 
 
+@pytest.mark.parametrize("count", [1, 3, 64, 1000, 3000])
+@pytest.mark.parametrize("initial", [1, 4, 8])
+def test_bits_of_samples(count, initial, device):
+    sensitivity = problem(count)[1]
+    for share in (0.1, 0.3, 0.6, 1.0):
+        total = max(count, int(share * count * initial))
+        expected = ops.allocate_bits(torch.full((count,), initial, dtype=torch.uint8, device="cpu"), sensitivity,
+                                     torch.ones(count, dtype=torch.int64, device="cpu"), total)  # fmt: skip
+        found, bits = ops.allocate_sample_bits(sensitivity.to(device), None, 1.0, initial, total)
+        assert torch.equal(found.cpu(), sensitivity) and torch.equal(bits.cpu(), expected)
+        assert int(bits.sum()) == min(total, count * initial)
+
+
 def test_what_is_more_sensitive_keeps_more_bits():
     bits = torch.full((4,), 8, dtype=torch.uint8)
     sensitivity = torch.tensor([1.0, 16.0, 256.0, 4096.0])

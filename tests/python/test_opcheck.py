@@ -67,6 +67,11 @@ SAMPLES = {
     "allocate_bits": [
         lambda: (torch.tensor([8, 3, 1, 6], dtype=torch.uint8), torch.rand(4), torch.arange(1, 5), 20),
         lambda: (torch.full((5,), 8, dtype=torch.uint8), grad(5).abs(), torch.ones(5, dtype=torch.int64), 3)],
+    "allocate_sample_bits": [
+        lambda: (torch.rand(5), torch.tensor(2.0), 0.5, 8, 12),
+        lambda: (torch.rand(5), None, 1.0, 4, 20),
+    ],
+    "update_gradient_norm_": [lambda: (torch.tensor(2.0), torch.rand(5))],
     "allocate_bits_for_noise": [
         lambda: (torch.full((5,), 8, dtype=torch.uint8), grad(5).abs(), torch.ones(5, dtype=torch.int64),
                  torch.tensor(0.1))],

@@ -89,17 +89,21 @@ class Scheme : public torch::CustomClassHolder {
 
   /// One use of the layer in forward, and what its backward found.
   struct Use {
-    at::Tensor range{};            ///< C without g, [N]
+    at::Tensor range{};            ///< squared ranges, [N]
+    double factor = 1;             ///< C = factor x range x g
     at::Tensor gradient{};         ///< g, scalar or [N]
     at::Tensor sample_bits{};      ///< uint8 [N]
     int64_t dim = 0;               ///< elements per sample
-    at::Tensor weight_gradient{};  ///< squared norm, scalar; undefined if there is none
+    at::Tensor weight_gradient{};  ///< norm, scalar; undefined if there is none
     std::optional<at::Tensor> batch{};
     int64_t step = 0;  ///< of the policy, in backward
   };
 
   void learn(std::optional<Use> use, const at::Tensor& grad_output, const at::Tensor& grad_weight);
-  at::Tensor gradient_of(const std::optional<at::Tensor>& batch, const at::Tensor& like);
+  /// g as it is known now, 0 or none if not at all: a scalar, or with a table an entry for each sample.
+  std::optional<at::Tensor> gradient_of(const std::optional<at::Tensor>& batch, const at::Tensor& like);
+  /// g after a backward found these squared norms.
+  at::Tensor learn_gradient(const Use& use, const at::Tensor& norms);
   bool has_scales();
 
   c10::intrusive_ptr<Policy> policy_;
