@@ -20,7 +20,11 @@ CONVERSIONS: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 class QuantizedLayer(nn.Module):
-    """What all of the layers are besides torch's."""
+    """What all of the layers are besides torch's.
+
+    Each kind of layer has a forward of its own, alike as they are: beside layers with a scheme, torch.compile compiles
+    each forward by itself, and a forward that all kinds shared would exceed its limit of recompilations.
+    """
 
     group: int
     config: Config
