@@ -513,6 +513,34 @@ def test_subclasses_are_left_alone():
     assert type(model[1][0]) is OwnInit and report["1.0"].reason == "a subclass of Conv2d"
 
 
+class Scheme(nn.Module):
+    """A module of the user's that a layer holds."""
+
+
+@pytest.mark.parametrize("wrap", [convert, lambda model, config: actnn.QModule(model, config).report])
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [("name", "stem"), ("group", None), ("group", torch.zeros(2)), ("config", {"depth": 3}), ("scheme", Scheme())],
+)
+def test_layers_with_an_attribute_that_conversion_would_set_are_left_alone(attribute, value, wrap):
+    model = small_net()
+    if isinstance(value, torch.Tensor):
+        model[0].register_buffer(attribute, value)
+    else:
+        setattr(model[0], attribute, value)
+    exact = copy.deepcopy(model)
+    report = wrap(model, eight_bits())
+    assert type(model[0]) is nn.Conv2d and getattr(model[0], attribute) is value
+    assert report["0"] == Entry("0", "Conv2d", LEFT, reason=f"its attribute '{attribute}' would be overwritten")
+    assert report.count(CONVERTED) == 7
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(model(x), exact(x))
+    restore(model)
+    assert [type(m) for m in model] == [type(m) for m in exact] and getattr(model[0], attribute) is value
+    delattr(model[0], attribute)
+    assert convert(model, eight_bits()).count(CONVERTED) == 8
+
+
 def test_scripted_modules_are_left_alone():
     script = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
     model = nn.Sequential(script, nn.Conv2d(4, 4, 3))
@@ -650,11 +678,23 @@ def test_layers_made_as_compressed_are_restored():
     model(torch.randn(2, 3, 8, 8)).sum().backward()
 
 
-def test_a_layer_whose_conversion_fails_is_as_it_was():
+def test_a_layer_whose_conversion_fails_is_as_it_was(monkeypatch):
     with pytest.raises(ValueError, match=r"group must be an index into activation_compression_bits = \[2, 8, 8\]"):
         actnn.QConv2d(3, 4, 3, group=3)
     with pytest.raises(ValueError, match="group must be an index"):
         actnn.QReLU(group=-1)
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("no scheme")
+
+    layer = nn.Linear(3, 4)
+    attributes = set(vars(layer))
+    with monkeypatch.context() as patch:
+        patch.setattr("actnn.layers.linear.QScheme", fail)
+        with pytest.raises(RuntimeError, match="no scheme"):
+            convert(layer, Config())
+    assert type(layer) is nn.Linear and set(vars(layer)) == attributes
+    assert convert(layer, Config()).count(CONVERTED) == 1
 
 
 # Copies.
