@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from .conf import Config
 from .conf import config as default_config
 from .layers import CONVERSIONS, DTYPES, QuantizedLayer
+from .layers.base import ATTRIBUTES
 
 Skip = Iterable[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
 
@@ -99,8 +100,9 @@ def convert(model: nn.Module, config: Config | None = None, skip: Skip = (), ver
     the state dictionary stay; the state of the bit allocation travels in its metadata. `restore` undoes it.
 
     What is not converted says why in the report: subclasses with a forward of their own, scripted and lazy modules,
-    other dtypes, and layers without a compressed form. Calls of functions inside a forward are not layers: `QModule`
-    covers them, or `CompressFunctions`.
+    other dtypes, layers with an attribute `name`, `group`, `config` or `scheme`, which conversion would overwrite, and
+    layers without a compressed form. Calls of functions inside a forward are not layers: `QModule` covers them, or
+    `CompressFunctions`.
 
     Args:
         model: any module; a single layer too.
@@ -128,8 +130,7 @@ def restore(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, QuantizedLayer) and _base(module) in parents:
             _rebase(module, parents[_base(module)])
-            for name in ("group", "config", "scheme", "name"):
-                module.__dict__.pop(name, None)
+            _remove_attributes(module)
 
 
 def skipped_modules(model: nn.Module, skip: Skip) -> dict[nn.Module, str]:
@@ -199,6 +200,7 @@ class _Converter:
             module._init_quantization(config=self.config, name=path or parent.__name__)
         except BaseException:
             module.__class__ = before
+            _remove_attributes(module)
             raise
         self._report(path, name, CONVERTED, compressed.__name__)
 
@@ -217,6 +219,8 @@ class _Converter:
                 own = " with a forward of its own" if type(module).forward is not base.forward else ""
                 return f"a subclass of {base.__name__}{own}"
             return UNKNOWN
+        if taken := next((name for name in ATTRIBUTES if hasattr(module, name)), None):
+            return f"its attribute '{taken}' would be overwritten"
         if not flags.compress_activation and not flags.swap:
             return "the configuration neither compresses nor swaps activations"
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not flags.enable_quantized_bn:
@@ -239,6 +243,11 @@ def _torch_layer(module: nn.Module) -> type[nn.Module] | None:
 def _base(module: nn.Module) -> type[nn.Module]:
     """The module's class, below the one that torch makes for a parametrized module."""
     return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
+
+
+def _remove_attributes(module: nn.Module) -> None:
+    for name in ATTRIBUTES:
+        module.__dict__.pop(name, None)
 
 
 def _rebase(module: nn.Module, base: type[nn.Module]) -> None:

@@ -4,10 +4,12 @@ import shutil
 import sysconfig
 from pathlib import Path
 
+import actnn
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from devices import DEVICES, rng
+from torch import nn
 
 # Not the fixture `device`: the default device that it sets would be part of what is compiled.
 pytestmark = pytest.mark.parametrize("device", DEVICES)
@@ -132,3 +134,16 @@ def test_compiled_autograd_gives_the_same_gradients(device):
     expected = gradient()
     with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
         torch.testing.assert_close(gradient(), expected)
+
+
+def test_kinds_of_layers_do_not_share_the_limit_of_recompilations(device):
+    torch._dynamo.reset()
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(8, 8, 3), nn.GELU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(8, 5), nn.Softmax(-1),
+    ).to(device)  # fmt: skip
+    actnn.convert(model, actnn.Config("L3"))
+    compiled = torch.compile(model, backend="aot_eager")
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for batch in (4, 4, 6):
+            compiled(torch.randn(batch, 3, 16, 16, device=device)).square().sum().backward()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from actnn import Config, QModule, convert
 from actnn.layers import QuantizedLayer
-from configurations import gradients, one_thread, relative_error, small_net  # noqa: F401
+from configurations import eight_bits, gradients, one_thread, relative_error, small_net  # noqa: F401
 from saved_memory import packed_bytes, saved_bytes
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,10 +21,6 @@ ops = torch.ops.actnn
 pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 EIGHT = {"activation_compression_bits": [8]}
-
-
-def eight_bits(**flags):
-    return Config("L2", **EIGHT | flags)
 
 
 # 1. Conversion builds new layers and silently drops pretrained weights, dtype, device, requires_grad, hooks.

@@ -77,16 +77,10 @@ def cudnn_batch_norm(
     devices), and cuDNN's reserve space, uint8, empty without cuDNN. All but the output are for
     `cudnn_batch_norm_backward`.
     """
+    arguments = (input, weight, bias, running_mean, running_var, training, exponential_average_factor, epsilon)
     if _has_cudnn(input, weight, training):
-        return tuple(
-            aten.cudnn_batch_norm(
-                input, weight, bias, running_mean, running_var, training, exponential_average_factor, epsilon
-            )
-        )
-    output, mean, deviation = aten.native_batch_norm(
-        input, weight, bias, running_mean, running_var, training, exponential_average_factor, epsilon
-    )
-    return output, mean, deviation, torch.empty(0, dtype=torch.uint8, device=input.device)
+        return tuple(aten.cudnn_batch_norm(*arguments))
+    return *native_batch_norm(*arguments), torch.empty(0, dtype=torch.uint8, device=input.device)
 
 
 def cudnn_batch_norm_backward(

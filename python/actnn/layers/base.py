@@ -14,20 +14,27 @@ ops = torch.ops.actnn
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 METADATA = "actnn"
 """Where a state dictionary's metadata has a scheme's state."""
+ATTRIBUTES = ("group", "config", "name", "scheme")
+"""What a compressed layer has besides its parent's attributes."""
 
 CONVERSIONS: dict[type[nn.Module], type[nn.Module]] = {}
 """The compressed form of each of torch's layers that has one."""
 
 
 class QuantizedLayer(nn.Module):
-    """What all of the layers are besides torch's."""
+    """What all of the layers are besides torch's.
+
+    Each kind of layer has a forward of its own, alike as they are: beside layers with a scheme, torch.compile compiles
+    each forward by itself, and a forward that all kinds shared would exceed its limit of recompilations.
+    """
 
     group: int
     config: Config
+    name: str
     scheme: QScheme | None
 
     def _init_quantization(self, group: int = 0, config: Config = config, name: str | None = None) -> None:
-        """What conversion adds to a layer of torch's."""
+        """Sets the `ATTRIBUTES` that conversion adds to a layer of torch's."""
         bits = config.activation_compression_bits
         if not 0 <= group < len(bits):
             raise ValueError(f"group must be an index into activation_compression_bits = {list(bits)}, got {group}")

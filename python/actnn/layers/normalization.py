@@ -35,24 +35,16 @@ class _BatchNorm(PlannedLayer):
             momentum,
         )
 
-    def _wants_copy(self, input: Tensor, batch_statistics: bool) -> bool:
-        return (self.weight is not None and self.weight.requires_grad) or (batch_statistics and input.requires_grad)
-
     def _normalize(self, input, mean, variance, batch_statistics, momentum) -> Tensor:
         if batch_statistics and input.numel() == input.size(1):
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
-        return self._call(
-            ops.batch_norm,
-            input,
-            self._wants_copy(input, batch_statistics),
-            self.weight,
-            self.bias,
-            mean,
-            variance,
-            batch_statistics,
-            momentum,
-            self.eps,
-        )
+        return self._normalize_by(ops.batch_norm, input, mean, variance, batch_statistics, momentum)
+
+    def _normalize_by(self, op, input, mean, variance, batch_statistics, momentum, *process_group) -> Tensor:
+        trains = self.weight is not None and self.weight.requires_grad
+        wants_copy = trains or (batch_statistics and input.requires_grad)
+        args = (self.weight, self.bias, mean, variance, batch_statistics, momentum, self.eps, *process_group)
+        return self._call(op, input, wants_copy, *args)
 
 
 class _SyncBatchNorm(_BatchNorm):
@@ -66,19 +58,8 @@ class _SyncBatchNorm(_BatchNorm):
         group = self.process_group or (torch.distributed.group.WORLD if torch.distributed.is_initialized() else None)
         if not batch_statistics or not self.training or group is None or group.size() == 1:
             return super()._normalize(input, mean, variance, batch_statistics, momentum)
-        return self._call(
-            ops.sync_batch_norm,
-            input,
-            self._wants_copy(input, batch_statistics),
-            self.weight,
-            self.bias,
-            mean,
-            variance,
-            batch_statistics,
-            momentum,
-            self.eps,
-            group.group_name,
-        )
+        args = (input, mean, variance, batch_statistics, momentum)
+        return self._normalize_by(ops.sync_batch_norm, *args, group.group_name)
 
 
 class _LayerNorm(QuantizedLayer):
