@@ -31,10 +31,8 @@ import models
 import torch
 import torch.nn.functional as F  # noqa: N812
 from images import Batch, Images
+from measure import actnn
 from torch import Tensor, nn
-
-sys.path.insert(0, str(measure.ROOT / "python"))  # for the next line, also in gradient_variance.py
-import actnn
 
 MOMENTUM, WEIGHT_DECAY, WARM_UP = 0.9, 5e-4, 0.05  # those of `actnn train`; the last is a share of all steps
 UNTIMED = 5  # first steps

@@ -222,7 +222,7 @@ class Kernels:
             yield Row(f"apply_dropout {short(dtype)}", partial(self.apply_dropout, dtype))
         for dtype in FLOATS:
             for op, arguments in (("group_range_squares", (256,)), ("square_norms", ())):
-                if measure.has_op(op):
+                if hasattr(torch.ops.actnn, op):
                     yield Row(f"{op} {short(dtype)}", partial(self.reduction, op, dtype, *arguments))
         for dtype in (torch.bfloat16, torch.float32):
             for channels_last in (True, False):
@@ -310,7 +310,6 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="pairs of samples per row")
     arguments = parser.parse_args()
     device = measure.chosen_device(arguments)
-    measure.load_actnn()
     sizes = SMOKE if arguments.smoke else FULL
     if arguments.rounds:
         sizes = Sizes(sizes.elements, sizes.pool, arguments.rounds, sizes.launches)

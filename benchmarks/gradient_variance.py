@@ -24,11 +24,11 @@ from itertools import islice
 from pathlib import Path
 
 import accuracy
-import actnn
 import measure
 import torch
 from accuracy import DTYPES, Options, loss_of
 from images import Batch, Images
+from measure import actnn
 from torch import Tensor, nn
 
 BLOCKS = 4  # the draws of a batch are taken in as many parts, whose spread gives the standard error

@@ -5,10 +5,10 @@ import datetime
 import gc
 import json
 import math
-import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,23 +18,11 @@ from typing import TypeVar
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "python"))
+import actnn  # noqa: E402, F401  (of this checkout, also for the programs)
+
 RESULTS = ROOT / "benchmarks/results"
 MIB = 2**20
-
-# --- the library ------------------------------------------------------------------------------------------------------
-
-
-def load_actnn() -> Path:
-    """Loads libactnn.so of the build in ACTNN_BUILD_DIR (default: build/) into torch."""
-    library = Path(os.environ.get("ACTNN_BUILD_DIR", ROOT / "build")).resolve() / "lib/libactnn.so"
-    if not library.exists():
-        raise SystemExit(f"{library} does not exist; run `make build` or set ACTNN_BUILD_DIR")
-    torch.ops.load_library(str(library))
-    return library
-
-
-def has_op(name: str) -> bool:
-    return hasattr(torch.ops.actnn, name)
 
 
 def random_state(op: torch._ops.OpOverloadPacket, device: torch.device, explicit: bool = False) -> torch.Tensor | None:

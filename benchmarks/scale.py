@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import layers
 import measure
 import torch
+from measure import actnn
 from torch import Tensor, nn
 
 ops = torch.ops.actnn
@@ -262,7 +262,7 @@ def host_cost(count: int, device: torch.device, rounds: int) -> list[dict]:
         torch.manual_seed(0)
         model, x = make(count)
         twin = copy.deepcopy(model)
-        layers.convert(twin, BITS)
+        actnn.convert(twin, actnn.Config("L2", activation_compression_bits=[BITS]))
         chains = {"torch": Chain(model, x, device), "actnn": Chain(twin, x.clone(), device)}
         try:
             taken = measure.interleaved({whose: chain.seconds for whose, chain in chains.items()}, rounds + 2)
@@ -343,7 +343,6 @@ def main() -> int:
         return 0
 
     device = measure.chosen_device(arguments)
-    measure.load_actnn()
     smoke = arguments.smoke
     record = {"benchmark": "scale", "machine": measure.machine(device)}
     measure.print_machine(record["machine"])

@@ -15,12 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-import layers
 import measure
 import models
 import torch
 import torch.nn.functional as F  # noqa: N812
-from measure import MIB
+from measure import MIB, actnn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -104,8 +103,9 @@ def with_checkpoints(model: nn.Module) -> nn.Module:
     return model
 
 
-def converted(bits: int, model: nn.Module) -> nn.Module:
-    layers.convert(model, bits)
+def converted(bits: int, model: nn.Module, level: str = "L2") -> nn.Module:
+    """L2: the same bits for all layers and samples. L3: on average, by sensitivity."""
+    actnn.convert(model, actnn.Config(level, activation_compression_bits=[bits]))
     return model
 
 
@@ -116,6 +116,7 @@ VARIANTS = {
     "compile-amp": Variant(amp=True, prepare=torch.compile),
     "actnn4-amp": Variant(amp=True, prepare=partial(converted, 4)),
     "actnn2-amp": Variant(amp=True, prepare=partial(converted, 2)),
+    "adaptive2-amp": Variant(amp=True, prepare=partial(converted, 2, level="L3")),
     "actnn4-fp32": Variant(amp=False, prepare=partial(converted, 4)),
 }
 DEFAULT = [name for name in VARIANTS if name != "actnn4-fp32"]
@@ -300,7 +301,6 @@ def main() -> int:
     parser.add_argument("--cudnn-benchmark", action="store_true", help="let cuDNN try its algorithms (torch: off)")
     arguments = parser.parse_args()
     device = measure.chosen_device(arguments)
-    measure.load_actnn()
     torch.backends.cudnn.benchmark = arguments.cudnn_benchmark
     workload = WORKLOADS[arguments.model](arguments.smoke, arguments.batch)
     names = variant_names(arguments.variants) if arguments.variants else SMOKE if arguments.smoke else DEFAULT

@@ -1,6 +1,5 @@
-"""The benchmark programs run at tiny sizes; the layers that they put into models are exact. No test asserts a time."""
+"""The benchmark programs run at tiny sizes. No test asserts a time."""
 
-import copy
 import json
 import os
 import subprocess
@@ -9,13 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import layers  # noqa: E402
 import models  # noqa: E402
 import training_step  # noqa: E402
 
@@ -67,7 +64,8 @@ def test_training_steps_are_measured(tmp_path, model):
     # Forward is exact: the first loss is the same to the last bit (with dropout, other elements are dropped).
     losses = {row["variant"]: row["first_loss"] for row in rows}
     if model == "resnet50":
-        assert losses["actnn2-amp"] == losses["actnn4-amp"] == losses["exact-amp"] == losses["checkpoint-amp"]
+        amp = {loss for name, loss in losses.items() if name.endswith("-amp")}
+        assert amp == {losses["exact-amp"]}
         assert losses["actnn4-fp32"] == losses["exact-fp32"]
 
 
@@ -119,87 +117,6 @@ def test_the_plot_is_drawn(tmp_path):
     command = [sys.executable, BENCHMARKS / "scale.py", "--plot", tmp_path / "scale.json", "--image", image]
     subprocess.run(command, check=True, capture_output=True)
     assert image.read_text().count("</svg>") == 1
-
-
-# --- the layers -------------------------------------------------------------------------------------------------------
-
-
-def small_resnet() -> nn.Module:
-    torch.manual_seed(0)
-    return models.ResNet(blocks=(1, 1), width=16, classes=10)
-
-
-def gradients(model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
-    model.zero_grad()
-    loss.backward()
-    return torch.cat([p.grad.flatten() for p in model.parameters()])
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_a_converted_resnet_is_exact_forward_and_close_backward(channels_last):
-    exact = small_resnet()
-    converted = copy.deepcopy(exact)
-    assert layers.convert(converted, bits=8) == {
-        **{"Conv2d": 9, "BatchNorm2d": 9, "ReLU": 3, "MaxPool2d": 1, "AdaptiveAvgPool2d": 1, "Linear": 1},
-    }
-    form = torch.channels_last if channels_last else torch.contiguous_format
-    x = torch.randn(8, 3, 32, 32).contiguous(memory_format=form)
-    labels = torch.randint(10, (8,))
-    outputs = [model(x) for model in (exact, converted)]
-    assert torch.equal(*outputs)
-    wanted, got = (
-        gradients(model, nn.functional.cross_entropy(output, labels))
-        for model, output in zip((exact, converted), outputs, strict=True)
-    )
-    assert 0 < (got - wanted).norm() < 0.02 * wanted.norm()
-    for theirs, own in zip(exact.buffers(), converted.buffers(), strict=True):
-        assert torch.equal(theirs, own)
-    exact.eval(), converted.eval()
-    assert torch.equal(exact(x), converted(x))
-
-
-def test_a_converted_bert_is_close():
-    sizes = models.BertSizes(vocabulary=50, hidden=32, layers=2, heads=2, intermediate=64, positions=16, dropout=0.0)
-    torch.manual_seed(0)
-    exact = models.Bert(sizes)
-    converted = copy.deepcopy(exact)
-    layers.convert(converted, bits=8)
-    words = torch.randint(50, (4, 16))
-    losses = [model(words, words) for model in (exact, converted)]
-    assert torch.equal(*losses)
-    wanted, got = (gradients(model, loss) for model, loss in zip((exact, converted), losses, strict=True))
-    assert 0 < (got - wanted).norm() < 0.02 * wanted.norm()
-
-
-@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}])
-def test_batch_norm_keeps_torchs_rules(options):
-    exact = nn.BatchNorm2d(3, **options)
-    converted = copy.deepcopy(exact)
-    layers.convert(converted)
-    for training in (True, True, False):
-        exact.train(training), converted.train(training)
-        x = torch.randn(4, 3, 5, 5, requires_grad=True)
-        assert torch.equal(exact(x), converted(x))
-    for theirs, own in zip(exact.buffers(), converted.buffers(), strict=True):
-        assert torch.equal(theirs, own)
-
-
-def test_dropout_is_off_in_evaluation_and_on_in_training():
-    layer = nn.Dropout(0.5)
-    layers.convert(layer)
-    x = torch.ones(1000)
-    assert set(layer(x).tolist()) == {0.0, 2.0}
-    assert torch.equal(layer.eval()(x), x)
-
-
-def test_what_the_ops_cannot_do_is_left_alone():
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding="same"),
-        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
-        nn.MaxPool2d(2, return_indices=True),
-        nn.GELU(),
-    )
-    assert not layers.convert(model)
 
 
 def test_the_resnet_is_torchvisions():
