@@ -214,11 +214,12 @@ at::Tensor input_gradient(const at::Tensor& grad, const Normalized& x, const Opt
   }
   const at::Tensor scale = weight.has_value() ? inverse_deviation * *weight : inverse_deviation;
   const at::Tensor negative = scale.neg();
-  at::Tensor result =
-      normalize(x.input, negative * expectation_normalized, negative * expectation, x.mean, x.var, x.eps);
+  // In float32: the terms cancel.
+  at::Tensor result = normalize(x.input.to(at::kFloat), negative * expectation_normalized, negative * expectation,
+                                x.mean, x.var, x.eps);
   std::vector<c10::SymInt> per_channel(static_cast<size_t>(grad.dim()), 1);
   per_channel[1] = grad.sym_size(1);
-  return result.addcmul_(grad, scale.view_symint(per_channel));
+  return result.addcmul_(grad.to(at::kFloat), scale.view_symint(per_channel)).to(x.input.scalar_type());
 }
 
 class SyncBatchNorm : public torch::autograd::Function<SyncBatchNorm> {

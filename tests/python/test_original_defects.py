@@ -231,7 +231,7 @@ def test_6_a_training_step_is_captured_in_a_cuda_graph(level):
 @pytest.mark.cuda
 def test_7_pinned_memory_is_used_again_and_data_comes_back_ahead():
     model = nn.Sequential(*[nn.Sequential(nn.Linear(512, 512), nn.Tanh()) for _ in range(6)]).cuda()
-    convert(model, Config("swap"), skip=nn.Tanh)
+    convert(model, Config("L2", swap=True), skip=nn.Tanh)
     x = torch.randn(4096, 512, device="cuda", requires_grad=True)
 
     def step():
