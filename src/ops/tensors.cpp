@@ -22,6 +22,10 @@ at::Tensor samples_outermost(const at::Tensor& input) {
   return outermost ? input : input.contiguous();
 }
 
+at::Tensor on_device(const at::Tensor& tensor, c10::Device device) {
+  return tensor.to(device, /*non_blocking=*/!device.is_cpu());
+}
+
 at::Tensor with_strides(const at::Tensor& tensor, c10::SymIntArrayRef stride) {
   const auto size = tensor.sym_sizes();
   const auto have = tensor.sym_strides();

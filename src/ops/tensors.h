@@ -43,6 +43,9 @@ at::Tensor storage_order(const at::Tensor& tensor);
 /// copy.
 at::Tensor samples_outermost(const at::Tensor& input);
 
+/// `tensor` on `device`, without a wait unless that is the host, where a copy may be read at once.
+at::Tensor on_device(const at::Tensor& tensor, c10::Device device);
+
 /// `tensor` with exactly these strides, copied only if it has others.
 at::Tensor with_strides(const at::Tensor& tensor, c10::SymIntArrayRef stride);
 

@@ -20,6 +20,7 @@
 #include "actnn/policy/bit_allocation.h"
 #include "actnn/policy/scheme.h"
 #include "src/ops/stream_capture.h"
+#include "src/ops/tensors.h"
 
 namespace actnn {
 namespace {
@@ -48,7 +49,7 @@ struct Units {
 
 /// The numbers on the device, without a wait.
 template <class Number>
-at::Tensor on_device(const std::vector<Number>& numbers, at::ScalarType dtype, c10::Device device) {
+at::Tensor numbers_on_device(const std::vector<Number>& numbers, at::ScalarType dtype, c10::Device device) {
   at::Tensor host = at::empty({static_cast<int64_t>(numbers.size())},
                               at::TensorOptions().dtype(dtype).pinned_memory(!device.is_cpu()));
   std::copy(numbers.begin(), numbers.end(), host.mutable_data_ptr<Number>());
@@ -187,11 +188,24 @@ void Policy::finish(std::unique_ptr<Allocation> allocation) {
   }
 }
 
+std::optional<c10::Device> Policy::device_of_step() const {
+  std::optional<c10::Device> device;
+  for (const auto& scheme : living()) {
+    const std::lock_guard lock(scheme->mutex_);
+    for (const Scheme::Use& use : scheme->uses_) {
+      if (use.step == step_ && (!device || device->is_cpu())) {
+        device = use.range.device();
+      }
+    }
+  }
+  return device;
+}
+
 std::unique_ptr<Policy::Allocation> Policy::allocate() const {
   const at::NoGradGuard no_grad;
   auto result = std::make_unique<Allocation>();
   std::vector<at::Tensor> layer_bits;
-  std::optional<c10::Device> device;
+  const std::optional<c10::Device> device = device_of_step();
 
   // With a noise target all layers are one problem.
   const size_t problems = config_.noise_target ? 1 : config_.activation_compression_bits.size();
@@ -212,15 +226,14 @@ std::unique_ptr<Policy::Allocation> Policy::allocate() const {
         if (use.step != step_) {
           continue;
         }
-        device = device.value_or(use.range.device());
-        at::Tensor sensitivity = (use.range * use.gradient).to(*device, /*non_blocking=*/true);
+        at::Tensor sensitivity = on_device(use.range * use.gradient, *device);
         const int64_t samples = sensitivity.size(0);
         if (by_layer) {
           sensitivity = sensitivity.sum(0, /*keepdim=*/true);
         }
         units.add(sensitivity, use.factor, by_layer ? samples * use.dim : use.dim, index);
         if (config_.noise_target && use.weight_gradient.defined()) {
-          const at::Tensor norm = use.weight_gradient.to(*device, /*non_blocking=*/true).to(at::kDouble);
+          const at::Tensor norm = on_device(use.weight_gradient, *device).to(at::kDouble);
           gradient = gradient.defined() ? gradient + norm.square() : norm.square();
         }
         takes_part = true;
@@ -233,9 +246,9 @@ std::unique_ptr<Policy::Allocation> Policy::allocate() const {
       continue;
     }
     const at::Tensor sensitivity =
-        at::cat(units.sensitivity).to(at::kDouble) * on_device(units.factor, at::kDouble, *device);
-    const at::Tensor weight = on_device(units.weight, at::kLong, *device);
-    const at::Tensor layer = on_device(units.layer, at::kLong, *device);
+        at::cat(units.sensitivity).to(at::kDouble) * numbers_on_device(units.factor, at::kDouble, *device);
+    const at::Tensor weight = numbers_on_device(units.weight, at::kLong, *device);
+    const at::Tensor layer = numbers_on_device(units.layer, at::kLong, *device);
     const bool from_eight = by_layer || config_.noise_target;
     const at::Tensor start =
         at::full(weight.sizes(), from_eight ? kMaxBits : config_.initial_bits, weight.options().dtype(at::kByte));

@@ -21,6 +21,7 @@
 #include "actnn/ops/cache.h"
 #include "actnn/ops/sample_statistics.h"
 #include "actnn/policy/sample_bits.h"
+#include "src/ops/tensors.h"
 
 namespace actnn {
 
@@ -163,11 +164,11 @@ std::optional<at::Tensor> Scheme::gradient_of(const std::optional<at::Tensor>& b
   if (!has_scales()) {
     return std::nullopt;
   }
-  const at::Tensor scales = scales_.to(like.device(), /*non_blocking=*/true);
+  const at::Tensor scales = on_device(scales_, like.device());
   if (!table) {
     return scales;
   }
-  const at::Tensor entries = scales.index_select(0, batch->to(like.device(), /*non_blocking=*/true));
+  const at::Tensor entries = scales.index_select(0, on_device(*batch, like.device()));
   const at::Tensor seen = entries > 0;
   const at::Tensor mean = entries.sum() / seen.sum();  // unseen entries are 0; NaN if there is no other
   return at::where(seen, entries, at::where(seen.any(), mean, at::ones({}, like.options())));
@@ -179,11 +180,11 @@ at::Tensor Scheme::learn_gradient(const Use& use, const at::Tensor& norms) {
     if (!has_scales()) {
       scales_ = table ? at::zeros({policy_->num_samples()}, norms.options()) : at::zeros({}, norms.options());
     }
-    scales_ = scales_.to(norms.device());
+    scales_ = on_device(scales_, norms.device());
     if (!table) {
       return update_gradient_norm_(scales_, norms);
     }
-    const at::Tensor batch = use.batch->to(norms.device(), /*non_blocking=*/true);
+    const at::Tensor batch = on_device(*use.batch, norms.device());
     const at::Tensor before = scales_.index_select(0, batch);
     const at::Tensor updated = at::where(before > 0, 0.5 * before + 0.5 * norms, norms);
     scales_.index_copy_(0, batch, at::where(norms.isfinite(), updated, before));

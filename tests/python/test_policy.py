@@ -713,6 +713,36 @@ def test_on_a_device_bits_act_one_forward_later():
     assert recorder.actual() != [2, 2, 2]
 
 
+@pytest.mark.cuda
+def test_a_model_on_two_devices_is_one_problem():
+    flags = Config()
+    model, recorder = network(flags)
+    model[2:].cuda()
+    x = scaled(8, 3, 12, 12)
+
+    def step():
+        model[2:](model[:2](x).cuda()).square().sum().backward()
+
+    for _ in range(3):
+        step()
+    assert recorder.actual() != [2, 2, 2]
+    sensitive = [scheme.sensitivity().device.type for scheme in flags.policy.schemes() if not scheme.normalization()]
+    assert set(sensitive) == {"cpu", "cuda"}
+
+
+@pytest.mark.cuda
+def test_a_model_may_move_between_devices():
+    flags = Config()
+    model, _ = network(flags)
+    x = scaled(8, 3, 12, 12)
+    for device in ("cpu", "cuda", "cpu", "cuda"):
+        model.to(device)
+        for _ in range(2):
+            model(x.to(device)).square().sum().backward()
+        scales = [s.scales() for s in flags.policy.schemes() if not s.normalization()]
+        assert all(scale.device.type == device and scale > 0 for scale in scales)
+
+
 # Checkpoints.
 
 

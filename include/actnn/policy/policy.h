@@ -76,6 +76,8 @@ class Policy : public torch::CustomClassHolder {
   int64_t step() const noexcept { return step_; }
   void set_previous(const c10::intrusive_ptr<Scheme>& scheme);
   std::unique_ptr<Allocation> allocate() const;
+  /// Of the layers that took part in the last backward; the host's only if all are there.
+  std::optional<c10::Device> device_of_step() const;
   void finish(std::unique_ptr<Allocation> allocation);
   std::vector<c10::intrusive_ptr<Scheme>> living() const;
 
