@@ -1,0 +1,97 @@
+#pragma once
+
+#include <cstdint>
+
+#include "actnn/core/host_device.h"
+#include "actnn/core/scalar_types.h"
+
+/// \file
+/// A normalization with an activation that is linear on both sides of 0 (ReLU, leaky ReLU, none), channel by channel:
+///
+///     x-hat = (x - mean) / sqrt(var + eps)      z = weight x-hat + bias (+ residual)      y = z if z > 0, else slope z
+///
+/// and what is kept of it for backward (core/sign_split.h): the side of z, and a copy s of z / |weight| ("split", s = 0 at the
+/// bend) or of x-hat ("linear"). Both give x-hat and, on each side, z as linear functions of s, so that an unbiased copy of s gives
+/// unbiased ones of x-hat and of y.
+
+namespace actnn {
+
+/// The activation, and its derivative times `gradient`, on the side of the bend that `side` names (true: z > 0). A slope of 0 makes
+/// infinities 0, as ReLU does; NaN stays.
+ACTNN_HOST_DEVICE constexpr float activated(float z, bool side, float slope) {
+  return side || is_nan(z) ? z : slope == 0.0F ? 0.0F : slope * z;
+}
+ACTNN_HOST_DEVICE constexpr float activation_gradient(float gradient, bool side, float slope) {
+  return side ? gradient : slope == 0.0F ? 0.0F : slope * gradient;
+}
+
+/// What forward does with an element of a channel: z = z_scale x + z_shift (+ residual), s = s_scale (linear ? x : z) + s_shift.
+struct NormActChannel {
+  float z_scale;
+  float z_shift;
+  float s_scale;
+  float s_shift;
+  float linear;  ///< 0 or 1
+};
+inline constexpr int64_t kNormActChannel = 5;
+static_assert(sizeof(NormActChannel) == kNormActChannel * sizeof(float));
+
+/// How to come from s to x-hat and z: x-hat = p s + q, z = a s + b.
+struct NormActInverse {
+  float p;
+  float q;
+  float a;
+  float b;
+  float linear;  ///< 0 or 1
+};
+inline constexpr int64_t kNormActInverse = 5;
+static_assert(sizeof(NormActInverse) == kNormActInverse * sizeof(float));
+
+/// A bend that is more deviations than this away from the mean leaves a channel linear.
+inline constexpr float kFarthestBend = 8.0F;
+
+/// Whether a channel is kept as linear: without a bend, or with one that is far away or nowhere (weight 0, or NaN).
+ACTNN_HOST_DEVICE constexpr bool is_linear_channel(float weight, float bias, bool has_bend) {
+  const float size = weight < 0.0F ? -weight : weight;
+  const float offset = bias < 0.0F ? -bias : bias;
+  return !has_bend || !(offset <= kFarthestBend * size) || size == 0.0F;
+}
+
+ACTNN_HOST_DEVICE constexpr NormActChannel forward_channel(float mean, float inverse_deviation, float weight,
+                                                           float bias, bool has_bend) {
+  const float z_scale = weight * inverse_deviation;
+  const float z_shift = bias - mean * z_scale;
+  if (is_linear_channel(weight, bias, has_bend)) {
+    return {z_scale, z_shift, inverse_deviation, -(mean * inverse_deviation), 1.0F};
+  }
+  return {z_scale, z_shift, 1.0F / (weight < 0.0F ? -weight : weight), 0.0F, 0.0F};
+}
+
+ACTNN_HOST_DEVICE constexpr NormActInverse inverse_channel(float weight, float bias, bool has_bend) {
+  if (is_linear_channel(weight, bias, has_bend)) {
+    return {1.0F, 0.0F, weight, bias, 1.0F};
+  }
+  return {weight < 0.0F ? -1.0F : 1.0F, -(bias / weight), weight < 0.0F ? -weight : weight, 0.0F, 0.0F};
+}
+
+/// The gradient of the input at an element: scale dz + of_copy s + shift.
+struct NormActGradient {
+  float scale;
+  float of_copy;
+  float shift;
+  float linear;  ///< 0 or 1
+};
+inline constexpr int64_t kNormActGradient = 4;
+static_assert(sizeof(NormActGradient) == kNormActGradient * sizeof(float));
+
+/// weight / deviation (dz - E[dz] - x-hat E[dz x-hat]) with the expectations over the batch, from the sums of dz and of dz s.
+ACTNN_HOST_DEVICE constexpr NormActGradient gradient_channel(const NormActInverse& inverse, float weight,
+                                                             float inverse_deviation, float mean_gradient,
+                                                             float mean_gradient_copy) {
+  const float scale = weight * inverse_deviation;
+  const float of_normalized = inverse.p * mean_gradient_copy + inverse.q * mean_gradient;
+  return {scale, -(scale * of_normalized * inverse.p), -(scale * (mean_gradient + inverse.q * of_normalized)),
+          inverse.linear};
+}
+
+}  // namespace actnn

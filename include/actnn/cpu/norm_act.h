@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstdint>
+
+#include "actnn/core/norm_act.h"
+#include "actnn/core/philox.h"
+#include "actnn/core/scalar_types.h"
+#include "actnn/core/sign_split.h"
+
+/// \file
+/// Normalization with activation on matrices of rows x channels (core/norm_act.h), the passes over elements. Groups, blocks of rows
+/// and parts are independent of each other: any division among threads gives the same results.
+
+namespace actnn::cpu {
+
+/// Rows that one part of a sum over rows has.
+inline constexpr int64_t kPartRows = 1024;
+
+/// Mean and sum of squared distances from it, of rows [part * kPartRows, ...) of `x`: [channels] each.
+void part_moments(const void* x, ElementType type, const SplitLayout<int64_t>& layout, int64_t part, double* mean,
+                  double* squares);
+
+struct NormActForward {
+  const void* x;
+  const void* residual;  ///< null: none
+  void* y;               ///< out
+  ElementType type;
+  SplitLayout<int64_t> layout;
+  const NormActChannel* channels;
+  float slope;
+  int bits;          ///< 2..8; 0: nothing is kept
+  bool keeps_below;  ///< false: copies below the bend are not wanted, and count as 0
+  uint8_t* packed;   ///< out: layout.bytes(bits)
+  RandomState random;
+  bool stochastic;
+};
+
+/// Groups [first, last).
+void norm_act(const NormActForward& forward, int64_t first, int64_t last);
+
+/// The packed copies and the gradients that come back.
+struct NormActBackward {
+  const uint8_t* packed;
+  int bits;
+  const void* grad;         ///< null where only copies are read
+  const void* second_grad;  ///< is added to `grad`; null: none
+  ElementType type;         ///< of gradients and results
+  SplitLayout<int64_t> layout;
+  float slope;
+};
+
+/// Sums of dz and of dz s over blocks of rows [first, last): [channels] each, added to what is there.
+void norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, int64_t first, int64_t last,
+                   double* sums, double* copy_sums);
+
+/// The input's gradient of groups [first, last).
+void norm_act_input_gradient(const NormActBackward& backward, const NormActGradient* channels, void* grad_input,
+                             int64_t first, int64_t last);
+
+/// y of groups [first, last) again, from the copies.
+void norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y, int64_t first,
+                     int64_t last);
+
+}  // namespace actnn::cpu

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "actnn/core/norm_act.h"
+#include "actnn/core/scalar_types.h"
+#include "actnn/core/sign_split.h"
+#include "actnn/cuda/random.h"
+
+/// \file
+/// Normalization with activation on matrices of rows x channels (core/norm_act.h) on a GPU: the passes over elements. The packed
+/// bytes and y are those of the CPU; sums are added in a fixed order, so that equal inputs give equal bits, but their last bits may
+/// differ from the CPU's. Nothing waits for the device.
+
+namespace actnn::cuda {
+
+/// Numbers of scratch that `channel_moments` and `norm_act_sums` need.
+int64_t norm_act_scratch(const SplitLayout<int64_t>& layout);
+
+/// Mean and biased variance of each channel of `x`: [channels] each.
+cudaError_t channel_moments(const void* x, ElementType type, const SplitLayout<int64_t>& layout, float* scratch,
+                            float* mean, float* variance, cudaStream_t stream);
+
+struct NormActForward {
+  const void* x;
+  const void* residual;  ///< null: none
+  void* y;               ///< out
+  ElementType type;
+  SplitLayout<int64_t> layout;
+  const NormActChannel* channels;  ///< [channels]
+  float slope;
+  int bits;          ///< 2..8; 0: nothing is kept
+  bool keeps_below;  ///< false: copies below the bend are not wanted, and count as 0
+  uint8_t* packed;   ///< out: layout.bytes(bits), begins at a multiple of 16 bytes
+  RandomSource random;
+  bool stochastic;
+};
+
+cudaError_t norm_act(const NormActForward& forward, cudaStream_t stream);
+
+/// The packed copies and the gradients that come back.
+struct NormActBackward {
+  const uint8_t* packed;  ///< begins at a multiple of 16 bytes
+  int bits;
+  const void* grad;         ///< null where only copies are read
+  const void* second_grad;  ///< is added to `grad`; null: none
+  ElementType type;         ///< of gradients and results
+  SplitLayout<int64_t> layout;
+  float slope;
+};
+
+/// Sums of dz and of dz s: [channels] each.
+cudaError_t norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, float* scratch, float* sums,
+                          float* copy_sums, cudaStream_t stream);
+
+/// The input's gradient.
+cudaError_t norm_act_input_gradient(const NormActBackward& backward, const NormActGradient* channels, void* grad_input,
+                                    cudaStream_t stream);
+
+/// y again, from the copies.
+cudaError_t norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y,
+                            cudaStream_t stream);
+
+}  // namespace actnn::cuda
