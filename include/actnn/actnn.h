@@ -6,6 +6,7 @@
 
 #include "actnn/autograd/activation.h"
 #include "actnn/autograd/batch_norm.h"
+#include "actnn/autograd/batch_norm_act.h"
 #include "actnn/autograd/convolution.h"
 #include "actnn/autograd/dropout.h"
 #include "actnn/autograd/embedding.h"

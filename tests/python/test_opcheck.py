@@ -23,6 +23,11 @@ def packed_sample(bits=3, shape=(5, 7)):
     return ops.quantize(torch.randn(shape), bits, 256, True, rng())
 
 
+def split_packed(rows, channels):
+    """With 4 bits."""
+    return ops.norm_act(torch.randn(rows, channels), None, torch.rand(channels, 5), 0.1, 4, True, True, rng())[1]
+
+
 GROUP = "opcheck"
 
 
@@ -145,6 +150,25 @@ SAMPLES = {
     "max_pool3d": [lambda: (grad(2, 3, 4, 6, 6), [2, 2, 2]),
                    lambda: (grad(2, 3, 4, 6, 6), [3, 3, 3], [2, 2, 2], [1, 1, 1], [1, 1, 1], True)],
     "max_pool3d_with_indices": [lambda: (grad(2, 3, 4, 6, 6), [2, 2, 2])],
+    "batch_norm_act": [
+        lambda: (grad(2, 4, 6, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), True, 0.1, 1e-5, 0.0, 4, True,
+                 rng()),
+        lambda: (grad(2, 4, 6, dtype=torch.bfloat16), grad(4), None, None, None, True, 0.1, 1e-5, 0.1, 3, True, rng()),
+        lambda: (grad(2, 4), grad(4), grad(4), torch.zeros(4), torch.ones(4), False, 0.1, 1e-5, 1.0, 2, True, rng()),
+        lambda: (torch.randn(2, 4), None, None, torch.zeros(4), torch.ones(4), True, 0.1, 1e-5),
+    ],
+    "channel_moments": [lambda: (torch.randn(7, 5),)],
+    "norm_act_channels": [lambda: (torch.randn(5), torch.rand(5), torch.randn(5), None, 1e-5, True)],
+    "norm_act": [
+        lambda: (torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 5), 0.1, 3, True, True, rng()),
+        lambda: (torch.randn(7, 5), None, torch.rand(5, 5), 0.0, 0),
+    ],
+    "norm_act_sums": [lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 5), 0.1, 4)],
+    "norm_act_gradients": [lambda: (torch.randn(2, 5), torch.rand(5, 5), torch.randn(5), torch.rand(5), 7)],
+    "norm_act_input_gradient": [
+        lambda: (split_packed(7, 5), torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 4), 0.1, 4),
+    ],
+    "norm_act_output": [lambda: (split_packed(7, 5), torch.rand(5, 5), 7, torch.bfloat16, 0.1, 4)],
     "sync_batch_norm": [
         lambda: (grad(2, 4, 6, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), True, 0.1, 1e-5, GROUP, 4, 256,
                  True, rng()),

@@ -74,6 +74,11 @@ ACTNN_HOST_DEVICE constexpr NormActInverse inverse_channel(float weight, float b
   return {weight < 0.0F ? -1.0F : 1.0F, -(bias / weight), weight < 0.0F ? -weight : weight, 0.0F, 0.0F};
 }
 
+/// The gradient of the weight, the sum of dz x-hat, from the sums of dz and of dz s.
+ACTNN_HOST_DEVICE constexpr float weight_gradient(const NormActInverse& inverse, float sum, float copy_sum) {
+  return inverse.p * copy_sum + inverse.q * sum;
+}
+
 /// The gradient of the input at an element: scale dz + of_copy s + shift.
 struct NormActGradient {
   float scale;
@@ -89,7 +94,7 @@ ACTNN_HOST_DEVICE constexpr NormActGradient gradient_channel(const NormActInvers
                                                              float inverse_deviation, float mean_gradient,
                                                              float mean_gradient_copy) {
   const float scale = weight * inverse_deviation;
-  const float of_normalized = inverse.p * mean_gradient_copy + inverse.q * mean_gradient;
+  const float of_normalized = weight_gradient(inverse, mean_gradient, mean_gradient_copy);
   return {scale, -(scale * of_normalized * inverse.p), -(scale * (mean_gradient + inverse.q * of_normalized)),
           inverse.linear};
 }

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+/// \file
+/// The passes of a normalization with activation (core/norm_act.h) over a matrix of rows x channels, row-major: a channels_last
+/// tensor. Floating tensors are float32, float16 or bfloat16; what is one number per channel is float32. No host
+/// synchronization, deterministic but for the noise. Not differentiable: floor `autograd` puts them together.
+///
+/// Errors (c10::ValueError, c10::TypeError): other dtypes, shapes or devices, tensors that are not contiguous, bits outside 2..8.
+
+namespace actnn {
+
+/// (mean, biased variance) of each channel of `input`, [rows, channels].
+std::tuple<at::Tensor, at::Tensor> channel_moments(const at::Tensor& input);
+
+/// What the passes need of a normalization: (channels: `NormActChannel` [C, 5], inverse: `NormActInverse` [C, 5], inverse
+/// deviation: [C]). `weight` and `bias`: float32 [C], or none for 1 and 0. `has_bend`: whether an activation follows.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_act_channels(const at::Tensor& mean, const at::Tensor& variance,
+                                                                 const std::optional<at::Tensor>& weight,
+                                                                 const std::optional<at::Tensor>& bias, double eps,
+                                                                 bool has_bend);
+
+/// How an activation is packed.
+struct SplitPacking {
+  int64_t bits = 4;         ///< 2..8, the side included; 0: nothing is packed
+  bool keeps_below = true;  ///< false: copies below the bend are not wanted, and count as 0
+  bool stochastic = true;   ///< false: round to nearest
+};
+
+/// (y, packed), with `channels` of `norm_act_channels`: y = activation of normalized `input` (+ `residual`, of its shape and
+/// dtype), with `slope` below 0. `packed`: uint8, without elements if `packing.bits` is 0. `rng_state`: int64 [2], advanced; none:
+/// torch's generator.
+std::tuple<at::Tensor, at::Tensor> norm_act(const at::Tensor& input, const std::optional<at::Tensor>& residual,
+                                            const at::Tensor& channels, double slope, const SplitPacking& packing,
+                                            const std::optional<at::Tensor>& rng_state = std::nullopt);
+
+/// Sums over rows, float32 [2, C], of dz and of dz times the copy, where dz is the gradient `grad` (+ `second_grad`) of y before the
+/// activation. `inverse` of `norm_act_channels`.
+at::Tensor norm_act_sums(const at::Tensor& packed, const at::Tensor& grad, const std::optional<at::Tensor>& second_grad,
+                         const at::Tensor& inverse, double slope, int64_t bits);
+
+/// (`NormActGradient` [C, 4], gradient of weight [C], of bias [C]) from the sums. `count`: rows that mean and variance are of, or 0
+/// if they are constants (evaluation).
+std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse,
+                                                                  const std::optional<at::Tensor>& weight,
+                                                                  const at::Tensor& inverse_deviation,
+                                                                  const c10::SymInt& count);
+
+/// The gradient of the input, of the dtype and shape of `grad`.
+at::Tensor norm_act_input_gradient(const at::Tensor& packed, const at::Tensor& grad,
+                                   const std::optional<at::Tensor>& second_grad, const at::Tensor& gradients,
+                                   double slope, int64_t bits);
+
+/// An unbiased copy of y, [rows, C] of `dtype`, the one of `norm_act`.
+at::Tensor norm_act_output(const at::Tensor& packed, const at::Tensor& inverse, const c10::SymInt& rows,
+                           at::ScalarType dtype, double slope, int64_t bits);
+
+}  // namespace actnn

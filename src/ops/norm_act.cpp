@@ -1,0 +1,350 @@
+#include "actnn/ops/norm_act.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "actnn/cpu/norm_act.h"
+#include "src/ops/norm_act_checks.h"
+#include "src/ops/tensors.h"
+
+namespace actnn {
+namespace {
+
+using Layout = SplitLayout<int64_t>;
+using TwoTensors = std::tuple<at::Tensor, at::Tensor>;
+using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+// --- CPU -------------------------------------------------------------------------------------------------------------
+
+/// Chan et al., "Algorithms for computing the sample variance" (1983): parts of known mean, joined in their order.
+TwoTensors moments_cpu(const at::Tensor& input) {
+  const ElementType type = check_channel_moments(input);
+  const Layout layout = split_layout(input);
+  const int64_t parts = ceil_div(layout.rows, cpu::kPartRows);
+  std::vector<double> means(parts * layout.channels);
+  std::vector<double> squares(parts * layout.channels);
+  at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; ++part) {
+      const int64_t place = part * layout.channels;
+      cpu::part_moments(input.const_data_ptr(), type, layout, part, means.data() + place, squares.data() + place);
+    }
+  });
+  at::Tensor mean = per_channel(input, layout.channels);
+  at::Tensor variance = per_channel(input, layout.channels);
+  for (int64_t channel = 0; channel < layout.channels; ++channel) {
+    double count = 0;
+    double joint_mean = 0;
+    double joint_squares = 0;
+    for (int64_t part = 0; part < parts; ++part) {
+      const auto rows = static_cast<double>(std::min(cpu::kPartRows, layout.rows - part * cpu::kPartRows));
+      const double distance = means[part * layout.channels + channel] - joint_mean;
+      joint_squares += squares[part * layout.channels + channel] + distance * distance * count * rows / (count + rows);
+      count += rows;
+      joint_mean += distance * rows / count;
+    }
+    mean.mutable_data_ptr<float>()[channel] = static_cast<float>(joint_mean);
+    variance.mutable_data_ptr<float>()[channel] = static_cast<float>(count > 0 ? joint_squares / count : 0.0);
+  }
+  return {mean, variance};
+}
+
+ThreeTensors channels_cpu(const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& weight,
+                          const OptionalTensor& bias, double eps, bool has_bend) {
+  check_norm_act_channels(mean, variance, weight, bias);
+  const int64_t count = mean.size(0);
+  at::Tensor channels = per_channel(mean, count, kNormActChannel);
+  at::Tensor inverse = per_channel(mean, count, kNormActInverse);
+  at::Tensor inverse_deviation = per_channel(mean, count);
+  for (int64_t c = 0; c < count; ++c) {
+    const float w = weight ? weight->const_data_ptr<float>()[c] : 1.0F;
+    const float b = bias ? bias->const_data_ptr<float>()[c] : 0.0F;
+    const float deviation = std::sqrt(variance.const_data_ptr<float>()[c] + static_cast<float>(eps));
+    inverse_deviation.mutable_data_ptr<float>()[c] = 1.0F / deviation;
+    mutable_rows_as<NormActChannel>(channels)[c] =
+        forward_channel(mean.const_data_ptr<float>()[c], 1.0F / deviation, w, b, has_bend);
+    mutable_rows_as<NormActInverse>(inverse)[c] = inverse_channel(w, b, has_bend);
+  }
+  return {channels, inverse, inverse_deviation};
+}
+
+TwoTensors norm_act_cpu(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
+                        double slope, int64_t bits, bool keeps_below, bool stochastic,
+                        const OptionalTensor& rng_state) {
+  const ElementType type = check_norm_act(input, residual, channels, bits, rng_state);
+  const Layout layout = split_layout(input);
+  at::Tensor y = at::empty_like(input);
+  at::Tensor packed = empty_bytes(bits == 0 ? 0 : layout.bytes(static_cast<int>(bits)), input);
+  auto* bytes = packed.mutable_data_ptr<uint8_t>();
+  if (bits != 0) {
+    std::fill(bytes + layout.groups() * static_cast<int64_t>(sizeof(SplitSteps)), bytes + codes_offset(layout.groups()),
+              uint8_t{0});
+  }
+  const cpu::NormActForward forward{.x = input.const_data_ptr(),
+                                    .residual = data_or_null(residual),
+                                    .y = y.mutable_data_ptr(),
+                                    .type = type,
+                                    .layout = layout,
+                                    .channels = rows_as<NormActChannel>(channels),
+                                    .slope = static_cast<float>(slope),
+                                    .bits = static_cast<int>(bits),
+                                    .keeps_below = keeps_below,
+                                    .packed = bytes,
+                                    .random = bits == 0 ? RandomState{} : take_random_state(rng_state),
+                                    .stochastic = stochastic};
+  at::parallel_for(0, layout.groups(), parallel_grain(kSplitLanes * kLaneRows * kOctet),
+                   [&](int64_t first, int64_t last) { cpu::norm_act(forward, first, last); });
+  return {y, packed};
+}
+
+cpu::NormActBackward backward_of(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                                 ElementType type, double slope, int64_t bits) {
+  return {.packed = packed.const_data_ptr<uint8_t>(),
+          .bits = static_cast<int>(bits),
+          .grad = grad.const_data_ptr(),
+          .second_grad = data_or_null(second_grad),
+          .type = type,
+          .layout = split_layout(grad),
+          .slope = static_cast<float>(slope)};
+}
+
+at::Tensor sums_cpu(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                    const at::Tensor& inverse, double slope, int64_t bits) {
+  const ElementType type = check_norm_act_sums(packed, grad, second_grad, inverse, bits);
+  const cpu::NormActBackward backward = backward_of(packed, grad, second_grad, type, slope, bits);
+  const Layout& layout = backward.layout;
+  const int64_t part_blocks = ceil_div(cpu::kPartRows, layout.group_rows());
+  const int64_t parts = ceil_div(layout.row_blocks(), part_blocks);
+  std::vector<double> sums(2 * parts * layout.channels);
+  at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; ++part) {
+      double* of_part = sums.data() + 2 * part * layout.channels;
+      cpu::norm_act_sums(backward, rows_as<NormActInverse>(inverse), part * part_blocks,
+                         std::min((part + 1) * part_blocks, layout.row_blocks()), of_part, of_part + layout.channels);
+    }
+  });
+  at::Tensor result = at::empty({2, layout.channels}, inverse.options());
+  for (int64_t i = 0; i < 2 * layout.channels; ++i) {
+    double sum = 0;
+    for (int64_t part = 0; part < parts; ++part) {
+      sum += sums[2 * part * layout.channels + i];
+    }
+    result.mutable_data_ptr<float>()[i] = static_cast<float>(sum);
+  }
+  return result;
+}
+
+ThreeTensors gradients_cpu(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
+                           const at::Tensor& inverse_deviation, int64_t count) {
+  check_norm_act_gradients(sums, inverse, weight, inverse_deviation);
+  const int64_t channels = inverse_deviation.size(0);
+  at::Tensor gradients = per_channel(sums, channels, kNormActGradient);
+  at::Tensor grad_weight = per_channel(sums, channels);
+  at::Tensor grad_bias = per_channel(sums, channels);
+  const auto* sum = sums.const_data_ptr<float>();
+  for (int64_t c = 0; c < channels; ++c) {
+    const NormActInverse& map = rows_as<NormActInverse>(inverse)[c];
+    const float w = weight ? weight->const_data_ptr<float>()[c] : 1.0F;
+    const float share = count > 0 ? 1.0F / static_cast<float>(count) : 0.0F;
+    mutable_rows_as<NormActGradient>(gradients)[c] = gradient_channel(
+        map, w, inverse_deviation.const_data_ptr<float>()[c], sum[c] * share, sum[channels + c] * share);
+    grad_weight.mutable_data_ptr<float>()[c] = weight_gradient(map, sum[c], sum[channels + c]);
+    grad_bias.mutable_data_ptr<float>()[c] = sum[c];
+  }
+  return {gradients, grad_weight, grad_bias};
+}
+
+at::Tensor input_gradient_cpu(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                              const at::Tensor& gradients, double slope, int64_t bits) {
+  const ElementType type = check_norm_act_input_gradient(packed, grad, second_grad, gradients, bits);
+  const cpu::NormActBackward backward = backward_of(packed, grad, second_grad, type, slope, bits);
+  at::Tensor grad_input = at::empty_like(grad);
+  at::parallel_for(0, backward.layout.groups(), parallel_grain(kSplitLanes * kLaneRows * kOctet),
+                   [&](int64_t first, int64_t last) {
+                     cpu::norm_act_input_gradient(backward, rows_as<NormActGradient>(gradients),
+                                                  grad_input.mutable_data_ptr(), first, last);
+                   });
+  return grad_input;
+}
+
+at::Tensor output_cpu(const at::Tensor& packed, const at::Tensor& inverse, int64_t rows, at::ScalarType dtype,
+                      double slope, int64_t bits) {
+  const ElementType type = check_norm_act_output(packed, inverse, rows, dtype, bits);
+  at::Tensor y = at::empty({rows, inverse.size(0)}, packed.options().dtype(dtype));
+  const cpu::NormActBackward backward = backward_of(packed, y, std::nullopt, type, slope, bits);
+  at::parallel_for(
+      0, backward.layout.groups(), parallel_grain(kSplitLanes * kLaneRows * kOctet), [&](int64_t first, int64_t last) {
+        cpu::norm_act_output(backward, rows_as<NormActInverse>(inverse), y.mutable_data_ptr(), first, last);
+      });
+  return y;
+}
+
+// --- Meta ------------------------------------------------------------------------------------------------------------
+
+TwoTensors moments_meta(const at::Tensor& input) {
+  check_channel_moments(input);
+  return {per_channel(input, input.size(1)), per_channel(input, input.size(1))};
+}
+
+ThreeTensors channels_meta(const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& weight,
+                           const OptionalTensor& bias, double /*eps*/, bool /*has_bend*/) {
+  check_norm_act_channels(mean, variance, weight, bias);
+  const int64_t count = mean.size(0);
+  return {per_channel(mean, count, kNormActChannel), per_channel(mean, count, kNormActInverse),
+          per_channel(mean, count)};
+}
+
+TwoTensors norm_act_meta(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
+                         double /*slope*/, int64_t bits, bool /*keeps_below*/, bool /*stochastic*/,
+                         const OptionalTensor& rng_state) {
+  check_norm_act(input, residual, channels, bits, rng_state);
+  const SplitLayout<c10::SymInt> layout{input.sym_size(0), channels.size(0)};
+  return {at::empty_like(input), empty_bytes(bits == 0 ? 0 : layout.bytes(static_cast<int>(bits)), input)};
+}
+
+at::Tensor sums_meta(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                     const at::Tensor& inverse, double /*slope*/, int64_t bits) {
+  check_norm_act_sums(packed, grad, second_grad, inverse, bits);
+  return at::empty({2, inverse.size(0)}, inverse.options());
+}
+
+ThreeTensors gradients_meta(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
+                            const at::Tensor& inverse_deviation, c10::SymInt /*count*/) {
+  check_norm_act_gradients(sums, inverse, weight, inverse_deviation);
+  const int64_t channels = inverse_deviation.size(0);
+  return {per_channel(sums, channels, kNormActGradient), per_channel(sums, channels), per_channel(sums, channels)};
+}
+
+at::Tensor input_gradient_meta(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                               const at::Tensor& gradients, double /*slope*/, int64_t bits) {
+  check_norm_act_input_gradient(packed, grad, second_grad, gradients, bits);
+  return at::empty_like(grad);
+}
+
+at::Tensor output_meta(const at::Tensor& packed, const at::Tensor& inverse, c10::SymInt rows, at::ScalarType dtype,
+                       double /*slope*/, int64_t bits) {
+  check_norm_act_output(packed, inverse, rows, dtype, bits);
+  return at::empty_symint({rows, inverse.sym_size(0)}, packed.options().dtype(dtype));
+}
+
+template <class Signature>
+auto find_op(const char* op) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(op, "").typed<Signature>();
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(actnn, m) {
+  m.def("channel_moments(Tensor input) -> (Tensor mean, Tensor variance)", {at::Tag::pt2_compliant_tag});
+  m.def(
+      "norm_act_channels(Tensor mean, Tensor variance, Tensor? weight, Tensor? bias, float eps, bool has_bend) -> "
+      "(Tensor channels, Tensor inverse, Tensor inverse_deviation)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "norm_act(Tensor input, Tensor? residual, Tensor channels, float slope, int bits=4, bool keeps_below=True, "
+      "bool stochastic=True, Tensor(a!)? rng_state=None) -> (Tensor y, Tensor packed)",
+      {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
+  m.def(
+      "norm_act_sums(Tensor packed, Tensor grad, Tensor? second_grad, Tensor inverse, float slope, int bits) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "norm_act_gradients(Tensor sums, Tensor inverse, Tensor? weight, Tensor inverse_deviation, SymInt count) -> "
+      "(Tensor gradients, Tensor grad_weight, Tensor grad_bias)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "norm_act_input_gradient(Tensor packed, Tensor grad, Tensor? second_grad, Tensor gradients, float slope, int "
+      "bits) "
+      "-> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "norm_act_output(Tensor packed, Tensor inverse, SymInt rows, ScalarType dtype, float slope, int bits) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(actnn, CPU, m) {
+  m.impl("channel_moments", moments_cpu);
+  m.impl("norm_act_channels", channels_cpu);
+  m.impl("norm_act", norm_act_cpu);
+  m.impl("norm_act_sums", sums_cpu);
+  m.impl("norm_act_gradients", gradients_cpu);
+  m.impl("norm_act_input_gradient", input_gradient_cpu);
+  m.impl("norm_act_output", output_cpu);
+}
+
+TORCH_LIBRARY_IMPL(actnn, Meta, m) {
+  m.impl("channel_moments", moments_meta);
+  m.impl("norm_act_channels", channels_meta);
+  m.impl("norm_act", norm_act_meta);
+  m.impl("norm_act_sums", sums_meta);
+  m.impl("norm_act_gradients", gradients_meta);
+  m.impl("norm_act_input_gradient", input_gradient_meta);
+  m.impl("norm_act_output", output_meta);
+}
+
+TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
+  for (const char* op : {"channel_moments", "norm_act_channels", "norm_act", "norm_act_sums", "norm_act_gradients",
+                         "norm_act_input_gradient", "norm_act_output"}) {
+    m.impl(op, torch::autograd::autogradNotImplementedFallback());
+  }
+}
+
+TORCH_LIBRARY_IMPL(actnn, ADInplaceOrView, m) {
+  m.impl("norm_act", torch::autograd::autogradNotImplementedInplaceOrViewFallback());
+}
+
+TwoTensors channel_moments(const at::Tensor& input) {
+  static const auto kOp = find_op<TwoTensors(const at::Tensor&)>("actnn::channel_moments");
+  return kOp.call(input);
+}
+
+ThreeTensors norm_act_channels(const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& weight,
+                               const OptionalTensor& bias, double eps, bool has_bend) {
+  static const auto kOp = find_op<ThreeTensors(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
+                                               const OptionalTensor&, double, bool)>("actnn::norm_act_channels");
+  return kOp.call(mean, variance, weight, bias, eps, has_bend);
+}
+
+TwoTensors norm_act(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels, double slope,
+                    const SplitPacking& packing, const OptionalTensor& rng_state) {
+  static const auto kOp = find_op<TwoTensors(const at::Tensor&, const OptionalTensor&, const at::Tensor&, double,
+                                             int64_t, bool, bool, const OptionalTensor&)>("actnn::norm_act");
+  return kOp.call(input, residual, channels, slope, packing.bits, packing.keeps_below, packing.stochastic, rng_state);
+}
+
+at::Tensor norm_act_sums(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                         const at::Tensor& inverse, double slope, int64_t bits) {
+  static const auto kOp = find_op<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
+                                             const at::Tensor&, double, int64_t)>("actnn::norm_act_sums");
+  return kOp.call(packed, grad, second_grad, inverse, slope, bits);
+}
+
+ThreeTensors norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
+                                const at::Tensor& inverse_deviation, const c10::SymInt& count) {
+  static const auto kOp = find_op<ThreeTensors(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
+                                               const at::Tensor&, c10::SymInt)>("actnn::norm_act_gradients");
+  return kOp.call(sums, inverse, weight, inverse_deviation, count);
+}
+
+at::Tensor norm_act_input_gradient(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                                   const at::Tensor& gradients, double slope, int64_t bits) {
+  static const auto kOp = find_op<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
+                                             const at::Tensor&, double, int64_t)>("actnn::norm_act_input_gradient");
+  return kOp.call(packed, grad, second_grad, gradients, slope, bits);
+}
+
+at::Tensor norm_act_output(const at::Tensor& packed, const at::Tensor& inverse, const c10::SymInt& rows,
+                           at::ScalarType dtype, double slope, int64_t bits) {
+  static const auto kOp =
+      find_op<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, at::ScalarType, double, int64_t)>(
+          "actnn::norm_act_output");
+  return kOp.call(packed, inverse, rows, dtype, slope, bits);
+}
+
+}  // namespace actnn

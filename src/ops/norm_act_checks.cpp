@@ -1,0 +1,138 @@
+#include "src/ops/norm_act_checks.h"
+
+#include <ATen/ops/empty.h>
+
+#include "src/ops/checks.h"
+
+namespace actnn {
+namespace {
+
+constexpr const char* kMoments = "actnn::channel_moments";
+constexpr const char* kChannels = "actnn::norm_act_channels";
+constexpr const char* kNormAct = "actnn::norm_act";
+constexpr const char* kSums = "actnn::norm_act_sums";
+constexpr const char* kGradients = "actnn::norm_act_gradients";
+constexpr const char* kInputGradient = "actnn::norm_act_input_gradient";
+constexpr const char* kOutput = "actnn::norm_act_output";
+
+ElementType check_matrix(const char* op, const char* argument, const at::Tensor& matrix) {
+  const ElementType type = check_floating(op, argument, matrix);
+  TORCH_CHECK_VALUE(matrix.dim() == 2, op, ": ", argument, " must be [rows, channels], got shape ", matrix.sym_sizes());
+  TORCH_CHECK_VALUE(matrix.is_contiguous(), op, ": ", argument, " must be contiguous, got strides ",
+                    matrix.sym_strides());
+  TORCH_CHECK_VALUE(matrix.sym_size(1) > 0, op, ": ", argument, " must have channels, got shape ", matrix.sym_sizes());
+  return type;
+}
+
+/// Of the shape, dtype and device of `matrix`.
+void check_like(const char* op, const char* argument, const OptionalTensor& tensor, const char* other,
+                const at::Tensor& matrix) {
+  if (!tensor) {
+    return;
+  }
+  check_matrix(op, argument, *tensor);
+  TORCH_CHECK_VALUE(tensor->sym_sizes() == matrix.sym_sizes() && tensor->device() == matrix.device(), op, ": ",
+                    argument, " must have shape and device of ", other, ", ", matrix.sym_sizes(), " on ",
+                    matrix.device(), ", got ", tensor->sym_sizes(), " on ", tensor->device());
+  TORCH_CHECK_TYPE(tensor->scalar_type() == matrix.scalar_type(), op, ": ", argument, " must have the dtype of ", other,
+                   ", ", matrix.scalar_type(), ", got ", tensor->scalar_type());
+}
+
+void check_floats(const char* op, const char* argument, const OptionalTensor& tensor, c10::SymIntArrayRef size,
+                  c10::Device device) {
+  if (!tensor) {
+    return;
+  }
+  TORCH_CHECK_TYPE(tensor->scalar_type() == at::kFloat, op, ": ", argument, " must be float32, got ",
+                   tensor->scalar_type());
+  TORCH_CHECK_VALUE(tensor->sym_sizes() == size && tensor->is_contiguous(), op, ": ", argument,
+                    " must be contiguous of shape ", size, ", got ", tensor->sym_sizes());
+  TORCH_CHECK_VALUE(tensor->device() == device, op, ": ", argument, " must be on ", device, ", got ", tensor->device());
+}
+
+void check_split_bits(const char* op, int64_t bits) {
+  TORCH_CHECK_VALUE(bits >= kMinSplitBits && bits <= kMaxBits, op, ": bits must be in 2..8, got ", bits);
+}
+
+void check_copies(const char* op, const at::Tensor& packed, const at::Tensor& channels, int64_t members,
+                  const c10::SymInt& rows, int64_t bits) {
+  check_split_bits(op, bits);
+  TORCH_CHECK_VALUE(channels.dim() == 2, op, ": the channels' numbers must be 2-D, got shape ", channels.sym_sizes());
+  check_floats(op, "the channels' numbers", channels, {channels.sym_size(0), members}, packed.device());
+  const SplitLayout<c10::SymInt> layout{rows, channels.size(0)};
+  check_packed(op, "packed", packed, layout.bytes(static_cast<int>(bits)));
+}
+
+ElementType check_gradient(const char* op, const at::Tensor& packed, const at::Tensor& grad,
+                           const OptionalTensor& second_grad, const at::Tensor& channels, int64_t members,
+                           int64_t bits) {
+  const ElementType type = check_matrix(op, "grad", grad);
+  check_like(op, "second_grad", second_grad, "grad", grad);
+  check_copies(op, packed, channels, members, grad.sym_size(0), bits);
+  TORCH_CHECK_VALUE(grad.sym_size(1) == channels.sym_size(0) && grad.device() == packed.device(), op,
+                    ": grad must have ", channels.sym_size(0), " channels, on ", packed.device(), ", got shape ",
+                    grad.sym_sizes(), " on ", grad.device());
+  return type;
+}
+
+}  // namespace
+
+ElementType check_channel_moments(const at::Tensor& input) { return check_matrix(kMoments, "input", input); }
+
+void check_norm_act_channels(const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& weight,
+                             const OptionalTensor& bias) {
+  TORCH_CHECK_VALUE(mean.dim() == 1, kChannels, ": mean must be 1-D, got shape ", mean.sym_sizes());
+  check_floats(kChannels, "mean", mean, mean.sym_sizes(), mean.device());
+  check_floats(kChannels, "variance", variance, mean.sym_sizes(), mean.device());
+  check_floats(kChannels, "weight", weight, mean.sym_sizes(), mean.device());
+  check_floats(kChannels, "bias", bias, mean.sym_sizes(), mean.device());
+}
+
+ElementType check_norm_act(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
+                           int64_t bits, const OptionalTensor& rng_state) {
+  const ElementType type = check_matrix(kNormAct, "input", input);
+  check_like(kNormAct, "residual", residual, "input", input);
+  check_floats(kNormAct, "channels", channels, {input.sym_size(1), kNormActChannel}, input.device());
+  if (bits != 0) {
+    check_split_bits(kNormAct, bits);
+  }
+  check_rng_state(kNormAct, rng_state, input.device());
+  return type;
+}
+
+ElementType check_norm_act_sums(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                                const at::Tensor& inverse, int64_t bits) {
+  return check_gradient(kSums, packed, grad, second_grad, inverse, kNormActInverse, bits);
+}
+
+void check_norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
+                              const at::Tensor& inverse_deviation) {
+  TORCH_CHECK_VALUE(inverse_deviation.dim() == 1, kGradients, ": inverse_deviation must be 1-D, got shape ",
+                    inverse_deviation.sym_sizes());
+  const c10::SymInt channels = inverse_deviation.sym_size(0);
+  const c10::Device device = inverse_deviation.device();
+  check_floats(kGradients, "inverse_deviation", inverse_deviation, {channels}, device);
+  check_floats(kGradients, "sums", sums, {2, channels}, device);
+  check_floats(kGradients, "inverse", inverse, {channels, kNormActInverse}, device);
+  check_floats(kGradients, "weight", weight, {channels}, device);
+}
+
+ElementType check_norm_act_input_gradient(const at::Tensor& packed, const at::Tensor& grad,
+                                          const OptionalTensor& second_grad, const at::Tensor& gradients,
+                                          int64_t bits) {
+  return check_gradient(kInputGradient, packed, grad, second_grad, gradients, kNormActGradient, bits);
+}
+
+ElementType check_norm_act_output(const at::Tensor& packed, const at::Tensor& inverse, const c10::SymInt& rows,
+                                  at::ScalarType dtype, int64_t bits) {
+  TORCH_CHECK_VALUE(rows >= 0, kOutput, ": rows must not be negative, got ", rows);
+  check_copies(kOutput, packed, inverse, kNormActInverse, rows, bits);
+  return check_element_type(kOutput, dtype);
+}
+
+at::Tensor per_channel(const at::Tensor& like, int64_t channels, int64_t members) {
+  const auto options = like.options().dtype(at::kFloat);
+  return members == 0 ? at::empty({channels}, options) : at::empty({channels, members}, options);
+}
+
+}  // namespace actnn

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "actnn/core/norm_act.h"
+#include "actnn/core/scalar_types.h"
+#include "actnn/core/sign_split.h"
+
+/// \file
+/// Argument checks of the ops of ops/norm_act.h, for every device, and what their kernels share.
+
+namespace actnn {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+ElementType check_channel_moments(const at::Tensor& input);
+void check_norm_act_channels(const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& weight,
+                             const OptionalTensor& bias);
+ElementType check_norm_act(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
+                           int64_t bits, const OptionalTensor& rng_state);
+ElementType check_norm_act_sums(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                                const at::Tensor& inverse, int64_t bits);
+void check_norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
+                              const at::Tensor& inverse_deviation);
+ElementType check_norm_act_input_gradient(const at::Tensor& packed, const at::Tensor& grad,
+                                          const OptionalTensor& second_grad, const at::Tensor& gradients, int64_t bits);
+ElementType check_norm_act_output(const at::Tensor& packed, const at::Tensor& inverse, const c10::SymInt& rows,
+                                  at::ScalarType dtype, int64_t bits);
+
+/// The layout of a matrix of concrete sizes.
+inline SplitLayout<int64_t> split_layout(const at::Tensor& matrix) { return {matrix.size(0), matrix.size(1)}; }
+
+inline const void* data_or_null(const OptionalTensor& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
+inline const float* floats_or_null(const OptionalTensor& tensor) {
+  return tensor ? tensor->const_data_ptr<float>() : nullptr;
+}
+
+/// The rows of a tensor [C, members] as what they are.
+template <class Struct>
+const Struct* rows_as(const at::Tensor& tensor) {
+  return reinterpret_cast<const Struct*>(tensor.const_data_ptr<float>());
+}
+template <class Struct>
+Struct* mutable_rows_as(const at::Tensor& tensor) {
+  return reinterpret_cast<Struct*>(tensor.mutable_data_ptr<float>());
+}
+
+/// A new float32 tensor [channels, members], or [channels] without members.
+at::Tensor per_channel(const at::Tensor& like, int64_t channels, int64_t members = 0);
+
+}  // namespace actnn

@@ -1,0 +1,168 @@
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "actnn/cuda/norm_act.h"
+#include "actnn/cuda/norm_act_channels.h"
+#include "src/ops/cuda_support.h"
+#include "src/ops/norm_act_checks.h"
+#include "src/ops/tensors.h"
+
+namespace actnn {
+namespace {
+
+using Layout = SplitLayout<int64_t>;
+using TwoTensors = std::tuple<at::Tensor, at::Tensor>;
+using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+/// It belongs to the stream: the caching allocator hands it on only to later work of the same stream.
+at::Tensor scratch_for(const Layout& layout, const at::Tensor& like) {
+  return at::empty({cuda::norm_act_scratch(layout)}, like.options().dtype(at::kFloat));
+}
+
+TwoTensors moments_cuda(const at::Tensor& input) {
+  const ElementType type = check_channel_moments(input);
+  const c10::cuda::CUDAGuard guard(input.device());
+  const Layout layout = split_layout(input);
+  const at::Tensor scratch = scratch_for(layout, input);
+  at::Tensor mean = per_channel(input, layout.channels);
+  at::Tensor variance = per_channel(input, layout.channels);
+  check_launch(cuda::channel_moments(input.const_data_ptr(), type, layout, scratch.mutable_data_ptr<float>(),
+                                     mean.mutable_data_ptr<float>(), variance.mutable_data_ptr<float>(),
+                                     current_stream()));
+  return {mean, variance};
+}
+
+ThreeTensors channels_cuda(const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& weight,
+                           const OptionalTensor& bias, double eps, bool has_bend) {
+  check_norm_act_channels(mean, variance, weight, bias);
+  const c10::cuda::CUDAGuard guard(mean.device());
+  const int64_t count = mean.size(0);
+  at::Tensor channels = per_channel(mean, count, kNormActChannel);
+  at::Tensor inverse = per_channel(mean, count, kNormActInverse);
+  at::Tensor inverse_deviation = per_channel(mean, count);
+  check_launch(cuda::norm_act_channels({.mean = mean.const_data_ptr<float>(),
+                                        .variance = variance.const_data_ptr<float>(),
+                                        .weight = floats_or_null(weight),
+                                        .bias = floats_or_null(bias),
+                                        .eps = static_cast<float>(eps),
+                                        .has_bend = has_bend,
+                                        .channels = count},
+                                       mutable_rows_as<NormActChannel>(channels),
+                                       mutable_rows_as<NormActInverse>(inverse),
+                                       inverse_deviation.mutable_data_ptr<float>(), current_stream()));
+  return {channels, inverse, inverse_deviation};
+}
+
+TwoTensors norm_act_cuda(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
+                         double slope, int64_t bits, bool keeps_below, bool stochastic,
+                         const OptionalTensor& rng_state) {
+  const ElementType type = check_norm_act(input, residual, channels, bits, rng_state);
+  const c10::cuda::CUDAGuard guard(input.device());
+  const Layout layout = split_layout(input);
+  at::Tensor y = at::empty_like(input);
+  at::Tensor packed = empty_bytes(bits == 0 ? 0 : layout.bytes(static_cast<int>(bits)), input);
+  check_launch(cuda::norm_act({.x = input.const_data_ptr(),
+                               .residual = data_or_null(residual),
+                               .y = y.mutable_data_ptr(),
+                               .type = type,
+                               .layout = layout,
+                               .channels = rows_as<NormActChannel>(channels),
+                               .slope = static_cast<float>(slope),
+                               .bits = static_cast<int>(bits),
+                               .keeps_below = keeps_below,
+                               .packed = packed.mutable_data_ptr<uint8_t>(),
+                               .random = bits == 0 ? cuda::RandomSource{} : random_source(rng_state),
+                               .stochastic = stochastic},
+                              current_stream()));
+  if (bits != 0) {
+    advance_random_state(rng_state);
+  }
+  return {y, packed};
+}
+
+cuda::NormActBackward backward_of(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                                  ElementType type, double slope, int64_t bits) {
+  return {.packed = packed.const_data_ptr<uint8_t>(),
+          .bits = static_cast<int>(bits),
+          .grad = grad.const_data_ptr(),
+          .second_grad = data_or_null(second_grad),
+          .type = type,
+          .layout = split_layout(grad),
+          .slope = static_cast<float>(slope)};
+}
+
+at::Tensor sums_cuda(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                     const at::Tensor& inverse, double slope, int64_t bits) {
+  const ElementType type = check_norm_act_sums(packed, grad, second_grad, inverse, bits);
+  const c10::cuda::CUDAGuard guard(grad.device());
+  const at::Tensor bytes = aligned_bytes(packed);
+  const cuda::NormActBackward backward = backward_of(bytes, grad, second_grad, type, slope, bits);
+  const int64_t channels = backward.layout.channels;
+  const at::Tensor scratch = scratch_for(backward.layout, grad);
+  at::Tensor sums = at::empty({2, channels}, inverse.options());
+  check_launch(cuda::norm_act_sums(backward, rows_as<NormActInverse>(inverse), scratch.mutable_data_ptr<float>(),
+                                   sums.mutable_data_ptr<float>(), sums.mutable_data_ptr<float>() + channels,
+                                   current_stream()));
+  return sums;
+}
+
+ThreeTensors gradients_cuda(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
+                            const at::Tensor& inverse_deviation, int64_t count) {
+  check_norm_act_gradients(sums, inverse, weight, inverse_deviation);
+  const c10::cuda::CUDAGuard guard(sums.device());
+  const int64_t channels = inverse_deviation.size(0);
+  at::Tensor gradients = per_channel(sums, channels, kNormActGradient);
+  at::Tensor grad_weight = per_channel(sums, channels);
+  at::Tensor grad_bias = per_channel(sums, channels);
+  check_launch(cuda::norm_act_gradients({.sums = sums.const_data_ptr<float>(),
+                                         .copy_sums = sums.const_data_ptr<float>() + channels,
+                                         .inverse = rows_as<NormActInverse>(inverse),
+                                         .weight = floats_or_null(weight),
+                                         .inverse_deviation = inverse_deviation.const_data_ptr<float>(),
+                                         .count = count,
+                                         .channels = channels},
+                                        mutable_rows_as<NormActGradient>(gradients),
+                                        grad_weight.mutable_data_ptr<float>(), grad_bias.mutable_data_ptr<float>(),
+                                        current_stream()));
+  return {gradients, grad_weight, grad_bias};
+}
+
+at::Tensor input_gradient_cuda(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                               const at::Tensor& gradients, double slope, int64_t bits) {
+  const ElementType type = check_norm_act_input_gradient(packed, grad, second_grad, gradients, bits);
+  const c10::cuda::CUDAGuard guard(grad.device());
+  const at::Tensor bytes = aligned_bytes(packed);
+  at::Tensor grad_input = at::empty_like(grad);
+  check_launch(cuda::norm_act_input_gradient(backward_of(bytes, grad, second_grad, type, slope, bits),
+                                             rows_as<NormActGradient>(gradients), grad_input.mutable_data_ptr(),
+                                             current_stream()));
+  return grad_input;
+}
+
+at::Tensor output_cuda(const at::Tensor& packed, const at::Tensor& inverse, int64_t rows, at::ScalarType dtype,
+                       double slope, int64_t bits) {
+  const ElementType type = check_norm_act_output(packed, inverse, rows, dtype, bits);
+  const c10::cuda::CUDAGuard guard(packed.device());
+  const at::Tensor bytes = aligned_bytes(packed);
+  at::Tensor y = at::empty({rows, inverse.size(0)}, packed.options().dtype(dtype));
+  check_launch(cuda::norm_act_output(backward_of(bytes, y, std::nullopt, type, slope, bits),
+                                     rows_as<NormActInverse>(inverse), y.mutable_data_ptr(), current_stream()));
+  return y;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(actnn, CUDA, m) {
+  m.impl("channel_moments", moments_cuda);
+  m.impl("norm_act_channels", channels_cuda);
+  m.impl("norm_act", norm_act_cuda);
+  m.impl("norm_act_sums", sums_cuda);
+  m.impl("norm_act_gradients", gradients_cuda);
+  m.impl("norm_act_input_gradient", input_gradient_cuda);
+  m.impl("norm_act_output", output_cuda);
+}
+
+}  // namespace actnn

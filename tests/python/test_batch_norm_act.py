@@ -1,0 +1,224 @@
+"""Batch norm with activation: the forward of torch, gradients of the copies, the bytes of the CPU on every device."""
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from devices import assert_same_bits, rng
+from layer_checks import DTYPES, assert_unbiased, ops, saved_bytes
+
+pytestmark = pytest.mark.usefixtures("device")
+
+SHAPES = [(16, 8), (5, 3, 9), (4, 16, 6, 7), (2, 40, 5, 5), (2, 64, 8, 8), (1, 100, 3, 2, 4), (3, 256, 2, 2)]
+SLOPES = [0.0, 0.1, 1.0]
+
+
+def parameters(channels, affine=True):
+    """Weights of both signs, 0, tiny ones with a bend far away; float32."""
+    if not affine:
+        return None, None
+    weight = torch.tensor([1.0, -0.7, 0.0, 1e-3, 2.5, -1e-6, 0.3])[torch.arange(channels) % 7]
+    bias = torch.tensor([0.1, -0.4, 0.5, 0.7, 0.0, -0.2, 2.0, -0.5, 1.5])[torch.arange(channels) % 9]
+    return weight.requires_grad_(), bias.requires_grad_()
+
+
+def exact(x, weight, bias, slope, mean=None, var=None, training=True):
+    y = F.batch_norm(x.float(), mean, var, weight, bias, training, 0.1, 1e-5)
+    return F.leaky_relu(y, slope) if slope != 1 else y
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("slope", SLOPES)
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_forward_is_torchs(shape, dtype, slope, affine, training):
+    x = (torch.randn(shape) * 2 + 1).to(dtype).requires_grad_()
+    weight, bias = parameters(shape[1], affine)
+    running = torch.randn(shape[1]), torch.rand(shape[1]) + 0.5
+    expected_running = [r.clone() for r in running]
+    y = ops.batch_norm_act(x, weight, bias, *running, training, 0.1, 1e-5, slope, 4)
+    expected = exact(x, weight, bias, slope, *expected_running, training)
+    assert y.dtype == dtype and y.shape == x.shape
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
+    torch.testing.assert_close(y.float(), expected, rtol=tolerance, atol=tolerance)
+    for actual, wanted in zip(running, expected_running, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        kept = [r.clone() for r in running]
+        assert torch.equal(ops.batch_norm_act(x, weight, bias, *kept, False, 0.1, 1e-5, slope, 4),
+                           ops.batch_norm_act(x, weight, bias, *running, False, 0.1, 1e-5, slope, 2))  # fmt: skip
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_result_is_channels_last(memory_format):
+    x = torch.randn(2, 8, 5, 6).contiguous(memory_format=memory_format).requires_grad_()
+    y = ops.batch_norm_act(x, None, None, None, None, True, 0.1, 1e-5)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    (grad,) = torch.autograd.grad(y.square().sum(), x)
+    assert grad.shape == x.shape
+
+
+def passes(x, weight, bias, slope, bits, state):
+    """(matrix, packed, inverse) of a forward."""
+    matrix = x.movedim(1, -1).reshape(-1, x.shape[1]).contiguous()
+    mean, var = ops.channel_moments(matrix)
+    channels, inverse, _ = ops.norm_act_channels(mean, var, weight, bias, 1e-5, slope != 1)
+    _, packed = ops.norm_act(matrix, None, channels, slope, bits, True, True, state)
+    return matrix, packed, inverse
+
+
+def copies(matrix, packed, inverse, bits):
+    """(side, x-hat) as kept, float64 from float32."""
+    plain = inverse.clone()
+    plain[:, 2], plain[:, 3] = 1, 0  # z = s
+    s = ops.norm_act_output(packed, plain, len(matrix), torch.float32, 1.0, bits).double()
+    sides = inverse.clone()
+    sides[:, 2], sides[:, 3] = 0, 1  # z = 1 above, slope below
+    side = ops.norm_act_output(packed, sides, len(matrix), torch.float32, 0.0, bits) == 1
+    return side, inverse[:, 0].double() * s + inverse[:, 1].double()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("slope", SLOPES)
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_gradients_are_those_of_the_copies(shape, slope, bits):
+    x = (torch.randn(shape) * 2 + 1).requires_grad_()
+    weight, bias = parameters(shape[1])
+    y = ops.batch_norm_act(x, weight, bias, None, None, True, 0.1, 1e-5, slope, bits, True, rng())
+    grad = torch.randn_like(y)
+    actual = torch.autograd.grad(y, (x, weight, bias), grad)
+    matrix, packed, inverse = passes(x.detach(), weight.detach(), bias.detach(), slope, bits, rng())
+    side, normalized = copies(matrix, packed, inverse, bits)
+    assert torch.equal(side, exact(matrix, weight, bias, 1.0) > 0) or slope == 1
+    dy = grad.movedim(1, -1).reshape(matrix.shape).double()
+    dz = torch.where(side, dy, slope * dy) if slope != 1 else dy
+    deviation = (matrix.double().var(0, correction=0) + 1e-5).sqrt()
+    centred = dz - dz.mean(0) - normalized * (dz * normalized).mean(0)
+    wanted = weight.detach().double() / deviation * centred
+    torch.testing.assert_close(actual[0].movedim(1, -1).reshape(matrix.shape).double(), wanted, rtol=1e-3, atol=1e-4)
+    scale = 1 + inverse[:, 1].abs().max().item()
+    torch.testing.assert_close(actual[1].double(), (dz * normalized).sum(0), rtol=1e-4, atol=1e-4 * scale)
+    torch.testing.assert_close(actual[2].double(), dz.sum(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("slope", SLOPES)
+@pytest.mark.parametrize("bits", [2, 4])
+def test_gradients_are_unbiased(slope, bits):
+    x = torch.randn(8, 14, 4, 4).requires_grad_()
+    weight, bias = parameters(14)
+    factor = torch.randn(8, 14, 4, 4)
+
+    def run(state):
+        y = ops.batch_norm_act(x, weight, bias, None, None, True, 0.1, 1e-5, slope, bits, True, state)
+        return (y * factor).sum()
+
+    # The input's gradient has a square of the copy: off by Var[x-hat] / n, n = 128.
+    assert_unbiased(run, lambda: (exact(x, weight, bias, slope) * factor).sum(), (x, weight), allowance=0.03)
+
+
+@pytest.mark.parametrize("slope", SLOPES)
+def test_evaluation_has_exact_gradients_of_the_input(slope):
+    x = torch.randn(4, 14, 3, 3).requires_grad_()
+    weight, bias = parameters(14)
+    mean, var = torch.randn(14), torch.rand(14) + 0.5
+    y = ops.batch_norm_act(x, weight, bias, mean, var, False, 0.1, 1e-5, slope, 2)
+    expected = exact(x, weight, bias, slope, mean, var, False)
+    grad = torch.randn_like(expected)
+    actual, wanted = (torch.autograd.grad(out, (x, bias), grad) for out in (y, expected))
+    for a, w in zip(actual, wanted, strict=True):
+        torch.testing.assert_close(a, w, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight", "bias", "all"])
+def test_only_what_is_wanted(frozen):
+    x = torch.randn(4, 8, 3, 3).requires_grad_(frozen not in ("x", "all"))
+    weight, bias = (p.detach().requires_grad_(name != frozen != "all") for name, p in
+                    zip(("weight", "bias"), parameters(8), strict=True))  # fmt: skip
+    if frozen == "all":
+        weight, bias = weight.detach(), bias.detach()
+
+    def run():
+        return ops.batch_norm_act(x, weight, bias, None, None, True, 0.1, 1e-5)
+
+    y = run()
+    if frozen == "all":
+        assert not y.requires_grad
+        return
+    y.square().sum().backward()
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+        assert (tensor.grad is None) == (name == frozen)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_what_is_saved(bits):
+    x = torch.randn(8, 64, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = parameters(64)
+    y_bytes = 8 * 64 * 256 * 4
+    saved = saved_bytes(lambda: ops.batch_norm_act(x, weight, bias, None, None, True, 0.1, 1e-5, 0.0, bits))
+    assert saved == 8 * 64 * 256 * bits // 8 + 8 * 64 * 256 // 256 * 4 + 64 * 5 * 4 + 64 * 4 < y_bytes
+
+
+def test_backward_twice_and_second_derivatives():
+    x = torch.randn(4, 8).requires_grad_()
+    y = ops.batch_norm_act(x, None, None, None, None, True, 0.1, 1e-5)
+    first, again = (torch.autograd.grad(y.sum(), x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, again)
+    with pytest.raises(NotImplementedError, match="batch_norm_act: its backward cannot be differentiated"):
+        torch.autograd.grad(y.square().sum(), x, create_graph=True)
+
+
+def test_half_precision_parameters():
+    x = torch.randn(4, 8, 3, 3).to(torch.bfloat16).requires_grad_()
+    weight, bias = (p.detach().to(torch.bfloat16).requires_grad_() for p in parameters(8))
+    running = torch.zeros(8, dtype=torch.bfloat16), torch.ones(8, dtype=torch.bfloat16)
+    ops.batch_norm_act(x, weight, bias, *running, True, 0.1, 1e-5).float().square().sum().backward()
+    assert weight.grad.dtype == bias.grad.dtype == x.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"input": torch.ones(3)}, r"input must have shape \[N, C\] or \[N, C, ...\], got shape \[3\]"),
+    ({"input": torch.ones(2, 4, dtype=torch.float64)}, "input must be"),
+    ({"weight": torch.ones(5)}, r"weight must have shape \[C\] = \[4\], got shape \[5\]"),
+    ({"bits": 1}, r"bits must be in 2\.\.8, got 1"),
+    ({"bits": 9}, r"bits must be in 2\.\.8, got 9"),
+    ({"training": False}, "running_mean and running_var must be given in evaluation mode"),
+])  # fmt: skip
+def test_bad_arguments(change, message):
+    arguments = {"input": torch.ones(2, 4), "weight": None, "bias": None, "running_mean": None, "running_var": None,
+                 "training": True, "momentum": 0.1, "eps": 1e-5, "negative_slope": 0.0, "bits": 4} | change  # fmt: skip
+    with pytest.raises((ValueError, TypeError), match=message):
+        ops.batch_norm_act(**arguments)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("shape", [(16, 8), (130, 24), (3000, 64), (517, 256), (70, 2048)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_cuda_gives_the_bytes_of_the_cpu(shape, dtype, bits):
+    x = (torch.randn(shape, device="cpu") * 2 + 1).to(dtype)
+    weight, bias = (p.detach().cpu() for p in parameters(shape[1]))
+    moments = ops.channel_moments(x)
+    for actual, wanted in zip(ops.channel_moments(x.cuda()), moments, strict=True):
+        torch.testing.assert_close(actual.cpu(), wanted, rtol=1e-5, atol=1e-6)
+    of_channels = {
+        device: ops.norm_act_channels(*(t.to(device) for t in (*moments, weight, bias)), 1e-5, True)
+        for device in ("cpu", "cuda")
+    }
+    for actual, wanted in zip(of_channels["cuda"], of_channels["cpu"], strict=True):
+        assert_same_bits(actual, wanted)
+    channels, inverse, _ = of_channels["cpu"]
+    grad = torch.randn(shape, device="cpu").to(dtype)
+    gradients = torch.randn(shape[1], 4, device="cpu")
+    gradients[:, 3] = inverse[:, 4]
+    results = {}
+    for device in ("cpu", "cuda"):
+        tensors = [t.to(device) for t in (x, channels, inverse, grad, gradients)]
+        y, packed = ops.norm_act(tensors[0], None, tensors[1], 0.1, bits, True, True, rng(device=device))
+        results[device] = (
+            *(y, packed, ops.norm_act_output(packed, tensors[2], len(x), dtype, 0.1, bits)),
+            ops.norm_act_input_gradient(packed, tensors[3], None, tensors[4], 0.1, bits),
+        )
+        results[device + " sums"] = ops.norm_act_sums(packed, tensors[3], tensors[3], tensors[2], 0.1, bits)
+    for actual, wanted in zip(results["cuda"], results["cpu"], strict=True):
+        assert_same_bits(actual, wanted)
+    torch.testing.assert_close(results["cuda sums"].cpu(), results["cpu sums"], rtol=1e-4, atol=1e-3)
