@@ -76,7 +76,7 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
     ctx->save_for_backward({weight.value_or(at::Tensor()),
                             uses_running ? statistics.running_mean.value_or(at::Tensor()) : at::Tensor(),
                             uses_running ? statistics.running_var.value_or(at::Tensor()) : at::Tensor(), mean,
-                            inverse_deviation, reserve, kept.data, kept.sample_bits});
+                            inverse_deviation, reserve, kept.data, kept.parameters});
     ctx->saved_data["has_weight"] = weight.has_value();
     ctx->saved_data["has_bias"] = bias.has_value();
     ctx->saved_data["training"] = statistics.training;

@@ -7,11 +7,11 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <algorithm>
-
 #include "actnn/core/sign_split.h"
 #include "src/autograd/batch_norm_arguments.h"
+#include "src/autograd/channel_matrix.h"
 #include "src/autograd/saved_activation.h"
+#include "src/autograd/shared_copy.h"
 
 namespace actnn {
 namespace {
@@ -21,17 +21,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr const char* kOp = "actnn::batch_norm_act";
-
-/// The tensor as a matrix of rows x channels, a copy unless it is channels_last; and back.
-at::Tensor as_matrix(const at::Tensor& tensor) {
-  return tensor.movedim(1, -1).contiguous().view_symint({-1, tensor.sym_size(1)});
-}
-
-at::Tensor from_matrix(const at::Tensor& matrix, c10::SymIntArrayRef size) {
-  std::vector<c10::SymInt> channels_last(size.begin(), size.end());
-  std::rotate(channels_last.begin() + 1, channels_last.begin() + 2, channels_last.end());
-  return matrix.view_symint(channels_last).movedim(-1, 1);
-}
 
 /// `tensor` itself if it has the dtype: an op below autograd must not return its argument.
 at::Tensor with_dtype(const at::Tensor& tensor, at::ScalarType dtype) {
@@ -105,7 +94,9 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
     data["training"] = statistics.training;
     data["slope"] = slope;
     data["bits"] = packing.bits;
-    return from_matrix(normalized.y, input.sym_sizes());
+    at::Tensor output = from_matrix(normalized.y, input.sym_sizes());
+    share_copy(output, {normalized.packed, normalized.inverse, slope, packing.bits});
+    return output;
   }
 
   // Gradients of weight and bias are float32; autograd casts them.

@@ -118,7 +118,7 @@ class Convolution : public torch::autograd::Function<Convolution> {
     } else {
       remember_layout(ctx, input);
     }
-    ctx->save_for_backward({weight, kept.data, kept.sample_bits});
+    ctx->save_for_backward({weight, kept.data, kept.parameters});
     ctx->saved_data["has_bias"] = bias.has_value();
     ctx->saved_data["stride"] = geometry.stride;
     ctx->saved_data["padding"] = geometry.padding;

@@ -37,7 +37,7 @@ class Linear : public torch::autograd::Function<Linear> {
     } else {
       remember_layout(ctx, input);
     }
-    ctx->save_for_backward({wants_grad(input) ? weight : at::Tensor(), kept.data, kept.sample_bits});
+    ctx->save_for_backward({wants_grad(input) ? weight : at::Tensor(), kept.data, kept.parameters});
     ctx->saved_data["has_bias"] = bias.has_value();
     return output;
   }

@@ -11,6 +11,7 @@
 #include "actnn/ops/offload.h"
 #include "actnn/ops/quantize.h"
 #include "actnn/ops/random.h"
+#include "src/autograd/shared_copy.h"
 #include "src/ops/checks.h"
 #include "src/ops/quantize_per_sample_checks.h"
 #include "src/ops/tensors.h"
@@ -42,11 +43,15 @@ int64_t explicit_group_size(int64_t group_size, const c10::SymInt& elements) {
 }
 
 /// What `data["form"]` says of a kept activation.
-enum Form : int64_t { kExact, kPacked, kPackedPerSample };
+enum Form : int64_t { kExact, kPacked, kPackedPerSample, kShared };
 
-}  // namespace
+std::optional<SharedCopy> shared_copy_of(const at::Tensor& input, const Retention& retention) {
+  const bool any_copy = retention.compress && !retention.sample_bits && !retention.simulate && !retention.offload;
+  return any_copy ? find_copy(input) : std::nullopt;
+}
 
-KeptActivation keep_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input, const Keeping& keeping) {
+/// A copy of the input's own.
+KeptActivation keep_own(torch::autograd::AutogradContext* ctx, const at::Tensor& input, const Keeping& keeping) {
   const auto& [quantization, retention, rng_state] = keeping;
   auto& data = ctx->saved_data;
   KeptActivation kept;
@@ -63,8 +68,8 @@ KeptActivation keep_activation(torch::autograd::AutogradContext* ctx, const at::
       const int64_t group_size = explicit_group_size(quantization.group_size, elements);
       data["form"] = kPackedPerSample;
       data["group_size"] = group_size;
-      kept.sample_bits = *retention.sample_bits;
-      kept.data = quantize_per_sample(dense, kept.sample_bits,
+      kept.parameters = *retention.sample_bits;
+      kept.data = quantize_per_sample(dense, kept.parameters,
                                       segments_code_bytes(elements, dense.sym_size(0), retention.total_bits),
                                       group_size, quantization.stochastic, state_for(rng_state, input));
     } else {
@@ -86,6 +91,21 @@ KeptActivation keep_activation(torch::autograd::AutogradContext* ctx, const at::
   return kept;
 }
 
+}  // namespace
+
+KeptActivation keep_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input, const Keeping& keeping) {
+  const std::optional<SharedCopy> shared = shared_copy_of(input, keeping.retention);
+  if (!shared) {
+    return keep_own(ctx, input, keeping);
+  }
+  remember_layout(ctx, input);
+  auto& data = ctx->saved_data;
+  data["form"] = kShared;
+  data["bits"] = shared->bits;
+  data["slope"] = shared->slope;
+  return {shared->packed, shared->inverse};
+}
+
 at::Tensor kept_activation(torch::autograd::AutogradContext* ctx, const KeptActivation& kept) {
   auto& data = ctx->saved_data;
   const auto device = data.find("offloaded_from");
@@ -96,15 +116,18 @@ at::Tensor kept_activation(torch::autograd::AutogradContext* ctx, const KeptActi
   const auto size = data["input_size"].toSymIntVector();
   const auto stride = data["input_stride"].toSymIntVector();
   const at::ScalarType dtype = data["input_dtype"].toScalarType();
+  if (data["form"].toInt() == kShared) {
+    return SharedCopy{local, kept.parameters, data["slope"].toDouble(), data["bits"].toInt()}.decoded(size, dtype);
+  }
   const int64_t group_size = data["group_size"].toInt();
   return data["form"].toInt() == kPackedPerSample
-             ? dequantize_per_sample(local, kept.sample_bits, size, stride, dtype, group_size)
+             ? dequantize_per_sample(local, kept.parameters, size, stride, dtype, group_size)
              : dequantize(local, size, stride, dtype, {.bits = data["bits"].toInt(), .group_size = group_size});
 }
 
 at::Tensor pack_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
                            const Quantization& quantization, const std::optional<at::Tensor>& rng_state) {
-  return keep_activation(ctx, input, {quantization, {}, rng_state}).data;
+  return keep_own(ctx, input, {quantization, {}, rng_state}).data;
 }
 
 at::Tensor unpack_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& packed) {

@@ -26,12 +26,13 @@ std::optional<at::Tensor> state_for(const std::optional<at::Tensor>& rng_state, 
 
 /// A kept activation: what the caller saves with `ctx->save_for_backward`.
 struct KeptActivation {
-  at::Tensor data;         ///< packed, or the activation itself
-  at::Tensor sample_bits;  ///< undefined unless each sample has its own
+  at::Tensor data;        ///< packed, or the activation itself
+  at::Tensor parameters;  ///< bits of samples if each has its own, numbers of channels if the copy is a shared one
 };
 
 /// Keeps `input` as `keeping` says, and remembers its layout in `ctx`. A group size of 0 stands for one group
-/// for the whole tensor, or for each sample if each has its own bits.
+/// for the whole tensor, or for each sample if each has its own bits. Where the op that made `input` has a packed copy
+/// (shared_copy.h), that one is kept instead of another, unless samples have their own bits or the copy is to be moved.
 KeptActivation keep_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input, const Keeping& keeping);
 
 /// The copy that was kept: unbiased, or exact.

@@ -237,7 +237,7 @@ class SyncBatchNorm : public torch::autograd::Function<SyncBatchNorm> {
       kept = keep_activation(ctx, input, keeping);
     }
     ctx->save_for_backward(
-        {weight.value_or(at::Tensor()), moments.mean, moments.var, moments.count, kept.data, kept.sample_bits});
+        {weight.value_or(at::Tensor()), moments.mean, moments.var, moments.count, kept.data, kept.parameters});
     ctx->saved_data["has_weight"] = weight.has_value();
     ctx->saved_data["has_bias"] = bias.has_value();
     ctx->saved_data["eps"] = statistics.eps;

@@ -222,3 +222,117 @@ def test_cuda_gives_the_bytes_of_the_cpu(shape, dtype, bits):
     for actual, wanted in zip(results["cuda"], results["cpu"], strict=True):
         assert_same_bits(actual, wanted)
     torch.testing.assert_close(results["cuda sums"].cpu(), results["cpu sums"], rtol=1e-4, atol=1e-3)
+
+
+# The copy is shared with those who read the result.
+
+
+def normalized(x, bits=3, state=None):
+    return ops.batch_norm_act(x, None, None, None, None, True, 0.1, 1e-5, 0.0, bits, True, state)
+
+
+def convolution(y, weight, **options):
+    return ops.convolution(y, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, **options)
+
+
+def decoded_result(x, bits):
+    """The copy of the result of `normalized(x, bits, rng())`."""
+    matrix, packed, inverse = passes(x.detach(), None, None, 0.0, bits, rng())
+    y = ops.norm_act_output(packed, inverse, len(matrix), torch.float32, 0.0, bits)
+    return y.view(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_convolution_reads_the_copy(bits):
+    x = torch.randn(2, 16, 6, 6).requires_grad_()
+    weight = torch.randn(8, 16, 3, 3).requires_grad_()
+    y = normalized(x, bits, rng())
+    z = convolution(y, weight)
+    grad = torch.randn_like(z)
+    (actual,) = torch.autograd.grad(z, weight, grad)
+    copy = decoded_result(x, bits)
+    expected = torch.ops.aten.convolution_backward(grad, copy, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1,
+                                                   [False, True, False])[1]  # fmt: skip
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_linear_layer_reads_the_copy():
+    x = torch.randn(32, 16).requires_grad_()
+    weight = torch.randn(8, 16).requires_grad_()
+    z = ops.linear(normalized(x, 4, rng()), weight)
+    grad = torch.randn_like(z)
+    (actual,) = torch.autograd.grad(z, weight, grad)
+    torch.testing.assert_close(actual, grad.T @ decoded_result(x, 4), rtol=1e-4, atol=1e-4)
+
+
+def kept_by_the_convolution(make):
+    """Bytes that a convolution saves besides its weight, of what `make` gives; and what comes before saves."""
+    weight = torch.randn(8, 64, 3, 3).requires_grad_()
+    x = torch.randn(4, 64, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = make(x)
+    saved = {}
+
+    def pack(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        z = convolution(y, weight)
+    z.sum().backward()
+    return sum(saved.values()) - weight.untyped_storage().nbytes()
+
+
+def test_the_copy_is_found_where_it_is_valid():
+    elements = 4 * 64 * 16 * 16
+    shared = elements * 3 // 8 + elements // 256 * 4 + 64 * 5 * 4  # the very tensors that the normalization saved
+    own = elements * 4 // 8 + elements // 256 * 4
+    assert kept_by_the_convolution(normalized) == shared
+    # Changed, a part, another tensor, another layout.
+    assert kept_by_the_convolution(lambda x: normalized(x).mul_(2)) == own
+    assert kept_by_the_convolution(lambda x: normalized(x) * 1) == own
+    assert kept_by_the_convolution(lambda x: normalized(torch.cat([x, x], 1))[:, :64]) == own
+    assert kept_by_the_convolution(lambda x: normalized(x).contiguous()) == own
+
+
+@pytest.mark.parametrize("options", [{"compress": False}, {"simulate": True}])
+def test_who_wants_another_copy_gets_it(options):
+    x = torch.randn(2, 16, 6, 6).requires_grad_()
+    weight = torch.randn(8, 16, 3, 3).requires_grad_()
+    y = normalized(x, 2, rng())
+    z = convolution(y, weight, **options)
+    grad = torch.randn_like(z)
+    (actual,) = torch.autograd.grad(z, weight, grad)
+    copy = decoded_result(x, 2)
+    other = torch.ops.aten.convolution_backward(grad, copy, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1,
+                                                [False, True, False])[1]  # fmt: skip
+    assert (actual - other).norm() > 0.01 * other.norm()
+
+
+def test_the_copy_goes_with_the_graph():
+    """A tensor that outlives the graph of its copy gets a copy of its own."""
+    x = torch.randn(2, 16, 6, 6).requires_grad_()
+    weight = torch.randn(8, 16, 3, 3).requires_grad_()
+    y = normalized(x)
+    y.sum().backward()
+    y = y.detach()
+    convolution(y, weight).sum().backward()
+    assert weight.grad.isfinite().all()
+
+
+def test_a_network_learns_as_with_exact_layers():
+    torch.manual_seed(0)
+    weights = [torch.randn(shape, device="cpu").mul(0.2).to(torch.get_default_device()).requires_grad_() for shape in
+               ((16, 3, 3, 3), (16, 16, 3, 3), (16, 16, 3, 3))]  # fmt: skip
+    x = torch.randn(8, 3, 12, 12)
+
+    def loss(normalize):
+        y = x
+        for weight in weights:
+            y = normalize(convolution(y, weight, bits=8))
+        return y.mean((2, 3)).softmax(1)[:, 0].log().neg().sum()
+
+    expected = torch.autograd.grad(loss(lambda y: F.relu(F.batch_norm(y, None, None, training=True))), weights)
+    draws = [torch.autograd.grad(loss(lambda y: normalized(y, 5)), weights) for _ in range(30)]
+    for i, wanted in enumerate(expected):
+        mean = torch.stack([draw[i] for draw in draws]).mean(0)
+        assert (mean - wanted).norm() < 0.1 * wanted.norm()

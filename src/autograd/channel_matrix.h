@@ -1,0 +1,22 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace actnn {
+
+/// A tensor [N, C, ...] as a matrix of rows x channels: a copy unless it is channels_last.
+inline at::Tensor as_matrix(const at::Tensor& tensor) {
+  return tensor.movedim(1, -1).contiguous().view_symint({-1, tensor.sym_size(1)});
+}
+
+/// The matrix as the channels_last tensor [N, C, ...] of `size`.
+inline at::Tensor from_matrix(const at::Tensor& matrix, c10::SymIntArrayRef size) {
+  std::vector<c10::SymInt> channels_last(size.begin(), size.end());
+  std::rotate(channels_last.begin() + 1, channels_last.begin() + 2, channels_last.end());
+  return matrix.view_symint(channels_last).movedim(-1, 1);
+}
+
+}  // namespace actnn

@@ -1,0 +1,104 @@
+#include "src/autograd/shared_copy.h"
+
+#include <c10/util/intrusive_ptr.h>
+
+#include <iterator>
+#include <mutex>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "actnn/ops/norm_act.h"
+#include "src/autograd/channel_matrix.h"
+#include "src/autograd/saved_activation.h"
+
+namespace actnn {
+namespace {
+
+using WeakTensor = c10::weak_intrusive_ptr<at::TensorImpl, at::UndefinedTensorImpl>;
+
+/// What is known of a tensor and its copy, keeping neither.
+struct Entry {
+  c10::weak_intrusive_ptr<c10::StorageImpl> storage;
+  int64_t offset;
+  std::vector<int64_t> size;
+  std::vector<int64_t> stride;
+  int64_t version;
+  WeakTensor packed;
+  WeakTensor inverse;
+  double slope;
+  int64_t bits;
+};
+
+class SharedCopies {
+ public:
+  void add(const at::Tensor& tensor, const SharedCopy& copy) {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(entries_, [](const auto& entry) { return entry.second.storage.expired(); });
+    const auto* key = tensor.storage().unsafeGetStorageImpl();
+    entries_.insert_or_assign(key, Entry{.storage = tensor.storage().getWeakStorageImpl(),
+                                         .offset = tensor.storage_offset(),
+                                         .size = tensor.sizes().vec(),
+                                         .stride = tensor.strides().vec(),
+                                         .version = tensor._version(),
+                                         .packed = WeakTensor(copy.packed.getIntrusivePtr()),
+                                         .inverse = WeakTensor(copy.inverse.getIntrusivePtr()),
+                                         .slope = copy.slope,
+                                         .bits = copy.bits});
+  }
+
+  std::optional<SharedCopy> find(const at::Tensor& tensor) const {
+    const std::lock_guard lock(mutex_);
+    const auto found = entries_.find(tensor.storage().unsafeGetStorageImpl());
+    if (found == entries_.end()) {
+      return std::nullopt;
+    }
+    const Entry& entry = found->second;
+    // The storage that has the address now may be another one.
+    if (entry.storage.expired() || entry.offset != tensor.storage_offset() || tensor.sizes() != entry.size ||
+        tensor.strides() != entry.stride || tensor._version() != entry.version) {
+      return std::nullopt;
+    }
+    auto packed = entry.packed.lock();
+    auto inverse = entry.inverse.lock();
+    if (!packed.defined() || !inverse.defined()) {
+      return std::nullopt;
+    }
+    return SharedCopy{at::Tensor(std::move(packed)), at::Tensor(std::move(inverse)), entry.slope, entry.bits};
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::unordered_map<const c10::StorageImpl*, Entry> entries_;
+};
+
+SharedCopies& shared_copies() {
+  static SharedCopies copies;
+  return copies;
+}
+
+bool can_be_known(const at::Tensor& tensor) {
+  return !is_traced(tensor) && tensor.has_storage() && !tensor.is_inference() && tensor.numel() > 0;
+}
+
+}  // namespace
+
+at::Tensor SharedCopy::decoded(c10::SymIntArrayRef size, at::ScalarType dtype) const {
+  c10::SymInt rows = 1;
+  for (size_t dimension = 0; dimension < size.size(); ++dimension) {
+    rows = dimension == 1 ? rows : rows * size[dimension];
+  }
+  return from_matrix(norm_act_output(packed, inverse, rows, dtype, slope, bits), size);
+}
+
+void share_copy(const at::Tensor& tensor, const SharedCopy& copy) {
+  if (can_be_known(tensor)) {
+    shared_copies().add(tensor, copy);
+  }
+}
+
+std::optional<SharedCopy> find_copy(const at::Tensor& tensor) {
+  return can_be_known(tensor) ? shared_copies().find(tensor) : std::nullopt;
+}
+
+}  // namespace actnn
