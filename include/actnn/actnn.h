@@ -5,6 +5,7 @@
 /// (actnn/ops), the policy (actnn/policy) and the allocation observer (actnn/memory).
 
 #include "actnn/autograd/activation.h"
+#include "actnn/autograd/add_act.h"
 #include "actnn/autograd/batch_norm.h"
 #include "actnn/autograd/batch_norm_act.h"
 #include "actnn/autograd/convolution.h"
@@ -22,6 +23,7 @@
 #include "actnn/ops/dropout.h"
 #include "actnn/ops/mask.h"
 #include "actnn/ops/max_pool.h"
+#include "actnn/ops/norm_act.h"
 #include "actnn/ops/offload.h"
 #include "actnn/ops/pack_codes.h"
 #include "actnn/ops/quantization.h"

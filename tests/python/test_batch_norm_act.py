@@ -319,6 +319,46 @@ def test_the_copy_goes_with_the_graph():
     assert weight.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("slope", [0.0, 0.25])
+def test_add_act(shape, dtype, slope):
+    x, residual = (torch.randn(shape).to(dtype).requires_grad_() for _ in range(2))
+    y = ops.add_act(x, residual, slope, 3)
+    total = x.float() + residual.float()
+    assert torch.equal(y, F.leaky_relu(total, slope).to(dtype))
+    grad = torch.randn_like(y)
+    for actual in torch.autograd.grad(y, (x, residual), grad):
+        assert torch.equal(actual, torch.where(total > 0, grad, (slope * grad.float()).to(dtype)))
+    with torch.no_grad():
+        assert torch.equal(ops.add_act(x, residual, slope, 3), y)
+
+
+def test_a_convolution_reads_the_copy_of_a_sum():
+    x, residual = (torch.randn(4, 64, 8, 8).requires_grad_() for _ in range(2))
+    weight = torch.randn(8, 64, 3, 3).requires_grad_()
+    draws = []
+    for seed in range(200):
+        y = ops.add_act(x, residual, 0.0, 3, True, rng(seed))
+        z = convolution(y, weight, compress=True)
+        draws.append(torch.autograd.grad(z.sum(), weight)[0])
+    wanted = torch.autograd.grad(F.conv2d(F.relu(x + residual), weight, padding=1).sum(), weight)[0]
+    errors = [(d - wanted).norm() / wanted.norm() for d in (draws[0], torch.stack(draws).mean(0))]
+    assert 0 < errors[1] < 0.2 * errors[0]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"input": torch.ones(3)}, r"input must have shape \[N, C\] or \[N, C, ...\], got shape \[3\]"),
+    ({"residual": torch.ones(3, 4)}, r"residual must have shape and device of input, \[2, 4\]"),
+    ({"residual": torch.ones(2, 4, dtype=torch.float16)}, "residual must have the dtype of input, Float, got Half"),
+    ({"bits": 1}, r"bits must be in 2\.\.8, got 1"),
+])  # fmt: skip
+def test_bad_arguments_of_add_act(change, message):
+    arguments = {"input": torch.ones(2, 4), "residual": torch.ones(2, 4), "bits": 3} | change
+    with pytest.raises((ValueError, TypeError), match=message):
+        ops.add_act(**arguments)
+
+
 def test_a_network_learns_as_with_exact_layers():
     torch.manual_seed(0)
     weights = [torch.randn(shape, device="cpu").mul(0.2).to(torch.get_default_device()).requires_grad_() for shape in

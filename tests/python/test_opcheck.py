@@ -150,6 +150,11 @@ SAMPLES = {
     "max_pool3d": [lambda: (grad(2, 3, 4, 6, 6), [2, 2, 2]),
                    lambda: (grad(2, 3, 4, 6, 6), [3, 3, 3], [2, 2, 2], [1, 1, 1], [1, 1, 1], True)],
     "max_pool3d_with_indices": [lambda: (grad(2, 3, 4, 6, 6), [2, 2, 2])],
+    "add_act": [
+        lambda: (grad(2, 4, 6, 6), grad(2, 4, 6, 6), 0.0, 3, True, rng()),
+        lambda: (grad(3, 5, dtype=torch.bfloat16), torch.randn(3, 5).bfloat16(), 0.1, 2, True, rng()),
+        lambda: (torch.randn(3, 5), torch.randn(3, 5)),
+    ],
     "batch_norm_act": [
         lambda: (grad(2, 4, 6, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), True, 0.1, 1e-5, 0.0, 4, True,
                  rng()),

@@ -1,0 +1,134 @@
+#include "actnn/autograd/add_act.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "actnn/core/sign_split.h"
+#include "src/autograd/channel_matrix.h"
+#include "src/autograd/saved_activation.h"
+#include "src/autograd/shared_copy.h"
+#include "src/ops/checks.h"
+
+namespace actnn {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr const char* kOp = "actnn::add_act";
+
+struct Added {
+  at::Tensor y;  ///< matrix
+  at::Tensor packed;
+  at::Tensor inverse;
+};
+
+/// As a normalization of mean 0 and deviation 1, which changes nothing.
+Added add(const at::Tensor& input, const at::Tensor& residual, double slope, SplitPacking packing,
+          const OptionalTensor& rng_state) {
+  const auto options = input.options().dtype(at::kFloat).memory_format(std::nullopt);
+  const int64_t channels = input.size(1);
+  auto [forward, inverse, deviation] = norm_act_channels(at::zeros({channels}, options), at::ones({channels}, options),
+                                                         {}, {}, /*eps=*/0.0, /*has_bend=*/true);
+  packing.keeps_below = slope != 0.0;
+  auto [y, packed] = norm_act(as_matrix(input), as_matrix(residual), forward, slope, packing, rng_state);
+  return {std::move(y), std::move(packed), std::move(inverse)};
+}
+
+class AddAct : public torch::autograd::Function<AddAct> {
+ public:
+  static constexpr bool is_traceable = true;
+
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& residual, double slope,
+                            const SplitPacking& packing, const OptionalTensor& rng_state) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const Added added = add(input, residual, slope, packing, state_for(rng_state, input));
+    ctx->save_for_backward({added.packed, added.inverse});
+    ctx->saved_data["slope"] = slope;
+    ctx->saved_data["bits"] = packing.bits;
+    at::Tensor output = from_matrix(added.y, input.sym_sizes());
+    share_copy(output, {added.packed, added.inverse, slope, packing.bits});
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
+    refuse_double_backward(kOp);
+    const variable_list saved = ctx->get_saved_variables();
+    const at::Tensor grad = as_matrix(grad_outputs[0]);
+    const int64_t channels = grad.size(1);
+    const auto options = saved[1].options();
+    // As in evaluation mode: only the activation counts.
+    const at::Tensor gradients = std::get<0>(norm_act_gradients(at::zeros({2, channels}, options), saved[1], {},
+                                                                at::ones({channels}, options), /*count=*/0));
+    const at::Tensor grad_sum =
+        from_matrix(norm_act_input_gradient(saved[0], grad, {}, gradients, ctx->saved_data["slope"].toDouble(),
+                                            ctx->saved_data["bits"].toInt()),
+                    grad_outputs[0].sym_sizes());
+    return {ctx->needs_input_grad(0) ? grad_sum : at::Tensor(),
+            ctx->needs_input_grad(1) ? grad_sum : at::Tensor(),
+            {},
+            {},
+            {}};
+  }
+};
+
+void check(const at::Tensor& input, const at::Tensor& residual, int64_t bits, const OptionalTensor& rng_state) {
+  check_floating(kOp, "input", input);
+  TORCH_CHECK_VALUE(input.dim() >= 2, kOp, ": input must have shape [N, C] or [N, C, ...], got shape ",
+                    input.sym_sizes());
+  TORCH_CHECK_VALUE(input.sym_size(1) > 0, kOp, ": input must have channels, got shape ", input.sym_sizes());
+  TORCH_CHECK_VALUE(residual.sym_sizes() == input.sym_sizes() && residual.device() == input.device(), kOp,
+                    ": residual must have shape and device of input, ", input.sym_sizes(), " on ", input.device(),
+                    ", got ", residual.sym_sizes(), " on ", residual.device());
+  TORCH_CHECK_TYPE(residual.scalar_type() == input.scalar_type(), kOp, ": residual must have the dtype of input, ",
+                   input.scalar_type(), ", got ", residual.scalar_type());
+  TORCH_CHECK_VALUE(bits >= kMinSplitBits && bits <= kMaxBits, kOp, ": bits must be in 2..8, got ", bits);
+  check_rng_state(kOp, rng_state, input.device());
+}
+
+at::Tensor add_act_autograd(const at::Tensor& input, const at::Tensor& residual, double negative_slope, int64_t bits,
+                            bool stochastic, const OptionalTensor& rng_state) {
+  check(input, residual, bits, rng_state);
+  if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(residual))) {
+    return AddAct::apply(input, residual, negative_slope, SplitPacking{.bits = bits, .stochastic = stochastic},
+                         rng_state);
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return from_matrix(add(input, residual, negative_slope, {.bits = 0}, std::nullopt).y, input.sym_sizes());
+}
+
+/// Without autograd (inference mode) nothing is saved.
+at::Tensor add_act_plain(const at::Tensor& input, const at::Tensor& residual, double negative_slope, int64_t bits,
+                         bool /*stochastic*/, const OptionalTensor& rng_state) {
+  check(input, residual, bits, rng_state);
+  return from_matrix(add(input, residual, negative_slope, {.bits = 0}, std::nullopt).y, input.sym_sizes());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(actnn, m) {
+  m.def(
+      "add_act(Tensor input, Tensor residual, float negative_slope=0.0, int bits=3, bool stochastic=True, "
+      "Tensor(z!)? rng_state=None) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) { m.impl("add_act", add_act_plain); }
+TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("add_act", add_act_autograd); }
+
+at::Tensor add_act(const at::Tensor& input, const at::Tensor& residual, double negative_slope,
+                   const SplitPacking& packing, const OptionalTensor& rng_state) {
+  static const auto kOperator =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow(kOp, "")
+          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, double, int64_t, bool, const OptionalTensor&)>();
+  return kOperator.call(input, residual, negative_slope, packing.bits, packing.stochastic, rng_state);
+}
+
+}  // namespace actnn
