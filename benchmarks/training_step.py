@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+import fused
 import measure
 import models
 import torch
@@ -109,6 +110,12 @@ def converted(bits: int, model: nn.Module, level: str = "L2") -> nn.Module:
     return model
 
 
+def with_fused_norms(bits: int, output_bits: int, model: nn.Module) -> nn.Module:
+    if not isinstance(model, models.ResNet):
+        raise ValueError(f"only ResNets have fused norms here, not {type(model).__name__}")
+    return fused.fuse(model, bits, output_bits)
+
+
 VARIANTS = {
     "exact-fp32": Variant(amp=False),
     "exact-amp": Variant(amp=True),
@@ -117,10 +124,17 @@ VARIANTS = {
     "actnn4-amp": Variant(amp=True, prepare=partial(converted, 4)),
     "actnn2-amp": Variant(amp=True, prepare=partial(converted, 2)),
     "adaptive2-amp": Variant(amp=True, prepare=partial(converted, 2, level="L3")),
+    "fused4-amp": Variant(amp=True, prepare=partial(with_fused_norms, 4, 3)),
+    "fused3-amp": Variant(amp=True, prepare=partial(with_fused_norms, 3, 3)),
     "actnn4-fp32": Variant(amp=False, prepare=partial(converted, 4)),
 }
-DEFAULT = [name for name in VARIANTS if name != "actnn4-fp32"]
-SMOKE = [name for name in VARIANTS if name != "compile-amp"]  # compiling takes its time
+ONLY_RESNET = ("fused4-amp", "fused3-amp")
+
+
+def default_names(model: str, smoke: bool) -> list[str]:
+    left_out = {"compile-amp"} if smoke else {"actnn4-fp32"}  # compiling takes its time
+    left_out.update(ONLY_RESNET if model != "resnet50" else ())
+    return [name for name in VARIANTS if name not in left_out]
 
 
 def allocated(device: torch.device) -> int:
@@ -294,7 +308,10 @@ def variant_names(text: str) -> list[str]:
 def main() -> int:
     parser = measure.parser(__doc__)
     parser.add_argument("--model", choices=WORKLOADS, default="resnet50")
-    parser.add_argument("--variants", help=f"comma-separated, of {', '.join(VARIANTS)} (default: all but actnn4-fp32)")
+    parser.add_argument(
+        "--variants",
+        help=f"comma-separated, of {', '.join(VARIANTS)} (default: all that the model has but actnn4-fp32)",
+    )
     parser.add_argument("--batch", type=int, help="samples of a step (default: 128 images, 32 sequences)")
     parser.add_argument("--rounds", type=int, help="how often all variants take their turn (default: 5)")
     parser.add_argument("--steps", type=int, help="timed steps of a turn (default: 6)")
@@ -303,7 +320,7 @@ def main() -> int:
     device = measure.chosen_device(arguments)
     torch.backends.cudnn.benchmark = arguments.cudnn_benchmark
     workload = WORKLOADS[arguments.model](arguments.smoke, arguments.batch)
-    names = variant_names(arguments.variants) if arguments.variants else SMOKE if arguments.smoke else DEFAULT
+    names = variant_names(arguments.variants) if arguments.variants else default_names(arguments.model, arguments.smoke)
     rounds, steps = arguments.rounds or (2 if arguments.smoke else 5), arguments.steps or (2 if arguments.smoke else 6)
 
     record = {"benchmark": "training_step", "machine": measure.machine(device)}
