@@ -18,6 +18,7 @@ namespace actnn {
 ///
 /// Errors (c10::ValueError, c10::TypeError): other dtypes, shapes or devices; bits outside 2..8.
 at::Tensor add_act(const at::Tensor& input, const at::Tensor& residual, double negative_slope = 0.0,
-                   const SplitPacking& packing = {.bits = 3}, const std::optional<at::Tensor>& rng_state = std::nullopt);
+                   const SplitPacking& packing = {.bits = 3},
+                   const std::optional<at::Tensor>& rng_state = std::nullopt);
 
 }  // namespace actnn
