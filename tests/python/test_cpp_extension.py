@@ -360,6 +360,32 @@ def test_batch_norm_in_evaluation_mode():
     torch.testing.assert_close(output, F.batch_norm(x, mean, var))
 
 
+def test_vectors_of_a_batch_norm_have_an_entry_per_channel():
+    x, ones, short = torch.randn(2, 3, 4), torch.ones(3), torch.ones(2)
+    saved = (torch.zeros(3), torch.ones(3))
+
+    def refused(name, got, function, *arguments):
+        sentence = rf"{function.__name__}: {name} must have shape \[.*3.*\] on .*, got {got}"
+        with pytest.raises(ValueError, match=sentence):
+            function(*arguments)
+
+    two = r"a float32 tensor of shape \[2\]"
+    for function in (cudnn_batch_norm, native_batch_norm):
+        refused("weight", two, function, x, short, None, None, None, True, 0.1, 1e-5)
+        refused("bias", two, function, x, None, short, None, None, True, 0.1, 1e-5)
+        refused("running_mean", two, function, x, None, None, short, ones, True, 0.1, 1e-5)
+        refused("running_var", "float 1.0", function, x, None, None, ones, 1.0, False, 0.1, 1e-5)
+        with pytest.raises(ValueError, match=r"batch_norm: input must be a tensor \[N, C, ...\], got .* shape \[2\]"):
+            function(short, None, None, None, None, True, 0.1, 1e-5)
+    refused("weight", two, cudnn_batch_norm_backward, x, x, short, None, None, *saved, 1e-5)
+    refused("save_var", two, cudnn_batch_norm_backward, x, x, ones, None, None, ones, short, 1e-5)
+    refused("grad_output", ".*", cudnn_batch_norm_backward, x, x[:1], ones, None, None, *saved, 1e-5)
+    mask = [True, True, True]
+    refused("save_mean", two, native_batch_norm_backward, x, x, ones, None, None, short, ones, True, 1e-5, mask)
+    refused("running_mean", two, native_batch_norm_backward, x, x, ones, short, ones, *saved, False, 1e-5, mask)
+    refused("grad_output", ".*", native_batch_norm_backward, x[:1], x, ones, None, None, *saved, True, 1e-5, mask)
+
+
 def test_a_mask_of_the_wrong_size_is_refused():
     x, weight = torch.randn(1, 1, 3, 3), torch.randn(1, 1, 1, 1)
     with pytest.raises(ValueError, match=r"cudnn_convolution_backward: output_mask must be 2 bools, got \[True\]"):

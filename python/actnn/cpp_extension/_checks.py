@@ -31,8 +31,9 @@ def tensor(where: str, name: str, value: Any, dtypes: Sequence[torch.dtype], dim
     return value
 
 
-def shape(where: str, name: str, value: Tensor, expected: Sequence[int], device: torch.device) -> None:
-    if list(value.shape) != list(expected) or value.device != device:
+def shape(where: str, name: str, value: Any, expected: Sequence[int], device: torch.device) -> None:
+    """Raises ValueError unless `value` is a tensor of this shape on this device."""
+    if not isinstance(value, Tensor) or list(value.shape) != list(expected) or value.device != device:
         raise ValueError(f"{where}: {name} must have shape {list(expected)} on {device}, got {describe(value)}")
 
 
