@@ -226,12 +226,19 @@ def test_skip_by_path_type_and_function():
 def test_wrong_arguments():
     with pytest.raises(ValueError, match=r"skip must name modules of the model, got \['3.conv'\]"):
         convert(small_net(), skip="3.conv")
-    with pytest.raises(TypeError, match="skip must hold paths and types of modules"):
-        convert(small_net(), skip=[3])
+    for entry, got in ((3, "3"), (None, "None"), (int, "<class 'int'>"), (["0"], r"\['0'\]"), (nn.ReLU(), r"ReLU\(\)")):
+        with pytest.raises(TypeError, match=f"skip must hold paths and types of modules, got {got}"):
+            convert(small_net(), skip=["0", entry])
+    for skip, got in ((None, "NoneType"), (3, "int"), (nn.ReLU(), "ReLU"), (nn.Sequential(), "Sequential")):
+        sentence = f"skip must be paths and types of modules, or a function of path and module, got {got}"
+        with pytest.raises(TypeError, match=sentence):
+            convert(small_net(), skip=skip)
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got list"):
         convert([nn.Linear(3, 3)])
     with pytest.raises(TypeError, match=r"config must be an actnn.Config or None, got str"):
         convert(small_net(), "L3")
+    with pytest.raises(TypeError, match=r"restore: model must be a torch.nn.Module, got NoneType"):
+        restore(None)
 
 
 def test_other_dtypes_are_left_alone():
@@ -442,6 +449,19 @@ def test_a_layer_whose_conversion_fails_is_as_it_was(monkeypatch):
             convert(layer, Config())
     assert type(layer) is nn.Linear and set(vars(layer)) == attributes
     assert convert(layer, Config()).count(CONVERTED) == 1
+
+
+def test_a_conversion_that_fails_converts_nothing():
+    compressed = actnn.QReLU()
+    weight_norm = torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+    impossible = nn.Conv2d(3, 4, 0)  # has no elements to scale by
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), weight_norm, compressed, impossible, nn.ReLU())
+    before = [type(module).__name__ for module in model]
+    with pytest.raises(ValueError, match="num_locations and depthwise_groups must be positive, got 0"):
+        convert(model, Config())
+    assert [type(module).__name__ for module in model] == before and model[2] is compressed
+    assert not any(hasattr(module, "scheme") for module in model if module is not compressed)
+    assert convert(model, Config(), skip="3").count(CONVERTED) == 3
 
 
 # Copies.
