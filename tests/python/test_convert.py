@@ -486,3 +486,22 @@ def test_the_process_config_survives_pickling():
     convert(model, own)
     loaded = pickle.loads(pickle.dumps(model))
     assert loaded[0].config is loaded[1].config and loaded[0].config == own and loaded[0].config is not own
+
+
+def test_a_wrapper_takes_skip_from_an_iterator():
+    class Calls(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used = nn.Linear(3, 4)
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.used.weight)
+
+    x = torch.randn(64, 3)
+    gradients = []
+    for skip in (["used"], iter(["used"])):
+        torch.manual_seed(0)
+        model = actnn.QModule(Calls(), Config(activation_compression_bits=[1]), skip=skip)
+        model(x).square().sum().backward()
+        gradients.append(model.model.used.weight.grad)
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
