@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _checks
+from .. import _checks
 
 aten = torch.ops.aten
 Gradients = tuple[Tensor | None, Tensor | None]

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _checks
+from .. import _checks
 
 # bfloat16's largest number: a scale may be stored as bfloat16.
 LARGEST_SCALE = torch.finfo(torch.bfloat16).max

@@ -1,4 +1,4 @@
-"""Argument checks that the extension modules share: sentences with the argument, what it must be, and what it was."""
+"""Argument checks that modules share: sentences with the argument, what it must be, and what it was."""
 
 from collections.abc import Sequence
 from numbers import Integral
