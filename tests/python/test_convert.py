@@ -437,6 +437,12 @@ def test_a_layer_whose_conversion_fails_is_as_it_was(monkeypatch):
         actnn.QConv2d(3, 4, 3, group=3)
     with pytest.raises(ValueError, match="group must be an index"):
         actnn.QReLU(group=-1)
+    for group, got in (("1", "'1'"), (None, "None"), (1.0, "1.0"), (True, "True")):
+        with pytest.raises(TypeError, match=rf"QLinear: group must be an index .* = \[2, 8, 8\], got {got}"):
+            actnn.QLinear(3, 4, group=group)
+    with pytest.raises(TypeError, match=r"QReLU: config must be an actnn.Config or None, got str 'L3'"):
+        actnn.QReLU(config="L3")
+    assert actnn.QConv2d(3, 4, 3, config=None).config is actnn.config
 
     def fail(*args, **kwargs):
         raise RuntimeError("no scheme")
@@ -505,3 +511,17 @@ def test_a_wrapper_takes_skip_from_an_iterator():
         model(x).square().sum().backward()
         gradients.append(model.model.used.weight.grad)
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("layer", [
+    lambda: actnn.QConv2d(3, 4, 3), lambda: actnn.QConvTranspose2d(3, 4, 3), lambda: actnn.QLinear(3, 4),
+    lambda: actnn.QBatchNorm2d(3), lambda: actnn.QLayerNorm(3), actnn.QReLU, actnn.QGELU, actnn.QHardtanh,
+    lambda: actnn.QSoftmax(dim=1), actnn.QDropout, lambda: actnn.QMaxPool2d(2), lambda: actnn.QAvgPool2d(2),
+])  # fmt: skip
+def test_an_input_that_is_no_tensor(layer):
+    layer = layer()
+    for value in (None, [1.0, 2.0]):
+        with pytest.raises(
+            TypeError, match=rf"{type(layer).__name__}: input must be a tensor, got {type(value).__name__}"
+        ):
+            layer(value)

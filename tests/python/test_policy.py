@@ -879,3 +879,17 @@ def test_copies_have_the_schemes(duplicate, wrap):
     other(torch.randn(4, 3, 9, 9))
     assert [s.bits for s in schemes_of(model)] == before  # layers that took no part
     assert [s.bits for s in schemes_of(other)] != before
+
+
+def test_scheme_arguments_of_wrong_types():
+    scheme = QScheme(None, config=Config())
+    for action, message in (
+        (lambda: QScheme(None, config="L3"), r"QScheme: config must be an actnn.Config, got str 'L3'"),
+        (lambda: QScheme(None, "1", config=Config()), "QScheme: group must be an integer of at least 0, got str '1'"),
+        (lambda: setattr(scheme, "bits", "4"), "QScheme: bits must be a number in 1..8, got str '4'"),
+        (lambda: setattr(QScheme, "num_samples", "9"), "QScheme: num_samples must be an integer .* 1, got str '9'"),
+        (lambda: setattr(QScheme, "num_samples", 2.5), "QScheme: num_samples must be an integer .* 1, got float 2.5"),
+        (lambda: setattr(QScheme, "update_scale", "yes"), "QScheme: update_scale must be a bool, got str 'yes'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            action()

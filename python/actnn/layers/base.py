@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conf import Config, config
+from .. import _checks
+from ..conf import Config
+from ..conf import config as default_config
 from ..qscheme import QScheme
 from ..utils import get_memory_usage
 
@@ -33,12 +35,19 @@ class QuantizedLayer(nn.Module):
     name: str
     scheme: QScheme | None
 
-    def _init_quantization(self, group: int = 0, config: Config = config, name: str | None = None) -> None:
-        """Sets the `ATTRIBUTES` that conversion adds to a layer of torch's."""
+    def _init_quantization(self, group: int = 0, config: Config | None = None, name: str | None = None) -> None:
+        """Sets the `ATTRIBUTES` that conversion adds to a layer of torch's. Without `config`: the process's."""
+        where = type(self).__name__
+        config = default_config if config is None else config
+        if not isinstance(config, Config):
+            raise TypeError(f"{where}: config must be an actnn.Config or None, got {_checks.describe(config)}")
         bits = config.activation_compression_bits
-        if not 0 <= group < len(bits):
-            raise ValueError(f"group must be an index into activation_compression_bits = {list(bits)}, got {group}")
-        self.group, self.config, self.name = group, config, name or type(self).__name__
+        if not _checks.is_integer(group) or not 0 <= group < len(bits):
+            kind = ValueError if _checks.is_integer(group) else TypeError
+            raise kind(
+                f"{where}: group must be an index into activation_compression_bits = {list(bits)}, got {group!r}"
+            )
+        self.group, self.config, self.name = int(group), config, name or where
         self.scheme = self._make_scheme()
 
     def _make_scheme(self) -> QScheme | None:
@@ -55,6 +64,8 @@ class QuantizedLayer(nn.Module):
         }
 
     def _takes(self, input: Tensor) -> bool:
+        if not isinstance(input, Tensor):
+            raise TypeError(f"{type(self).__name__}: input must be a tensor, got {type(input).__name__}")
         return input.dtype in DTYPES
 
     def _quantizes(self, input: Tensor) -> bool:
@@ -130,7 +141,7 @@ def compressed_form_of(parent: type[nn.Module]) -> Callable[[type], type]:
     """Gives a layer the constructor of its parent with `group` and `config` besides."""
 
     def decorate(cls: type) -> type:
-        def __init__(self, *args, group: int = 0, config: Config = config, **kwargs) -> None:  # noqa: N807
+        def __init__(self, *args, group: int = 0, config: Config | None = None, **kwargs) -> None:  # noqa: N807
             parent.__init__(self, *args, **kwargs)
             self._init_quantization(group, config)
 
