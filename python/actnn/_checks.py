@@ -45,3 +45,10 @@ def integer(where: str, name: str, value: Any, low: int, high: int | None = None
     if value < low or (high is not None and value > high):
         raise ValueError(f"{where}: {name} must be {wanted}, got {int(value)}")
     return int(value)
+
+
+def switch(where: str, name: str, value: Any) -> bool:
+    """`value` as a bool if it is True, False, 1 or 0."""
+    if not isinstance(value, Integral) or value not in (0, 1):
+        raise TypeError(f"{where}: {name} must be a bool, got {describe(value)}")
+    return bool(value)

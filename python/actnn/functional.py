@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn.modules.utils import _list_with_default
 from torch.overrides import TorchFunctionMode
 
+from . import _checks
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DEVICES = ("cpu", "cuda") if torch._C._dispatch_has_kernel_for_dispatch_key("actnn::quantize", "CUDA") else ("cpu",)
 
@@ -36,15 +38,16 @@ class CompressFunctions(TorchFunctionMode):
         group_size: elements that share a range, a positive multiple of 32.
         stochastic: unbiased random rounding; False: to nearest, which biases gradients.
 
-    Raises ValueError for other numbers. The noise comes from torch's generator of the device.
+    Raises ValueError for other numbers, TypeError for other types. The noise is from torch's generator of the device.
     """
 
     def __init__(self, bits: int = 4, group_size: int = 256, stochastic: bool = True) -> None:
         super().__init__()
-        if not 1 <= bits <= 8:
-            raise ValueError(f"CompressFunctions: bits must be in 1..8, got {bits}")
-        if group_size <= 0 or group_size % 32 != 0:
-            raise ValueError(f"CompressFunctions: group_size must be a positive multiple of 32, got {group_size}")
+        bits = _checks.integer("CompressFunctions", "bits", bits, 1, 8)
+        if not _checks.is_integer(group_size) or group_size <= 0 or group_size % 32 != 0:
+            kind = ValueError if _checks.is_integer(group_size) else TypeError
+            raise kind(f"CompressFunctions: group_size must be a positive multiple of 32, got {group_size!r}")
+        stochastic = _checks.switch("CompressFunctions", "stochastic", stochastic)
         self.quantization = {"bits": bits, "group_size": group_size, "stochastic": stochastic}
 
     def __torch_function__(

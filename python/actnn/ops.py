@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _checks
 from .conf import config
 from .cpp_extension import quantization
 from .qscheme import PLAN, QScheme
@@ -27,6 +28,8 @@ class QuantizedActivation(NamedTuple):
 
 def _plan(input: Tensor, scheme: QScheme | None) -> dict:
     if scheme is not None:
+        if not isinstance(scheme, QScheme):
+            raise TypeError(f"actnn.ops: scheme must be a QScheme or None, got {_checks.describe(scheme)}")
         return scheme.plan(input)
     flags = config
     fixed = (8, flags.group_size if flags.pergroup else 0, flags.stochastic, None, 0)
@@ -38,6 +41,9 @@ def quantize_activation(input: Tensor, scheme: QScheme | None) -> QuantizedActiv
 
     Without a scheme: 8 bits. With `config.compress_activation` off, or without the flag `training`: the input itself.
     """
+    _checks.tensor("quantize_activation", "input", input, _checks.FLOATING)
+    if input.dim() == 0:
+        raise ValueError(f"quantize_activation: input must be [N, ...], got {_checks.describe(input)}")
     plan = _plan(input, scheme)
     if not plan["compress"]:
         return QuantizedActivation(input, None, 0, 0, input.stride(), input.dtype, packed=False)
@@ -71,7 +77,7 @@ def quantize_and_pack(data: Tensor, bits: Tensor | int, mn: Tensor, mx: Tensor) 
     an integer tensor [N]."""
     if isinstance(bits, Tensor) and bits.dim() > 0:
         return quantization.pack_mixed_precision(data, mn, mx, bits, config.stochastic)
-    return quantization.pack_single_precision(data, mn, mx, int(bits), config.stochastic)
+    return quantization.pack_single_precision(data, mn, mx, _number(bits), config.stochastic)
 
 
 def dequantize_and_unpack(data: Tensor, shape, bits: Tensor | int, scale: Tensor, mn: Tensor) -> Tensor:
@@ -84,7 +90,11 @@ def dequantize_and_unpack(data: Tensor, shape, bits: Tensor | int, scale: Tensor
     groups = -(-elements // group_size)
     if isinstance(bits, Tensor) and bits.dim() > 0:
         return quantization.unpack_mixed_precision(data, bits, scale, mn, samples, groups, group_size)
-    return quantization.unpack_single_precision(data, int(bits), scale, mn, samples, groups, group_size)
+    return quantization.unpack_single_precision(data, _number(bits), scale, mn, samples, groups, group_size)
+
+
+def _number(bits: Tensor | int) -> int:
+    return bits.item() if isinstance(bits, Tensor) else bits
 
 
 def _observed(op, input: Tensor, *args, scheme: QScheme | None, **kwargs) -> Tensor:

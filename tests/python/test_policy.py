@@ -348,6 +348,18 @@ def test_measuring_puts_gradients_and_buffers_back():
     assert all(p.grad is g for p, g in zip(model.parameters(), gradients_before, strict=True))
     with pytest.raises(ValueError, match="draws must be two or more, got 1"):
         measure_gradient_noise(model, lambda: None, draws=1)
+    for arguments, message in (
+        ({"draws": "2"}, "draws must be two or more, got '2'"),
+        ({"draws": 2.5}, "draws must be two or more, got 2.5"),
+        ({"backward": None}, "backward must be a function, got NoneType None"),
+        ({"model": None}, "model must be a module or parameters, got NoneType None"),
+        ({"model": "net"}, "model must be a module or parameters, got str 'n'"),
+        ({"correct": "L3"}, r"correct must be an actnn.Config, got str 'L3'"),
+    ):
+        with pytest.raises(TypeError, match=f"measure_gradient_noise: {message}"):
+            measure_gradient_noise(**{"model": model, "backward": lambda: None} | arguments)
+    with pytest.raises(TypeError, match=r"predicted_gradient_noise: config must be an actnn.Config, got NoneType None"):
+        predicted_gradient_noise(None)
     with pytest.raises(ValueError, match="backward must give gradients to parameters"):
         measure_gradient_noise(model, lambda: None)
 
