@@ -161,6 +161,8 @@ def packing(**change):
     (lambda: {"bits": torch.tensor([2])}, ValueError, r"bits must have shape \[2\]"),
     (lambda: {"bits": torch.tensor([2.0, 3.0])}, TypeError, "bits must be a strided tensor of uint8 or"),
     (lambda: {"bits": 2}, TypeError, "bits must be a strided tensor .*, got int 2"),
+    (lambda: {"stochastic": "no"}, TypeError, "stochastic must be a bool, got str 'no'"),
+    (lambda: {"stochastic": None}, TypeError, "stochastic must be a bool, got NoneType None"),
 ])  # fmt: skip
 def test_bad_arguments_of_pack_mixed_precision(change, error, message):
     with pytest.raises(error, match=message):
@@ -384,6 +386,36 @@ def test_vectors_of_a_batch_norm_have_an_entry_per_channel():
     refused("save_mean", two, native_batch_norm_backward, x, x, ones, None, None, short, ones, True, 1e-5, mask)
     refused("running_mean", two, native_batch_norm_backward, x, x, ones, short, ones, *saved, False, 1e-5, mask)
     refused("grad_output", ".*", native_batch_norm_backward, x[:1], x, ones, None, None, *saved, True, 1e-5, mask)
+
+
+def test_a_gradient_that_no_convolution_gives_is_refused():
+    x, weight = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
+
+    def gradients(grad, x=x, weight=weight, padding=(0, 0)):
+        flags = (1, False, False, True, [True, True])
+        return cudnn_convolution_backward(x, grad, weight, padding, [1, 1], [1, 1], *flags)
+
+    assert gradients(torch.randn(2, 4, 6, 6))[0].shape == x.shape
+    for shape in ([1, 4, 6, 6], [2, 4, 8, 8], [2, 3, 6, 6], [4, 6, 6]):
+        with pytest.raises(
+            ValueError, match=r"backward: grad_output must have shape \[2, 4, 6, 6\] on .*, got a float32"
+        ):
+            gradients(torch.randn(shape))
+    with pytest.raises(TypeError, match="grad_output must have the dtype of input, got a float16 tensor"):
+        gradients(torch.randn(2, 4, 6, 6).half())
+    for arguments, name in (
+        ({"grad": None}, "grad_output"),
+        ({"grad": x, "x": None}, "input"),
+        ({"grad": x, "weight": None}, "weight"),
+    ):
+        with pytest.raises(TypeError, match=f"backward: {name} must be a tensor, got NoneType None"):
+            gradients(**arguments)
+    shape = r"\[2, 3, 10, 10\]"
+    with pytest.raises(ValueError, match=f"transpose_backward: grad_output must have shape {shape}"):
+        cudnn_convolution_transpose_backward(
+            torch.randn(2, 4, 8, 8), torch.randn(2, 3, 8, 8), weight, [0, 0], [0, 0], [1, 1], [1, 1], 1, False, False,
+            True, [True, True],
+        )  # fmt: skip
 
 
 def test_a_mask_of_the_wrong_size_is_refused():

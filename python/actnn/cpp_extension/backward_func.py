@@ -34,7 +34,7 @@ def cudnn_convolution_backward(
     `dilation` have an entry per spatial dimension. `output_mask` says which of the two gradients are wanted; the others
     are None.
     """
-    geometry = [list(stride), list(padding), list(dilation), False, [0] * (weight.dim() - 2), groups]
+    geometry = [list(stride), list(padding), list(dilation), False, [0] * len(stride), groups]
     return _convolution_backward(
         "cudnn_convolution_backward", input, grad_output, weight, geometry,
         (benchmark, deterministic, allow_tf32), output_mask,
@@ -182,6 +182,14 @@ def _convolution_backward(
     mask = _mask(where, output_mask, 2)
     if not any(mask):
         return None, None
+    for name, value in (("input", input), ("grad_output", grad_output), ("weight", weight)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{where}: {name} must be a tensor, got {_checks.describe(value)}")
+    # On the meta device, for the shape alone. CPU libraries say nothing useful about a gradient of another shape.
+    output = aten.convolution(input.to("meta"), weight.to("meta"), None, *geometry)
+    _checks.shape(where, "grad_output", grad_output, output.shape, input.device)
+    if grad_output.dtype != input.dtype:
+        raise TypeError(f"{where}: grad_output must have the dtype of input, got {_checks.describe(grad_output)}")
     benchmark, deterministic, allow_tf32 = flags
     with torch.backends.cudnn.flags(
         enabled=torch.backends.cudnn.enabled, benchmark=benchmark, deterministic=deterministic, allow_tf32=allow_tf32
