@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.modules.utils import _list_with_default
 from torch.overrides import TorchFunctionMode
 
@@ -30,8 +31,8 @@ class CompressFunctions(TorchFunctionMode):
 
     A call stays torch's own if its input is not a float32, float16 or bfloat16 tensor on a device that the library has
     kernels for, or if the operation lacks one of its arguments (`out`, padding "same" that is not symmetric, inputs
-    without a batch). So do calls inside of torch.func's transforms, and inside of other functions of torch, such as
-    `multi_head_attention_forward`. torch.compile traces the calls as they are redirected.
+    without a batch). So do calls inside of torch.func's transforms, with forward-mode derivatives, and inside of other
+    functions of torch, such as `multi_head_attention_forward`. torch.compile traces the calls as they are redirected.
 
     Args:
         bits: of a code, 1..8.
@@ -70,8 +71,17 @@ def _takes(input: Any) -> bool:
         and input.layout == torch.strided
         and not input.is_nested
         and input.device.type in DEVICES
-        # Inside of torch.func's transforms; compiled code has traced those away.
-        and (torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(input))
+        and not is_transformed()
+    )
+
+
+def is_transformed() -> bool:
+    """Whether torch.func's transforms or forward-mode derivatives are on: the operations have no rules for them.
+
+    In compiled code: no, it has traced those away.
+    """
+    return not torch.compiler.is_compiling() and (
+        torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .. import _checks
 from ..conf import Config
 from ..conf import config as default_config
+from ..functional import is_transformed
 from ..qscheme import QScheme
 from ..utils import get_memory_usage
 
@@ -66,7 +67,7 @@ class QuantizedLayer(nn.Module):
     def _takes(self, input: Tensor) -> bool:
         if not isinstance(input, Tensor):
             raise TypeError(f"{type(self).__name__}: input must be a tensor, got {type(input).__name__}")
-        return input.dtype in DTYPES
+        return input.dtype in DTYPES and not is_transformed()
 
     def _quantizes(self, input: Tensor) -> bool:
         """Whether a layer that can only keep a quantized copy does."""
