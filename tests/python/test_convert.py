@@ -525,3 +525,14 @@ def test_an_input_that_is_no_tensor(layer):
             TypeError, match=rf"{type(layer).__name__}: input must be a tensor, got {type(value).__name__}"
         ):
             layer(value)
+
+
+def test_only_layers_with_quantized_copies_show_bits():
+    model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.PReLU(), nn.ReLU(), nn.ReLU6(), nn.Dropout(), nn.MaxPool2d(2),
+                          nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Embedding(3, 4))  # fmt: skip
+    parents = [module.extra_repr() for module in model]
+    convert(model, Config(activation_compression_bits=[3]))
+    shown = [module.extra_repr() for module in model]
+    assert shown[:3] == ["in_features=3, out_features=4, bias=True, bits=3", "approximate='none', bits=3",
+                         "num_parameters=1, bits=3"]  # fmt: skip
+    assert shown[3:] == parents[3:]

@@ -31,6 +31,8 @@ class QuantizedLayer(nn.Module):
     each forward by itself, and a forward that all kinds shared would exceed its limit of recompilations.
     """
 
+    has_bits = True
+    """False for layers that keep a mask, positions, a random state or nothing, whatever the configured bits."""
     group: int
     config: Config
     name: str
@@ -86,6 +88,8 @@ class QuantizedLayer(nn.Module):
 
     def extra_repr(self) -> str:
         inherited = super().extra_repr()
+        if not self.has_bits:
+            return inherited
         bits = self.scheme.bits if self.scheme is not None else self.config.activation_compression_bits[self.group]
         return f"{inherited}{', ' if inherited else ''}bits={bits:g}"
 

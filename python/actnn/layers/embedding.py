@@ -6,6 +6,8 @@ from .base import QuantizedLayer, compressed_form_of, ops
 
 
 class _Embedding(QuantizedLayer):
+    has_bits = False
+
     def forward(self, input: Tensor) -> Tensor:
         if not self._takes(self.weight) or self.max_norm is not None:
             return super().forward(input)

@@ -12,6 +12,7 @@ def _as_list(value: int | tuple[int, ...], count: int) -> list[int]:
 
 
 class _MaxPool(QuantizedLayer):
+    has_bits = False
     dimensions: int
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -37,6 +38,7 @@ def _pool(dimensions: int, with_indices: bool) -> Callable:
 
 
 class _AvgPool(QuantizedLayer):
+    has_bits = False
     dimensions: int
 
     def forward(self, input: Tensor) -> Tensor:
@@ -55,6 +57,7 @@ class _AvgPool(QuantizedLayer):
 
 
 class _AdaptiveAvgPool(QuantizedLayer):
+    has_bits = False
     dimensions: int
 
     def forward(self, input: Tensor) -> Tensor:
