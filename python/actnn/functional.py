@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import _checks
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = _checks.FLOATING
 DEVICES = ("cpu", "cuda") if torch._C._dispatch_has_kernel_for_dispatch_key("actnn::quantize", "CUDA") else ("cpu",)
 
 
@@ -85,7 +85,7 @@ def is_transformed() -> bool:
     )
 
 
-def _expand(value: int | Sequence[int], count: int) -> list[int]:
+def expand(value: int | Sequence[int], count: int) -> list[int]:
     """An argument that torch takes as one number or as one per dimension."""
     values = [value] if isinstance(value, int) else list(value)
     return values * count if len(values) == 1 else values
@@ -142,7 +142,7 @@ def _convolution(quantization, input, weight, bias=None, stride=1, padding=0, di
     count = weight.dim() - 2
     if input.dim() != weight.dim():
         return None
-    stride, dilation = _expand(stride, count), _expand(dilation, count)
+    stride, dilation = expand(stride, count), expand(dilation, count)
     if padding == "valid":
         padding = 0
     elif padding == "same":
@@ -153,7 +153,7 @@ def _convolution(quantization, input, weight, bias=None, stride=1, padding=0, di
     elif isinstance(padding, str):
         return None
     return torch.ops.actnn.convolution(
-        input, weight, bias, stride, _expand(padding, count), dilation, False, [0] * count, groups, **quantization
+        input, weight, bias, stride, expand(padding, count), dilation, False, [0] * count, groups, **quantization
     )
 
 
@@ -164,8 +164,8 @@ def _conv_transpose(
     if input.dim() != weight.dim():
         return None
     return torch.ops.actnn.convolution(
-        input, weight, bias, _expand(stride, count), _expand(padding, count), _expand(dilation, count), True,
-        _expand(output_padding, count), groups, **quantization,
+        input, weight, bias, expand(stride, count), expand(padding, count), expand(dilation, count), True,
+        expand(output_padding, count), groups, **quantization,
     )  # fmt: skip
 
 
@@ -174,8 +174,8 @@ def _max_pool2d(
 ):
     operation = torch.ops.actnn.max_pool2d_with_indices if return_indices else torch.ops.actnn.max_pool2d
     return operation(
-        input, _expand(kernel_size, 2), [] if stride is None else _expand(stride, 2), _expand(padding, 2),
-        _expand(dilation, 2), ceil_mode,
+        input, expand(kernel_size, 2), [] if stride is None else expand(stride, 2), expand(padding, 2),
+        expand(dilation, 2), ceil_mode,
     )  # fmt: skip
 
 
@@ -193,8 +193,8 @@ def _avg_pool(operation: Callable, count: int) -> Callable:
         if out is not None:
             return None
         return operation(
-            input, _expand(kernel_size, count), [] if stride is None else _expand(stride, count),
-            _expand(padding, count), ceil_mode, count_include_pad, divisor_override,
+            input, expand(kernel_size, count), [] if stride is None else expand(stride, count),
+            expand(padding, count), ceil_mode, count_include_pad, divisor_override,
         )  # fmt: skip
 
     return redirected
@@ -204,7 +204,7 @@ def _adaptive_avg_pool(operation: Callable, count: int) -> Callable:
     def redirected(quantization, input, output_size, *, out=None):
         if out is not None or input.dim() < count + 1:
             return None
-        return operation(input, _list_with_default(_expand(output_size, count), list(input.shape)))
+        return operation(input, _list_with_default(expand(output_size, count), list(input.shape)))
 
     return redirected
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from . import _checks
 from .conf import config
 from .cpp_extension import quantization
+from .functional import expand
 from .qscheme import PLAN, QScheme
 
 _ops = torch.ops.actnn
@@ -104,10 +105,6 @@ def _observed(op, input: Tensor, *args, scheme: QScheme | None, **kwargs) -> Ten
     return output
 
 
-def _expand(value, count: int) -> list[int]:
-    return [value] * count if isinstance(value, int) else list(value)
-
-
 class _Convolution:
     dimensions: int
 
@@ -115,7 +112,7 @@ class _Convolution:
     def apply(cls, input, weight, bias, stride, padding, dilation, groups, scheme=None) -> Tensor:
         """The convolution of `input`, [N, C, ...], keeping its input as `scheme` plans (None: in 8 bits)."""
         d = cls.dimensions
-        geometry = (_expand(stride, d), _expand(padding, d), _expand(dilation, d), False, [0] * d, groups)
+        geometry = (expand(stride, d), expand(padding, d), expand(dilation, d), False, [0] * d, groups)
         return _observed(_ops.convolution, input, weight, bias, *geometry, scheme=scheme)
 
 
@@ -126,8 +123,8 @@ class _ConvTranspose:
     def apply(cls, input, weight, bias, stride, padding, output_padding, groups, dilation, scheme=None) -> Tensor:
         """The transposed convolution of `input`, [N, C, ...], keeping its input as `scheme` plans (None: in 8 bits)."""
         d = cls.dimensions
-        output_padding = _expand(output_padding, d)
-        geometry = (_expand(stride, d), _expand(padding, d), _expand(dilation, d), True, output_padding, groups)
+        output_padding = expand(output_padding, d)
+        geometry = (expand(stride, d), expand(padding, d), expand(dilation, d), True, output_padding, groups)
         return _observed(_ops.convolution, input, weight, bias, *geometry, scheme=scheme)
 
 
@@ -190,4 +187,4 @@ class adaptive_avg_pool2d:  # noqa: N801
     @staticmethod
     def apply(input: Tensor, output_size) -> Tensor:
         """Averages over [N, C, H, W] to `output_size`, keeping the shape only."""
-        return _ops.adaptive_avg_pool2d(input, _expand(output_size, 2))
+        return _ops.adaptive_avg_pool2d(input, expand(output_size, 2))

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from .. import _checks
 from ..conf import Config
 from ..conf import config as default_config
-from ..functional import is_transformed
+from ..functional import DTYPES, is_transformed
 from ..qscheme import QScheme
 from ..utils import get_memory_usage
 
 ops = torch.ops.actnn
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 METADATA = "actnn"
 """Where a state dictionary's metadata has a scheme's state."""
 ATTRIBUTES = ("group", "config", "name", "scheme")
