@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from . import _checks
+
 LEVELS: tuple[str, ...] = tuple(torch.ops.actnn.level_names())
 FLAGS: tuple[str, ...] = tuple(torch.ops.actnn.config_flags())
 
@@ -55,25 +57,27 @@ class Config:
     """
 
     def __init__(self, level: str = "L3", **flags: Any) -> None:
-        object.__setattr__(self, "policy", torch.classes.actnn.Policy(level))
+        object.__setattr__(self, "policy", _policy_of_level(level))
         for name in FLAGS:
             self._read(name)
         for name, value in flags.items():
             setattr(self, name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        value = _plain(value)
         if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
-            value = list(value)
+            value = [_plain(element) for element in value]
             if not value:
                 raise ValueError(f"actnn::Config: {name} must not be an empty list")
-        if isinstance(value, Number) and callable(getattr(value, "item", None)):  # NumPy's
-            value = value.item()
+        wrong_type = (
+            f"actnn::Config: {name} must be a bool, number, list of ints or None, got {_checks.describe(value)}"
+        )
+        if not isinstance(value, (Number, str, list, type(None))):
+            raise TypeError(wrong_type)
         try:
             self.policy.set_flag(name, value)
         except RuntimeError as error:  # torch knows no type for it
-            raise TypeError(
-                f"actnn::Config: {name} must be a bool, number, list of ints or None, got {type(value).__name__}"
-            ) from error
+            raise TypeError(wrong_type) from error
         self._read(name)
         if name in ONLY_CUDA and value != getattr(DEFAULT, name, value) and not torch.cuda.is_available():
             say_once(f"actnn: {name} acts on CUDA devices only, and there is none: it is kept, and does nothing here")
@@ -84,6 +88,8 @@ class Config:
 
     def update(self, other: "Config") -> None:
         """Takes over all flags of `other`."""
+        if not isinstance(other, Config):
+            raise TypeError(f"actnn::Config: other must be an actnn.Config, got {_checks.describe(other)}")
         for name in FLAGS:
             setattr(self, name, getattr(other, name))
 
@@ -119,6 +125,18 @@ class _Watched(list):
 
     def __deepcopy__(self, memo: dict) -> list:
         return copy.deepcopy(list(self), memo)
+
+
+def _plain(value: Any) -> Any:
+    """A tensor, or an array or a number of NumPy's, as Python's numbers and lists."""
+    return value.tolist() if callable(getattr(value, "tolist", None)) else value
+
+
+def _policy_of_level(level: str) -> torch.ScriptObject:
+    if not isinstance(level, str):
+        names = " ".join(LEVELS)
+        raise TypeError(f"actnn: the optimization level must be one of {names}, got {_checks.describe(level)}")
+    return torch.classes.actnn.Policy(level)
 
 
 def _watched(name: str) -> Callable:
@@ -188,7 +206,11 @@ def set_optimization_level(level: str, target: Config | None = None) -> None:
     Call it before models are converted. Raises ValueError for another name.
     """
     target = config if target is None else target
-    policy = torch.classes.actnn.Policy(level)
+    if not isinstance(target, Config):
+        raise TypeError(
+            f"set_optimization_level: target must be an actnn.Config or None, got {_checks.describe(target)}"
+        )
+    policy = _policy_of_level(level)
     for name in _OF_LEVELS:
         setattr(target, name, policy.get_flag(name))
     if setting := torch.ops.actnn.allocator_setting(level):

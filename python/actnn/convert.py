@@ -111,26 +111,33 @@ def convert(model: nn.Module, config: Config | None = None, skip: Skip = (), ver
             path and module.
         verbose: print the report.
 
-    Raises TypeError if `model` is no module, ValueError if `skip` names a path that the model does not have.
+    Raises TypeError for arguments of other types, ValueError if `skip` names a path that the model does not have. After
+    an error nothing is converted.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert: model must be a torch.nn.Module, got {type(model).__name__}")
     if config is not None and not isinstance(config, Config):
         raise TypeError(f"convert: config must be an actnn.Config or None, got {type(config).__name__}")
     converter = _Converter(config or default_config, skipped_modules(model, skip))
-    converter.visit("", model)
+    try:
+        converter.visit("", model)
+    except BaseException:
+        converter.undo()
+        raise
     if verbose:
         print(converter.report)
     return converter.report
 
 
 def restore(model: nn.Module) -> None:
-    """Turns the layers that `convert` converted back into torch's, in place. Layers made as `QConv2d(...)` too."""
-    parents = {compressed: parent for parent, compressed in CONVERSIONS.items()}
+    """Turns the layers that `convert` converted back into torch's, in place. Layers made as `QConv2d(...)` too.
+
+    Raises TypeError if `model` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"restore: model must be a torch.nn.Module, got {type(model).__name__}")
     for module in model.modules():
-        if isinstance(module, QuantizedLayer) and _base(module) in parents:
-            _rebase(module, parents[_base(module)])
-            _remove_attributes(module)
+        _restore_layer(module)
 
 
 def skipped_modules(model: nn.Module, skip: Skip) -> dict[nn.Module, str]:
@@ -147,13 +154,21 @@ def skipped_modules(model: nn.Module, skip: Skip) -> dict[nn.Module, str]:
 
 
 def _skip_function(model: nn.Module, skip: Skip) -> Callable[[str, nn.Module], bool]:
-    if callable(skip) and not isinstance(skip, type):
+    if callable(skip) and not isinstance(skip, (type, nn.Module)):
         return skip
-    skip = [skip] if isinstance(skip, (str, type)) else list(skip)
+    if isinstance(skip, (str, type)):
+        skip = [skip]
+    if not isinstance(skip, Iterable) or isinstance(skip, nn.Module):
+        raise TypeError(
+            "convert: skip must be paths and types of modules, or a function of path and module, got "
+            f"{type(skip).__name__}"
+        )
+    skip = list(skip)
+    for entry in skip:
+        if not isinstance(entry, str) and not (isinstance(entry, type) and issubclass(entry, nn.Module)):
+            raise TypeError(f"convert: skip must hold paths and types of modules, got {entry!r}")
     paths = {entry for entry in skip if isinstance(entry, str)}
     types = tuple(entry for entry in skip if isinstance(entry, type))
-    if len(paths) + len(types) < len(set(skip)):
-        raise TypeError(f"convert: skip must hold paths and types of modules, got {skip}")
     known = {name for name, _ in model.named_modules(remove_duplicate=False)}
     if unknown := sorted(paths - known):
         raise ValueError(f"convert: skip must name modules of the model, got {unknown}")
@@ -164,6 +179,11 @@ class _Converter:
     def __init__(self, config: Config, skipped: dict[nn.Module, str]) -> None:
         self.config, self.skipped, self.report = config, skipped, Report()
         self.seen: dict[nn.Module, str] = {}
+        self.converted: list[nn.Module] = []
+
+    def undo(self) -> None:
+        for module in self.converted:
+            _restore_layer(module)
 
     def visit(self, path: str, module: nn.Module) -> None:
         name = type(module).__name__
@@ -194,14 +214,10 @@ class _Converter:
         if reason:
             self._report(path, name, LEFT, reason=reason)
             return
-        before, compressed = type(module), CONVERSIONS[parent]
+        compressed = CONVERSIONS[parent]
         _rebase(module, compressed)
-        try:
-            module._init_quantization(config=self.config, name=path or parent.__name__)
-        except BaseException:
-            module.__class__ = before
-            _remove_attributes(module)
-            raise
+        self.converted.append(module)
+        module._init_quantization(config=self.config, name=path or parent.__name__)
         self._report(path, name, CONVERTED, compressed.__name__)
 
     def _why_not(self, module: nn.Module, parent: type[nn.Module] | None) -> str:
@@ -245,9 +261,13 @@ def _base(module: nn.Module) -> type[nn.Module]:
     return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
 
 
-def _remove_attributes(module: nn.Module) -> None:
-    for name in ATTRIBUTES:
-        module.__dict__.pop(name, None)
+def _restore_layer(module: nn.Module) -> None:
+    """Turns a compressed layer into torch's; other modules stay."""
+    parent = next((parent for parent, compressed in CONVERSIONS.items() if compressed is _base(module)), None)
+    if parent is not None:
+        _rebase(module, parent)
+        for name in ATTRIBUTES:
+            module.__dict__.pop(name, None)
 
 
 def _rebase(module: nn.Module, base: type[nn.Module]) -> None:

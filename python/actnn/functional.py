@@ -11,10 +11,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.modules.utils import _list_with_default
 from torch.overrides import TorchFunctionMode
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+from . import _checks
+
+DTYPES = _checks.FLOATING
 DEVICES = ("cpu", "cuda") if torch._C._dispatch_has_kernel_for_dispatch_key("actnn::quantize", "CUDA") else ("cpu",)
 
 
@@ -28,23 +31,24 @@ class CompressFunctions(TorchFunctionMode):
 
     A call stays torch's own if its input is not a float32, float16 or bfloat16 tensor on a device that the library has
     kernels for, or if the operation lacks one of its arguments (`out`, padding "same" that is not symmetric, inputs
-    without a batch). So do calls inside of torch.func's transforms, and inside of other functions of torch, such as
-    `multi_head_attention_forward`. torch.compile traces the calls as they are redirected.
+    without a batch). So do calls inside of torch.func's transforms, with forward-mode derivatives, and inside of other
+    functions of torch, such as `multi_head_attention_forward`. torch.compile traces the calls as they are redirected.
 
     Args:
         bits: of a code, 1..8.
         group_size: elements that share a range, a positive multiple of 32.
         stochastic: unbiased random rounding; False: to nearest, which biases gradients.
 
-    Raises ValueError for other numbers. The noise comes from torch's generator of the device.
+    Raises ValueError for other numbers, TypeError for other types. The noise is from torch's generator of the device.
     """
 
     def __init__(self, bits: int = 4, group_size: int = 256, stochastic: bool = True) -> None:
         super().__init__()
-        if not 1 <= bits <= 8:
-            raise ValueError(f"CompressFunctions: bits must be in 1..8, got {bits}")
-        if group_size <= 0 or group_size % 32 != 0:
-            raise ValueError(f"CompressFunctions: group_size must be a positive multiple of 32, got {group_size}")
+        bits = _checks.integer("CompressFunctions", "bits", bits, 1, 8)
+        if not _checks.is_integer(group_size) or group_size <= 0 or group_size % 32 != 0:
+            kind = ValueError if _checks.is_integer(group_size) else TypeError
+            raise kind(f"CompressFunctions: group_size must be a positive multiple of 32, got {group_size!r}")
+        stochastic = _checks.switch("CompressFunctions", "stochastic", stochastic)
         self.quantization = {"bits": bits, "group_size": group_size, "stochastic": stochastic}
 
     def __torch_function__(
@@ -67,12 +71,21 @@ def _takes(input: Any) -> bool:
         and input.layout == torch.strided
         and not input.is_nested
         and input.device.type in DEVICES
-        # Inside of torch.func's transforms; compiled code has traced those away.
-        and (torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(input))
+        and not is_transformed()
     )
 
 
-def _expand(value: int | Sequence[int], count: int) -> list[int]:
+def is_transformed() -> bool:
+    """Whether torch.func's transforms or forward-mode derivatives are on: the operations have no rules for them.
+
+    In compiled code: no, it has traced those away.
+    """
+    return not torch.compiler.is_compiling() and (
+        torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    )
+
+
+def expand(value: int | Sequence[int], count: int) -> list[int]:
     """An argument that torch takes as one number or as one per dimension."""
     values = [value] if isinstance(value, int) else list(value)
     return values * count if len(values) == 1 else values
@@ -129,7 +142,7 @@ def _convolution(quantization, input, weight, bias=None, stride=1, padding=0, di
     count = weight.dim() - 2
     if input.dim() != weight.dim():
         return None
-    stride, dilation = _expand(stride, count), _expand(dilation, count)
+    stride, dilation = expand(stride, count), expand(dilation, count)
     if padding == "valid":
         padding = 0
     elif padding == "same":
@@ -140,7 +153,7 @@ def _convolution(quantization, input, weight, bias=None, stride=1, padding=0, di
     elif isinstance(padding, str):
         return None
     return torch.ops.actnn.convolution(
-        input, weight, bias, stride, _expand(padding, count), dilation, False, [0] * count, groups, **quantization
+        input, weight, bias, stride, expand(padding, count), dilation, False, [0] * count, groups, **quantization
     )
 
 
@@ -151,8 +164,8 @@ def _conv_transpose(
     if input.dim() != weight.dim():
         return None
     return torch.ops.actnn.convolution(
-        input, weight, bias, _expand(stride, count), _expand(padding, count), _expand(dilation, count), True,
-        _expand(output_padding, count), groups, **quantization,
+        input, weight, bias, expand(stride, count), expand(padding, count), expand(dilation, count), True,
+        expand(output_padding, count), groups, **quantization,
     )  # fmt: skip
 
 
@@ -161,8 +174,8 @@ def _max_pool2d(
 ):
     operation = torch.ops.actnn.max_pool2d_with_indices if return_indices else torch.ops.actnn.max_pool2d
     return operation(
-        input, _expand(kernel_size, 2), [] if stride is None else _expand(stride, 2), _expand(padding, 2),
-        _expand(dilation, 2), ceil_mode,
+        input, expand(kernel_size, 2), [] if stride is None else expand(stride, 2), expand(padding, 2),
+        expand(dilation, 2), ceil_mode,
     )  # fmt: skip
 
 
@@ -180,8 +193,8 @@ def _avg_pool(operation: Callable, count: int) -> Callable:
         if out is not None:
             return None
         return operation(
-            input, _expand(kernel_size, count), [] if stride is None else _expand(stride, count),
-            _expand(padding, count), ceil_mode, count_include_pad, divisor_override,
+            input, expand(kernel_size, count), [] if stride is None else expand(stride, count),
+            expand(padding, count), ceil_mode, count_include_pad, divisor_override,
         )  # fmt: skip
 
     return redirected
@@ -191,7 +204,7 @@ def _adaptive_avg_pool(operation: Callable, count: int) -> Callable:
     def redirected(quantization, input, output_size, *, out=None):
         if out is not None or input.dim() < count + 1:
             return None
-        return operation(input, _list_with_default(_expand(output_size, count), list(input.shape)))
+        return operation(input, _list_with_default(expand(output_size, count), list(input.shape)))
 
     return redirected
 

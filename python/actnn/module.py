@@ -1,7 +1,7 @@
 """The original's wrapper of a model."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -51,6 +51,8 @@ class QModule(nn.Module):
 
     def __init__(self, model: nn.Module, config: Config | None = None, skip: Skip = (), verbose: bool = False) -> None:
         super().__init__()
+        if isinstance(skip, Iterator):  # it is gone through twice
+            skip = list(skip)
         self.config = default_config if config is None else config
         self.report: Report = convert(model, self.config, skip, verbose)
         self.model = model

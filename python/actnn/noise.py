@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from . import _checks
 from .conf import Config
 from .conf import config as default_config
 
@@ -28,11 +29,21 @@ def measure_gradient_noise(
         correct: a configuration whose predictions (`Config.noise_target`) are multiplied from now on so that their mean
             over the draws, whose bits may differ, is what was measured.
 
-    Raises ValueError for fewer than two draws, or if no parameter gets a gradient.
+    Raises ValueError for fewer than two draws, or if no parameter gets a gradient; TypeError for arguments of other
+    types.
     """
-    if draws < 2:
-        raise ValueError(f"measure_gradient_noise: draws must be two or more, got {draws}")
-    parameters = list(model.parameters() if isinstance(model, nn.Module) else model)
+    where = "measure_gradient_noise"
+    if not _checks.is_integer(draws) or draws < 2:
+        kind = ValueError if _checks.is_integer(draws) else TypeError
+        raise kind(f"{where}: draws must be two or more, got {draws!r}")
+    if not callable(backward):
+        raise TypeError(f"{where}: backward must be a function, got {_checks.describe(backward)}")
+    if correct is not None:
+        _check_config(where, "correct", correct)
+    parameters = list(model.parameters()) if isinstance(model, nn.Module) else model
+    parameters = list(parameters) if isinstance(parameters, Iterable) else [parameters]
+    if wrong := [value for value in parameters if not isinstance(value, Tensor)]:
+        raise TypeError(f"{where}: model must be a module or parameters, got {_checks.describe(wrong[0])}")
     buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
     before = [parameter.grad for parameter in parameters]
     kept = [buffer.clone() for buffer in buffers]
@@ -68,4 +79,10 @@ def predicted_gradient_noise(config: Config = default_config) -> float:
 
     NaN without a backward through layers with adaptive bits. Waits for the device.
     """
+    _check_config("predicted_gradient_noise", "config", config)
     return config.policy.predicted_noise()
+
+
+def _check_config(where: str, name: str, value: object) -> None:
+    if not isinstance(value, Config):
+        raise TypeError(f"{where}: {name} must be an actnn.Config, got {_checks.describe(value)}")

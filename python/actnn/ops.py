@@ -5,8 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _checks
 from .conf import config
 from .cpp_extension import quantization
+from .functional import expand
 from .qscheme import PLAN, QScheme
 
 _ops = torch.ops.actnn
@@ -27,6 +29,8 @@ class QuantizedActivation(NamedTuple):
 
 def _plan(input: Tensor, scheme: QScheme | None) -> dict:
     if scheme is not None:
+        if not isinstance(scheme, QScheme):
+            raise TypeError(f"actnn.ops: scheme must be a QScheme or None, got {_checks.describe(scheme)}")
         return scheme.plan(input)
     flags = config
     fixed = (8, flags.group_size if flags.pergroup else 0, flags.stochastic, None, 0)
@@ -38,6 +42,9 @@ def quantize_activation(input: Tensor, scheme: QScheme | None) -> QuantizedActiv
 
     Without a scheme: 8 bits. With `config.compress_activation` off, or without the flag `training`: the input itself.
     """
+    _checks.tensor("quantize_activation", "input", input, _checks.FLOATING)
+    if input.dim() == 0:
+        raise ValueError(f"quantize_activation: input must be [N, ...], got {_checks.describe(input)}")
     plan = _plan(input, scheme)
     if not plan["compress"]:
         return QuantizedActivation(input, None, 0, 0, input.stride(), input.dtype, packed=False)
@@ -71,7 +78,7 @@ def quantize_and_pack(data: Tensor, bits: Tensor | int, mn: Tensor, mx: Tensor) 
     an integer tensor [N]."""
     if isinstance(bits, Tensor) and bits.dim() > 0:
         return quantization.pack_mixed_precision(data, mn, mx, bits, config.stochastic)
-    return quantization.pack_single_precision(data, mn, mx, int(bits), config.stochastic)
+    return quantization.pack_single_precision(data, mn, mx, _number(bits), config.stochastic)
 
 
 def dequantize_and_unpack(data: Tensor, shape, bits: Tensor | int, scale: Tensor, mn: Tensor) -> Tensor:
@@ -84,7 +91,11 @@ def dequantize_and_unpack(data: Tensor, shape, bits: Tensor | int, scale: Tensor
     groups = -(-elements // group_size)
     if isinstance(bits, Tensor) and bits.dim() > 0:
         return quantization.unpack_mixed_precision(data, bits, scale, mn, samples, groups, group_size)
-    return quantization.unpack_single_precision(data, int(bits), scale, mn, samples, groups, group_size)
+    return quantization.unpack_single_precision(data, _number(bits), scale, mn, samples, groups, group_size)
+
+
+def _number(bits: Tensor | int) -> int:
+    return bits.item() if isinstance(bits, Tensor) else bits
 
 
 def _observed(op, input: Tensor, *args, scheme: QScheme | None, **kwargs) -> Tensor:
@@ -94,10 +105,6 @@ def _observed(op, input: Tensor, *args, scheme: QScheme | None, **kwargs) -> Ten
     return output
 
 
-def _expand(value, count: int) -> list[int]:
-    return [value] * count if isinstance(value, int) else list(value)
-
-
 class _Convolution:
     dimensions: int
 
@@ -105,7 +112,7 @@ class _Convolution:
     def apply(cls, input, weight, bias, stride, padding, dilation, groups, scheme=None) -> Tensor:
         """The convolution of `input`, [N, C, ...], keeping its input as `scheme` plans (None: in 8 bits)."""
         d = cls.dimensions
-        geometry = (_expand(stride, d), _expand(padding, d), _expand(dilation, d), False, [0] * d, groups)
+        geometry = (expand(stride, d), expand(padding, d), expand(dilation, d), False, [0] * d, groups)
         return _observed(_ops.convolution, input, weight, bias, *geometry, scheme=scheme)
 
 
@@ -116,8 +123,8 @@ class _ConvTranspose:
     def apply(cls, input, weight, bias, stride, padding, output_padding, groups, dilation, scheme=None) -> Tensor:
         """The transposed convolution of `input`, [N, C, ...], keeping its input as `scheme` plans (None: in 8 bits)."""
         d = cls.dimensions
-        output_padding = _expand(output_padding, d)
-        geometry = (_expand(stride, d), _expand(padding, d), _expand(dilation, d), True, output_padding, groups)
+        output_padding = expand(output_padding, d)
+        geometry = (expand(stride, d), expand(padding, d), expand(dilation, d), True, output_padding, groups)
         return _observed(_ops.convolution, input, weight, bias, *geometry, scheme=scheme)
 
 
@@ -180,4 +187,4 @@ class adaptive_avg_pool2d:  # noqa: N801
     @staticmethod
     def apply(input: Tensor, output_size) -> Tensor:
         """Averages over [N, C, H, W] to `output_size`, keeping the shape only."""
-        return _ops.adaptive_avg_pool2d(input, _expand(output_size, 2))
+        return _ops.adaptive_avg_pool2d(input, expand(output_size, 2))

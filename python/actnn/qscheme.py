@@ -1,10 +1,12 @@
 """Which bits a layer's activations get: the Python face of C++'s `actnn::Scheme` and `actnn::Policy`."""
 
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from . import _checks
 from .conf import Config, config
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class _OfThePolicy(type):
 
     @num_samples.setter
     def num_samples(cls, count: int) -> None:
-        config.policy.set_num_samples(count)
+        config.policy.set_num_samples(_checks.integer("QScheme", "num_samples", count, 1))
 
     @property
     def batch(cls) -> Tensor | None:
@@ -55,6 +57,8 @@ class _OfThePolicy(type):
 
     @update_scale.setter
     def update_scale(cls, update: bool) -> None:
+        if not isinstance(update, bool):
+            raise TypeError(f"QScheme: update_scale must be a bool, got {_checks.describe(update)}")
         config.policy.set_update_scale(update)
 
 
@@ -88,6 +92,10 @@ class QScheme(metaclass=_OfThePolicy):
         channel_dim: int = 1,
         name: str | None = None,
     ) -> None:
+        where = type(self).__name__
+        if not isinstance(config, Config):
+            raise TypeError(f"{where}: config must be an actnn.Config, got {_checks.describe(config)}")
+        group = _checks.integer(where, "group", group, 0)
         if name is None:
             name = f"layer_{len(config.policy.schemes())}"
         self.config = config
@@ -103,6 +111,8 @@ class QScheme(metaclass=_OfThePolicy):
 
     @bits.setter
     def bits(self, value: float) -> None:
+        if not isinstance(value, Real):
+            raise TypeError(f"{type(self).__name__}: bits must be a number in 1..8, got {_checks.describe(value)}")
         self.native.set_bits(float(value))
 
     @property

@@ -335,11 +335,26 @@ def test_errors_name_flag_rule_and_value(flag, value, kind, rule):
 
 
 def test_values_of_no_type_that_a_flag_could_have():
-    for value in (object(), [1, "a"], {"a": 1}, torch.nn.ReLU()):
+    for value in (object(), [1, "a"], {"a": 1}, torch.nn.ReLU(), torch.float32, b"64", 2**70):
         with pytest.raises(TypeError, match=r"actnn::Config: group_size must be .*, got "):
             Config(group_size=value)
     np = pytest.importorskip("numpy")
     assert Config(group_size=np.int64(64), noise_target=np.float32(0.5)).group_size == 64
+    flags = Config(perlayer=np.bool_(False), activation_compression_bits=np.array([4, 8]), group_size=np.array(32))
+    assert (flags.perlayer, flags.activation_compression_bits, flags.group_size) == (False, [4, 8], 32)
+    assert Config(activation_compression_bits=[np.int64(4)]).activation_compression_bits == [4]
+
+
+def test_tensors_are_the_numbers_in_them():
+    flags = Config(group_size=torch.tensor(64), activation_compression_bits=torch.tensor([4, 8]))
+    assert (flags.group_size, flags.activation_compression_bits) == (64, [4, 8])
+    flags.activation_compression_bits[0] = torch.tensor(3)
+    assert flags.policy.get_flag("activation_compression_bits") == [3, 8]
+
+
+def test_flags_are_taken_over_from_a_configuration():
+    with pytest.raises(TypeError, match=r"other must be an actnn.Config, got dict {'group_size': 64}"):
+        Config().update({"group_size": 64})
 
 
 def test_unknown_flags():

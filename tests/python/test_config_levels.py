@@ -228,6 +228,12 @@ def test_an_unknown_level(process_config):  # noqa: F811
     for call in (lambda: set_optimization_level("L9"), lambda: Config("L9")):
         with pytest.raises(ValueError, match=r"optimization level must be one of .*L3.1.*, got 'L9'"):
             call()
+    for level, got in ((None, "NoneType None"), (3, "int 3"), (3.1, "float 3.1")):
+        for call in (lambda level=level: set_optimization_level(level), lambda level=level: Config(level)):
+            with pytest.raises(TypeError, match=f"optimization level must be one of .*, got {got}"):
+                call()
+    with pytest.raises(TypeError, match=r"target must be an actnn.Config or None, got str 'L3'"):
+        set_optimization_level("L3", "L3")
     assert config.flags() == before
 
 

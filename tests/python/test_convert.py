@@ -226,12 +226,19 @@ def test_skip_by_path_type_and_function():
 def test_wrong_arguments():
     with pytest.raises(ValueError, match=r"skip must name modules of the model, got \['3.conv'\]"):
         convert(small_net(), skip="3.conv")
-    with pytest.raises(TypeError, match="skip must hold paths and types of modules"):
-        convert(small_net(), skip=[3])
+    for entry, got in ((3, "3"), (None, "None"), (int, "<class 'int'>"), (["0"], r"\['0'\]"), (nn.ReLU(), r"ReLU\(\)")):
+        with pytest.raises(TypeError, match=f"skip must hold paths and types of modules, got {got}"):
+            convert(small_net(), skip=["0", entry])
+    for skip, got in ((None, "NoneType"), (3, "int"), (nn.ReLU(), "ReLU"), (nn.Sequential(), "Sequential")):
+        sentence = f"skip must be paths and types of modules, or a function of path and module, got {got}"
+        with pytest.raises(TypeError, match=sentence):
+            convert(small_net(), skip=skip)
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got list"):
         convert([nn.Linear(3, 3)])
     with pytest.raises(TypeError, match=r"config must be an actnn.Config or None, got str"):
         convert(small_net(), "L3")
+    with pytest.raises(TypeError, match=r"restore: model must be a torch.nn.Module, got NoneType"):
+        restore(None)
 
 
 def test_other_dtypes_are_left_alone():
@@ -430,6 +437,12 @@ def test_a_layer_whose_conversion_fails_is_as_it_was(monkeypatch):
         actnn.QConv2d(3, 4, 3, group=3)
     with pytest.raises(ValueError, match="group must be an index"):
         actnn.QReLU(group=-1)
+    for group, got in (("1", "'1'"), (None, "None"), (1.0, "1.0"), (True, "True")):
+        with pytest.raises(TypeError, match=rf"QLinear: group must be an index .* = \[2, 8, 8\], got {got}"):
+            actnn.QLinear(3, 4, group=group)
+    with pytest.raises(TypeError, match=r"QReLU: config must be an actnn.Config or None, got str 'L3'"):
+        actnn.QReLU(config="L3")
+    assert actnn.QConv2d(3, 4, 3, config=None).config is actnn.config
 
     def fail(*args, **kwargs):
         raise RuntimeError("no scheme")
@@ -442,6 +455,19 @@ def test_a_layer_whose_conversion_fails_is_as_it_was(monkeypatch):
             convert(layer, Config())
     assert type(layer) is nn.Linear and set(vars(layer)) == attributes
     assert convert(layer, Config()).count(CONVERTED) == 1
+
+
+def test_a_conversion_that_fails_converts_nothing():
+    compressed = actnn.QReLU()
+    weight_norm = torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+    impossible = nn.Conv2d(3, 4, 0)  # has no elements to scale by
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), weight_norm, compressed, impossible, nn.ReLU())
+    before = [type(module).__name__ for module in model]
+    with pytest.raises(ValueError, match="num_locations and depthwise_groups must be positive, got 0"):
+        convert(model, Config())
+    assert [type(module).__name__ for module in model] == before and model[2] is compressed
+    assert not any(hasattr(module, "scheme") for module in model if module is not compressed)
+    assert convert(model, Config(), skip="3").count(CONVERTED) == 3
 
 
 # Copies.
@@ -466,3 +492,47 @@ def test_the_process_config_survives_pickling():
     convert(model, own)
     loaded = pickle.loads(pickle.dumps(model))
     assert loaded[0].config is loaded[1].config and loaded[0].config == own and loaded[0].config is not own
+
+
+def test_a_wrapper_takes_skip_from_an_iterator():
+    class Calls(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used = nn.Linear(3, 4)
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.used.weight)
+
+    x = torch.randn(64, 3)
+    gradients = []
+    for skip in (["used"], iter(["used"])):
+        torch.manual_seed(0)
+        model = actnn.QModule(Calls(), Config(activation_compression_bits=[1]), skip=skip)
+        model(x).square().sum().backward()
+        gradients.append(model.model.used.weight.grad)
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("layer", [
+    lambda: actnn.QConv2d(3, 4, 3), lambda: actnn.QConvTranspose2d(3, 4, 3), lambda: actnn.QLinear(3, 4),
+    lambda: actnn.QBatchNorm2d(3), lambda: actnn.QLayerNorm(3), actnn.QReLU, actnn.QGELU, actnn.QHardtanh,
+    lambda: actnn.QSoftmax(dim=1), actnn.QDropout, lambda: actnn.QMaxPool2d(2), lambda: actnn.QAvgPool2d(2),
+])  # fmt: skip
+def test_an_input_that_is_no_tensor(layer):
+    layer = layer()
+    for value in (None, [1.0, 2.0]):
+        with pytest.raises(
+            TypeError, match=rf"{type(layer).__name__}: input must be a tensor, got {type(value).__name__}"
+        ):
+            layer(value)
+
+
+def test_only_layers_with_quantized_copies_show_bits():
+    model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.PReLU(), nn.ReLU(), nn.ReLU6(), nn.Dropout(), nn.MaxPool2d(2),
+                          nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Embedding(3, 4))  # fmt: skip
+    parents = [module.extra_repr() for module in model]
+    convert(model, Config(activation_compression_bits=[3]))
+    shown = [module.extra_repr() for module in model]
+    assert shown[:3] == ["in_features=3, out_features=4, bias=True, bits=3", "approximate='none', bits=3",
+                         "num_parameters=1, bits=3"]  # fmt: skip
+    assert shown[3:] == parents[3:]

@@ -284,3 +284,69 @@ def test_layers_are_copied_and_pickled(name):
             assert torch.equal(other.scheme.scales, layer.scheme.scales)
         assert torch.equal(other.eval()(x.clone()), layer.eval()(x.clone()))
         assert repr(other) == repr(layer)
+
+
+TRANSFORMED = {
+    "QReLU": (nn.ReLU, (2, 5)),
+    "QGELU": (nn.GELU, (2, 5)),
+    "QSoftmax": (lambda: nn.Softmax(dim=-1), (2, 5)),
+    "QMaxPool2d": (lambda: nn.MaxPool2d(2), (2, 3, 4, 4)),
+    "QConv2d": (lambda: nn.Conv2d(3, 4, 3), (2, 3, 4, 4)),
+    "QLinear": (lambda: nn.Linear(5, 4), (2, 5)),
+    "QLayerNorm": (lambda: nn.LayerNorm(5), (2, 5)),
+    "QBatchNorm2d": (lambda: nn.BatchNorm2d(3, track_running_stats=False), (2, 3, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("level", ["L2", "L3"])
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_transforms_of_functions_see_torchs_layer(name, level):
+    make, shape = TRANSFORMED[name]
+    exact = make()
+    layer = copy.deepcopy(exact)
+    actnn.convert(layer, actnn.Config(level))
+    assert type(layer).__name__ == name
+    x, direction = torch.randn(shape), torch.randn(shape)
+
+    def results(module):
+        parameters = dict(module.named_parameters())
+
+        def call(parameters, x):
+            return torch.func.functional_call(module, parameters, (x,))
+
+        def dual():
+            with torch.autograd.forward_ad.dual_level():
+                return torch.autograd.forward_ad.unpack_dual(module(torch.autograd.forward_ad.make_dual(x, direction)))[
+                    1
+                ]
+
+        return (
+            torch.func.jvp(module, (x,), (direction,)),
+            dual(),
+            torch.func.grad(lambda p: call(p, x).square().sum())(parameters),
+            torch.func.jacrev(module)(x),
+            torch.func.vmap(lambda x: call(parameters, x))(torch.stack([x, direction])),
+        )
+
+    torch.testing.assert_close(results(layer), results(exact))
+
+
+def test_transforms_of_functions_see_torchs_embedding():
+    layer, index = actnn.QEmbedding(4, 3), torch.tensor([[0, 1], [3, 3]])
+    assert torch.equal(torch.func.vmap(layer)(index), layer(index))
+    weights = {"weight": layer.weight.detach()}
+    gradient = torch.func.grad(lambda p: torch.func.functional_call(layer, p, (index,)).sum())(weights)["weight"]
+    assert gradient.sum(1).tolist() == [3, 3, 0, 6]
+
+
+def test_transforms_of_functions_see_torchs_functions():
+    x, weights = torch.randn(2, 3), torch.randn(5, 4, 3)
+
+    def call(weight):
+        with actnn.CompressFunctions(bits=1):
+            return torch.relu(nn.functional.linear(x, weight))
+
+    exact = torch.relu(x @ weights.mT)
+    torch.testing.assert_close(torch.func.vmap(call)(weights), exact)
+    _, tangent = torch.func.jvp(call, (weights[0],), (weights[0],))
+    torch.testing.assert_close(tangent, exact[0])

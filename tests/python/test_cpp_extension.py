@@ -161,6 +161,8 @@ def packing(**change):
     (lambda: {"bits": torch.tensor([2])}, ValueError, r"bits must have shape \[2\]"),
     (lambda: {"bits": torch.tensor([2.0, 3.0])}, TypeError, "bits must be a strided tensor of uint8 or"),
     (lambda: {"bits": 2}, TypeError, "bits must be a strided tensor .*, got int 2"),
+    (lambda: {"stochastic": "no"}, TypeError, "stochastic must be a bool, got str 'no'"),
+    (lambda: {"stochastic": None}, TypeError, "stochastic must be a bool, got NoneType None"),
 ])  # fmt: skip
 def test_bad_arguments_of_pack_mixed_precision(change, error, message):
     with pytest.raises(error, match=message):
@@ -358,6 +360,62 @@ def test_batch_norm_in_evaluation_mode():
     x, mean, var = torch.randn(4, 3, 5), torch.randn(3), torch.rand(3) + 0.5
     output = cudnn_batch_norm(x, torch.ones(3), torch.zeros(3), mean, var, False, 0.1, 1e-5)[0]
     torch.testing.assert_close(output, F.batch_norm(x, mean, var))
+
+
+def test_vectors_of_a_batch_norm_have_an_entry_per_channel():
+    x, ones, short = torch.randn(2, 3, 4), torch.ones(3), torch.ones(2)
+    saved = (torch.zeros(3), torch.ones(3))
+
+    def refused(name, got, function, *arguments):
+        sentence = rf"{function.__name__}: {name} must have shape \[.*3.*\] on .*, got {got}"
+        with pytest.raises(ValueError, match=sentence):
+            function(*arguments)
+
+    two = r"a float32 tensor of shape \[2\]"
+    for function in (cudnn_batch_norm, native_batch_norm):
+        refused("weight", two, function, x, short, None, None, None, True, 0.1, 1e-5)
+        refused("bias", two, function, x, None, short, None, None, True, 0.1, 1e-5)
+        refused("running_mean", two, function, x, None, None, short, ones, True, 0.1, 1e-5)
+        refused("running_var", "float 1.0", function, x, None, None, ones, 1.0, False, 0.1, 1e-5)
+        with pytest.raises(ValueError, match=r"batch_norm: input must be a tensor \[N, C, ...\], got .* shape \[2\]"):
+            function(short, None, None, None, None, True, 0.1, 1e-5)
+    refused("weight", two, cudnn_batch_norm_backward, x, x, short, None, None, *saved, 1e-5)
+    refused("save_var", two, cudnn_batch_norm_backward, x, x, ones, None, None, ones, short, 1e-5)
+    refused("grad_output", ".*", cudnn_batch_norm_backward, x, x[:1], ones, None, None, *saved, 1e-5)
+    mask = [True, True, True]
+    refused("save_mean", two, native_batch_norm_backward, x, x, ones, None, None, short, ones, True, 1e-5, mask)
+    refused("running_mean", two, native_batch_norm_backward, x, x, ones, short, ones, *saved, False, 1e-5, mask)
+    refused("grad_output", ".*", native_batch_norm_backward, x[:1], x, ones, None, None, *saved, True, 1e-5, mask)
+
+
+def test_a_gradient_that_no_convolution_gives_is_refused():
+    x, weight = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
+
+    def gradients(grad, x=x, weight=weight, padding=(0, 0)):
+        flags = (1, False, False, True, [True, True])
+        return cudnn_convolution_backward(x, grad, weight, padding, [1, 1], [1, 1], *flags)
+
+    assert gradients(torch.randn(2, 4, 6, 6))[0].shape == x.shape
+    for shape in ([1, 4, 6, 6], [2, 4, 8, 8], [2, 3, 6, 6], [4, 6, 6]):
+        with pytest.raises(
+            ValueError, match=r"backward: grad_output must have shape \[2, 4, 6, 6\] on .*, got a float32"
+        ):
+            gradients(torch.randn(shape))
+    with pytest.raises(TypeError, match="grad_output must have the dtype of input, got a float16 tensor"):
+        gradients(torch.randn(2, 4, 6, 6).half())
+    for arguments, name in (
+        ({"grad": None}, "grad_output"),
+        ({"grad": x, "x": None}, "input"),
+        ({"grad": x, "weight": None}, "weight"),
+    ):
+        with pytest.raises(TypeError, match=f"backward: {name} must be a tensor, got NoneType None"):
+            gradients(**arguments)
+    shape = r"\[2, 3, 10, 10\]"
+    with pytest.raises(ValueError, match=f"transpose_backward: grad_output must have shape {shape}"):
+        cudnn_convolution_transpose_backward(
+            torch.randn(2, 4, 8, 8), torch.randn(2, 3, 8, 8), weight, [0, 0], [0, 0], [1, 1], [1, 1], 1, False, False,
+            True, [True, True],
+        )  # fmt: skip
 
 
 def test_a_mask_of_the_wrong_size_is_refused():

@@ -245,13 +245,19 @@ def test_the_arguments_are_those_of_torch():
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ({"bits": 0}, "bits must be in 1..8, got 0"),
-    ({"bits": 9}, "bits must be in 1..8, got 9"),
+    ({"bits": 0}, "bits must be an integer in 1..8, got 0"),
+    ({"bits": 9}, "bits must be an integer in 1..8, got 9"),
+    ({"bits": 2.5}, "bits must be an integer in 1..8, got float 2.5"),
+    ({"bits": "4"}, "bits must be an integer in 1..8, got str '4'"),
     ({"group_size": 100}, "group_size must be a positive multiple of 32, got 100"),
     ({"group_size": 0}, "group_size must be a positive multiple of 32, got 0"),
+    ({"group_size": 64.0}, "group_size must be a positive multiple of 32, got 64.0"),
+    ({"group_size": None}, "group_size must be a positive multiple of 32, got None"),
+    ({"stochastic": "no"}, "stochastic must be a bool, got str 'no'"),
 ])  # fmt: skip
 def test_bad_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    number = all(isinstance(value, int) for value in arguments.values())
+    with pytest.raises(ValueError if number else TypeError, match=message):
         CompressFunctions(**arguments)
 
 

@@ -352,3 +352,22 @@ def test_memory_helpers(capsys, tmp_path):
     actnn.exp_recorder.dump(tmp_path / "results.json")
     actnn.exp_recorder.clear()
     assert (tmp_path / "results.json").read_text() == '{"network": "resnet"}\n'
+
+
+def test_wrong_arguments_of_the_quantizers():
+    x = torch.randn(2, 3, 256)
+    mn, mx = x.amin(2, keepdim=True), x.amax(2, keepdim=True)
+    packed, scale = actnn.ops.quantize_and_pack(x, torch.tensor(4), mn, mx)
+    for bits, got in ((4.5, "float 4.5"), ("4", "str '4'"), (torch.tensor(4.5), "float 4.5"), (None, "NoneType None")):
+        for call in (
+            lambda bits=bits: actnn.ops.quantize_and_pack(x, bits, mn, mx),
+            lambda bits=bits: actnn.ops.dequantize_and_unpack(packed, x.shape, bits, scale, mn),
+        ):
+            with pytest.raises(TypeError, match=f"pack_single_precision: bits must be an integer in 1..8, got {got}"):
+                call()
+    with pytest.raises(TypeError, match=r"quantize_activation: input must be a strided tensor .*, got NoneType None"):
+        actnn.ops.quantize_activation(None, None)
+    with pytest.raises(ValueError, match=r"quantize_activation: input must be \[N, ...\], got .* shape \[\]"):
+        actnn.ops.quantize_activation(torch.tensor(1.0), None)
+    with pytest.raises(TypeError, match=r"scheme must be a QScheme or None, got str 'x'"):
+        actnn.ops.quantize_activation(x, "x")

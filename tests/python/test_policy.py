@@ -348,6 +348,18 @@ def test_measuring_puts_gradients_and_buffers_back():
     assert all(p.grad is g for p, g in zip(model.parameters(), gradients_before, strict=True))
     with pytest.raises(ValueError, match="draws must be two or more, got 1"):
         measure_gradient_noise(model, lambda: None, draws=1)
+    for arguments, message in (
+        ({"draws": "2"}, "draws must be two or more, got '2'"),
+        ({"draws": 2.5}, "draws must be two or more, got 2.5"),
+        ({"backward": None}, "backward must be a function, got NoneType None"),
+        ({"model": None}, "model must be a module or parameters, got NoneType None"),
+        ({"model": "net"}, "model must be a module or parameters, got str 'n'"),
+        ({"correct": "L3"}, r"correct must be an actnn.Config, got str 'L3'"),
+    ):
+        with pytest.raises(TypeError, match=f"measure_gradient_noise: {message}"):
+            measure_gradient_noise(**{"model": model, "backward": lambda: None} | arguments)
+    with pytest.raises(TypeError, match=r"predicted_gradient_noise: config must be an actnn.Config, got NoneType None"):
+        predicted_gradient_noise(None)
     with pytest.raises(ValueError, match="backward must give gradients to parameters"):
         measure_gradient_noise(model, lambda: None)
 
@@ -879,3 +891,17 @@ def test_copies_have_the_schemes(duplicate, wrap):
     other(torch.randn(4, 3, 9, 9))
     assert [s.bits for s in schemes_of(model)] == before  # layers that took no part
     assert [s.bits for s in schemes_of(other)] != before
+
+
+def test_scheme_arguments_of_wrong_types():
+    scheme = QScheme(None, config=Config())
+    for action, message in (
+        (lambda: QScheme(None, config="L3"), r"QScheme: config must be an actnn.Config, got str 'L3'"),
+        (lambda: QScheme(None, "1", config=Config()), "QScheme: group must be an integer of at least 0, got str '1'"),
+        (lambda: setattr(scheme, "bits", "4"), "QScheme: bits must be a number in 1..8, got str '4'"),
+        (lambda: setattr(QScheme, "num_samples", "9"), "QScheme: num_samples must be an integer .* 1, got str '9'"),
+        (lambda: setattr(QScheme, "num_samples", 2.5), "QScheme: num_samples must be an integer .* 1, got float 2.5"),
+        (lambda: setattr(QScheme, "update_scale", "yes"), "QScheme: update_scale must be a bool, got str 'yes'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            action()

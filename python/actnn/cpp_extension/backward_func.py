@@ -1,13 +1,15 @@
 """Backward functions of PyTorch 1.8 by their old names, on the operations of today, on any device and with any dtype.
 
-Errors about shapes, dtypes and devices are torch's own. With cuDNN, `benchmark`, `deterministic` and `allow_tf32` act
-on the call; elsewhere they mean nothing.
+Errors are torch's own, but for shapes that torch's operations would not check: those raise ValueError. With cuDNN,
+`benchmark`, `deterministic` and `allow_tf32` act on the call; elsewhere they mean nothing.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from .. import _checks
 
 aten = torch.ops.aten
 Gradients = tuple[Tensor | None, Tensor | None]
@@ -32,7 +34,7 @@ def cudnn_convolution_backward(
     `dilation` have an entry per spatial dimension. `output_mask` says which of the two gradients are wanted; the others
     are None.
     """
-    geometry = [list(stride), list(padding), list(dilation), False, [0] * (weight.dim() - 2), groups]
+    geometry = [list(stride), list(padding), list(dilation), False, [0] * len(stride), groups]
     return _convolution_backward(
         "cudnn_convolution_backward", input, grad_output, weight, geometry,
         (benchmark, deterministic, allow_tf32), output_mask,
@@ -77,7 +79,9 @@ def cudnn_batch_norm(
     devices), and cuDNN's reserve space, uint8, empty without cuDNN. All but the output are for
     `cudnn_batch_norm_backward`.
     """
-    arguments = (input, weight, bias, running_mean, running_var, training, exponential_average_factor, epsilon)
+    vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    _check_channels("cudnn_batch_norm", input, **vectors)
+    arguments = (input, *vectors.values(), training, exponential_average_factor, epsilon)
     if _has_cudnn(input, weight, training):
         return tuple(aten.cudnn_batch_norm(*arguments))
     return *native_batch_norm(*arguments), torch.empty(0, dtype=torch.uint8, device=input.device)
@@ -95,6 +99,10 @@ def cudnn_batch_norm_backward(
     reserve: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of `cudnn_batch_norm` in training mode for input, weight and bias, from what it returned."""
+    where = "cudnn_batch_norm_backward"
+    _check_channels(where, input, weight=weight, running_mean=running_mean, running_var=running_var,
+                    save_mean=save_mean, save_var=save_var)  # fmt: skip
+    _checks.shape(where, "grad_output", grad_output, input.shape, input.device)
     if reserve is not None and _has_cudnn(input, weight, training=True):
         return tuple(
             aten.cudnn_batch_norm_backward(
@@ -118,7 +126,9 @@ def native_batch_norm(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same without cuDNN: output, mean and 1 / sqrt(variance + eps) of the batch."""
-    return tuple(aten.native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps))
+    vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    _check_channels("native_batch_norm", input, **vectors)
+    return tuple(aten.native_batch_norm(input, *vectors.values(), training, momentum, eps))
 
 
 def native_batch_norm_backward(
@@ -134,11 +144,24 @@ def native_batch_norm_backward(
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of `native_batch_norm` for input, weight and bias: those that `output_mask` asks for, else None."""
-    mask = _mask("native_batch_norm_backward", output_mask, 3)
+    where = "native_batch_norm_backward"
+    mask = _mask(where, output_mask, 3)
+    statistics = {"save_mean": save_mean, "save_invstd": save_invstd} if train else {}  # else they may be empty
+    _check_channels(where, input, weight=weight, running_mean=running_mean, running_var=running_var, **statistics)
+    _checks.shape(where, "grad_output", grad_output, input.shape, input.device)
     gradients = aten.native_batch_norm_backward(
         grad_output, input, weight, running_mean, running_var, save_mean, save_invstd, train, eps, mask
     )
     return tuple(gradient if wanted else None for gradient, wanted in zip(gradients, mask, strict=True))
+
+
+def _check_channels(where: str, input: Tensor, **vectors: Tensor | None) -> None:
+    """`vectors` have an entry per channel of `input`, where they are given: torch would read beyond a shorter one."""
+    if not isinstance(input, Tensor) or input.dim() < 2:
+        raise ValueError(f"{where}: input must be a tensor [N, C, ...], got {_checks.describe(input)}")
+    for name, vector in vectors.items():
+        if vector is not None:
+            _checks.shape(where, name, vector, [input.shape[1]], input.device)
 
 
 def _mask(where: str, output_mask: Sequence[bool], count: int) -> list[bool]:
@@ -159,6 +182,14 @@ def _convolution_backward(
     mask = _mask(where, output_mask, 2)
     if not any(mask):
         return None, None
+    for name, value in (("input", input), ("grad_output", grad_output), ("weight", weight)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{where}: {name} must be a tensor, got {_checks.describe(value)}")
+    # On the meta device, for the shape alone. CPU libraries say nothing useful about a gradient of another shape.
+    output = aten.convolution(input.to("meta"), weight.to("meta"), None, *geometry)
+    _checks.shape(where, "grad_output", grad_output, output.shape, input.device)
+    if grad_output.dtype != input.dtype:
+        raise TypeError(f"{where}: grad_output must have the dtype of input, got {_checks.describe(grad_output)}")
     benchmark, deterministic, allow_tf32 = flags
     with torch.backends.cudnn.flags(
         enabled=torch.backends.cudnn.enabled, benchmark=benchmark, deterministic=deterministic, allow_tf32=allow_tf32

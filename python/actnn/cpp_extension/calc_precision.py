@@ -6,7 +6,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from . import _checks
+from .. import _checks
 
 
 def calc_precision(b: Tensor, C: Tensor, w: Tensor, target: float) -> Tensor:

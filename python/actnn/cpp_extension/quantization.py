@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _checks
+from .. import _checks
 
 # bfloat16's largest number: a scale may be stored as bfloat16.
 LARGEST_SCALE = torch.finfo(torch.bfloat16).max
@@ -44,6 +44,7 @@ def pack_single_precision(data: Tensor, mn: Tensor, mx: Tensor, bits: int, stoch
     where = "pack_single_precision"
     _check_groups(where, data, mn, mx)
     bits = _checks.integer(where, "bits", bits, 1, 8)
+    stochastic = _checks.switch(where, "stochastic", stochastic)
     widths = torch.full((data.shape[0],), bits, dtype=torch.uint8, device=data.device)
     return _pack(data, mn, mx, widths, bits * data.shape[0], stochastic)
 
@@ -56,6 +57,7 @@ def pack_mixed_precision(data: Tensor, mn: Tensor, mx: Tensor, bits: Tensor, sto
     """
     where = "pack_mixed_precision"
     _check_groups(where, data, mn, mx)
+    stochastic = _checks.switch(where, "stochastic", stochastic)
     total = _check_bits(where, bits, data.shape[0], data.device)
     return _pack(data, mn, mx, bits.to(torch.uint8), total, stochastic)
 

@@ -1,10 +1,10 @@
 """The layers: torch's, with the same arguments, parameters and results, that keep compressed copies for backward.
 
 Each takes the arguments of its `torch.nn` parent, and `group` (index into `config.activation_compression_bits`) and
-`config` besides. Inputs are float32, float16 or bfloat16, in any memory format; for another dtype a layer is its
-parent. The forward pass and the gradients of inputs (but of norms and smooth activations) and biases are torch's, bit
-for bit; gradients that need the copy are unbiased: see docs/concepts.md. Second derivatives are refused where the copy
-would make them wrong.
+`config` besides. Inputs are float32, float16 or bfloat16, in any memory format; for another dtype, in torch.func's
+transforms, and with forward-mode derivatives, a layer is its parent. The forward pass and the gradients of inputs (but
+of norms and smooth activations) and biases are torch's, bit for bit; gradients that need the copy are unbiased: see
+docs/concepts.md. Second derivatives are refused where the copy would make them wrong.
 
 A layer whose configuration allocates bits (`adaptive_conv_scheme`, `adaptive_bn_scheme`) has a `scheme`; torch.compile
 leaves its forward out of its graphs.

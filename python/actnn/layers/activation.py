@@ -6,6 +6,8 @@ from .base import QuantizedLayer, compressed_form_of, ops
 
 
 class _ReLU(QuantizedLayer):
+    has_bits = False
+
     def forward(self, input: Tensor) -> Tensor:
         if self.config.debug_remove_relu:
             return input
@@ -15,6 +17,8 @@ class _ReLU(QuantizedLayer):
 
 
 class _Dropout(QuantizedLayer):
+    has_bits = False
+
     def forward(self, input: Tensor) -> Tensor:
         if not self._takes(input) or not self.training or self.p == 0:
             return super().forward(input)
@@ -39,6 +43,7 @@ class _Smooth(QuantizedLayer):
 class _PiecewiseLinear(QuantizedLayer):
     """An element-wise function that keeps one bit."""
 
+    has_bits = False
     function: str
     arguments: tuple[str, ...]
 

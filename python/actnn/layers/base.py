@@ -6,12 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conf import Config, config
+from .. import _checks
+from ..conf import Config
+from ..conf import config as default_config
+from ..functional import DTYPES, is_transformed
 from ..qscheme import QScheme
 from ..utils import get_memory_usage
 
 ops = torch.ops.actnn
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 METADATA = "actnn"
 """Where a state dictionary's metadata has a scheme's state."""
 ATTRIBUTES = ("group", "config", "name", "scheme")
@@ -28,17 +30,26 @@ class QuantizedLayer(nn.Module):
     each forward by itself, and a forward that all kinds shared would exceed its limit of recompilations.
     """
 
+    has_bits = True
+    """False for layers that keep a mask, positions, a random state or nothing, whatever the configured bits."""
     group: int
     config: Config
     name: str
     scheme: QScheme | None
 
-    def _init_quantization(self, group: int = 0, config: Config = config, name: str | None = None) -> None:
-        """Sets the `ATTRIBUTES` that conversion adds to a layer of torch's."""
+    def _init_quantization(self, group: int = 0, config: Config | None = None, name: str | None = None) -> None:
+        """Sets the `ATTRIBUTES` that conversion adds to a layer of torch's. Without `config`: the process's."""
+        where = type(self).__name__
+        config = default_config if config is None else config
+        if not isinstance(config, Config):
+            raise TypeError(f"{where}: config must be an actnn.Config or None, got {_checks.describe(config)}")
         bits = config.activation_compression_bits
-        if not 0 <= group < len(bits):
-            raise ValueError(f"group must be an index into activation_compression_bits = {list(bits)}, got {group}")
-        self.group, self.config, self.name = group, config, name or type(self).__name__
+        if not _checks.is_integer(group) or not 0 <= group < len(bits):
+            kind = ValueError if _checks.is_integer(group) else TypeError
+            raise kind(
+                f"{where}: group must be an index into activation_compression_bits = {list(bits)}, got {group!r}"
+            )
+        self.group, self.config, self.name = int(group), config, name or where
         self.scheme = self._make_scheme()
 
     def _make_scheme(self) -> QScheme | None:
@@ -55,7 +66,9 @@ class QuantizedLayer(nn.Module):
         }
 
     def _takes(self, input: Tensor) -> bool:
-        return input.dtype in DTYPES
+        if not isinstance(input, Tensor):
+            raise TypeError(f"{type(self).__name__}: input must be a tensor, got {type(input).__name__}")
+        return input.dtype in DTYPES and not is_transformed()
 
     def _quantizes(self, input: Tensor) -> bool:
         """Whether a layer that can only keep a quantized copy does."""
@@ -74,6 +87,8 @@ class QuantizedLayer(nn.Module):
 
     def extra_repr(self) -> str:
         inherited = super().extra_repr()
+        if not self.has_bits:
+            return inherited
         bits = self.scheme.bits if self.scheme is not None else self.config.activation_compression_bits[self.group]
         return f"{inherited}{', ' if inherited else ''}bits={bits:g}"
 
@@ -130,7 +145,7 @@ def compressed_form_of(parent: type[nn.Module]) -> Callable[[type], type]:
     """Gives a layer the constructor of its parent with `group` and `config` besides."""
 
     def decorate(cls: type) -> type:
-        def __init__(self, *args, group: int = 0, config: Config = config, **kwargs) -> None:  # noqa: N807
+        def __init__(self, *args, group: int = 0, config: Config | None = None, **kwargs) -> None:  # noqa: N807
             parent.__init__(self, *args, **kwargs)
             self._init_quantization(group, config)
 

@@ -2,12 +2,14 @@
 
 from torch import Tensor, nn
 
-from .base import DTYPES, QuantizedLayer, compressed_form_of, ops
+from .base import QuantizedLayer, compressed_form_of, ops
 
 
 class _Embedding(QuantizedLayer):
+    has_bits = False
+
     def forward(self, input: Tensor) -> Tensor:
-        if self.weight.dtype not in DTYPES or self.max_norm is not None:
+        if not self._takes(self.weight) or self.max_norm is not None:
             return super().forward(input)
         padding = -1 if self.padding_idx is None else self.padding_idx
         return self._shown(ops.embedding(self.weight, input, padding, self.scale_grad_by_freq, self.sparse))

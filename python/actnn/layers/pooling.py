@@ -4,21 +4,19 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ..functional import expand
 from .base import QuantizedLayer, compressed_form_of, ops
 
 
-def _as_list(value: int | tuple[int, ...], count: int) -> list[int]:
-    return [value] * count if isinstance(value, int) else list(value)
-
-
 class _MaxPool(QuantizedLayer):
+    has_bits = False
     dimensions: int
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if not self._takes(input):
             return super().forward(input)
         window = [
-            _as_list(value, self.dimensions)
+            expand(value, self.dimensions)
             for value in (self.kernel_size, self.stride or self.kernel_size, self.padding, self.dilation)
         ]
         with_indices = self.return_indices
@@ -37,13 +35,14 @@ def _pool(dimensions: int, with_indices: bool) -> Callable:
 
 
 class _AvgPool(QuantizedLayer):
+    has_bits = False
     dimensions: int
 
     def forward(self, input: Tensor) -> Tensor:
         if not self._takes(input):
             return super().forward(input)
         kernel, stride, padding = (
-            _as_list(value, self.dimensions) for value in (self.kernel_size, self.stride, self.padding)
+            expand(value, self.dimensions) for value in (self.kernel_size, self.stride, self.padding)
         )
         if self.dimensions == 1:
             window = ([1, *kernel], [1, *stride], [0, *padding])
@@ -55,12 +54,13 @@ class _AvgPool(QuantizedLayer):
 
 
 class _AdaptiveAvgPool(QuantizedLayer):
+    has_bits = False
     dimensions: int
 
     def forward(self, input: Tensor) -> Tensor:
         if not self._takes(input):
             return super().forward(input)
-        sizes = _as_list(self.output_size, self.dimensions)
+        sizes = expand(self.output_size, self.dimensions)
         sizes = [input.shape[i - self.dimensions] if size is None else size for i, size in enumerate(sizes)]
         if self.dimensions == 1:
             return self._shown(ops.adaptive_avg_pool2d(input.unsqueeze(-2), [1, *sizes]).squeeze(-2))

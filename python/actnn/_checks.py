@@ -1,4 +1,4 @@
-"""Argument checks that the extension modules share: sentences with the argument, what it must be, and what it was."""
+"""Argument checks that modules share: sentences with the argument, what it must be, and what it was."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -31,8 +31,9 @@ def tensor(where: str, name: str, value: Any, dtypes: Sequence[torch.dtype], dim
     return value
 
 
-def shape(where: str, name: str, value: Tensor, expected: Sequence[int], device: torch.device) -> None:
-    if list(value.shape) != list(expected) or value.device != device:
+def shape(where: str, name: str, value: Any, expected: Sequence[int], device: torch.device) -> None:
+    """Raises ValueError unless `value` is a tensor of this shape on this device."""
+    if not isinstance(value, Tensor) or list(value.shape) != list(expected) or value.device != device:
         raise ValueError(f"{where}: {name} must have shape {list(expected)} on {device}, got {describe(value)}")
 
 
@@ -44,3 +45,10 @@ def integer(where: str, name: str, value: Any, low: int, high: int | None = None
     if value < low or (high is not None and value > high):
         raise ValueError(f"{where}: {name} must be {wanted}, got {int(value)}")
     return int(value)
+
+
+def switch(where: str, name: str, value: Any) -> bool:
+    """`value` as a bool if it is True, False, 1 or 0."""
+    if not isinstance(value, Integral) or value not in (0, 1):
+        raise TypeError(f"{where}: {name} must be a bool, got {describe(value)}")
+    return bool(value)
