@@ -37,6 +37,7 @@ at::Tensor variance(const at::Tensor& bits) {
 
 void check_vector(const char* op, const char* argument, const at::Tensor& tensor, const at::Tensor& bits,
                   bool has_dtype, const char* dtype) {
+  TORCH_CHECK_TYPE(tensor.defined(), op, ": ", argument, " must be a tensor, got none");
   TORCH_CHECK_TYPE(has_dtype, op, ": ", argument, " must be ", dtype, ", got ", tensor.scalar_type());
   TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.sym_numel() == bits.sym_numel(), op, ": ", argument,
                     " must have the shape of bits, [", bits.sym_numel(), "], got ", tensor.sym_sizes());
@@ -45,6 +46,7 @@ void check_vector(const char* op, const char* argument, const at::Tensor& tensor
 }
 
 void check_arguments(const char* op, const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight) {
+  TORCH_CHECK_TYPE(bits.defined(), op, ": bits must be a tensor, got none");
   TORCH_CHECK_TYPE(bits.scalar_type() == at::kByte, op, ": bits must be uint8, got ", bits.scalar_type());
   TORCH_CHECK_VALUE(bits.dim() == 1, op, ": bits must be 1-D, got shape ", bits.sym_sizes());
   const at::ScalarType dtype = sensitivity.scalar_type();

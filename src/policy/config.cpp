@@ -81,7 +81,7 @@ Flag flag(const char* name, T Config::*member, const char* rule = "", bool (*val
   return {name, [member](const Config& config) { return c10::IValue(config.*member); },
           [=](Config& config, const c10::IValue& value) {
             TORCH_CHECK_TYPE(FlagType<T>::accepts(value), "actnn::Config: ", name, " must be ", type_name<T>(),
-                             ", got ", value.isNone() ? "None" : value.tagKind());
+                             ", got ", value, value.isNone() ? "" : " (" + value.tagKind() + ")");
             T converted = FlagType<T>::from(value);
             TORCH_CHECK_VALUE(!valid || valid(converted), "actnn::Config: ", name, " must be ", rule, ", got ", value);
             config.*member = std::move(converted);

@@ -21,6 +21,7 @@ constexpr const char* kUpdate = "actnn::update_gradient_norm_";
 using OptionalTensor = std::optional<at::Tensor>;
 
 void check_float(const char* op, const char* argument, const at::Tensor& tensor, int64_t dimensions) {
+  TORCH_CHECK_TYPE(tensor.defined(), op, ": ", argument, " must be a tensor, got none");
   TORCH_CHECK_TYPE(tensor.scalar_type() == at::kFloat, op, ": ", argument, " must be float32, got ",
                    tensor.scalar_type());
   TORCH_CHECK_VALUE(tensor.dim() == dimensions, op, ": ", argument, " must be ", dimensions, "-D, got shape ",

@@ -90,7 +90,8 @@ Plan Scheme::plan(const at::Tensor& input) {
   Plan plan = fixed_plan(config, options_.group);
   planned_.reset();
   const bool adaptive = options_.normalization ? config.adaptive_bn_scheme : config.adaptive_conv_scheme;
-  if (!adaptive || !plan.retention.compress || input.dim() < 2 || input.numel() == 0) {
+  if (!adaptive || !plan.retention.compress || input.layout() != at::kStrided || input.dim() < 2 ||
+      input.numel() == 0) {
     return plan;
   }
   const int64_t samples = input.size(0);
