@@ -16,4 +16,5 @@
 #include "actnn/nn/quantization_options.h"
 #include "actnn/nn/quantized_activation.h"
 #include "actnn/nn/quantized_module.h"
+#include "actnn/nn/residual_block.h"
 #include "actnn/nn/softmax.h"

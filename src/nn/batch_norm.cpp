@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "actnn/autograd/batch_norm.h"
+#include "actnn/autograd/batch_norm_act.h"
 #include "actnn/autograd/sync_batch_norm.h"
 #include "src/nn/parameters.h"
 #include "src/nn/planned.h"
@@ -156,6 +157,21 @@ at::Tensor BatchNormNdImpl<D, Derived, TorchLayer_>::normalize(const at::Tensor&
                                             this->uses_batch_statistics(), momentum, this->options.eps(), quantization,
                                             std::nullopt, retention);
                  });
+}
+
+template <size_t D, typename Derived, typename TorchLayer_>
+at::Tensor BatchNormNdImpl<D, Derived, TorchLayer_>::forward_with_activation(const at::Tensor& input,
+                                                                             double negative_slope,
+                                                                             std::optional<int64_t> bits) {
+  check_input(input);
+  const double momentum = this->next_momentum();
+  const Quantization& quantization = this->options.quantization();
+  const bool tracked = !this->is_training() || this->options.track_running_stats();
+  return actnn::batch_norm_act(input, if_defined(this->weight), if_defined(this->bias),
+                               tracked ? if_defined(this->running_mean) : std::nullopt,
+                               tracked ? if_defined(this->running_var) : std::nullopt, this->uses_batch_statistics(),
+                               momentum, this->options.eps(), negative_slope,
+                               {.bits = bits.value_or(quantization.bits), .stochastic = quantization.stochastic});
 }
 
 template class BatchNormBase<BatchNorm1dImpl>;
