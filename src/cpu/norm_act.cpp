@@ -104,7 +104,7 @@ void forward_group(const NormActForward& forward, int64_t group) {
         z = z + to_float(residual[index]);
       }
       const bool side = z > 0.0F;
-      store_rounded(activated(z, side, forward.slope), &y[index]);
+      store_rounded(with_canonical_nan(activated(z, side, forward.slope)), &y[index]);
       const float scaled_copy = map.s_scale * (map.linear != 0.0F ? input : z);
       float s = scaled_copy + map.s_shift;
       finite = finite && is_finite(s);
@@ -229,7 +229,7 @@ void norm_act_input_gradient(const NormActBackward& backward, const NormActGradi
             const float of_gradient = map.scale * gradient_of<Element>(backward, index, side);
             const float of_copy = map.of_copy * s;
             const float sum = of_gradient + of_copy;
-            store_rounded(sum + map.shift, &static_cast<Element*>(grad_input)[index]);
+            store_rounded(with_canonical_nan(sum + map.shift), &static_cast<Element*>(grad_input)[index]);
           });
     }
   });
@@ -244,7 +244,7 @@ void norm_act_output(const NormActBackward& backward, const NormActInverse* chan
           [&](int64_t index, int64_t channel, bool side, float s) {
             const float scaled = channels[channel].a * s;
             const float z = scaled + channels[channel].b;
-            store_rounded(activated(z, side, backward.slope), &static_cast<Element*>(y)[index]);
+            store_rounded(with_canonical_nan(activated(z, side, backward.slope)), &static_cast<Element*>(y)[index]);
           });
     }
   });

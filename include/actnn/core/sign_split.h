@@ -109,12 +109,14 @@ struct SplitGrid {
 
   /// The copy of an element.
   ACTNN_HOST_DEVICE constexpr float decode(bool side, uint32_t value, bool is_linear) const {
-    const auto steps = static_cast<float>(value);
+    return copy_at(side, static_cast<float>(value), is_linear);
+  }
+  ACTNN_HOST_DEVICE constexpr float copy_at(bool side, float value, bool is_linear) const {
     if (is_linear) {
-      const float distance = steps * linear;
+      const float distance = value * linear;
       return lowest + distance;
     }
-    return side ? steps * above : -(steps * below);
+    return value * (side ? above : -below);
   }
 };
 
@@ -128,31 +130,23 @@ struct SplitEncoder {
 
   ACTNN_HOST_DEVICE constexpr SplitEncoder(SplitSteps steps, int bits, ElementType type)
       : grid(steps, bits, type),
-        above(units(grid.above)),
-        below(units(grid.below)),
-        linear(units(grid.linear)),
+        above(grid.above > 0.0F ? steps_per_unit(grid.above, bits - 1) : 0.0F),
+        below(grid.below > 0.0F ? steps_per_unit(grid.below, bits - 1) : 0.0F),
+        linear(grid.linear > 0.0F ? 65536.0F / grid.linear : 0.0F),
         highest(highest_split_value(bits)) {}
 
   /// The value of element `s`, rounded by 16 bits of noise; `half_step(2)` rounds to nearest. A split element on the wrong side of 0
   /// by the rounding of its computation counts as 0.
   ACTNN_HOST_DEVICE constexpr uint32_t encode(float s, bool side, bool is_linear, uint32_t noise) const {
-    float distance = side ? s : -s;
-    float scale = side ? above : below;
-    if (is_linear) {
-      distance = s - grid.lowest;
-      scale = linear;
-    }
-    distance = distance > 0.0F ? distance : 0.0F;
-    const float units_away = distance * scale;
+    const float distance = is_linear ? s - grid.lowest : side ? s : -s;
+    const float scaled = distance * (is_linear ? linear : side ? above : below);
+    const float units_away = scaled > 0.0F ? scaled : 0.0F;  // 0 too for a NaN, of an infinity without a scale
     const float shifted = units_away + kIntegerInMantissa;
     const uint32_t position = bits_of(shifted) - bits_of(kIntegerInMantissa);
     // The linear grid's ends are sums, and rounded.
     const uint32_t value = (position + noise) >> 16;
     return value < highest ? value : highest;
   }
-
- private:
-  ACTNN_HOST_DEVICE static constexpr float units(float step) { return step > 0.0F ? 65536.0F / step : 0.0F; }
 };
 
 }  // namespace actnn

@@ -9,7 +9,8 @@
 
 /// \file
 /// Normalization with activation on matrices of rows x channels (core/norm_act.h), the passes over elements. Groups, blocks of rows
-/// and parts are independent of each other: any division among threads gives the same results.
+/// and parts are independent of each other: any division among threads gives the same results. NaNs among them are the canonical
+/// ones. What lies between the steps and the words of a packed tensor is not written.
 
 namespace actnn::cpu {
 

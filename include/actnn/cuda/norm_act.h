@@ -33,7 +33,7 @@ struct NormActForward {
   float slope;
   int bits;          ///< 2..8; 0: nothing is kept
   bool keeps_below;  ///< false: copies below the bend are not wanted, and count as 0
-  uint8_t* packed;   ///< out: layout.bytes(bits), begins at a multiple of 16 bytes
+  uint8_t* packed;   ///< out: layout.bytes(bits), all of them; begins at a multiple of 16 bytes
   RandomSource random;
   bool stochastic;
 };

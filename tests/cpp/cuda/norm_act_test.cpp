@@ -1,0 +1,345 @@
+#include "actnn/cuda/norm_act.h"
+
+#include <cmath>
+
+#include "actnn/cpu/norm_act.h"
+#include "tests/cpp/cpu/test_data.h"
+#include "tests/cpp/cuda/gpu_test.h"
+
+namespace actnn::cuda {
+namespace {
+
+using cpu::as_elements;
+using cpu::kElementTypes;
+using cpu::random_values;
+using Layout = SplitLayout<int64_t>;
+
+/// Every number of lanes side by side, octets and groups that are not whole, strips of 1, 2 and 4 channel blocks.
+constexpr Layout kLayouts[] = {{1, 1},     {7, 3},    {33, 8},     {130, 16},  {65, 24}, {19, 40},
+                               {130, 64},  {9, 100},  {6, 256},    {5, 320},   {70, 24}, {40, 129},
+                               {3000, 64}, {500, 12}, {1000, 256}, {517, 2048}};
+
+/// Channels of every kind: weights of both signs, tiny ones, 0; bends near, far, and on either side.
+struct Channels {
+  std::vector<NormActChannel> forward;
+  std::vector<NormActInverse> inverse;
+  std::vector<NormActGradient> gradient;
+
+  explicit Channels(int64_t count) {
+    constexpr float kWeights[] = {1.0F, -0.7F, 0.0F, 1e-3F, 2.5F, -1e-6F, 0.3F};
+    constexpr float kBiases[] = {0.1F, -0.4F, 0.5F, 0.7F, 0.0F, -0.2F, 2.0F, -0.5F, 1.5F};
+    for (int64_t c = 0; c < count; ++c) {
+      const float weight = kWeights[c % 7];
+      const float bias = kBiases[c % 9];
+      // The first octets have split channels only, which are encoded by themselves.
+      const bool is_split = c < 16 && count > 16;
+      forward.push_back(forward_channel(0.2F, 1.25F, is_split ? 0.8F : weight, bias, true));
+      inverse.push_back(inverse_channel(is_split ? 0.8F : weight, bias, true));
+      gradient.push_back(gradient_channel(inverse.back(), is_split ? 0.8F : weight, 1.25F, 0.03F, -0.02F));
+    }
+  }
+};
+
+struct Problem {
+  Layout layout;
+  ElementType type;
+  int bits = 3;
+  float slope = 0.0F;
+  bool residual = false;
+  bool second = false;
+  bool keeps_below = true;
+  bool stochastic = true;
+  bool special = false;  ///< with infinities and NaNs
+  size_t offset = 0;     ///< elements of memory before each matrix
+
+  std::vector<uint8_t> elements(unsigned seed) const {
+    return as_elements(random_values(layout.rows * layout.channels, seed, special && seed == 3), type);
+  }
+  size_t shift() const { return offset * static_cast<size_t>(element_size(type)); }
+};
+
+constexpr RandomState kRandom{.seed = 7, .offset = 3};
+
+std::vector<uint8_t> forward_of_cpu(const Problem& problem, const Channels& channels, std::vector<uint8_t>& y) {
+  const std::vector<uint8_t> x = problem.elements(3);
+  const std::vector<uint8_t> residual = problem.elements(5);
+  std::vector<uint8_t> packed(problem.bits == 0 ? 0 : static_cast<size_t>(problem.layout.bytes(problem.bits)));
+  y.resize(x.size());
+  cpu::norm_act({.x = x.data(),
+                 .residual = problem.residual ? residual.data() : nullptr,
+                 .y = y.data(),
+                 .type = problem.type,
+                 .layout = problem.layout,
+                 .channels = channels.forward.data(),
+                 .slope = problem.slope,
+                 .bits = problem.bits,
+                 .keeps_below = problem.keeps_below,
+                 .packed = packed.data(),
+                 .random = kRandom,
+                 .stochastic = problem.stochastic},
+                0, problem.layout.groups());
+  return packed;
+}
+
+void expect_near(const std::vector<float>& actual, const std::vector<double>& expected,
+                 const std::vector<double>& magnitudes) {
+  for (size_t c = 0; c < actual.size(); ++c) {
+    if (std::isfinite(expected[c])) {
+      EXPECT_NEAR(actual[c], expected[c], 2e-6 * magnitudes[c]) << "channel " << c;
+    } else {
+      EXPECT_FALSE(std::isfinite(actual[c])) << "channel " << c;
+    }
+  }
+}
+
+/// Sums of the magnitudes of what the CPU adds up, which bound the errors of sums.
+void magnitudes_of_sums(const Problem& problem, const std::vector<float>& g, const std::vector<float>& h,
+                        std::vector<double>& sums, std::vector<double>& copy_sums) {
+  const auto count = static_cast<size_t>(problem.layout.channels);
+  sums.assign(count, 1e-30);
+  copy_sums.assign(count, 1e-30);
+  for (size_t i = 0; i < g.size(); ++i) {
+    const double magnitude = std::abs(g[i]) + (problem.second ? std::abs(h[i]) : 0.0);
+    sums[i % count] += magnitude;
+    copy_sums[i % count] += magnitude * 16.0;  // more than a copy
+  }
+}
+
+/// All passes, on the CPU and on the GPU.
+void compare(const Problem& problem) {
+  SCOPED_TRACE(testing::Message() << problem.layout.rows << " x " << problem.layout.channels << ", " << problem.bits
+                                  << " bits, type " << static_cast<int>(problem.type) << ", offset " << problem.offset);
+  const Channels channels(problem.layout.channels);
+  std::vector<uint8_t> expected_y;
+  const std::vector<uint8_t> expected = forward_of_cpu(problem, channels, expected_y);
+
+  const GpuBytes x(problem.elements(3), problem.shift());
+  const GpuBytes residual(problem.elements(5), problem.shift());
+  const GpuBytes y(expected_y.size(), problem.shift());
+  const GpuBytes packed(expected.size());
+  const GpuArray<NormActChannel> forward_channels(channels.forward);
+  check(norm_act({.x = x.as<void>(),
+                  .residual = problem.residual ? residual.as<void>() : nullptr,
+                  .y = y.as<void>(),
+                  .type = problem.type,
+                  .layout = problem.layout,
+                  .channels = forward_channels.data(),
+                  .slope = problem.slope,
+                  .bits = problem.bits,
+                  .keeps_below = problem.keeps_below,
+                  .packed = packed.as<uint8_t>(),
+                  .random = {.shift = kRandom},
+                  .stochastic = problem.stochastic},
+                 nullptr));
+  ASSERT_EQ(y.read(), expected_y);
+  ASSERT_EQ(packed.read(), expected);
+  if (problem.bits == 0) {
+    return;
+  }
+
+  const std::vector<uint8_t> grad = problem.elements(8);
+  const std::vector<uint8_t> second = problem.elements(9);
+  const cpu::NormActBackward of_cpu{.packed = expected.data(),
+                                    .bits = problem.bits,
+                                    .grad = grad.data(),
+                                    .second_grad = problem.second ? second.data() : nullptr,
+                                    .type = problem.type,
+                                    .layout = problem.layout,
+                                    .slope = problem.slope};
+  const GpuBytes gpu_grad(grad, problem.shift());
+  const GpuBytes gpu_second(second, problem.shift());
+  const NormActBackward backward{.packed = packed.as<uint8_t>(),
+                                 .bits = problem.bits,
+                                 .grad = gpu_grad.as<void>(),
+                                 .second_grad = problem.second ? gpu_second.as<void>() : nullptr,
+                                 .type = problem.type,
+                                 .layout = problem.layout,
+                                 .slope = problem.slope};
+  const GpuArray<NormActInverse> inverse(channels.inverse);
+  const GpuBytes result(grad.size(), problem.shift());
+  std::vector<uint8_t> expected_result(grad.size());
+
+  cpu::norm_act_output(of_cpu, channels.inverse.data(), expected_result.data(), 0, problem.layout.groups());
+  check(norm_act_output(backward, inverse.data(), result.as<void>(), nullptr));
+  ASSERT_EQ(result.read(), expected_result);
+
+  const GpuArray<NormActGradient> gradient(channels.gradient);
+  cpu::norm_act_input_gradient(of_cpu, channels.gradient.data(), expected_result.data(), 0, problem.layout.groups());
+  check(norm_act_input_gradient(backward, gradient.data(), result.as<void>(), nullptr));
+  ASSERT_EQ(result.read(), expected_result);
+
+  const auto count = static_cast<size_t>(problem.layout.channels);
+  std::vector<double> expected_sums(count);
+  std::vector<double> expected_copy_sums(count);
+  cpu::norm_act_sums(of_cpu, channels.inverse.data(), 0, problem.layout.row_blocks(), expected_sums.data(),
+                     expected_copy_sums.data());
+  const GpuArray<float> scratch(norm_act_scratch(problem.layout));
+  const GpuArray<float> sums(problem.layout.channels);
+  const GpuArray<float> copy_sums(problem.layout.channels);
+  check(norm_act_sums(backward, inverse.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
+  std::vector<float> g;
+  std::vector<float> h;
+  with_element_type(problem.type, [&]<class Element>(Element /*tag*/) {
+    for (size_t i = 0; i < grad.size(); i += sizeof(Element)) {
+      Element element;
+      std::memcpy(&element, grad.data() + i, sizeof element);
+      g.push_back(to_float(element));
+      std::memcpy(&element, second.data() + i, sizeof element);
+      h.push_back(to_float(element));
+    }
+  });
+  std::vector<double> magnitudes;
+  std::vector<double> copy_magnitudes;
+  magnitudes_of_sums(problem, g, h, magnitudes, copy_magnitudes);
+  expect_near(sums.read(), expected_sums, magnitudes);
+  expect_near(copy_sums.read(), expected_copy_sums, copy_magnitudes);
+
+  const std::vector<float> first[] = {sums.read(), copy_sums.read()};
+  check(norm_act_sums(backward, inverse.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
+  const std::vector<float> again[] = {sums.read(), copy_sums.read()};
+  for (size_t c = 0; c < count; ++c) {
+    ASSERT_EQ(bits_of(again[0][c]), bits_of(first[0][c]));
+    ASSERT_EQ(bits_of(again[1][c]), bits_of(first[1][c]));
+  }
+}
+
+using NormAct = GpuTestOf<ElementType>;
+INSTANTIATE_TEST_SUITE_P(All, NormAct, testing::ValuesIn(kElementTypes));
+
+TEST_P(NormAct, GivesTheBytesOfTheCpu) {
+  int bits = 2;
+  for (const Layout layout : kLayouts) {
+    for (const float slope : {0.0F, 0.1F}) {
+      compare({.layout = layout, .type = GetParam(), .bits = bits, .slope = slope});
+      bits = bits == 8 ? 2 : bits + 1;
+    }
+  }
+}
+
+TEST_P(NormAct, TakesEveryBitWidthAndKindOfInput) {
+  for (const Layout layout : {Layout{130, 64}, Layout{65, 24}, Layout{19, 43}}) {
+    for (int bits = 2; bits <= 8; ++bits) {
+      for (const bool residual : {false, true}) {
+        for (const bool keeps_below : {false, true}) {
+          compare({.layout = layout,
+                   .type = GetParam(),
+                   .bits = bits,
+                   .slope = keeps_below ? 0.2F : 0.0F,
+                   .residual = residual,
+                   .second = residual,
+                   .keeps_below = keeps_below,
+                   .stochastic = bits != 5});
+        }
+      }
+    }
+  }
+}
+
+TEST_P(NormAct, WalksOverMatricesLargerThanTheGrid) {
+  for (const Layout layout : {Layout{70'001, 64}, Layout{40'000, 136}, Layout{20'011, 257}}) {
+    for (const bool second : {false, true}) {
+      compare({.layout = layout, .type = GetParam(), .residual = second, .second = second});
+    }
+  }
+}
+
+TEST_P(NormAct, KeepsNothingWithoutBits) {
+  for (const Layout layout : {Layout{70'001, 64}, Layout{19, 43}}) {
+    compare({.layout = layout, .type = GetParam(), .bits = 0, .residual = true});
+  }
+}
+
+TEST_P(NormAct, TakesTensorsThatBeginAnywhere) {
+  for (const size_t offset : {1, 2, 3, 4, 8}) {
+    compare({.layout = {70, 48}, .type = GetParam(), .residual = true, .second = true, .offset = offset});
+  }
+}
+
+TEST_P(NormAct, MarksGroupsThatAreNotFinite) {
+  for (const Layout layout : {Layout{3000, 64}, Layout{70, 24}, Layout{300, 7}}) {
+    for (const float slope : {0.0F, 0.1F}) {
+      for (const bool keeps_below : {false, true}) {
+        compare({.layout = layout,
+                 .type = GetParam(),
+                 .bits = 4,
+                 .slope = slope,
+                 .residual = slope == 0.0F,
+                 .keeps_below = keeps_below,
+                 .special = true});
+      }
+    }
+  }
+}
+
+TEST_P(NormAct, DoesNothingWithoutRows) {
+  const GpuArray<float> mean(std::vector<float>{1, 2, 3});
+  const GpuArray<float> variance(std::vector<float>{1, 2, 3});
+  const Layout layout{0, 3};
+  EXPECT_EQ(norm_act_scratch(layout), 0);
+  check(channel_moments(nullptr, GetParam(), layout, nullptr, mean.data(), variance.data(), nullptr));
+  EXPECT_EQ(mean.read(), std::vector<float>(3, 0.0F));
+  EXPECT_EQ(variance.read(), std::vector<float>(3, 0.0F));
+  NormActForward forward{};
+  forward.type = GetParam();
+  forward.layout = layout;
+  forward.bits = 3;
+  check(norm_act(forward, nullptr));
+  NormActBackward backward{};
+  backward.type = GetParam();
+  backward.layout = layout;
+  backward.bits = 3;
+  check(norm_act_sums(backward, nullptr, nullptr, mean.data(), variance.data(), nullptr));
+  EXPECT_EQ(mean.read(), std::vector<float>(3, 0.0F));
+  check(norm_act_input_gradient(backward, nullptr, nullptr, nullptr));
+  check(norm_act_output(backward, nullptr, nullptr, nullptr));
+}
+
+TEST_P(NormAct, MomentsAreThoseOfTheRows) {
+  for (const Layout layout : kLayouts) {
+    for (const float offset : {0.0F, 1000.0F}) {
+      SCOPED_TRACE(testing::Message() << layout.rows << " x " << layout.channels << " around " << offset);
+      std::vector<float> values = random_values(layout.rows * layout.channels, 4, false);
+      for (size_t i = 0; i < values.size(); ++i) {
+        values[i] += offset;
+      }
+      values[0] = 0.0F;  // far from the others
+      const std::vector<uint8_t> elements = as_elements(values, GetParam());
+      const auto count = static_cast<size_t>(layout.channels);
+      std::vector<double> expected_mean(count);
+      std::vector<double> expected_variance(count);
+      with_element_type(GetParam(), [&]<class Element>(Element /*tag*/) {
+        std::vector<double> numbers(values.size());
+        for (size_t i = 0; i < numbers.size(); ++i) {
+          Element element;
+          std::memcpy(&element, elements.data() + i * sizeof element, sizeof element);
+          numbers[i] = to_float(element);
+          expected_mean[i % count] += numbers[i] / static_cast<double>(layout.rows);
+        }
+        for (size_t i = 0; i < numbers.size(); ++i) {
+          const double distance = numbers[i] - expected_mean[i % count];
+          expected_variance[i % count] += distance * distance / static_cast<double>(layout.rows);
+        }
+      });
+      for (const size_t shift : {0, 1}) {
+        const GpuBytes x(elements, shift * static_cast<size_t>(element_size(GetParam())));
+        const GpuArray<float> scratch(norm_act_scratch(layout));
+        const GpuArray<float> mean(layout.channels);
+        const GpuArray<float> variance(layout.channels);
+        const auto run = [&] {
+          check(
+              channel_moments(x.as<void>(), GetParam(), layout, scratch.data(), mean.data(), variance.data(), nullptr));
+          return std::pair(mean.read(), variance.read());
+        };
+        const auto [means, variances] = run();
+        for (size_t c = 0; c < count; ++c) {
+          EXPECT_NEAR(means[c], expected_mean[c], 1e-6 * (1.0 + std::abs(expected_mean[c]))) << "channel " << c;
+          EXPECT_NEAR(variances[c], expected_variance[c], 1e-4 * expected_variance[c] + 1e-6) << "channel " << c;
+        }
+        EXPECT_EQ(run(), std::pair(means, variances));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace actnn::cuda
