@@ -105,9 +105,14 @@ Result run(const Problem& problem, const Channels& channels, uint64_t offset = 0
 std::vector<float> output(const Problem& problem, const std::vector<uint8_t>& packed,
                           const std::vector<NormActInverse>& channels, float slope) {
   std::vector<uint8_t> y(problem.values.size() * static_cast<size_t>(element_size(problem.type)));
-  norm_act_output(
-      {.packed = packed.data(), .bits = problem.bits, .type = problem.type, .layout = problem.layout, .slope = slope},
-      channels.data(), y.data(), 0, problem.layout.groups());
+  norm_act_output({.packed = packed.data(),
+                   .bits = problem.bits,
+                   .grad = nullptr,
+                   .second_grad = nullptr,
+                   .type = problem.type,
+                   .layout = problem.layout,
+                   .slope = slope},
+                  channels.data(), y.data(), 0, problem.layout.groups());
   return Problem::as_floats(y, problem.type);
 }
 
