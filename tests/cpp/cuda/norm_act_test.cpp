@@ -92,16 +92,47 @@ void expect_near(const std::vector<float>& actual, const std::vector<double>& ex
   }
 }
 
+std::vector<float> floats_of(const std::vector<uint8_t>& elements, ElementType type) {
+  std::vector<float> floats;
+  with_element_type(type, [&]<class Element>(Element /*tag*/) {
+    for (size_t i = 0; i < elements.size(); i += sizeof(Element)) {
+      Element element;
+      std::memcpy(&element, elements.data() + i, sizeof element);
+      floats.push_back(to_float(element));
+    }
+  });
+  return floats;
+}
+
+/// The copies as the CPU reads them, rounded to the type.
+std::vector<float> copies_of(const Problem& problem, const std::vector<uint8_t>& packed,
+                             std::vector<NormActInverse> channels) {
+  for (NormActInverse& channel : channels) {
+    channel.a = 1.0F;
+    channel.b = 0.0F;
+  }
+  std::vector<uint8_t> copies(problem.elements(3).size());
+  cpu::norm_act_output({.packed = packed.data(),
+                        .bits = problem.bits,
+                        .grad = nullptr,
+                        .second_grad = nullptr,
+                        .type = problem.type,
+                        .layout = problem.layout,
+                        .slope = 1.0F},
+                       channels.data(), copies.data(), 0, problem.layout.groups());
+  return floats_of(copies, problem.type);
+}
+
 /// Sums of the magnitudes of what the CPU adds up, which bound the errors of sums.
 void magnitudes_of_sums(const Problem& problem, const std::vector<float>& g, const std::vector<float>& h,
-                        std::vector<double>& sums, std::vector<double>& copy_sums) {
+                        const std::vector<float>& copies, std::vector<double>& sums, std::vector<double>& copy_sums) {
   const auto count = static_cast<size_t>(problem.layout.channels);
   sums.assign(count, 1e-30);
   copy_sums.assign(count, 1e-30);
   for (size_t i = 0; i < g.size(); ++i) {
     const double magnitude = std::abs(g[i]) + (problem.second ? std::abs(h[i]) : 0.0);
     sums[i % count] += magnitude;
-    copy_sums[i % count] += magnitude * 16.0;  // more than a copy
+    copy_sums[i % count] += magnitude * std::abs(copies[i]);
   }
 }
 
@@ -177,20 +208,10 @@ void compare(const Problem& problem) {
   const GpuArray<float> sums(problem.layout.channels);
   const GpuArray<float> copy_sums(problem.layout.channels);
   check(norm_act_sums(backward, inverse.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
-  std::vector<float> g;
-  std::vector<float> h;
-  with_element_type(problem.type, [&]<class Element>(Element /*tag*/) {
-    for (size_t i = 0; i < grad.size(); i += sizeof(Element)) {
-      Element element;
-      std::memcpy(&element, grad.data() + i, sizeof element);
-      g.push_back(to_float(element));
-      std::memcpy(&element, second.data() + i, sizeof element);
-      h.push_back(to_float(element));
-    }
-  });
   std::vector<double> magnitudes;
   std::vector<double> copy_magnitudes;
-  magnitudes_of_sums(problem, g, h, magnitudes, copy_magnitudes);
+  magnitudes_of_sums(problem, floats_of(grad, problem.type), floats_of(second, problem.type),
+                     copies_of(problem, expected, channels.inverse), magnitudes, copy_magnitudes);
   expect_near(sums.read(), expected_sums, magnitudes);
   expect_near(copy_sums.read(), expected_copy_sums, copy_magnitudes);
 
