@@ -215,7 +215,8 @@ at::Tensor sums_meta(const at::Tensor& packed, const at::Tensor& grad, const Opt
   return at::empty({2, inverse.size(0)}, inverse.options());
 }
 
-// The dispatcher passes symbolic integers by value. NOLINTNEXTLINE(performance-unnecessary-value-param)
+// The dispatcher passes symbolic integers by value.
+// NOLINTBEGIN(performance-unnecessary-value-param)
 ThreeTensors gradients_meta(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
                             const at::Tensor& inverse_deviation, c10::SymInt /*count*/) {
   check_norm_act_gradients(sums, inverse, weight, inverse_deviation);
@@ -229,12 +230,13 @@ at::Tensor input_gradient_meta(const at::Tensor& packed, const at::Tensor& grad,
   return at::empty_like(grad);
 }
 
-// NOLINTNEXTLINE(performance-unnecessary-value-param)
 at::Tensor output_meta(const at::Tensor& packed, const at::Tensor& inverse, c10::SymInt rows, at::ScalarType dtype,
                        double /*slope*/, int64_t bits) {
   check_norm_act_output(packed, inverse, rows, dtype, bits);
   return at::empty_symint({rows, inverse.sym_size(0)}, packed.options().dtype(dtype));
 }
+
+// NOLINTEND(performance-unnecessary-value-param)
 
 template <class Signature>
 auto find_op(const char* op) {

@@ -59,7 +59,7 @@ TEST(SampleBits, AreTheGreedyAnswerForTiesZerosAndExtremes) {
 
 TEST(SampleBits, SensitivitiesAreProducts) {
   const at::Tensor range = at::tensor({1.0F, 2.0F, kNaN});
-  const auto with = [&](std::optional<at::Tensor> gradient) {
+  const auto with = [&](const std::optional<at::Tensor>& gradient) {
     const at::Tensor sensitivity = std::get<0>(allocate_sample_bits(range, gradient, 0.5, 8, 12));
     return std::vector<float>(sensitivity.const_data_ptr<float>(), sensitivity.const_data_ptr<float>() + 2);
   };
