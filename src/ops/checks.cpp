@@ -11,6 +11,9 @@ ElementType check_floating(const char* op, const char* argument, const at::Tenso
   TORCH_CHECK_VALUE(tensor.defined(), op, ": ", argument, " must be a tensor, got none");
   TORCH_CHECK_VALUE(tensor.layout() == at::kStrided, op, ": ", argument, " must be a strided tensor, got layout ",
                     tensor.layout());
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !tensor._fw_grad(/*level=*/0).defined(), op, ": ", argument,
+      " must not be a dual tensor: there are no forward-mode derivatives; use torch's own layer");
   switch (tensor.scalar_type()) {
     case at::kFloat:
       return ElementType::kFloat32;

@@ -13,7 +13,8 @@
 
 namespace actnn {
 
-/// The element type of `tensor`; an error unless it is strided and of one of the three floating types.
+/// The element type of `tensor`; an error unless it is strided, of one of the three floating types, and without a forward-mode
+/// derivative, which would be lost.
 ElementType check_floating(const char* op, const char* argument, const at::Tensor& tensor);
 
 at::ScalarType scalar_type_of(ElementType type);
