@@ -16,6 +16,7 @@
 
 #include "src/autograd/batch_norm_arguments.h"
 #include "src/autograd/keeping.h"
+#include "src/autograd/normalization.h"
 #include "src/autograd/saved_activation.h"
 
 namespace actnn {
@@ -77,8 +78,7 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
                             uses_running ? statistics.running_mean.value_or(at::Tensor()) : at::Tensor(),
                             uses_running ? statistics.running_var.value_or(at::Tensor()) : at::Tensor(), mean,
                             inverse_deviation, reserve, kept.data, kept.parameters});
-    ctx->saved_data["has_weight"] = weight.has_value();
-    ctx->saved_data["has_bias"] = bias.has_value();
+    remember_parameters(ctx, weight.has_value(), bias.has_value());
     ctx->saved_data["training"] = statistics.training;
     ctx->saved_data["eps"] = statistics.eps;
     ctx->saved_data["implementation"] = implementation;
@@ -89,12 +89,8 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
     refuse_double_backward(kOp);
     auto& data = ctx->saved_data;
     const variable_list saved = ctx->get_saved_variables();
-    const bool has_weight = data["has_weight"].toBool();
     const bool training = data["training"].toBool();
-    // Only the tensors that are there have an index.
-    const bool wants_input = ctx->needs_input_grad(0);
-    const bool wants_weight = has_weight && ctx->needs_input_grad(1);
-    const bool wants_bias = data["has_bias"].toBool() && ctx->needs_input_grad(has_weight ? 2 : 1);
+    const auto [wants_input, wants_weight, wants_bias] = wanted_gradients(ctx);
     const at::Tensor input = wants_weight || (training && wants_input) ? kept_activation(ctx, {saved[6], saved[7]})
                                                                        : activation_like(ctx, grad_outputs[0]);
     auto grads = exact_batch_norm_backward(data["implementation"].toInt(), grad_outputs[0], input, saved, training,

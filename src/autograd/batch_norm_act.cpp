@@ -10,6 +10,7 @@
 #include "actnn/core/sign_split.h"
 #include "src/autograd/batch_norm_arguments.h"
 #include "src/autograd/channel_matrix.h"
+#include "src/autograd/normalization.h"
 #include "src/autograd/saved_activation.h"
 #include "src/autograd/shared_copy.h"
 
@@ -89,8 +90,7 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
     ctx->save_for_backward(
         {normalized.packed, normalized.inverse, normalized.inverse_deviation, weight.value_or(at::Tensor())});
     auto& data = ctx->saved_data;
-    data["has_weight"] = weight.has_value();
-    data["has_bias"] = bias.has_value();
+    remember_parameters(ctx, weight.has_value(), bias.has_value());
     data["training"] = statistics.training;
     data["slope"] = slope;
     data["bits"] = packing.bits;
@@ -104,11 +104,7 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
     refuse_double_backward(kOp);
     auto& data = ctx->saved_data;
     const variable_list saved = ctx->get_saved_variables();
-    const bool has_weight = data["has_weight"].toBool();
-    // Only the tensors that are there have an index.
-    const bool wants_input = ctx->needs_input_grad(0);
-    const bool wants_weight = has_weight && ctx->needs_input_grad(1);
-    const bool wants_bias = data["has_bias"].toBool() && ctx->needs_input_grad(has_weight ? 2 : 1);
+    const auto [wants_input, wants_weight, wants_bias] = wanted_gradients(ctx);
     const double slope = data["slope"].toDouble();
     const int64_t bits = data["bits"].toInt();
 

@@ -5,6 +5,19 @@
 
 namespace actnn {
 
+void remember_parameters(torch::autograd::AutogradContext* ctx, bool has_weight, bool has_bias) {
+  ctx->saved_data["has_weight"] = has_weight;
+  ctx->saved_data["has_bias"] = has_bias;
+}
+
+std::array<bool, 3> wanted_gradients(torch::autograd::AutogradContext* ctx) {
+  const bool has_weight = ctx->saved_data["has_weight"].toBool();
+  const bool has_bias = ctx->saved_data["has_bias"].toBool();
+  // Only the tensors that are there have an index.
+  return {ctx->needs_input_grad(0), has_weight && ctx->needs_input_grad(1),
+          has_bias && ctx->needs_input_grad(has_weight ? 2 : 1)};
+}
+
 bool wants_gradients(const at::Tensor& input, const std::optional<at::Tensor>& weight,
                      const std::optional<at::Tensor>& bias) {
   return wants_grad(input) || wants_grad(weight) || wants_grad(bias);
@@ -19,23 +32,18 @@ void save_normalization(torch::autograd::AutogradContext* ctx, const Normalizati
     remember_layout(ctx, storage_order(tensors.input));
   }
   ctx->save_for_backward({packed, tensors.weight, tensors.bias, tensors.mean, tensors.inverse_deviation});
-  ctx->saved_data["has_weight"] = has_weight;
-  ctx->saved_data["has_bias"] = has_bias;
+  remember_parameters(ctx, has_weight, has_bias);
 }
 
 SavedNormalization saved_normalization(torch::autograd::AutogradContext* ctx, const at::Tensor& grad_output) {
   const torch::autograd::variable_list saved = ctx->get_saved_variables();
-  const bool has_weight = ctx->saved_data["has_weight"].toBool();
-  // Only the tensors that are there have an index.
-  const bool wants_input = ctx->needs_input_grad(0);
-  const bool wants_weight = has_weight && ctx->needs_input_grad(1);
-  const bool wants_bias = ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(has_weight ? 2 : 1);
-  return {{.input = wants_input || wants_weight ? unpack_activation(ctx, saved[0]) : activation_like(ctx, grad_output),
+  const std::array<bool, 3> wanted = wanted_gradients(ctx);
+  return {{.input = wanted[0] || wanted[1] ? unpack_activation(ctx, saved[0]) : activation_like(ctx, grad_output),
            .weight = saved[1],
            .bias = saved[2],
            .mean = saved[3],
            .inverse_deviation = saved[4]},
-          {wants_input, wants_weight, wants_bias}};
+          wanted};
 }
 
 }  // namespace actnn

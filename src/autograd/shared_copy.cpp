@@ -2,7 +2,6 @@
 
 #include <c10/util/intrusive_ptr.h>
 
-#include <iterator>
 #include <mutex>
 #include <unordered_map>
 #include <utility>

@@ -28,6 +28,7 @@
 #include "actnn/autograd/batch_norm.h"
 #include "src/autograd/batch_norm_arguments.h"
 #include "src/autograd/keeping.h"
+#include "src/autograd/normalization.h"
 #include "src/autograd/saved_activation.h"
 
 namespace actnn {
@@ -238,8 +239,7 @@ class SyncBatchNorm : public torch::autograd::Function<SyncBatchNorm> {
     }
     ctx->save_for_backward(
         {weight.value_or(at::Tensor()), moments.mean, moments.var, moments.count, kept.data, kept.parameters});
-    ctx->saved_data["has_weight"] = weight.has_value();
-    ctx->saved_data["has_bias"] = bias.has_value();
+    remember_parameters(ctx, weight.has_value(), bias.has_value());
     ctx->saved_data["eps"] = statistics.eps;
     ctx->saved_data["group_name"] = group_name;
     return output;
@@ -250,11 +250,7 @@ class SyncBatchNorm : public torch::autograd::Function<SyncBatchNorm> {
     refuse_double_backward(kOp);
     auto& data = ctx->saved_data;
     const variable_list saved = ctx->get_saved_variables();
-    const bool has_weight = data["has_weight"].toBool();
-    // Only the tensors that are there have an index.
-    const bool wants_input = ctx->needs_input_grad(0);
-    const bool wants_weight = has_weight && ctx->needs_input_grad(1);
-    const bool wants_bias = data["has_bias"].toBool() && ctx->needs_input_grad(has_weight ? 2 : 1);
+    const auto [wants_input, wants_weight, wants_bias] = wanted_gradients(ctx);
     at::Tensor grad = grad_outputs[0];
     if (!wants_input && !wants_weight) {
       return {{}, {}, wants_bias ? grad.sum(all_but_channels(grad), false, at::kFloat) : at::Tensor(), {}, {}, {}};

@@ -21,7 +21,7 @@ BatchNorm2d make_norm(int64_t channels, const Quantization& quantization) {
   return BatchNorm2d(BatchNorm2dOptions(channels).quantization(quantization));
 }
 
-/// Sets the quantization's bits for a norm whose output is added.
+/// How what is added, and the sum, is packed.
 SplitPacking packing(const Quantization& quantization, int64_t bits) {
   return {.bits = bits, .stochastic = quantization.stochastic};
 }
