@@ -48,15 +48,20 @@ struct NormActBackward {
   ElementType type;         ///< of gradients and results
   SplitLayout<int64_t> layout;
   float slope;
+  /// The normalization's input, which takes the place of the copies: s = s_scale x + s_shift of `channels_of_x`. `packed` gives the
+  /// sides then, and may be null if `slope` is 1. Null: none.
+  const void* x = nullptr;
+  const NormActChannel* channels_of_x = nullptr;
 };
 
 /// Sums of dz and of dz s over blocks of rows [first, last): [channels] each, added to what is there.
 void norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, int64_t first, int64_t last,
                    double* sums, double* copy_sums);
 
-/// The input's gradient of groups [first, last).
+/// The input's gradient of groups [first, last), and dz, rounded, unless `grad_sum` is null. Each may be in the place of a tensor
+/// that is read.
 void norm_act_input_gradient(const NormActBackward& backward, const NormActGradient* channels, void* grad_input,
-                             int64_t first, int64_t last);
+                             void* grad_sum, int64_t first, int64_t last);
 
 /// y of groups [first, last) again, from the copies.
 void norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y, int64_t first,

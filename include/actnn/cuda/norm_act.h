@@ -49,15 +49,19 @@ struct NormActBackward {
   ElementType type;         ///< of gradients and results
   SplitLayout<int64_t> layout;
   float slope;
+  /// The normalization's input, which takes the place of the copies: s = s_scale x + s_shift of `channels_of_x`. `packed` gives the
+  /// sides then, and may be null if `slope` is 1. Null: none.
+  const void* x = nullptr;
+  const NormActChannel* channels_of_x = nullptr;
 };
 
 /// Sums of dz and of dz s: [channels] each.
 cudaError_t norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, float* scratch, float* sums,
                           float* copy_sums, cudaStream_t stream);
 
-/// The input's gradient.
+/// The input's gradient, and dz, rounded, unless `grad_sum` is null. Each may be in the place of a tensor that is read.
 cudaError_t norm_act_input_gradient(const NormActBackward& backward, const NormActGradient* channels, void* grad_input,
-                                    cudaStream_t stream);
+                                    void* grad_sum, cudaStream_t stream);
 
 /// y again, from the copies.
 cudaError_t norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y,
