@@ -143,9 +143,28 @@ void forward_group(const NormActForward& forward, int64_t group) {
   }
 }
 
-/// Calls `body(index, channel, side, s)` for the elements of a group; `linear(channel)` says of which kind a channel is.
-template <class IsLinear, class Body>
+/// Calls `body(index, channel, side, s)` for the elements of a group, s from the normalization's input.
+template <class Element, class Body>
+void for_each_exact(const NormActBackward& backward, int64_t group, Body&& body) {
+  const auto* x = static_cast<const Element*>(backward.x);
+  for (int lane = 0; lane < kSplitLanes; ++lane) {
+    const LaneWords words = backward.packed ? load_words(backward.packed, backward.layout, group, lane, backward.bits)
+                                            : LaneWords{.sides = ~0u};
+    LanePlace(backward.layout, group, lane).for_each(backward.layout, [&](int place, int64_t index, int64_t channel) {
+      const NormActChannel& map = backward.channels_of_x[channel];
+      const float scaled = map.s_scale * to_float(x[index]);
+      body(index, channel, words.side(place), scaled + map.s_shift);
+    });
+  }
+}
+
+/// The same with s from the copies, if there is no input; `linear(channel)` says of which kind a channel is.
+template <class Element, class IsLinear, class Body>
 void for_each_copy(const NormActBackward& backward, int64_t group, IsLinear&& is_linear, Body&& body) {
+  if (backward.x) {
+    for_each_exact<Element>(backward, group, body);
+    return;
+  }
   SplitSteps steps;
   std::memcpy(&steps, backward.packed + group * static_cast<int64_t>(sizeof steps), sizeof steps);
   const SplitGrid grid(steps, backward.bits, backward.type);
@@ -207,7 +226,7 @@ void norm_act_sums(const NormActBackward& backward, const NormActInverse* channe
   const int64_t blocks = backward.layout.channel_blocks();
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
     for (int64_t group = first * blocks; group < last * blocks; ++group) {
-      for_each_copy(
+      for_each_copy<Element>(
           backward, group, [&](int64_t channel) { return channels[channel].linear != 0.0F; },
           [&](int64_t index, int64_t channel, bool side, float s) {
             const float dz = gradient_of<Element>(backward, index, side);
@@ -219,17 +238,21 @@ void norm_act_sums(const NormActBackward& backward, const NormActInverse* channe
 }
 
 void norm_act_input_gradient(const NormActBackward& backward, const NormActGradient* channels, void* grad_input,
-                             int64_t first, int64_t last) {
+                             void* grad_sum, int64_t first, int64_t last) {
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
     for (int64_t group = first; group < last; ++group) {
-      for_each_copy(
+      for_each_copy<Element>(
           backward, group, [&](int64_t channel) { return channels[channel].linear != 0.0F; },
           [&](int64_t index, int64_t channel, bool side, float s) {
             const NormActGradient& map = channels[channel];
-            const float of_gradient = map.scale * gradient_of<Element>(backward, index, side);
+            const float dz = gradient_of<Element>(backward, index, side);
+            const float of_gradient = map.scale * dz;
             const float of_copy = map.of_copy * s;
             const float sum = of_gradient + of_copy;
             store_rounded(with_canonical_nan(sum + map.shift), &static_cast<Element*>(grad_input)[index]);
+            if (grad_sum) {
+              store_rounded(with_canonical_nan(dz), &static_cast<Element*>(grad_sum)[index]);
+            }
           });
     }
   });
@@ -239,7 +262,7 @@ void norm_act_output(const NormActBackward& backward, const NormActInverse* chan
                      int64_t last) {
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
     for (int64_t group = first; group < last; ++group) {
-      for_each_copy(
+      for_each_copy<Element>(
           backward, group, [&](int64_t channel) { return channels[channel].linear != 0.0F; },
           [&](int64_t index, int64_t channel, bool side, float s) {
             const float scaled = channels[channel].a * s;

@@ -270,7 +270,7 @@ TEST_P(NormAct, GradientsAreThoseOfTheCopies) {
         gradients.push_back({0.5F, 0.25F, -0.125F, channels.inverse[c].linear});
       }
       std::vector<uint8_t> grad_input(grad.size());
-      norm_act_input_gradient(backward, gradients.data(), grad_input.data(), 0, problem.layout.groups());
+      norm_act_input_gradient(backward, gradients.data(), grad_input.data(), nullptr, 0, problem.layout.groups());
 
       // The elements' copies in float32: those of the same group steps.
       const std::vector<float> g = Problem::as_floats(grad, problem.type);

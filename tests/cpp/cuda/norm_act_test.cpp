@@ -195,8 +195,9 @@ void compare(const Problem& problem) {
   ASSERT_EQ(result.read(), expected_result);
 
   const GpuArray<NormActGradient> gradient(channels.gradient);
-  cpu::norm_act_input_gradient(of_cpu, channels.gradient.data(), expected_result.data(), 0, problem.layout.groups());
-  check(norm_act_input_gradient(backward, gradient.data(), result.as<void>(), nullptr));
+  cpu::norm_act_input_gradient(of_cpu, channels.gradient.data(), expected_result.data(), nullptr, 0,
+                               problem.layout.groups());
+  check(norm_act_input_gradient(backward, gradient.data(), result.as<void>(), nullptr, nullptr));
   ASSERT_EQ(result.read(), expected_result);
 
   const auto count = static_cast<size_t>(problem.layout.channels);
@@ -311,7 +312,7 @@ TEST_P(NormAct, DoesNothingWithoutRows) {
   backward.bits = 3;
   check(norm_act_sums(backward, nullptr, nullptr, mean.data(), variance.data(), nullptr));
   EXPECT_EQ(mean.read(), std::vector<float>(3, 0.0F));
-  check(norm_act_input_gradient(backward, nullptr, nullptr, nullptr));
+  check(norm_act_input_gradient(backward, nullptr, nullptr, nullptr, nullptr));
   check(norm_act_output(backward, nullptr, nullptr, nullptr));
 }
 
