@@ -66,10 +66,9 @@ class AddAct : public torch::autograd::Function<AddAct> {
     // As in evaluation mode: only the activation counts.
     const at::Tensor gradients = std::get<0>(norm_act_gradients(at::zeros({2, channels}, options), saved[1], {},
                                                                 at::ones({channels}, options), /*count=*/0));
+    const NormActCopies copies{saved[0], ctx->saved_data["slope"].toDouble(), ctx->saved_data["bits"].toInt()};
     const at::Tensor grad_sum =
-        from_matrix(norm_act_input_gradient(saved[0], grad, {}, gradients, ctx->saved_data["slope"].toDouble(),
-                                            ctx->saved_data["bits"].toInt()),
-                    grad_outputs[0].sym_sizes());
+        from_matrix(norm_act_input_gradient(copies, grad, {}, gradients), grad_outputs[0].sym_sizes());
     return {ctx->needs_input_grad(0) ? grad_sum : at::Tensor(),
             ctx->needs_input_grad(1) ? grad_sum : at::Tensor(),
             {},

@@ -1,6 +1,5 @@
 #include "actnn/autograd/batch_norm_act.h"
 
-#include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
@@ -28,20 +27,13 @@ at::Tensor with_dtype(const at::Tensor& tensor, at::ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
 }
 
+OptionalTensor if_defined(const OptionalTensor& tensor) {
+  return tensor.has_value() && tensor->defined() ? tensor : std::nullopt;
+}
+
 OptionalTensor in_float(const OptionalTensor& tensor) {
   return tensor.has_value() && tensor->defined() ? std::optional(with_dtype(*tensor, at::kFloat).contiguous())
                                                  : std::nullopt;
-}
-
-void update_running(const BatchNormStatistics& statistics, const at::Tensor& mean, const at::Tensor& variance,
-                    const c10::SymInt& rows) {
-  const auto update = [&](const OptionalTensor& running, const at::Tensor& value) {
-    if (running.has_value() && running->defined()) {
-      running->lerp_(with_dtype(value, running->scalar_type()), statistics.momentum);
-    }
-  };
-  update(statistics.running_mean, mean);
-  update(statistics.running_var, variance * at::Scalar(c10::SymFloat(rows) / (c10::SymFloat(rows) - 1.0)));
 }
 
 /// What one forward found out.
@@ -56,17 +48,13 @@ Normalized normalize(const at::Tensor& input, const OptionalTensor& weight, cons
                      const BatchNormStatistics& statistics, double slope, const SplitPacking& packing,
                      const OptionalTensor& rng_state) {
   const at::Tensor x = as_matrix(input);
-  at::Tensor mean;
-  at::Tensor variance;
-  if (statistics.training) {
-    std::tie(mean, variance) = channel_moments(x);
-    update_running(statistics, mean, variance, x.sym_size(0));
-  } else {
-    mean = *in_float(statistics.running_mean);
-    variance = *in_float(statistics.running_var);
-  }
+  const bool has_bend = slope != 1.0;
   auto [channels, inverse, inverse_deviation] =
-      norm_act_channels(mean, variance, in_float(weight), in_float(bias), statistics.eps, /*has_bend=*/slope != 1.0);
+      statistics.training
+          ? batch_norm_channels(x, in_float(weight), in_float(bias), if_defined(statistics.running_mean),
+                                if_defined(statistics.running_var), {}, statistics.momentum, statistics.eps, has_bend)
+          : norm_act_channels(*in_float(statistics.running_mean), *in_float(statistics.running_var), in_float(weight),
+                              in_float(bias), statistics.eps, has_bend);
   auto [y, packed] = norm_act(x, std::nullopt, channels, slope, packing, rng_state);
   return {std::move(y), std::move(packed), std::move(inverse), std::move(inverse_deviation)};
 }
@@ -105,17 +93,16 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
     auto& data = ctx->saved_data;
     const variable_list saved = ctx->get_saved_variables();
     const auto [wants_input, wants_weight, wants_bias] = wanted_gradients(ctx);
-    const double slope = data["slope"].toDouble();
-    const int64_t bits = data["bits"].toInt();
+    const NormActCopies copies{saved[0], data["slope"].toDouble(), data["bits"].toInt()};
 
     const at::Tensor grad = as_matrix(grad_outputs[0]);
-    const at::Tensor sums = norm_act_sums(saved[0], grad, std::nullopt, saved[1], slope, bits);
+    const at::Tensor sums = norm_act_sums(copies, grad, std::nullopt, saved[1]);
     const c10::SymInt count = data["training"].toBool() ? grad.sym_size(0) : c10::SymInt(0);
     const auto [gradients, grad_weight, grad_bias] =
         norm_act_gradients(sums, saved[1], in_float(saved[3]), saved[2], count);
     at::Tensor grad_input;
     if (wants_input) {
-      grad_input = from_matrix(norm_act_input_gradient(saved[0], grad, std::nullopt, gradients, slope, bits),
+      grad_input = from_matrix(norm_act_input_gradient(copies, grad, std::nullopt, gradients),
                                grad_outputs[0].sym_sizes());
     }
     return {grad_input, wants_weight ? grad_weight : at::Tensor(), wants_bias ? grad_bias : at::Tensor(), {}, {}, {},

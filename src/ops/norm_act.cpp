@@ -104,21 +104,25 @@ TwoTensors norm_act_cpu(const at::Tensor& input, const OptionalTensor& residual,
   return {y, packed};
 }
 
-cpu::NormActBackward backward_of(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                                 ElementType type, double slope, int64_t bits) {
-  return {.packed = packed.const_data_ptr<uint8_t>(),
-          .bits = static_cast<int>(bits),
+cpu::NormActBackward backward_of(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
+                                 ElementType type) {
+  return {.packed = static_cast<const uint8_t*>(data_or_null(copies.packed)),
+          .bits = static_cast<int>(copies.bits),
           .grad = grad.const_data_ptr(),
           .second_grad = data_or_null(second_grad),
           .type = type,
           .layout = split_layout(grad),
-          .slope = static_cast<float>(slope)};
+          .slope = static_cast<float>(copies.slope),
+          .x = data_or_null(copies.input),
+          .channels_of_x = copies.channels ? rows_as<NormActChannel>(*copies.channels) : nullptr};
 }
 
-at::Tensor sums_cpu(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                    const at::Tensor& inverse, double slope, int64_t bits) {
-  const ElementType type = check_norm_act_sums(packed, grad, second_grad, inverse, bits);
-  const cpu::NormActBackward backward = backward_of(packed, grad, second_grad, type, slope, bits);
+at::Tensor sums_cpu(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                    const at::Tensor& inverse, double slope, int64_t bits, const OptionalTensor& input,
+                    const OptionalTensor& channels) {
+  const NormActCopies copies{packed, slope, bits, input, channels};
+  const ElementType type = check_norm_act_sums(copies, grad, second_grad, inverse);
+  const cpu::NormActBackward backward = backward_of(copies, grad, second_grad, type);
   const Layout& layout = backward.layout;
   const int64_t part_blocks = ceil_div(cpu::kPartRows, layout.group_rows());
   const int64_t parts = ceil_div(layout.row_blocks(), part_blocks);
@@ -161,24 +165,25 @@ ThreeTensors gradients_cpu(const at::Tensor& sums, const at::Tensor& inverse, co
   return {gradients, grad_weight, grad_bias};
 }
 
-at::Tensor input_gradient_cpu(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                              const at::Tensor& gradients, double slope, int64_t bits) {
-  const ElementType type = check_norm_act_input_gradient(packed, grad, second_grad, gradients, bits);
-  const cpu::NormActBackward backward = backward_of(packed, grad, second_grad, type, slope, bits);
-  at::Tensor grad_input = at::empty_like(grad);
+void input_gradient_out_cpu(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                            const at::Tensor& gradients, double slope, int64_t bits, const OptionalTensor& input,
+                            const OptionalTensor& channels, at::Tensor& grad_input, const OptionalTensor& grad_sum) {
+  const NormActCopies copies{packed, slope, bits, input, channels};
+  const ElementType type = check_norm_act_input_gradient(copies, grad, second_grad, gradients, grad_input, grad_sum);
+  const cpu::NormActBackward backward = backward_of(copies, grad, second_grad, type);
   at::parallel_for(0, backward.layout.groups(), parallel_grain(kSplitLanes * kLaneRows * kOctet),
                    [&](int64_t first, int64_t last) {
                      cpu::norm_act_input_gradient(backward, rows_as<NormActGradient>(gradients),
-                                                  grad_input.mutable_data_ptr(), first, last);
+                                                  grad_input.mutable_data_ptr(),
+                                                  grad_sum ? grad_sum->mutable_data_ptr() : nullptr, first, last);
                    });
-  return grad_input;
 }
 
 at::Tensor output_cpu(const at::Tensor& packed, const at::Tensor& inverse, int64_t rows, at::ScalarType dtype,
                       double slope, int64_t bits) {
   const ElementType type = check_norm_act_output(packed, inverse, rows, dtype, bits);
   at::Tensor y = at::empty({rows, inverse.size(0)}, packed.options().dtype(dtype));
-  const cpu::NormActBackward backward = backward_of(packed, y, std::nullopt, type, slope, bits);
+  const cpu::NormActBackward backward = backward_of({packed, slope, bits}, y, std::nullopt, type);
   at::parallel_for(
       0, backward.layout.groups(), parallel_grain(kSplitLanes * kLaneRows * kOctet), [&](int64_t first, int64_t last) {
         cpu::norm_act_output(backward, rows_as<NormActInverse>(inverse), y.mutable_data_ptr(), first, last);
@@ -209,10 +214,27 @@ TwoTensors norm_act_meta(const at::Tensor& input, const OptionalTensor& residual
   return {at::empty_like(input), empty_bytes(bits == 0 ? 0 : layout.bytes(static_cast<int>(bits)), input)};
 }
 
-at::Tensor sums_meta(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                     const at::Tensor& inverse, double /*slope*/, int64_t bits) {
-  check_norm_act_sums(packed, grad, second_grad, inverse, bits);
+at::Tensor sums_meta(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                     const at::Tensor& inverse, double slope, int64_t bits, const OptionalTensor& input,
+                     const OptionalTensor& channels) {
+  check_norm_act_sums({packed, slope, bits, input, channels}, grad, second_grad, inverse);
   return at::empty({2, inverse.size(0)}, inverse.options());
+}
+
+void input_gradient_out_meta(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                             const at::Tensor& gradients, double slope, int64_t bits, const OptionalTensor& input,
+                             const OptionalTensor& channels, at::Tensor& grad_input, const OptionalTensor& grad_sum) {
+  check_norm_act_input_gradient({packed, slope, bits, input, channels}, grad, second_grad, gradients, grad_input,
+                                grad_sum);
+}
+
+/// On every device: the gradient in a new tensor.
+at::Tensor input_gradient(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                          const at::Tensor& gradients, double slope, int64_t bits, const OptionalTensor& input,
+                          const OptionalTensor& channels) {
+  at::Tensor grad_input = at::empty_like(grad);
+  norm_act_input_gradient_out({packed, slope, bits, input, channels}, grad, second_grad, gradients, grad_input, {});
+  return grad_input;
 }
 
 // The dispatcher passes symbolic integers by value.
@@ -224,12 +246,6 @@ ThreeTensors gradients_meta(const at::Tensor& sums, const at::Tensor& inverse, c
   return {per_channel(sums, channels, kNormActGradient), per_channel(sums, channels), per_channel(sums, channels)};
 }
 
-at::Tensor input_gradient_meta(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                               const at::Tensor& gradients, double /*slope*/, int64_t bits) {
-  check_norm_act_input_gradient(packed, grad, second_grad, gradients, bits);
-  return at::empty_like(grad);
-}
-
 at::Tensor output_meta(const at::Tensor& packed, const at::Tensor& inverse, c10::SymInt rows, at::ScalarType dtype,
                        double /*slope*/, int64_t bits) {
   check_norm_act_output(packed, inverse, rows, dtype, bits);
@@ -239,8 +255,8 @@ at::Tensor output_meta(const at::Tensor& packed, const at::Tensor& inverse, c10:
 // NOLINTEND(performance-unnecessary-value-param)
 
 template <class Signature>
-auto find_op(const char* op) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(op, "").typed<Signature>();
+auto find_op(const char* op, const char* overload = "") {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(op, overload).typed<Signature>();
 }
 
 }  // namespace
@@ -256,16 +272,20 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
       "bool stochastic=True, Tensor(a!)? rng_state=None) -> (Tensor y, Tensor packed)",
       {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
   m.def(
-      "norm_act_sums(Tensor packed, Tensor grad, Tensor? second_grad, Tensor inverse, float slope, int bits) -> Tensor",
+      "norm_act_sums(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor inverse, float slope, int bits, "
+      "Tensor? input=None, Tensor? channels=None) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "norm_act_gradients(Tensor sums, Tensor inverse, Tensor? weight, Tensor inverse_deviation, SymInt count) -> "
       "(Tensor gradients, Tensor grad_weight, Tensor grad_bias)",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "norm_act_input_gradient(Tensor packed, Tensor grad, Tensor? second_grad, Tensor gradients, float slope, int "
-      "bits) "
-      "-> Tensor",
+      "norm_act_input_gradient(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor gradients, float slope, "
+      "int bits, Tensor? input=None, Tensor? channels=None) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "norm_act_input_gradient.out(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor gradients, float slope, "
+      "int bits, Tensor? input=None, Tensor? channels=None, *, Tensor(a!) grad_input, Tensor(b!)? grad_sum) -> ()",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "norm_act_output(Tensor packed, Tensor inverse, SymInt rows, ScalarType dtype, float slope, int bits) -> Tensor",
@@ -278,7 +298,7 @@ TORCH_LIBRARY_IMPL(actnn, CPU, m) {
   m.impl("norm_act", norm_act_cpu);
   m.impl("norm_act_sums", sums_cpu);
   m.impl("norm_act_gradients", gradients_cpu);
-  m.impl("norm_act_input_gradient", input_gradient_cpu);
+  m.impl("norm_act_input_gradient.out", input_gradient_out_cpu);
   m.impl("norm_act_output", output_cpu);
 }
 
@@ -288,19 +308,24 @@ TORCH_LIBRARY_IMPL(actnn, Meta, m) {
   m.impl("norm_act", norm_act_meta);
   m.impl("norm_act_sums", sums_meta);
   m.impl("norm_act_gradients", gradients_meta);
-  m.impl("norm_act_input_gradient", input_gradient_meta);
+  m.impl("norm_act_input_gradient.out", input_gradient_out_meta);
   m.impl("norm_act_output", output_meta);
 }
 
+TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) { m.impl("norm_act_input_gradient", input_gradient); }
+
 TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
   for (const char* op : {"channel_moments", "norm_act_channels", "norm_act", "norm_act_sums", "norm_act_gradients",
-                         "norm_act_input_gradient", "norm_act_output"}) {
+                         "norm_act_input_gradient",
+                         "norm_act_input_gradient.out", "norm_act_output"}) {
     m.impl(op, torch::autograd::autogradNotImplementedFallback());
   }
 }
 
 TORCH_LIBRARY_IMPL(actnn, ADInplaceOrView, m) {
-  m.impl("norm_act", torch::autograd::autogradNotImplementedInplaceOrViewFallback());
+  for (const char* op : {"norm_act", "norm_act_input_gradient.out"}) {
+    m.impl(op, torch::autograd::autogradNotImplementedInplaceOrViewFallback());
+  }
 }
 
 TwoTensors channel_moments(const at::Tensor& input) {
@@ -322,11 +347,12 @@ TwoTensors norm_act(const at::Tensor& input, const OptionalTensor& residual, con
   return kOp.call(input, residual, channels, slope, packing.bits, packing.keeps_below, packing.stochastic, rng_state);
 }
 
-at::Tensor norm_act_sums(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                         const at::Tensor& inverse, double slope, int64_t bits) {
-  static const auto kOp = find_op<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
-                                             const at::Tensor&, double, int64_t)>("actnn::norm_act_sums");
-  return kOp.call(packed, grad, second_grad, inverse, slope, bits);
+at::Tensor norm_act_sums(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
+                         const at::Tensor& inverse) {
+  static const auto kOp =
+      find_op<at::Tensor(const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, double,
+                         int64_t, const OptionalTensor&, const OptionalTensor&)>("actnn::norm_act_sums");
+  return kOp.call(copies.packed, grad, second_grad, inverse, copies.slope, copies.bits, copies.input, copies.channels);
 }
 
 ThreeTensors norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
@@ -336,11 +362,24 @@ ThreeTensors norm_act_gradients(const at::Tensor& sums, const at::Tensor& invers
   return kOp.call(sums, inverse, weight, inverse_deviation, count);
 }
 
-at::Tensor norm_act_input_gradient(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                                   const at::Tensor& gradients, double slope, int64_t bits) {
-  static const auto kOp = find_op<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
-                                             const at::Tensor&, double, int64_t)>("actnn::norm_act_input_gradient");
-  return kOp.call(packed, grad, second_grad, gradients, slope, bits);
+at::Tensor norm_act_input_gradient(const NormActCopies& copies, const at::Tensor& grad,
+                                   const OptionalTensor& second_grad, const at::Tensor& gradients) {
+  static const auto kOp =
+      find_op<at::Tensor(const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, double,
+                         int64_t, const OptionalTensor&, const OptionalTensor&)>("actnn::norm_act_input_gradient");
+  return kOp.call(copies.packed, grad, second_grad, gradients, copies.slope, copies.bits, copies.input,
+                  copies.channels);
+}
+
+void norm_act_input_gradient_out(const NormActCopies& copies, const at::Tensor& grad,
+                                 const OptionalTensor& second_grad, const at::Tensor& gradients,
+                                 at::Tensor& grad_input, const OptionalTensor& grad_sum) {
+  static const auto kOp =
+      find_op<void(const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, double, int64_t,
+                   const OptionalTensor&, const OptionalTensor&, at::Tensor&, const OptionalTensor&)>(
+          "actnn::norm_act_input_gradient", "out");
+  kOp.call(copies.packed, grad, second_grad, gradients, copies.slope, copies.bits, copies.input, copies.channels,
+           grad_input, grad_sum);
 }
 
 at::Tensor norm_act_output(const at::Tensor& packed, const at::Tensor& inverse, const c10::SymInt& rows,

@@ -63,15 +63,25 @@ void check_copies(const char* op, const at::Tensor& packed, const at::Tensor& ch
   check_packed(op, "packed", packed, layout.bytes(static_cast<int>(bits)));
 }
 
-ElementType check_gradient(const char* op, const at::Tensor& packed, const at::Tensor& grad,
-                           const OptionalTensor& second_grad, const at::Tensor& channels, int64_t members,
-                           int64_t bits) {
+ElementType check_gradient(const char* op, const NormActCopies& copies, const at::Tensor& grad,
+                           const OptionalTensor& second_grad, const at::Tensor& channels, int64_t members) {
   const ElementType type = check_matrix(op, "grad", grad);
   check_like(op, "second_grad", second_grad, "grad", grad);
-  check_copies(op, packed, channels, members, grad.sym_size(0), bits);
-  TORCH_CHECK_VALUE(grad.sym_size(1) == channels.sym_size(0) && grad.device() == packed.device(), op,
-                    ": grad must have ", channels.sym_size(0), " channels, on ", packed.device(), ", got shape ",
-                    grad.sym_sizes(), " on ", grad.device());
+  TORCH_CHECK_VALUE(channels.dim() == 2 && grad.sym_size(1) == channels.sym_size(0), op,
+                    ": the channels' numbers must be [C, ", members, "] for a gradient [rows, C], got shapes ",
+                    channels.sym_sizes(), " and ", grad.sym_sizes());
+  check_floats(op, "the channels' numbers", channels, {grad.sym_size(1), members}, grad.device());
+  if (copies.packed) {
+    TORCH_CHECK_VALUE(grad.device() == copies.packed->device(), op, ": grad must be on ", copies.packed->device(),
+                      ", got ", grad.device());
+    check_copies(op, *copies.packed, channels, members, grad.sym_size(0), copies.bits);
+  }
+  TORCH_CHECK_VALUE(copies.packed || (copies.input && copies.slope == 1.0), op,
+                    ": packed copies can be left out for an input and a slope of 1 only");
+  TORCH_CHECK_VALUE(copies.input.has_value() == copies.channels.has_value(), op,
+                    ": an input and its channels' numbers go together");
+  check_like(op, "input", copies.input, "grad", grad);
+  check_floats(op, "the input's channels", copies.channels, {grad.sym_size(1), kNormActChannel}, grad.device());
   return type;
 }
 
@@ -100,9 +110,9 @@ ElementType check_norm_act(const at::Tensor& input, const OptionalTensor& residu
   return type;
 }
 
-ElementType check_norm_act_sums(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                                const at::Tensor& inverse, int64_t bits) {
-  return check_gradient(kSums, packed, grad, second_grad, inverse, kNormActInverse, bits);
+ElementType check_norm_act_sums(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
+                                const at::Tensor& inverse) {
+  return check_gradient(kSums, copies, grad, second_grad, inverse, kNormActInverse);
 }
 
 void check_norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
@@ -117,10 +127,12 @@ void check_norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse,
   check_floats(kGradients, "weight", weight, {channels}, device);
 }
 
-ElementType check_norm_act_input_gradient(const at::Tensor& packed, const at::Tensor& grad,
+ElementType check_norm_act_input_gradient(const NormActCopies& copies, const at::Tensor& grad,
                                           const OptionalTensor& second_grad, const at::Tensor& gradients,
-                                          int64_t bits) {
-  return check_gradient(kInputGradient, packed, grad, second_grad, gradients, kNormActGradient, bits);
+                                          const OptionalTensor& grad_input, const OptionalTensor& grad_sum) {
+  check_like(kInputGradient, "grad_input", grad_input, "grad", grad);
+  check_like(kInputGradient, "grad_sum", grad_sum, "grad", grad);
+  return check_gradient(kInputGradient, copies, grad, second_grad, gradients, kNormActGradient);
 }
 
 ElementType check_norm_act_output(const at::Tensor& packed, const at::Tensor& inverse, const c10::SymInt& rows,

@@ -9,6 +9,7 @@
 #include "actnn/core/norm_act.h"
 #include "actnn/core/scalar_types.h"
 #include "actnn/core/sign_split.h"
+#include "actnn/ops/norm_act.h"
 
 /// \file
 /// Argument checks of the ops of ops/norm_act.h, for every device, and what their kernels share.
@@ -22,12 +23,14 @@ void check_norm_act_channels(const at::Tensor& mean, const at::Tensor& variance,
                              const OptionalTensor& bias);
 ElementType check_norm_act(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
                            int64_t bits, const OptionalTensor& rng_state);
-ElementType check_norm_act_sums(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                                const at::Tensor& inverse, int64_t bits);
+ElementType check_norm_act_sums(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
+                                const at::Tensor& inverse);
 void check_norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
                               const at::Tensor& inverse_deviation);
-ElementType check_norm_act_input_gradient(const at::Tensor& packed, const at::Tensor& grad,
-                                          const OptionalTensor& second_grad, const at::Tensor& gradients, int64_t bits);
+ElementType check_norm_act_input_gradient(const NormActCopies& copies, const at::Tensor& grad,
+                                          const OptionalTensor& second_grad, const at::Tensor& gradients,
+                                          const OptionalTensor& grad_input = std::nullopt,
+                                          const OptionalTensor& grad_sum = std::nullopt);
 ElementType check_norm_act_output(const at::Tensor& packed, const at::Tensor& inverse, const c10::SymInt& rows,
                                   at::ScalarType dtype, int64_t bits);
 

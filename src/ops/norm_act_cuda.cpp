@@ -83,23 +83,32 @@ TwoTensors norm_act_cuda(const at::Tensor& input, const OptionalTensor& residual
   return {y, packed};
 }
 
-cuda::NormActBackward backward_of(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                                  ElementType type, double slope, int64_t bits) {
-  return {.packed = packed.const_data_ptr<uint8_t>(),
-          .bits = static_cast<int>(bits),
+/// `packed` is `copies.packed`, aligned.
+cuda::NormActBackward backward_of(const NormActCopies& copies, const OptionalTensor& packed, const at::Tensor& grad,
+                                  const OptionalTensor& second_grad, ElementType type) {
+  return {.packed = static_cast<const uint8_t*>(data_or_null(packed)),
+          .bits = static_cast<int>(copies.bits),
           .grad = grad.const_data_ptr(),
           .second_grad = data_or_null(second_grad),
           .type = type,
           .layout = split_layout(grad),
-          .slope = static_cast<float>(slope)};
+          .slope = static_cast<float>(copies.slope),
+          .x = data_or_null(copies.input),
+          .channels_of_x = copies.channels ? rows_as<NormActChannel>(*copies.channels) : nullptr};
 }
 
-at::Tensor sums_cuda(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                     const at::Tensor& inverse, double slope, int64_t bits) {
-  const ElementType type = check_norm_act_sums(packed, grad, second_grad, inverse, bits);
+OptionalTensor aligned(const OptionalTensor& packed) {
+  return packed ? OptionalTensor(aligned_bytes(*packed)) : std::nullopt;
+}
+
+at::Tensor sums_cuda(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                     const at::Tensor& inverse, double slope, int64_t bits, const OptionalTensor& input,
+                     const OptionalTensor& input_channels) {
+  const NormActCopies copies{packed, slope, bits, input, input_channels};
+  const ElementType type = check_norm_act_sums(copies, grad, second_grad, inverse);
   const c10::cuda::CUDAGuard guard(grad.device());
-  const at::Tensor bytes = aligned_bytes(packed);
-  const cuda::NormActBackward backward = backward_of(bytes, grad, second_grad, type, slope, bits);
+  const OptionalTensor bytes = aligned(packed);
+  const cuda::NormActBackward backward = backward_of(copies, bytes, grad, second_grad, type);
   const int64_t channels = backward.layout.channels;
   const at::Tensor scratch = scratch_for(backward.layout, grad);
   at::Tensor sums = at::empty({2, channels}, inverse.options());
@@ -130,25 +139,25 @@ ThreeTensors gradients_cuda(const at::Tensor& sums, const at::Tensor& inverse, c
   return {gradients, grad_weight, grad_bias};
 }
 
-at::Tensor input_gradient_cuda(const at::Tensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                               const at::Tensor& gradients, double slope, int64_t bits) {
-  const ElementType type = check_norm_act_input_gradient(packed, grad, second_grad, gradients, bits);
+void input_gradient_out_cuda(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                             const at::Tensor& gradients, double slope, int64_t bits, const OptionalTensor& input,
+                             const OptionalTensor& channels, at::Tensor& grad_input, const OptionalTensor& grad_sum) {
+  const NormActCopies copies{packed, slope, bits, input, channels};
+  const ElementType type = check_norm_act_input_gradient(copies, grad, second_grad, gradients, grad_input, grad_sum);
   const c10::cuda::CUDAGuard guard(grad.device());
-  const at::Tensor bytes = aligned_bytes(packed);
-  at::Tensor grad_input = at::empty_like(grad);
-  check_launch(cuda::norm_act_input_gradient(backward_of(bytes, grad, second_grad, type, slope, bits),
+  const OptionalTensor bytes = aligned(packed);
+  check_launch(cuda::norm_act_input_gradient(backward_of(copies, bytes, grad, second_grad, type),
                                              rows_as<NormActGradient>(gradients), grad_input.mutable_data_ptr(),
-                                             current_stream()));
-  return grad_input;
+                                             grad_sum ? grad_sum->mutable_data_ptr() : nullptr, current_stream()));
 }
 
 at::Tensor output_cuda(const at::Tensor& packed, const at::Tensor& inverse, int64_t rows, at::ScalarType dtype,
                        double slope, int64_t bits) {
   const ElementType type = check_norm_act_output(packed, inverse, rows, dtype, bits);
   const c10::cuda::CUDAGuard guard(packed.device());
-  const at::Tensor bytes = aligned_bytes(packed);
+  const OptionalTensor bytes = aligned(packed);
   at::Tensor y = at::empty({rows, inverse.size(0)}, packed.options().dtype(dtype));
-  check_launch(cuda::norm_act_output(backward_of(bytes, y, std::nullopt, type, slope, bits),
+  check_launch(cuda::norm_act_output(backward_of({packed, slope, bits}, bytes, y, std::nullopt, type),
                                      rows_as<NormActInverse>(inverse), y.mutable_data_ptr(), current_stream()));
   return y;
 }
@@ -161,7 +170,7 @@ TORCH_LIBRARY_IMPL(actnn, CUDA, m) {
   m.impl("norm_act", norm_act_cuda);
   m.impl("norm_act_sums", sums_cuda);
   m.impl("norm_act_gradients", gradients_cuda);
-  m.impl("norm_act_input_gradient", input_gradient_cuda);
+  m.impl("norm_act_input_gradient.out", input_gradient_out_cuda);
   m.impl("norm_act_output", output_cuda);
 }
 

@@ -40,10 +40,27 @@ std::tuple<at::Tensor, at::Tensor> norm_act(const at::Tensor& input, const std::
                                             const at::Tensor& channels, double slope, const SplitPacking& packing,
                                             const std::optional<at::Tensor>& rng_state = std::nullopt);
 
+/// (channels, inverse, inverse deviation) of `norm_act_channels` with the mean and variance of `input`, [rows, channels], and an update
+/// of the running statistics, [C], where there are some: running += momentum (batch - running), with the unbiased variance.
+/// `num_batches_tracked` is advanced; a `momentum` of none stands for 1 / num_batches_tracked, the average over all batches.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_channels(
+    const at::Tensor& input, const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias,
+    const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var,
+    const std::optional<at::Tensor>& num_batches_tracked, std::optional<double> momentum, double eps, bool has_bend);
+
+/// What backward knows of the elements of a norm: packed copies, or the norm's own input, computed again, in the place of copies.
+struct NormActCopies {
+  std::optional<at::Tensor> packed;  ///< with an input: only its sides count; may be none if the slope is 1
+  double slope = 1.0;
+  int64_t bits = 0;  ///< of `packed`
+  std::optional<at::Tensor> input = std::nullopt;     ///< [rows, C]
+  std::optional<at::Tensor> channels = std::nullopt;  ///< with an input: its `NormActChannel` [C, 5]
+};
+
 /// Sums over rows, float32 [2, C], of dz and of dz times the copy, where dz is the gradient `grad` (+ `second_grad`) of y before the
 /// activation. `inverse` of `norm_act_channels`.
-at::Tensor norm_act_sums(const at::Tensor& packed, const at::Tensor& grad, const std::optional<at::Tensor>& second_grad,
-                         const at::Tensor& inverse, double slope, int64_t bits);
+at::Tensor norm_act_sums(const NormActCopies& copies, const at::Tensor& grad,
+                         const std::optional<at::Tensor>& second_grad, const at::Tensor& inverse);
 
 /// (`NormActGradient` [C, 4], gradient of weight [C], of bias [C]) from the sums. `count`: rows that mean and variance are of, or 0
 /// if they are constants (evaluation).
@@ -53,9 +70,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_act_gradients(const at::Tens
                                                                   const c10::SymInt& count);
 
 /// The gradient of the input, of the dtype and shape of `grad`.
-at::Tensor norm_act_input_gradient(const at::Tensor& packed, const at::Tensor& grad,
-                                   const std::optional<at::Tensor>& second_grad, const at::Tensor& gradients,
-                                   double slope, int64_t bits);
+at::Tensor norm_act_input_gradient(const NormActCopies& copies, const at::Tensor& grad,
+                                   const std::optional<at::Tensor>& second_grad, const at::Tensor& gradients);
+
+/// The same in `grad_input`, and dz in `grad_sum` if there is one: the gradient of the residual. Both are like `grad`, and may be the
+/// very tensors that are read.
+void norm_act_input_gradient_out(const NormActCopies& copies, const at::Tensor& grad,
+                                 const std::optional<at::Tensor>& second_grad, const at::Tensor& gradients,
+                                 at::Tensor& grad_input, const std::optional<at::Tensor>& grad_sum);
 
 /// An unbiased copy of y, [rows, C] of `dtype`, the one of `norm_act`.
 at::Tensor norm_act_output(const at::Tensor& packed, const at::Tensor& inverse, const c10::SymInt& rows,

@@ -1,0 +1,53 @@
+#include "src/blocks/layers.h"
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
+
+#include "actnn/ops/norm_act.h"
+#include "actnn/ops/quantize.h"
+
+namespace actnn::blocks {
+
+at::Tensor convolve(const Convolution& convolution, const at::Tensor& input, const at::Tensor& weight,
+                    const std::optional<at::Tensor>& bias) {
+  const std::vector<int64_t> no_padding(convolution.stride.size(), 0);
+  return at::convolution(input, weight, bias, convolution.stride, convolution.padding, convolution.dilation,
+                         /*transposed=*/false, no_padding, convolution.groups);
+}
+
+std::array<at::Tensor, 3> convolution_gradients(const Convolution& convolution, const at::Tensor& grad,
+                                                const at::Tensor& input, const at::Tensor& weight,
+                                                std::array<bool, 3> wanted) {
+  const std::array<int64_t, 1> bias_size{weight.size(0)};
+  const std::vector<int64_t> no_padding(convolution.stride.size(), 0);
+  auto [grad_input, grad_weight, grad_bias] = at::convolution_backward(
+      grad, input, weight, bias_size, convolution.stride, convolution.padding, convolution.dilation,
+      /*transposed=*/false, no_padding, convolution.groups, wanted);
+  return {std::move(grad_input), std::move(grad_weight), std::move(grad_bias)};
+}
+
+at::Tensor decode(const KeptCopy& copy) {
+  if (copy.split) {
+    const std::vector<c10::SymInt> size(copy.shape.size.begin(), copy.shape.size.end());
+    return copy.split->decoded(size, copy.shape.dtype);
+  }
+  return dequantize(copy.packed, c10::fromIntArrayRefSlow(copy.shape.size), c10::fromIntArrayRefSlow(copy.shape.stride),
+                    copy.shape.dtype, {.bits = copy.bits});
+}
+
+std::tuple<at::Tensor, at::Tensor> sum_channels(const std::optional<at::Tensor>& channels, const at::Tensor& like,
+                                                int64_t count) {
+  const auto options = like.options().dtype(at::kFloat).memory_format(std::nullopt);
+  auto [unit, inverse, deviation] =
+      norm_act_channels(at::zeros({count}, options), at::ones({count}, options), {}, {}, /*eps=*/0.0,
+                        /*has_bend=*/true);
+  if (!channels) {
+    return {std::move(unit), std::move(inverse)};
+  }
+  return {at::cat({channels->narrow(1, 0, 2), unit.narrow(1, 2, 3)}, 1), std::move(inverse)};
+}
+
+}  // namespace actnn::blocks

@@ -1,0 +1,77 @@
+#include <ATen/TensorOperators.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/library.h>
+
+#include "actnn/ops/norm_act.h"
+
+namespace actnn {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+constexpr const char* kOp = "actnn::batch_norm_channels";
+
+/// `running += momentum (value - running)`, momentum none: 1 / count.
+void update(const OptionalTensor& running, const at::Tensor& value, std::optional<double> momentum,
+            const OptionalTensor& count) {
+  if (!running) {
+    return;
+  }
+  const at::Tensor batch = value.to(running->scalar_type());
+  if (momentum) {
+    running->lerp_(batch, *momentum);
+  } else {
+    running->lerp_(batch, count->to(running->scalar_type()).reciprocal());
+  }
+}
+
+/// Of the ops that there are for each part.
+ThreeTensors composed(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                      const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                      const OptionalTensor& num_batches_tracked, std::optional<double> momentum, double eps,
+                      bool has_bend) {
+  TORCH_CHECK_VALUE(momentum || num_batches_tracked || !running_mean, kOp,
+                    ": without a momentum, num_batches_tracked is needed");
+  const auto [mean, variance] = channel_moments(input);
+  if (num_batches_tracked) {
+    num_batches_tracked->add_(1);
+  }
+  update(running_mean, mean, momentum, num_batches_tracked);
+  const c10::SymFloat rows(input.sym_size(0));
+  update(running_var, variance * at::Scalar(rows / (rows - 1.0)), momentum, num_batches_tracked);
+  return norm_act_channels(mean, variance, weight, bias, eps, has_bend);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(actnn, m) {
+  m.def(
+      "batch_norm_channels(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, float? momentum, float eps, bool has_bend) -> "
+      "(Tensor channels, Tensor inverse, Tensor inverse_deviation)",
+      {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) { m.impl("batch_norm_channels", composed); }
+TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
+  m.impl("batch_norm_channels", torch::autograd::autogradNotImplementedFallback());
+}
+TORCH_LIBRARY_IMPL(actnn, ADInplaceOrView, m) {
+  m.impl("batch_norm_channels", torch::autograd::autogradNotImplementedInplaceOrViewFallback());
+}
+
+ThreeTensors batch_norm_channels(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                 const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                                 const OptionalTensor& num_batches_tracked, std::optional<double> momentum, double eps,
+                                 bool has_bend) {
+  static const auto kHandle =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow(kOp, "")
+          .typed<ThreeTensors(const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                              const OptionalTensor&, const OptionalTensor&, std::optional<double>, double, bool)>();
+  return kHandle.call(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, has_bend);
+}
+
+}  // namespace actnn
