@@ -21,12 +21,12 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 std::vector<Value> values_read_by(const Stage& stage) {
   return std::visit(
-      Overloaded{[](const ConvolutionStage& stage) { return std::vector{stage.convolution.input}; },
+      Overloaded{[](const ConvolutionStage& layer) { return std::vector{layer.convolution.input}; },
                  [](const NormActStage& pass) {
                    return pass.residual ? std::vector{pass.input, *pass.residual} : std::vector{pass.input};
                  },
-                 [](const ActivationStage& stage) { return std::vector{stage.activation.input}; },
-                 [](const MaxPoolStage& stage) { return std::vector{stage.pool.input}; }},
+                 [](const ActivationStage& layer) { return std::vector{layer.activation.input}; },
+                 [](const MaxPoolStage& layer) { return std::vector{layer.pool.input}; }},
       stage);
 }
 
@@ -88,7 +88,9 @@ class Forward {
       }
     }
     const at::Tensor dense = storage_order(values_[value]);
-    const int64_t bits = plan_.packed_values.at(value);
+    // A pass packs nothing where nothing before the value is trained.
+    const auto planned = plan_.packed_values.find(value);
+    const int64_t bits = planned == plan_.packed_values.end() ? plan_.options.bits : planned->second;
     at::Tensor packed = quantize(dense, {.bits = bits, .stochastic = plan_.options.stochastic});
     keep(packed);
     kept_.copies.emplace(value,

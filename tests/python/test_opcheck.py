@@ -162,16 +162,25 @@ SAMPLES = {
         lambda: (grad(2, 4), grad(4), grad(4), torch.zeros(4), torch.ones(4), False, 0.1, 1e-5, 1.0, 2, True, rng()),
         lambda: (torch.randn(2, 4), None, None, torch.zeros(4), torch.ones(4), True, 0.1, 1e-5),
     ],
+    "batch_norm_channels": [
+        lambda: (torch.randn(7, 5), torch.randn(5), None, torch.zeros(5), torch.ones(5), torch.tensor(3), None, 1e-5,
+                 True),
+        lambda: (torch.randn(7, 5), None, torch.randn(5), None, None, None, 0.1, 1e-5, False),
+    ],
     "channel_moments": [lambda: (torch.randn(7, 5),)],
     "norm_act_channels": [lambda: (torch.randn(5), torch.rand(5), torch.randn(5), None, 1e-5, True)],
     "norm_act": [
         lambda: (torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 5), 0.1, 3, True, True, rng()),
         lambda: (torch.randn(7, 5), None, torch.rand(5, 5), 0.0, 0),
     ],
-    "norm_act_sums": [lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 5), 0.1, 4)],
+    "norm_act_sums": [lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 5), 0.1, 4),
+                      lambda: (None, torch.randn(7, 5), None, torch.rand(5, 5), 1.0, 0, torch.randn(7, 5),
+                               torch.rand(5, 5))],
     "norm_act_gradients": [lambda: (torch.randn(2, 5), torch.rand(5, 5), torch.randn(5), torch.rand(5), 7)],
     "norm_act_input_gradient": [
         lambda: (split_packed(7, 5), torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 4), 0.1, 4),
+        lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 4), 0.1, 4, torch.randn(7, 5),
+                 torch.rand(5, 5)),
     ],
     "norm_act_output": [lambda: (split_packed(7, 5), torch.rand(5, 5), 7, torch.bfloat16, 0.1, 4)],
     "sync_batch_norm": [
