@@ -3,22 +3,26 @@
 #include <ATen/core/Tensor.h>
 #include <torch/arg.h>
 #include <torch/nn/cloneable.h>
+#include <torch/nn/modules/container/modulelist.h>
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/pimpl.h>
 
 #include <cstdint>
+#include <optional>
 
 #include "actnn/nn/batch_norm.h"
+#include "actnn/nn/chain.h"
 #include "actnn/nn/convolution.h"
 
 /// \file
-/// Blocks of convolutions whose batch norms run together with the activations behind them (`actnn::batch_norm_act`), so that one
-/// packed copy serves the norm, its activation and the convolution that follows. Results are channels_last, whatever the
-/// input's layout, and equal those of separate layers up to rounding.
+/// The blocks that convolutional networks are made of, each one node of autograd that keeps packed copies only (nn/chain.h). Tensors
+/// are [N, C, H, W]; results are channels_last, whatever the input's layout, and equal those of separate layers up to rounding.
+///
+/// Quantization: `bits` (2..8, with 1 that is exact) of copies behind norms and of the input where nobody has a copy of it.
 
 namespace actnn::nn {
 
-/// Options of ConvNormAct2d: those of its convolution, which has no bias, and of what follows.
+/// Options of ConvNormAct2d and Stem: those of the convolution, which has no bias, and of the activation.
 struct ConvNormAct2dOptions : QuantizationOptions<ConvNormAct2dOptions> {
   ConvNormAct2dOptions(int64_t in_channels, int64_t out_channels, int64_t kernel_size)
       : in_channels_(in_channels), out_channels_(out_channels), kernel_size_(kernel_size) {}
@@ -29,11 +33,11 @@ struct ConvNormAct2dOptions : QuantizationOptions<ConvNormAct2dOptions> {
   TORCH_ARG(int64_t, stride) = 1;
   TORCH_ARG(int64_t, padding) = 0;
   TORCH_ARG(int64_t, groups) = 1;
-  /// 0: ReLU; 1: no activation; others: leaky ReLU.
-  TORCH_ARG(double, negative_slope) = 0.0;
+  TORCH_ARG(std::optional<ActivationKind>, activation) = ActivationKind::kReLU;  ///< none: the norm is the last
+  TORCH_ARG(double, negative_slope) = 0.01;                                      ///< of a leaky ReLU
 };
 
-/// Convolution, batch norm, activation: [N, C, H, W]. Children: "conv", "norm".
+/// Convolution, batch norm, activation. Children: "conv", "norm".
 class ConvNormAct2dImpl : public torch::nn::Cloneable<ConvNormAct2dImpl> {
  public:
   explicit ConvNormAct2dImpl(const ConvNormAct2dOptions& options_);
@@ -44,10 +48,30 @@ class ConvNormAct2dImpl : public torch::nn::Cloneable<ConvNormAct2dImpl> {
   ConvNormAct2dOptions options;
   Conv2d conv{nullptr};
   BatchNorm2d norm{nullptr};
+
+ private:
+  Chain chain_;
 };
 TORCH_MODULE(ConvNormAct2d);
 
-/// Options of residual blocks, with the quantization of what is behind a norm inside (2 bits or more).
+/// The same with a 3x3 max-pooling of stride 2 behind it: where ResNets begin. Children: "conv1", "bn1", as in torchvision.
+class StemImpl : public torch::nn::Cloneable<StemImpl> {
+ public:
+  explicit StemImpl(const ConvNormAct2dOptions& options_);
+
+  void reset() override;
+  at::Tensor forward(const at::Tensor& input);
+
+  ConvNormAct2dOptions options;
+  Conv2d conv1{nullptr};
+  BatchNorm2d bn1{nullptr};
+
+ private:
+  Chain chain_;
+};
+TORCH_MODULE(Stem);
+
+/// Options of residual blocks.
 struct ResidualBlockOptions : QuantizationOptions<ResidualBlockOptions> {
   ResidualBlockOptions(int64_t in_channels, int64_t channels) : in_channels_(in_channels), channels_(channels) {}
 
@@ -56,7 +80,8 @@ struct ResidualBlockOptions : QuantizationOptions<ResidualBlockOptions> {
   TORCH_ARG(int64_t, stride) = 1;
   TORCH_ARG(int64_t, groups) = 1;        ///< of the 3x3 convolution of a bottleneck
   TORCH_ARG(int64_t, out_channels) = 0;  ///< 0: `channels`, in a bottleneck four times as many
-  TORCH_ARG(int64_t, output_bits) = 3;   ///< of what is added, and of the sum
+  TORCH_ARG(int64_t, output_bits) = 3;   ///< of the sum
+  TORCH_ARG(bool, recompute) = true;     ///< `blocks::PlanOptions::recompute`
 };
 
 /// What residual blocks share. Children are named as in torchvision ("conv1", "bn1", ..., "downsample.0", "downsample.1"), so that
@@ -64,6 +89,8 @@ struct ResidualBlockOptions : QuantizationOptions<ResidualBlockOptions> {
 template <class Derived>
 class ResidualBlockBase : public torch::nn::Cloneable<Derived> {
  public:
+  at::Tensor forward(const at::Tensor& input);
+
   ResidualBlockOptions options;
   torch::nn::Sequential downsample{nullptr};
 
@@ -74,7 +101,11 @@ class ResidualBlockBase : public torch::nn::Cloneable<Derived> {
                          int64_t stride, int64_t groups);
   BatchNorm2d add_norm(const char* name, int64_t channels);
   void add_shortcut(int64_t out_channels);
-  at::Tensor add_and_activate(const at::Tensor& output, const at::Tensor& input);
+  /// Adds the shortcut to `output`, and ReLU.
+  Chain with_shortcut(ChainBuilder& builder, Value output);
+
+ private:
+  Chain chain_;
 };
 
 /// Two 3x3 convolutions, each with batch norm; ReLU between them, and behind the sum with the input.
@@ -83,7 +114,7 @@ class BasicBlockImpl : public ResidualBlockBase<BasicBlockImpl> {
   explicit BasicBlockImpl(const ResidualBlockOptions& options_);
 
   void reset() override;
-  at::Tensor forward(const at::Tensor& input);
+  Chain make_chain();
 
   Conv2d conv1{nullptr}, conv2{nullptr};
   BatchNorm2d bn1{nullptr}, bn2{nullptr};
@@ -96,11 +127,43 @@ class BottleneckImpl : public ResidualBlockBase<BottleneckImpl> {
   explicit BottleneckImpl(const ResidualBlockOptions& options_);
 
   void reset() override;
-  at::Tensor forward(const at::Tensor& input);
+  Chain make_chain();
 
   Conv2d conv1{nullptr}, conv2{nullptr}, conv3{nullptr};
   BatchNorm2d bn1{nullptr}, bn2{nullptr}, bn3{nullptr};
 };
 TORCH_MODULE(Bottleneck);
+
+/// Options of inverted residuals.
+struct InvertedResidualOptions : QuantizationOptions<InvertedResidualOptions> {
+  InvertedResidualOptions(int64_t in_channels, int64_t out_channels)
+      : in_channels_(in_channels), out_channels_(out_channels) {}
+
+  TORCH_ARG(int64_t, in_channels);
+  TORCH_ARG(int64_t, out_channels);
+  TORCH_ARG(int64_t, stride) = 1;
+  TORCH_ARG(int64_t, expand_ratio) = 6;  ///< 1: no expansion
+  TORCH_ARG(ActivationKind, activation) = ActivationKind::kReLU6;
+};
+
+/// Of MobileNetV2 (Sandler et al., CVPR 2018, section 3): a 1x1 convolution that expands, a depthwise 3x3 one, a 1x1 one that projects,
+/// each with batch norm, the first two with activation; the input is added where the shape stays. Children are named as in
+/// torchvision: "conv.0.0", "conv.0.1", ...
+class InvertedResidualImpl : public torch::nn::Cloneable<InvertedResidualImpl> {
+ public:
+  explicit InvertedResidualImpl(const InvertedResidualOptions& options_);
+
+  void reset() override;
+  at::Tensor forward(const at::Tensor& input);
+
+  InvertedResidualOptions options;
+  torch::nn::ModuleList conv{nullptr};
+
+ private:
+  Chain make_chain() const;
+
+  Chain chain_;
+};
+TORCH_MODULE(InvertedResidual);
 
 }  // namespace actnn::nn
