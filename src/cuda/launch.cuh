@@ -57,6 +57,16 @@ constexpr void with_bits(int bits, Body&& body) {
   }
 }
 
+/// Calls `body.operator()<kFlags..., flags...>()`.
+template <bool... kFlags, class Body>
+constexpr void with_flags(Body&& body) {
+  body.template operator()<kFlags...>();
+}
+template <bool... kFlags, class Body, class... Flags>
+constexpr void with_flags(Body&& body, bool flag, Flags... flags) {
+  flag ? with_flags<kFlags..., true>(body, flags...) : with_flags<kFlags..., false>(body, flags...);
+}
+
 /// Division of 32-bit numbers by a number known at launch: a shift or a multiplication.
 class Divider {
  public:

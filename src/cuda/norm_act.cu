@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kBlockThreads, kForwardBlocks)
     padding.zero();
   }
   Place place(tiles);
-  __shared__ ChannelTable maps;
+  __shared__ ChannelTable<float4> maps;
   maps.load(place, [&](int64_t channel) {
     const NormActChannel& map = forward.channels[channel];
     return make_float4(map.z_scale, map.z_shift, map.s_scale, map.s_shift);
@@ -132,6 +132,7 @@ __global__ void __launch_bounds__(kBlockThreads, kForwardBlocks)
       }
       sides = derived_anew(sides);  // now, and not of the comparisons of all pairs in the end
     }
+    make_nans_canonical(y);
     place.store(y, forward.y);
     // Loaded here, for round keys that live through the loop take registers that the elements need.
     const RandomState random = forward.random.load();

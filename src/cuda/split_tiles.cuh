@@ -29,6 +29,7 @@ struct SplitTiles {
   int64_t strips;  ///< all channels
   int64_t parts;   ///< blocks that share the tiles of a strip: part p has tiles p, p + parts, ...
   int across;      ///< lanes of a group side by side
+  int rows_apart;  ///< from one row of a lane to the next
   int strip_blocks;
 
   /// For about `blocks` blocks, each of at most `most_tiles` tiles.
@@ -37,6 +38,7 @@ struct SplitTiles {
         channel_blocks(matrix.channel_blocks()),
         row_blocks(matrix.row_blocks()),
         across(matrix.lanes_across()),
+        rows_apart(matrix.lane_rows_apart()),
         strip_blocks(channel_blocks % 4 == 0   ? 4
                      : channel_blocks % 2 == 0 ? 2
                                                : 1) {
@@ -93,15 +95,39 @@ struct RowOctet {
     }
   }
 
-  /// Sets elements k and k + 1, k even, to rounded results; NaNs become the canonical ones.
+  /// Sets elements k and k + 1, k even, to rounded results. Their NaNs are not the canonical ones.
   __device__ void set_pair(int k, float first, float second) {
     if constexpr (sizeof(Element) == sizeof(float)) {
-      vectors[k / 4].word[k % 4] = bits_of(with_canonical_nan(first));
-      vectors[k / 4].word[k % 4 + 1] = bits_of(with_canonical_nan(second));
+      vectors[k / 4].word[k % 4] = bits_of(first);
+      vectors[k / 4].word[k % 4 + 1] = bits_of(second);
     } else {
-      vectors[0].word[k / 2] = with_canonical_nans<Element>(Pair<Element>::round(first, second));
+      vectors[0].word[k / 2] = Pair<Element>::round(first, second);
     }
   }
+};
+
+template <class Element>
+__device__ void make_nans_canonical(RowOctet<Element> (&rows)[kLaneRows]) {
+#pragma unroll
+  for (RowOctet<Element>& row : rows) {
+#pragma unroll
+    for (Vector& vector : row.vectors) {
+#pragma unroll
+      for (uint32_t& word : vector.word) {
+        word = with_canonical_nans<Element>(word);
+      }
+    }
+  }
+}
+
+/// Finds out whether numbers are finite with an instruction each: infinity and NaN times 0 is NaN.
+class FiniteCheck {
+ public:
+  __device__ void add(float number) { sum_ = __fmaf_rn(number, 0.0F, sum_); }
+  __device__ bool all_finite() const { return sum_ == 0.0F; }
+
+ private:
+  float sum_ = 0.0F;
 };
 
 /// A thread's channels, and its rows of a tile. Where the format has an element that the matrix has not, one of the same group is
@@ -134,8 +160,12 @@ class SplitPlace {
     exists_ = row_block < tiles_.row_blocks;
     group_ = min(row_block, tiles_.row_blocks - 1) * tiles_.channel_blocks + channel_block_;
     first_row_ = row_block * tiles_.layout.group_rows();
-    const int64_t missing = tiles_.layout.rows - row() + (rows_apart() - 1);
-    rows_ = missing <= 0 ? 0 : static_cast<int>(min(missing / rows_apart(), int64_t{kLaneRows}));
+    const int64_t left = tiles_.layout.rows - row();
+    rows_ = 0;
+#pragma unroll
+    for (int j = 0; j < kLaneRows; ++j) {
+      rows_ += j * rows_apart() < left ? 1 : 0;
+    }
   }
 
   /// Whether the group exists.
@@ -145,7 +175,7 @@ class SplitPlace {
   /// The lane's rows that there are.
   __device__ int rows() const { return rows_; }
   __device__ int64_t row() const { return first_row_ + row_of_lane_; }
-  __device__ int rows_apart() const { return kSplitLanes / tiles_.across; }
+  __device__ int rows_apart() const { return tiles_.rows_apart; }
   /// Ones for the elements of the lane that there are.
   __device__ uint32_t existing() const {
     const uint32_t of_row = kVectors ? (channels_ != 0 ? 0xFFU : 0U) : (1U << channels_) - 1;
@@ -246,8 +276,9 @@ class SplitPlace {
 };
 
 /// Numbers that belong to the channels of a strip, in shared memory: in registers there is no room for them beside the elements.
+template <class Numbers>
 struct ChannelTable {
-  float4 numbers[kOctet][kWarp];  ///< of channel k of the octet of each lane of a warp
+  Numbers numbers[kOctet][kWarp];  ///< of channel k of the octet of each lane of a warp
 
   /// Each warp loads channel k = its number, by `of_channel(channel)`. All threads of the block take part.
   template <class Place, class OfChannel>
@@ -258,7 +289,7 @@ struct ChannelTable {
     __syncthreads();
   }
 
-  __device__ float4 operator[](int k) const { return numbers[k][lane_index()]; }
+  __device__ Numbers operator[](int k) const { return numbers[k][lane_index()]; }
 };
 
 /// Bit k: whether channel k of this thread is linear.

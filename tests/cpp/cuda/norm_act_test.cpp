@@ -19,23 +19,28 @@ constexpr Layout kLayouts[] = {{1, 1},     {7, 3},    {33, 8},     {130, 16},  {
                                {130, 64},  {9, 100},  {6, 256},    {5, 320},   {70, 24}, {40, 129},
                                {3000, 64}, {500, 12}, {1000, 256}, {517, 2048}};
 
-/// Channels of every kind: weights of both signs, tiny ones, 0; bends near, far, and on either side.
+/// Channels of every kind: weights of both signs, tiny ones, 0; bends near, far, and on either side. Or all of one kind, which
+/// kernels treat by themselves.
+enum class Kinds { kAll, kSplit, kLinear };
+
 struct Channels {
   std::vector<NormActChannel> forward;
   std::vector<NormActInverse> inverse;
   std::vector<NormActGradient> gradient;
 
-  explicit Channels(int64_t count) {
+  explicit Channels(int64_t count, Kinds kinds = Kinds::kAll) {
     constexpr float kWeights[] = {1.0F, -0.7F, 0.0F, 1e-3F, 2.5F, -1e-6F, 0.3F};
     constexpr float kBiases[] = {0.1F, -0.4F, 0.5F, 0.7F, 0.0F, -0.2F, 2.0F, -0.5F, 1.5F};
     for (int64_t c = 0; c < count; ++c) {
       const float weight = kWeights[c % 7];
       const float bias = kBiases[c % 9];
-      // The first octets have split channels only, which are encoded by themselves.
-      const bool is_split = c < 16 && count > 16;
-      forward.push_back(forward_channel(0.2F, 1.25F, is_split ? 0.8F : weight, bias, true));
-      inverse.push_back(inverse_channel(is_split ? 0.8F : weight, bias, true));
-      gradient.push_back(gradient_channel(inverse.back(), is_split ? 0.8F : weight, 1.25F, 0.03F, -0.02F));
+      // The first octets have split channels only.
+      const bool is_split = kinds == Kinds::kSplit || (c < 16 && count > 16);
+      const float used_weight = !is_split ? weight : c % 2 == 0 ? 0.8F : -1.7F;
+      const bool has_bend = kinds != Kinds::kLinear;
+      forward.push_back(forward_channel(0.2F, 1.25F, used_weight, bias, has_bend));
+      inverse.push_back(inverse_channel(used_weight, bias, has_bend));
+      gradient.push_back(gradient_channel(inverse.back(), used_weight, 1.25F, 0.03F, -0.02F));
     }
   }
 };
@@ -51,6 +56,7 @@ struct Problem {
   bool stochastic = true;
   bool special = false;  ///< with infinities and NaNs
   size_t offset = 0;     ///< elements of memory before each matrix
+  Kinds kinds = Kinds::kAll;
 
   std::vector<uint8_t> elements(unsigned seed) const {
     return as_elements(random_values(layout.rows * layout.channels, seed, special && seed == 3), type);
@@ -136,11 +142,83 @@ void magnitudes_of_sums(const Problem& problem, const std::vector<float>& g, con
   }
 }
 
+/// A backward on the CPU and on the GPU, on equal data.
+struct Backwards {
+  cpu::NormActBackward on_cpu;
+  NormActBackward on_gpu;
+  std::vector<float> copies;  ///< to judge errors of sums
+};
+
+/// The input's gradient and, perhaps in the places of x and the gradient, that of a sum.
+void compare_gradients(const Problem& problem, const Backwards& backwards, const Channels& channels) {
+  const std::vector<uint8_t> grad = problem.elements(8);
+  const GpuArray<NormActGradient> gradient(channels.gradient);
+  std::vector<uint8_t> expected(grad.size());
+  std::vector<uint8_t> expected_sum(grad.size());
+  cpu::norm_act_input_gradient(backwards.on_cpu, channels.gradient.data(), expected.data(), expected_sum.data(), 0,
+                               problem.layout.groups());
+
+  const GpuBytes result(grad.size(), problem.shift());
+  const GpuBytes sum(grad.size(), problem.shift());
+  check(norm_act_input_gradient(backwards.on_gpu, gradient.data(), result.as<void>(), nullptr, nullptr));
+  ASSERT_EQ(result.read(), expected);
+  check(norm_act_input_gradient(backwards.on_gpu, gradient.data(), result.as<void>(), sum.as<void>(), nullptr));
+  ASSERT_EQ(result.read(), expected);
+  ASSERT_EQ(sum.read(), expected_sum);
+
+  const GpuBytes x(problem.elements(3), problem.shift());
+  const GpuBytes own_grad(grad, problem.shift());
+  NormActBackward in_place = backwards.on_gpu;
+  in_place.grad = own_grad.as<void>();
+  in_place.x = in_place.x ? x.as<void>() : nullptr;
+  check(norm_act_input_gradient(in_place, gradient.data(), x.as<void>(), own_grad.as<void>(), nullptr));
+  ASSERT_EQ(x.read(), expected);
+  ASSERT_EQ(own_grad.read(), expected_sum);
+}
+
+void compare_sums(const Problem& problem, const Backwards& backwards, const Channels& channels) {
+  const auto count = static_cast<size_t>(problem.layout.channels);
+  std::vector<double> expected_sums(count);
+  std::vector<double> expected_copy_sums(count);
+  cpu::norm_act_sums(backwards.on_cpu, channels.inverse.data(), 0, problem.layout.row_blocks(), expected_sums.data(),
+                     expected_copy_sums.data());
+  const GpuArray<NormActInverse> inverse(channels.inverse);
+  const GpuArray<float> scratch(norm_act_scratch(problem.layout));
+  const GpuArray<float> sums(problem.layout.channels);
+  const GpuArray<float> copy_sums(problem.layout.channels);
+  check(norm_act_sums(backwards.on_gpu, inverse.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
+  std::vector<double> magnitudes;
+  std::vector<double> copy_magnitudes;
+  magnitudes_of_sums(problem, floats_of(problem.elements(8), problem.type),
+                     floats_of(problem.elements(9), problem.type), backwards.copies, magnitudes, copy_magnitudes);
+  expect_near(sums.read(), expected_sums, magnitudes);
+  expect_near(copy_sums.read(), expected_copy_sums, copy_magnitudes);
+
+  const std::vector<float> first[] = {sums.read(), copy_sums.read()};
+  check(norm_act_sums(backwards.on_gpu, inverse.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
+  const std::vector<float> again[] = {sums.read(), copy_sums.read()};
+  for (size_t c = 0; c < count; ++c) {
+    ASSERT_EQ(bits_of(again[0][c]), bits_of(first[0][c]));
+    ASSERT_EQ(bits_of(again[1][c]), bits_of(first[1][c]));
+  }
+}
+
+/// The copies that are computed from x.
+std::vector<float> copies_of_input(const std::vector<float>& x, const std::vector<NormActChannel>& channels) {
+  std::vector<float> copies;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const NormActChannel& channel = channels[i % channels.size()];
+    copies.push_back(channel.s_scale * x[i] + channel.s_shift);
+  }
+  return copies;
+}
+
 /// All passes, on the CPU and on the GPU.
 void compare(const Problem& problem) {
   SCOPED_TRACE(testing::Message() << problem.layout.rows << " x " << problem.layout.channels << ", " << problem.bits
-                                  << " bits, type " << static_cast<int>(problem.type) << ", offset " << problem.offset);
-  const Channels channels(problem.layout.channels);
+                                  << " bits, type " << static_cast<int>(problem.type) << ", slope " << problem.slope
+                                  << ", offset " << problem.offset);
+  const Channels channels(problem.layout.channels, problem.kinds);
   std::vector<uint8_t> expected_y;
   const std::vector<uint8_t> expected = forward_of_cpu(problem, channels, expected_y);
 
@@ -168,60 +246,47 @@ void compare(const Problem& problem) {
     return;
   }
 
+  const std::vector<uint8_t> input = problem.elements(3);
   const std::vector<uint8_t> grad = problem.elements(8);
   const std::vector<uint8_t> second = problem.elements(9);
-  const cpu::NormActBackward of_cpu{.packed = expected.data(),
-                                    .bits = problem.bits,
-                                    .grad = grad.data(),
-                                    .second_grad = problem.second ? second.data() : nullptr,
-                                    .type = problem.type,
-                                    .layout = problem.layout,
-                                    .slope = problem.slope};
   const GpuBytes gpu_grad(grad, problem.shift());
   const GpuBytes gpu_second(second, problem.shift());
-  const NormActBackward backward{.packed = packed.as<uint8_t>(),
+  Backwards backwards{.on_cpu = {.packed = expected.data(),
+                                 .bits = problem.bits,
+                                 .grad = grad.data(),
+                                 .second_grad = problem.second ? second.data() : nullptr,
+                                 .type = problem.type,
+                                 .layout = problem.layout,
+                                 .slope = problem.slope},
+                      .on_gpu = {.packed = packed.as<uint8_t>(),
                                  .bits = problem.bits,
                                  .grad = gpu_grad.as<void>(),
                                  .second_grad = problem.second ? gpu_second.as<void>() : nullptr,
                                  .type = problem.type,
                                  .layout = problem.layout,
-                                 .slope = problem.slope};
+                                 .slope = problem.slope},
+                      .copies = copies_of(problem, expected, channels.inverse)};
   const GpuArray<NormActInverse> inverse(channels.inverse);
   const GpuBytes result(grad.size(), problem.shift());
   std::vector<uint8_t> expected_result(grad.size());
-
-  cpu::norm_act_output(of_cpu, channels.inverse.data(), expected_result.data(), 0, problem.layout.groups());
-  check(norm_act_output(backward, inverse.data(), result.as<void>(), nullptr));
+  cpu::norm_act_output(backwards.on_cpu, channels.inverse.data(), expected_result.data(), 0, problem.layout.groups());
+  check(norm_act_output(backwards.on_gpu, inverse.data(), result.as<void>(), nullptr));
   ASSERT_EQ(result.read(), expected_result);
+  compare_gradients(problem, backwards, channels);
+  compare_sums(problem, backwards, channels);
 
-  const GpuArray<NormActGradient> gradient(channels.gradient);
-  cpu::norm_act_input_gradient(of_cpu, channels.gradient.data(), expected_result.data(), nullptr, 0,
-                               problem.layout.groups());
-  check(norm_act_input_gradient(backward, gradient.data(), result.as<void>(), nullptr, nullptr));
-  ASSERT_EQ(result.read(), expected_result);
-
-  const auto count = static_cast<size_t>(problem.layout.channels);
-  std::vector<double> expected_sums(count);
-  std::vector<double> expected_copy_sums(count);
-  cpu::norm_act_sums(of_cpu, channels.inverse.data(), 0, problem.layout.row_blocks(), expected_sums.data(),
-                     expected_copy_sums.data());
-  const GpuArray<float> scratch(norm_act_scratch(problem.layout));
-  const GpuArray<float> sums(problem.layout.channels);
-  const GpuArray<float> copy_sums(problem.layout.channels);
-  check(norm_act_sums(backward, inverse.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
-  std::vector<double> magnitudes;
-  std::vector<double> copy_magnitudes;
-  magnitudes_of_sums(problem, floats_of(grad, problem.type), floats_of(second, problem.type),
-                     copies_of(problem, expected, channels.inverse), magnitudes, copy_magnitudes);
-  expect_near(sums.read(), expected_sums, magnitudes);
-  expect_near(copy_sums.read(), expected_copy_sums, copy_magnitudes);
-
-  const std::vector<float> first[] = {sums.read(), copy_sums.read()};
-  check(norm_act_sums(backward, inverse.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
-  const std::vector<float> again[] = {sums.read(), copy_sums.read()};
-  for (size_t c = 0; c < count; ++c) {
-    ASSERT_EQ(bits_of(again[0][c]), bits_of(first[0][c]));
-    ASSERT_EQ(bits_of(again[1][c]), bits_of(first[1][c]));
+  backwards.on_cpu.x = input.data();
+  backwards.on_cpu.channels_of_x = channels.forward.data();
+  backwards.on_gpu.x = x.as<void>();
+  backwards.on_gpu.channels_of_x = forward_channels.data();
+  backwards.copies = copies_of_input(floats_of(input, problem.type), channels.forward);
+  compare_gradients(problem, backwards, channels);
+  compare_sums(problem, backwards, channels);
+  if (problem.slope == 1.0F) {
+    backwards.on_cpu.packed = nullptr;
+    backwards.on_gpu.packed = nullptr;
+    compare_gradients(problem, backwards, channels);
+    compare_sums(problem, backwards, channels);
   }
 }
 
@@ -253,6 +318,25 @@ TEST_P(NormAct, TakesEveryBitWidthAndKindOfInput) {
                    .stochastic = bits != 5});
         }
       }
+    }
+  }
+}
+
+TEST_P(NormAct, TakesChannelsOfOneKind) {
+  for (const Layout layout : {Layout{130, 64}, Layout{65, 24}, Layout{19, 43}, Layout{3001, 256}}) {
+    for (const bool keeps_below : {false, true}) {
+      for (const bool special : {false, true}) {
+        compare({.layout = layout,
+                 .type = GetParam(),
+                 .residual = !keeps_below,
+                 .second = !keeps_below,
+                 .keeps_below = keeps_below,
+                 .special = special,
+                 .kinds = Kinds::kSplit});
+      }
+    }
+    for (const bool special : {false, true}) {
+      compare({.layout = layout, .type = GetParam(), .slope = 1.0F, .special = special, .kinds = Kinds::kLinear});
     }
   }
 }

@@ -1,0 +1,117 @@
+#include "actnn/cuda/norm_act.h"
+#include "src/cuda/channel_sums.cuh"
+#include "src/cuda/lane_copies.cuh"
+#include "src/cuda/split_tiles.cuh"
+
+namespace actnn::cuda {
+namespace {
+
+/// Blocks of a multiprocessor, as many as have the registers for a tile.
+template <class Element, bool kVectors, bool kSecond, bool kFromX>
+constexpr int kSumsBlocks = sizeof(Element) == sizeof(float) || !kVectors || kSecond || kFromX ? 2 : 3;
+
+template <class Element, bool kVectors, bool kSecond, bool kFromX>
+__global__ void __launch_bounds__(kBlockThreads, kSumsBlocks<Element, kVectors, kSecond, kFromX>)
+    sums_kernel(const Backward<Element> backward, const SplitTiles tiles, const NormActInverse* channels,
+                const PartialSums partial) {
+  using Place = SplitPlace<Element, kVectors>;
+  using Copies = LaneCopies<Element, kVectors, kFromX>;
+  __shared__ WarpSums of_warps;
+  __shared__ typename Copies::Table table;
+  Place place(tiles);
+  table.load(backward, place);
+  const uint32_t linear = Copies::linear_channels(channels, place);
+  const bool split_relu = has_split_relu(backward, linear);
+  ThreadSums sums;
+  // Backwards, so that the next kernel, which begins at the front, meets what is still in the cache.
+  const int64_t steps = ceil_div(tiles.tiles - tiles.part(), tiles.parts);
+  for (int64_t step = steps - 1; step >= 0; --step) {
+    place.move(tiles.part() + step * tiles.parts);
+    typename Place::Row grad[kLaneRows];
+    typename Place::Row second[kLaneRows];
+    place.template load<false>(backward.grad, grad);
+    if constexpr (kSecond) {
+      place.template load<false>(backward.second_grad, second);
+    }
+    const auto copies = Copies::template load<false>(backward, place);
+    // `kUsual`: all rows exist, and channels are split and have a ReLU.
+    const auto add = [&]<bool kUsual>() {
+      copies.template decode<kUsual>(
+          table, derived_anew(linear), [&](int pair, int j, const bool(&side)[2], const float(&s)[2]) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              float gradient = grad[j][pair + i];
+              if constexpr (kSecond) {
+                gradient = gradient + second[j][pair + i];
+              }
+              const float dz = activation_gradient(gradient, side[i], kUsual ? 0.0F : backward.slope);
+              if (kUsual || j < place.rows()) {
+                sums.first[pair + i] += dz;
+                sums.second[pair + i] = __fmaf_rn(dz, s[i], sums.second[pair + i]);
+              }
+            }
+          });
+    };
+    if (split_relu && place.rows() == kLaneRows) {
+      add.template operator()<true>();
+    } else {
+      add.template operator()<false>();
+    }
+  }
+  of_warps.add(sums, tiles.width());
+
+  const int64_t channel = channel_of_thread(tiles);
+  if (channel < 0) {
+    return;
+  }
+  double sum = 0.0;
+  double copy_sum = 0.0;
+  for (int warp = 0; warp < kTileWarps; ++warp) {
+    sum += of_warps.first[warp][threadIdx.x];
+    copy_sum += of_warps.second[warp][threadIdx.x];
+  }
+  partial.first(tiles.part(), channel) = static_cast<float>(sum);
+  partial.second(tiles.part(), channel) = static_cast<float>(copy_sum);
+}
+
+__global__ void __launch_bounds__(kBlockThreads)
+    join_sums_kernel(const PartialSums partial, float* sums, float* copy_sums) {
+  const SliceSums all =
+      add_up_parts(partial.parts, partial.channels, [&](int64_t part, int64_t channel, SliceSums& of_slice) {
+        of_slice.first += partial.first(part, channel);
+        of_slice.second += partial.second(part, channel);
+      });
+  const int64_t channel = int64_t{blockIdx.x} * kSlicedChannels + threadIdx.x;
+  if (threadIdx.x < kSlicedChannels && channel < partial.channels) {
+    sums[channel] = static_cast<float>(all.first);
+    copy_sums[channel] = static_cast<float>(all.second);
+  }
+}
+
+}  // namespace
+
+cudaError_t norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, float* scratch, float* sums,
+                          float* copy_sums, cudaStream_t stream) {
+  const SplitLayout<int64_t>& layout = backward.layout;
+  if (layout.channels == 0) {
+    return cudaSuccess;
+  }
+  const SplitTiles tiles = tiles_of_sums(layout);
+  const PartialSums partial{scratch, tiles.parts, layout.channels};
+  if (tiles.parts != 0) {
+    const bool vectors = has_vectors(layout, backward.grad, backward.second_grad, backward.x);
+    with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
+      with_flags(
+          [&]<bool kVectors, bool kSecond, bool kFromX>() {
+            sums_kernel<Element, kVectors, kSecond, kFromX>
+                <<<tiles.blocks(), kBlockThreads, 0, stream>>>(Backward<Element>(backward), tiles, channels, partial);
+          },
+          vectors, backward.second_grad != nullptr, backward.x != nullptr);
+    });
+  }
+  join_sums_kernel<<<blocks_for(layout.channels, kSlicedChannels), kBlockThreads, 0, stream>>>(partial, sums,
+                                                                                               copy_sums);
+  return cudaGetLastError();
+}
+
+}  // namespace actnn::cuda
