@@ -39,10 +39,6 @@ struct Backward {
         bits(backward.bits) {}
 };
 
-__device__ inline bool is_above(uint32_t sides, int j, int k) {
-  return ((sides >> (j * kOctetChannels + k)) & 1U) != 0;
-}
-
 template <class Element, bool kVectors>
 class PackedCopies {
   using Place = SplitPlace<Element, kVectors>;

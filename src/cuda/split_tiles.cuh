@@ -7,6 +7,7 @@
 
 #include "actnn/core/sign_split.h"
 #include "src/cuda/launch.cuh"
+#include "src/cuda/octet.cuh"
 #include "src/cuda/vector.cuh"
 
 /// \file
@@ -102,6 +103,20 @@ struct RowOctet {
       vectors[k / 4].word[k % 4 + 1] = bits_of(second);
     } else {
       vectors[0].word[k / 2] = Pair<Element>::round(first, second);
+    }
+  }
+
+  /// Makes 0 of what is below 0 in elements k and k + 1; NaNs stay.
+  __device__ void rectify_pair(int k) {
+    if constexpr (sizeof(Element) == sizeof(float)) {
+      for (int i = k; i < k + 2; ++i) {
+        uint32_t& word = vectors[i / 4].word[i % 4];
+        word = bits_of(max_or_nan(float_of(word), 0.0F));
+      }
+    } else {
+      using Native = typename Pair<Element>::Native;
+      uint32_t& word = vectors[0].word[k / 2];
+      word = to_word(__hmax2_nan(from_word<Native>(word), from_word<Native>(0)));
     }
   }
 };
@@ -301,6 +316,11 @@ __device__ uint32_t linear_channels(const Map* channels, const Place& place) {
     linear |= (channels[place.channel(k)].linear != 0.0F ? 1U : 0U) << k;
   }
   return linear;
+}
+
+/// Whether element k of row j is above the bend, by the word of plane 0.
+__device__ inline bool is_above(uint32_t sides, int j, int k) {
+  return ((sides >> (j * kOctetChannels + k)) & 1U) != 0;
 }
 
 /// The number itself, of which the compiler then knows nothing: what it derives from the number inside a loop does not live in
