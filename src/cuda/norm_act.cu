@@ -5,8 +5,8 @@
 namespace actnn::cuda {
 namespace {
 
-/// What hides the loads of a tile where there are registers for it: the packing of the tile before, or else the tiles of a third block
-/// of the multiprocessor.
+/// What hides the loads of a tile where there are registers for it: the packing of the tile before, or else the tiles of a third
+/// block of the multiprocessor.
 constexpr bool kPrefetch = true;
 template <class Element, bool kVectors>
 constexpr bool kHasRegisters = kVectors && sizeof(Element) < sizeof(float);
@@ -36,8 +36,8 @@ enum class Pass {
   kAny
 };
 
-/// What a group's steps are chosen by. As integers, numbers above 0 are in their order, and without signs those below 0 are larger than
-/// all others, in the order of their magnitudes: an instruction then finds the largest of three.
+/// What a group's steps are chosen by. As integers, numbers above 0 are in their order; as unsigned ones, those below 0 are larger
+/// than all others, in the order of their magnitudes. An instruction finds the largest of three.
 class SideMaxima {
  public:
   __device__ void add(float first, float second) {
@@ -85,8 +85,8 @@ class LaneSides {
 };
 
 /// `SplitEncoder::encode` of split channels with few instructions, for steps up to `kMostStep`. Positions are fractions of 2^23, of
-/// which a saturating multiplication makes 0 on the other side. No copy is farther away than the highest value: steps are rounded up,
-/// and what the product exceeds it by is rounded away.
+/// which a saturating multiplication makes 0 on the other side of the bend. No limit is needed: steps are rounded up, so that no
+/// copy is farther away than the highest value, and what a product exceeds it by is rounded away.
 class PositionOnSide {
  public:
   static constexpr float kMostStep = 0x1p119F;  ///< more has fractions of a unit that are not normal numbers
