@@ -1,15 +1,20 @@
 #include "actnn/cuda/norm_act.h"
+#include "actnn/cuda/norm_act_channels.h"
 #include "src/cuda/channel_sums.cuh"
+#include "src/cuda/store_channels.cuh"
 
 namespace actnn::cuda {
 namespace {
 
 /// Leaves each channel's mean and sum of squared distances from it over the rows of a part. A thread sums up distances from the
-/// warp's first row, so that a large mean does not cancel.
+/// warp's first row, so that a large mean does not cancel. Increments `batches`, unless it is null, for the kernel behind it.
 template <class Element, bool kVectors>
 __global__ void __launch_bounds__(kBlockThreads)
-    moments_kernel(const Element* x, const SplitTiles tiles, const PartialSums partial) {
+    moments_kernel(const Element* x, const SplitTiles tiles, const PartialSums partial, int64_t* batches) {
   using Place = SplitPlace<Element, kVectors>;
+  if (batches && thread_index() == 0) {
+    ++*batches;
+  }
   __shared__ WarpSums of_warps;
   __shared__ float origins[kTileWarps][kBlockThreads];
   __shared__ int counts[kTileWarps];
@@ -19,7 +24,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 
   // A warp without rows in its part's first tile has none at all.
   const int first_row_block = warp * (kTileGroups / kTileWarps) / tiles.strip_blocks;
-  const int64_t first_row = (tiles.part() * tiles.tile_row_blocks() + first_row_block) * tiles.layout.group_rows();
+  const int64_t first_row = (tiles.part() * tiles.tile_row_blocks + first_row_block) * tiles.group_rows();
   typename Place::Row origin_row;
   place.template load_row<false>(x, min(first_row, tiles.layout.rows - 1), origin_row);
   float origin[kOctet];
@@ -85,9 +90,10 @@ __global__ void __launch_bounds__(kBlockThreads)
   partial.second(tiles.part(), channel) = static_cast<float>(max(squares - sum * sum / all, 0.0));
 }
 
-/// Joins the moments of parts.
+/// Joins the moments of parts; `store` gets the mean and the biased variance of each channel.
+template <class Store>
 __global__ void __launch_bounds__(kBlockThreads)
-    join_moments_kernel(const SplitTiles tiles, const PartialSums partial, float* mean, float* variance) {
+    join_moments_kernel(const SplitTiles tiles, const PartialSums partial, const Store store) {
   const auto rows = static_cast<double>(tiles.layout.rows);
   double origin = 0.0;
   const SliceSums sums =
@@ -103,11 +109,30 @@ __global__ void __launch_bounds__(kBlockThreads)
   const int64_t channel = int64_t{blockIdx.x} * kSlicedChannels + threadIdx.x;
   if (threadIdx.x < kSlicedChannels && channel < partial.channels) {
     const double distance = rows == 0.0 ? 0.0 : sums.first / rows;
-    mean[channel] = static_cast<float>(origin + distance);
     // A NaN stays one.
     const double biased = rows == 0.0 ? 0.0 : sums.second / rows - distance * distance;
-    variance[channel] = biased < 0.0 ? 0.0F : static_cast<float>(biased);
+    store(channel, static_cast<float>(origin + distance), biased < 0.0 ? 0.0F : static_cast<float>(biased));
   }
+}
+
+/// Both stages.
+template <class Store>
+cudaError_t find_moments(const void* x, ElementType type, const SplitLayout<int64_t>& layout, float* scratch,
+                         int64_t* batches, const Store& store, cudaStream_t stream) {
+  if (layout.channels == 0) {
+    return cudaSuccess;
+  }
+  const SplitTiles tiles = tiles_of_sums(layout);
+  const PartialSums partial{scratch, tiles.parts, layout.channels};
+  if (tiles.parts != 0) {
+    with_element_type(type, [&]<class Element>(Element /*tag*/) {
+      const auto kernel = has_vectors(layout, x) ? moments_kernel<Element, true> : moments_kernel<Element, false>;
+      kernel<<<tiles.blocks(), kBlockThreads, 0, stream>>>(static_cast<const Element*>(x), tiles, partial, batches);
+    });
+  }
+  join_moments_kernel<<<blocks_for(layout.channels, kSlicedChannels), kBlockThreads, 0, stream>>>(tiles, partial,
+                                                                                                  store);
+  return cudaGetLastError();
 }
 
 }  // namespace
@@ -118,20 +143,18 @@ int64_t norm_act_scratch(const SplitLayout<int64_t>& layout) {
 
 cudaError_t channel_moments(const void* x, ElementType type, const SplitLayout<int64_t>& layout, float* scratch,
                             float* mean, float* variance, cudaStream_t stream) {
-  if (layout.channels == 0) {
-    return cudaSuccess;
-  }
-  const SplitTiles tiles = tiles_of_sums(layout);
-  const PartialSums partial{scratch, tiles.parts, layout.channels};
-  if (tiles.parts != 0) {
-    with_element_type(type, [&]<class Element>(Element /*tag*/) {
-      const auto kernel = has_vectors(layout, x) ? moments_kernel<Element, true> : moments_kernel<Element, false>;
-      kernel<<<tiles.blocks(), kBlockThreads, 0, stream>>>(static_cast<const Element*>(x), tiles, partial);
-    });
-  }
-  join_moments_kernel<<<blocks_for(layout.channels, kSlicedChannels), kBlockThreads, 0, stream>>>(tiles, partial, mean,
-                                                                                                  variance);
-  return cudaGetLastError();
+  return find_moments(x, type, layout, scratch, nullptr, StoreNumbers{mean, variance}, stream);
+}
+
+cudaError_t batch_norm_channels(const void* x, ElementType type, const SplitLayout<int64_t>& layout, float* scratch,
+                                const BatchStatistics& statistics, NormActChannel* forward, NormActInverse* inverse,
+                                float* inverse_deviation, cudaStream_t stream) {
+  const auto rows = static_cast<double>(layout.rows);
+  const StoreBatchChannels store{
+      {statistics.weight, statistics.bias, statistics.eps, statistics.has_bend, forward, inverse, inverse_deviation},
+      statistics,
+      static_cast<float>(rows / (rows - 1.0))};
+  return find_moments(x, type, layout, scratch, statistics.batches, store, stream);
 }
 
 }  // namespace actnn::cuda

@@ -39,10 +39,6 @@ struct Backward {
         bits(backward.bits) {}
 };
 
-__device__ inline bool is_above(uint32_t sides, int j, int k) {
-  return ((sides >> (j * kOctetChannels + k)) & 1U) != 0;
-}
-
 template <class Element, bool kVectors>
 class PackedCopies {
   using Place = SplitPlace<Element, kVectors>;
@@ -160,8 +156,8 @@ class InputCopies {
 template <class Element, bool kVectors, bool kFromX>
 using LaneCopies = std::conditional_t<kFromX, InputCopies<Element, kVectors>, PackedCopies<Element, kVectors>>;
 
-/// Whether the elements of a warp take the short way: their channels are split, and a gradient below the bend is 0 (or no element is
-/// below).
+/// Whether the elements of a warp take the short way: their channels are split, and gradients below the bend are 0 (or no element
+/// is below).
 template <class Element>
 __device__ bool has_split_relu(const Backward<Element>& backward, uint32_t linear) {
   return __all_sync(~0U, linear == 0) && (backward.slope == 0.0F || !backward.words);

@@ -1,55 +1,42 @@
 #include "actnn/cuda/norm_act_channels.h"
 #include "src/cuda/launch.cuh"
+#include "src/cuda/store_channels.cuh"
 
 namespace actnn::cuda {
 namespace {
 
-__global__ void channels_kernel(NormActChannels of, NormActChannel* forward, NormActInverse* inverse,
-                                float* inverse_deviation) {
+/// `first` and `second`: the two numbers of each channel.
+template <class Store>
+__global__ void store_kernel(const float* first, const float* second, int64_t channels, Store store) {
   const int64_t c = thread_index();
-  if (c < of.channels) {
-    const float weight = of.weight ? of.weight[c] : 1.0F;
-    const float bias = of.bias ? of.bias[c] : 0.0F;
-    const float deviation = __fsqrt_rn(of.variance[c] + of.eps);
-    inverse_deviation[c] = 1.0F / deviation;
-    forward[c] = forward_channel(of.mean[c], 1.0F / deviation, weight, bias, of.has_bend);
-    inverse[c] = inverse_channel(weight, bias, of.has_bend);
+  if (c < channels) {
+    store(c, first[c], second[c]);
   }
 }
 
-__global__ void gradients_kernel(NormActGradients of, NormActGradient* gradients, float* grad_weight,
-                                 float* grad_bias) {
-  const int64_t c = thread_index();
-  if (c < of.channels) {
-    const float weight = of.weight ? of.weight[c] : 1.0F;
-    const float share = of.count > 0 ? 1.0F / static_cast<float>(of.count) : 0.0F;
-    gradients[c] =
-        gradient_channel(of.inverse[c], weight, of.inverse_deviation[c], of.sums[c] * share, of.copy_sums[c] * share);
-    grad_weight[c] = weight_gradient(of.inverse[c], of.sums[c], of.copy_sums[c]);
-    grad_bias[c] = of.sums[c];
+template <class Store>
+cudaError_t store_all(const float* first, const float* second, int64_t channels, const Store& store,
+                      cudaStream_t stream) {
+  if (channels == 0) {
+    return cudaSuccess;
   }
+  store_kernel<<<blocks_for(channels, kBlockThreads), kBlockThreads, 0, stream>>>(first, second, channels, store);
+  return cudaGetLastError();
 }
 
 }  // namespace
 
 cudaError_t norm_act_channels(const NormActChannels& of, NormActChannel* forward, NormActInverse* inverse,
                               float* inverse_deviation, cudaStream_t stream) {
-  if (of.channels == 0) {
-    return cudaSuccess;
-  }
-  channels_kernel<<<blocks_for(of.channels, kBlockThreads), kBlockThreads, 0, stream>>>(of, forward, inverse,
-                                                                                        inverse_deviation);
-  return cudaGetLastError();
+  const StoreChannels store{of.weight, of.bias, of.eps, of.has_bend, forward, inverse, inverse_deviation};
+  return store_all(of.mean, of.variance, of.channels, store, stream);
 }
 
 cudaError_t norm_act_gradients(const NormActGradients& of, NormActGradient* gradients, float* grad_weight,
                                float* grad_bias, cudaStream_t stream) {
-  if (of.channels == 0) {
-    return cudaSuccess;
-  }
-  gradients_kernel<<<blocks_for(of.channels, kBlockThreads), kBlockThreads, 0, stream>>>(of, gradients, grad_weight,
-                                                                                         grad_bias);
-  return cudaGetLastError();
+  const StoreGradients store{
+      {of.inverse, of.weight, of.inverse_deviation, of.count}, gradients, grad_weight, grad_bias};
+  return store_all(of.sums, of.copy_sums, of.channels, store, stream);
 }
 
 }  // namespace actnn::cuda

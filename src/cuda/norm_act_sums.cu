@@ -1,7 +1,9 @@
 #include "actnn/cuda/norm_act.h"
+#include "actnn/cuda/norm_act_channels.h"
 #include "src/cuda/channel_sums.cuh"
 #include "src/cuda/lane_copies.cuh"
 #include "src/cuda/split_tiles.cuh"
+#include "src/cuda/store_channels.cuh"
 
 namespace actnn::cuda {
 namespace {
@@ -74,8 +76,8 @@ __global__ void __launch_bounds__(kBlockThreads, kSumsBlocks<Element, kVectors, 
   partial.second(tiles.part(), channel) = static_cast<float>(copy_sum);
 }
 
-__global__ void __launch_bounds__(kBlockThreads)
-    join_sums_kernel(const PartialSums partial, float* sums, float* copy_sums) {
+template <class Store>
+__global__ void __launch_bounds__(kBlockThreads) join_sums_kernel(const PartialSums partial, const Store store) {
   const SliceSums all =
       add_up_parts(partial.parts, partial.channels, [&](int64_t part, int64_t channel, SliceSums& of_slice) {
         of_slice.first += partial.first(part, channel);
@@ -83,15 +85,14 @@ __global__ void __launch_bounds__(kBlockThreads)
       });
   const int64_t channel = int64_t{blockIdx.x} * kSlicedChannels + threadIdx.x;
   if (threadIdx.x < kSlicedChannels && channel < partial.channels) {
-    sums[channel] = static_cast<float>(all.first);
-    copy_sums[channel] = static_cast<float>(all.second);
+    store(channel, static_cast<float>(all.first), static_cast<float>(all.second));
   }
 }
 
-}  // namespace
-
-cudaError_t norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, float* scratch, float* sums,
-                          float* copy_sums, cudaStream_t stream) {
+/// Both stages; `store` gets the sums of each channel.
+template <class Store>
+cudaError_t add_up(const NormActBackward& backward, const NormActInverse* channels, float* scratch, const Store& store,
+                   cudaStream_t stream) {
   const SplitLayout<int64_t>& layout = backward.layout;
   if (layout.channels == 0) {
     return cudaSuccess;
@@ -109,9 +110,22 @@ cudaError_t norm_act_sums(const NormActBackward& backward, const NormActInverse*
           vectors, backward.second_grad != nullptr, backward.x != nullptr);
     });
   }
-  join_sums_kernel<<<blocks_for(layout.channels, kSlicedChannels), kBlockThreads, 0, stream>>>(partial, sums,
-                                                                                               copy_sums);
+  join_sums_kernel<<<blocks_for(layout.channels, kSlicedChannels), kBlockThreads, 0, stream>>>(partial, store);
   return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, float* scratch, float* sums,
+                          float* copy_sums, cudaStream_t stream) {
+  return add_up(backward, channels, scratch, StoreNumbers{sums, copy_sums}, stream);
+}
+
+cudaError_t norm_act_sums_and_gradients(const NormActBackward& backward, const NormalizedChannels& channels,
+                                        float* scratch, NormActGradient* gradients, float* grad_weight,
+                                        float* grad_bias, cudaStream_t stream) {
+  const StoreGradients store{channels, gradients, grad_weight, grad_bias};
+  return add_up(backward, channels.inverse, scratch, store, stream);
 }
 
 }  // namespace actnn::cuda

@@ -7,6 +7,7 @@
 
 #include "actnn/core/sign_split.h"
 #include "src/cuda/launch.cuh"
+#include "src/cuda/octet.cuh"
 #include "src/cuda/vector.cuh"
 
 /// \file
@@ -31,6 +32,9 @@ struct SplitTiles {
   int across;      ///< lanes of a group side by side
   int rows_apart;  ///< from one row of a lane to the next
   int strip_blocks;
+  int tile_row_blocks;  ///< blocks of rows of a tile
+  int64_t row_step;     ///< elements from one row of a lane to the next
+  int64_t row_octets;
 
   /// For about `blocks` blocks, each of at most `most_tiles` tiles.
   SplitTiles(const SplitLayout<int64_t>& matrix, int64_t blocks, int64_t most_tiles)
@@ -41,9 +45,12 @@ struct SplitTiles {
         rows_apart(matrix.lane_rows_apart()),
         strip_blocks(channel_blocks % 4 == 0   ? 4
                      : channel_blocks % 2 == 0 ? 2
-                                               : 1) {
+                                               : 1),
+        tile_row_blocks(kTileGroups / strip_blocks),
+        row_step(rows_apart * matrix.channels),
+        row_octets(matrix.row_octets()) {
     strips = channel_blocks / strip_blocks;
-    tiles = ceil_div(row_blocks, tile_row_blocks());
+    tiles = ceil_div(row_blocks, tile_row_blocks);
     if (tiles == 0 || strips == 0) {
       parts = 0;
       return;
@@ -54,9 +61,8 @@ struct SplitTiles {
 
   unsigned blocks() const { return static_cast<unsigned>(strips * parts); }
 
-  /// Blocks of rows of a tile.
-  ACTNN_HOST_DEVICE int tile_row_blocks() const { return kTileGroups / strip_blocks; }
-  ACTNN_HOST_DEVICE int64_t tile_rows() const { return tile_row_blocks() * layout.group_rows(); }
+  ACTNN_HOST_DEVICE int group_rows() const { return rows_apart * kLaneRows; }
+  ACTNN_HOST_DEVICE int tile_rows() const { return tile_row_blocks * group_rows(); }
   /// Octets of a strip.
   ACTNN_HOST_DEVICE int width() const { return strip_blocks * across; }
 
@@ -102,6 +108,20 @@ struct RowOctet {
       vectors[k / 4].word[k % 4 + 1] = bits_of(second);
     } else {
       vectors[0].word[k / 2] = Pair<Element>::round(first, second);
+    }
+  }
+
+  /// Makes 0 of what is below 0 in elements k and k + 1; NaNs stay.
+  __device__ void rectify_pair(int k) {
+    if constexpr (sizeof(Element) == sizeof(float)) {
+      for (int i = k; i < k + 2; ++i) {
+        uint32_t& word = vectors[i / 4].word[i % 4];
+        word = bits_of(max_or_nan(float_of(word), 0.0F));
+      }
+    } else {
+      using Native = typename Pair<Element>::Native;
+      uint32_t& word = vectors[0].word[k / 2];
+      word = to_word(__hmax2_nan(from_word<Native>(word), from_word<Native>(0)));
     }
   }
 };
@@ -156,10 +176,10 @@ class SplitPlace {
 
   /// Moves to another tile.
   __device__ void move(int64_t tile) {
-    const int64_t row_block = tile * tiles_.tile_row_blocks() + row_block_;
+    const int64_t row_block = tile * tiles_.tile_row_blocks + row_block_;
     exists_ = row_block < tiles_.row_blocks;
     group_ = min(row_block, tiles_.row_blocks - 1) * tiles_.channel_blocks + channel_block_;
-    first_row_ = row_block * tiles_.layout.group_rows();
+    first_row_ = row_block * tiles_.group_rows();
     const int64_t left = tiles_.layout.rows - row();
     rows_ = 0;
 #pragma unroll
@@ -183,7 +203,7 @@ class SplitPlace {
   }
   /// Counter of the noise of row j.
   __device__ uint64_t counter(int j) const {
-    return static_cast<uint64_t>((row() + j * rows_apart()) * tiles_.layout.row_octets() + channel_ / kOctet);
+    return static_cast<uint64_t>((row() + j * rows_apart()) * tiles_.row_octets + channel_ / kOctet);
   }
 
   template <bool kStreaming>
@@ -192,7 +212,7 @@ class SplitPlace {
     element += channel_;
 #pragma unroll
     for (int j = 0; j < kLaneRows; ++j) {
-      element += 0 < j && j < rows_ ? rows_apart() * channels_apart() : 0;
+      element += 0 < j && j < rows_ ? tiles_.row_step : 0;
       load_octet<kStreaming>(element, rows[j]);
     }
   }
@@ -210,7 +230,7 @@ class SplitPlace {
       if (j < rows_) {
         store_row(rows[j], element);
       }
-      element += rows_apart() * channels_apart();
+      element += tiles_.row_step;
     }
   }
 
@@ -301,6 +321,11 @@ __device__ uint32_t linear_channels(const Map* channels, const Place& place) {
     linear |= (channels[place.channel(k)].linear != 0.0F ? 1U : 0U) << k;
   }
   return linear;
+}
+
+/// Whether element k of row j is above the bend, by the word of plane 0.
+__device__ inline bool is_above(uint32_t sides, int j, int k) {
+  return ((sides >> (j * kOctetChannels + k)) & 1U) != 0;
 }
 
 /// The number itself, of which the compiler then knows nothing: what it derives from the number inside a loop does not live in

@@ -74,6 +74,12 @@ ACTNN_HOST_DEVICE constexpr NormActInverse inverse_channel(float weight, float b
   return {weight < 0.0F ? -1.0F : 1.0F, -(bias / weight), weight < 0.0F ? -weight : weight, 0.0F, 0.0F};
 }
 
+/// A running statistic after a batch with `value`, of which it takes the share `momentum`; as torch's `lerp`.
+ACTNN_HOST_DEVICE constexpr float running_statistic(float running, float value, float momentum) {
+  const float distance = value - running;
+  return momentum < 0.5F ? running + momentum * distance : value - distance * (1.0F - momentum);
+}
+
 /// The gradient of the weight, the sum of dz x-hat, from the sums of dz and of dz s.
 ACTNN_HOST_DEVICE constexpr float weight_gradient(const NormActInverse& inverse, float sum, float copy_sum) {
   return inverse.p * copy_sum + inverse.q * sum;

@@ -5,6 +5,9 @@
 #include <cstdint>
 
 #include "actnn/core/norm_act.h"
+#include "actnn/core/scalar_types.h"
+#include "actnn/core/sign_split.h"
+#include "actnn/cuda/norm_act.h"
 
 /// \file
 /// Normalization with activation (core/norm_act.h): the numbers of channels, on a GPU. A null weight is 1, a null bias 0.
@@ -24,6 +27,23 @@ struct NormActChannels {
 cudaError_t norm_act_channels(const NormActChannels& of, NormActChannel* forward, NormActInverse* inverse,
                               float* inverse_deviation, cudaStream_t stream);
 
+/// Batch normalization in training: what it knows of channels, and the running statistics that it updates.
+struct BatchStatistics {
+  const float* weight;
+  const float* bias;
+  float eps;
+  bool has_bend;
+  float* running_mean;  ///< null: none
+  float* running_var;   ///< of unbiased variances; null: none
+  int64_t* batches;     ///< one number, which is incremented; null: none
+  float momentum;       ///< share of this batch in running statistics; negative: 1 / `batches`, then not null
+};
+
+/// `channel_moments` and `norm_act_channels` with one launch less. `layout.rows` is not 0; `scratch` as for `channel_moments`.
+cudaError_t batch_norm_channels(const void* x, ElementType type, const SplitLayout<int64_t>& layout, float* scratch,
+                                const BatchStatistics& statistics, NormActChannel* forward, NormActInverse* inverse,
+                                float* inverse_deviation, cudaStream_t stream);
+
 /// `sums` and `copy_sums` as of `norm_act_sums`; `count`: rows that they are divided by for expectations, 0: these are 0.
 struct NormActGradients {
   const float* sums;
@@ -37,5 +57,18 @@ struct NormActGradients {
 
 cudaError_t norm_act_gradients(const NormActGradients& of, NormActGradient* gradients, float* grad_weight,
                                float* grad_bias, cudaStream_t stream);
+
+/// The numbers of a normalization that its backward needs; `count` as of `NormActGradients`.
+struct NormalizedChannels {
+  const NormActInverse* inverse;
+  const float* weight;
+  const float* inverse_deviation;
+  int64_t count;
+};
+
+/// `norm_act_sums` and `norm_act_gradients` with one launch less; `scratch` as for `norm_act_sums`.
+cudaError_t norm_act_sums_and_gradients(const NormActBackward& backward, const NormalizedChannels& channels,
+                                        float* scratch, NormActGradient* gradients, float* grad_weight,
+                                        float* grad_bias, cudaStream_t stream);
 
 }  // namespace actnn::cuda

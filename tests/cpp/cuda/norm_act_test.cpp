@@ -57,9 +57,14 @@ struct Problem {
   bool special = false;  ///< with infinities and NaNs
   size_t offset = 0;     ///< elements of memory before each matrix
   Kinds kinds = Kinds::kAll;
+  float scale = 1.0F;
 
   std::vector<uint8_t> elements(unsigned seed) const {
-    return as_elements(random_values(layout.rows * layout.channels, seed, special && seed == 3), type);
+    std::vector<float> values = random_values(layout.rows * layout.channels, seed, special && seed == 3);
+    for (float& value : values) {
+      value *= scale;
+    }
+    return as_elements(values, type);
   }
   size_t shift() const { return offset * static_cast<size_t>(element_size(type)); }
 };
@@ -213,11 +218,7 @@ std::vector<float> copies_of_input(const std::vector<float>& x, const std::vecto
   return copies;
 }
 
-/// All passes, on the CPU and on the GPU.
-void compare(const Problem& problem) {
-  SCOPED_TRACE(testing::Message() << problem.layout.rows << " x " << problem.layout.channels << ", " << problem.bits
-                                  << " bits, type " << static_cast<int>(problem.type) << ", slope " << problem.slope
-                                  << ", offset " << problem.offset);
+void compare_forward(const Problem& problem) {
   const Channels channels(problem.layout.channels, problem.kinds);
   std::vector<uint8_t> expected_y;
   const std::vector<uint8_t> expected = forward_of_cpu(problem, channels, expected_y);
@@ -242,13 +243,27 @@ void compare(const Problem& problem) {
                  nullptr));
   ASSERT_EQ(y.read(), expected_y);
   ASSERT_EQ(packed.read(), expected);
-  if (problem.bits == 0) {
+}
+
+/// All passes, on the CPU and on the GPU.
+void compare(const Problem& problem) {
+  SCOPED_TRACE(testing::Message() << problem.layout.rows << " x " << problem.layout.channels << ", " << problem.bits
+                                  << " bits, type " << static_cast<int>(problem.type) << ", slope " << problem.slope
+                                  << ", offset " << problem.offset);
+  compare_forward(problem);
+  if (problem.bits == 0 || testing::Test::HasFatalFailure()) {
     return;
   }
 
+  const Channels channels(problem.layout.channels, problem.kinds);
+  std::vector<uint8_t> expected_y;
+  const std::vector<uint8_t> expected = forward_of_cpu(problem, channels, expected_y);
+  const GpuBytes packed(expected);
+  const GpuArray<NormActChannel> forward_channels(channels.forward);
   const std::vector<uint8_t> input = problem.elements(3);
   const std::vector<uint8_t> grad = problem.elements(8);
   const std::vector<uint8_t> second = problem.elements(9);
+  const GpuBytes x(input, problem.shift());
   const GpuBytes gpu_grad(grad, problem.shift());
   const GpuBytes gpu_second(second, problem.shift());
   Backwards backwards{.on_cpu = {.packed = expected.data(),
@@ -337,6 +352,15 @@ TEST_P(NormAct, TakesChannelsOfOneKind) {
     }
     for (const bool special : {false, true}) {
       compare({.layout = layout, .type = GetParam(), .slope = 1.0F, .special = special, .kinds = Kinds::kLinear});
+    }
+  }
+}
+
+TEST_P(NormAct, TakesNumbersOfAnySize) {
+  for (const float scale : {1e36F, 1e30F, 1e-4F, 1e-30F, 1e-38F}) {
+    for (const Kinds kinds : {Kinds::kAll, Kinds::kSplit}) {
+      SCOPED_TRACE(scale);
+      compare_forward({.layout = {300, 64}, .type = GetParam(), .residual = true, .kinds = kinds, .scale = scale});
     }
   }
 }
