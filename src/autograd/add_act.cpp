@@ -29,15 +29,12 @@ struct Added {
   at::Tensor inverse;
 };
 
-/// As a normalization of mean 0 and deviation 1, which changes nothing.
 Added add(const at::Tensor& input, const at::Tensor& residual, double slope, SplitPacking packing,
           const OptionalTensor& rng_state) {
-  const auto options = input.options().dtype(at::kFloat).memory_format(std::nullopt);
-  const int64_t channels = input.size(1);
-  auto [forward, inverse, deviation] = norm_act_channels(at::zeros({channels}, options), at::ones({channels}, options),
-                                                         {}, {}, /*eps=*/0.0, /*has_bend=*/true);
+  const at::Tensor x = as_matrix(input);
+  auto [channels, inverse] = sum_channels(std::nullopt, x);
   packing.keeps_below = slope != 0.0;
-  auto [y, packed] = norm_act(as_matrix(input), as_matrix(residual), forward, slope, packing, rng_state);
+  auto [y, packed] = norm_act(x, as_matrix(residual), channels, slope, packing, rng_state);
   return {std::move(y), std::move(packed), std::move(inverse)};
 }
 

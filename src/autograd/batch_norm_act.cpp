@@ -96,14 +96,13 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
     const NormActCopies copies{saved[0], data["slope"].toDouble(), data["bits"].toInt()};
 
     const at::Tensor grad = as_matrix(grad_outputs[0]);
-    const at::Tensor sums = norm_act_sums(copies, grad, std::nullopt, saved[1]);
     const c10::SymInt count = data["training"].toBool() ? grad.sym_size(0) : c10::SymInt(0);
     const auto [gradients, grad_weight, grad_bias] =
-        norm_act_gradients(sums, saved[1], in_float(saved[3]), saved[2], count);
+        norm_act_sums_and_gradients(copies, grad, std::nullopt, saved[1], in_float(saved[3]), saved[2], count);
     at::Tensor grad_input;
     if (wants_input) {
-      grad_input = from_matrix(norm_act_input_gradient(copies, grad, std::nullopt, gradients),
-                               grad_outputs[0].sym_sizes());
+      grad_input =
+          from_matrix(norm_act_input_gradient(copies, grad, std::nullopt, gradients), grad_outputs[0].sym_sizes());
     }
     return {grad_input, wants_weight ? grad_weight : at::Tensor(), wants_bias ? grad_bias : at::Tensor(), {}, {}, {},
             {}};

@@ -207,10 +207,9 @@ class Backward {
       copies.input = input;
       copies.channels = kept.channels;
     }
-    const OptionalTensor weight = in_float(pass.norm->weight);
-    const at::Tensor sums = norm_act_sums(copies, grad, second, kept.inverse);
     auto [numbers, grad_weight, grad_bias] =
-        norm_act_gradients(sums, kept.inverse, weight, kept.deviation, kept.batch_statistics ? grad.size(0) : 0);
+        norm_act_sums_and_gradients(copies, grad, second, kept.inverse, in_float(pass.norm->weight), kept.deviation,
+                                    kept.batch_statistics ? grad.size(0) : 0);
     if (wants_weight) {
       add_result(*pass.norm->weight, std::move(grad_weight));
     }

@@ -169,7 +169,7 @@ class Forward {
       if (wants && pass.recompute) {
         kept.channels = channels;
       }
-      std::tie(channels, inverse) = sum_channels(pass.norm ? OptionalTensor(channels) : std::nullopt, x, x.size(1));
+      std::tie(channels, inverse) = sum_channels(pass.norm ? OptionalTensor(channels) : std::nullopt, x);
     } else if (pass.recompute) {
       kept.channels = channels;
     }

@@ -1,12 +1,8 @@
 #include "src/blocks/layers.h"
 
-#include <ATen/ops/cat.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
-#include <ATen/ops/ones.h>
-#include <ATen/ops/zeros.h>
 
-#include "actnn/ops/norm_act.h"
 #include "actnn/ops/quantize.h"
 
 namespace actnn::blocks {
@@ -36,18 +32,6 @@ at::Tensor decode(const KeptCopy& copy) {
   }
   return dequantize(copy.packed, c10::fromIntArrayRefSlow(copy.shape.size), c10::fromIntArrayRefSlow(copy.shape.stride),
                     copy.shape.dtype, {.bits = copy.bits});
-}
-
-std::tuple<at::Tensor, at::Tensor> sum_channels(const std::optional<at::Tensor>& channels, const at::Tensor& like,
-                                                int64_t count) {
-  const auto options = like.options().dtype(at::kFloat).memory_format(std::nullopt);
-  auto [unit, inverse, deviation] =
-      norm_act_channels(at::zeros({count}, options), at::ones({count}, options), {}, {}, /*eps=*/0.0,
-                        /*has_bend=*/true);
-  if (!channels) {
-    return {std::move(unit), std::move(inverse)};
-  }
-  return {at::cat({channels->narrow(1, 0, 2), unit.narrow(1, 2, 3)}, 1), std::move(inverse)};
 }
 
 }  // namespace actnn::blocks

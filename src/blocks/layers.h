@@ -29,9 +29,4 @@ std::array<at::Tensor, 3> convolution_gradients(const Convolution& convolution, 
 /// The unbiased copy.
 at::Tensor decode(const KeptCopy& copy);
 
-/// (`NormActChannel`, `NormActInverse`) of a sum of a norm of `channels` and a residual, or of a sum of two tensors: copies are of
-/// the sum itself.
-std::tuple<at::Tensor, at::Tensor> sum_channels(const std::optional<at::Tensor>& channels, const at::Tensor& like,
-                                                int64_t count);
-
 }  // namespace actnn::blocks

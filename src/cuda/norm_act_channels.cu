@@ -24,7 +24,26 @@ cudaError_t store_all(const float* first, const float* second, int64_t channels,
   return cudaGetLastError();
 }
 
+__global__ void sum_channels_kernel(const NormActChannel* norm, int64_t channels, NormActChannel* forward,
+                                    NormActInverse* inverse) {
+  const int64_t c = thread_index();
+  if (c < channels) {
+    forward[c] = norm ? sum_channel(norm[c].z_scale, norm[c].z_shift) : sum_channel(1.0F, 0.0F);
+    inverse[c] = sum_inverse();
+  }
+}
+
 }  // namespace
+
+cudaError_t sum_channels(const NormActChannel* norm, int64_t channels, NormActChannel* forward, NormActInverse* inverse,
+                         cudaStream_t stream) {
+  if (channels == 0) {
+    return cudaSuccess;
+  }
+  sum_channels_kernel<<<blocks_for(channels, kBlockThreads), kBlockThreads, 0, stream>>>(norm, channels, forward,
+                                                                                         inverse);
+  return cudaGetLastError();
+}
 
 cudaError_t norm_act_channels(const NormActChannels& of, NormActChannel* forward, NormActInverse* inverse,
                               float* inverse_deviation, cudaStream_t stream) {

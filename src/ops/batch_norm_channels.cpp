@@ -3,12 +3,11 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
-#include "actnn/ops/norm_act.h"
+#include "src/ops/norm_act_checks.h"
 
 namespace actnn {
 namespace {
 
-using OptionalTensor = std::optional<at::Tensor>;
 using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 constexpr const char* kOp = "actnn::batch_norm_channels";
@@ -27,13 +26,13 @@ void update(const OptionalTensor& running, const at::Tensor& value, std::optiona
   }
 }
 
-/// Of the ops that there are for each part.
-ThreeTensors composed(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                      const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                      const OptionalTensor& num_batches_tracked, std::optional<double> momentum, double eps,
-                      bool has_bend) {
-  TORCH_CHECK_VALUE(momentum || num_batches_tracked || !running_mean, kOp,
-                    ": without a momentum, num_batches_tracked is needed");
+}  // namespace
+
+ThreeTensors composed_batch_norm_channels(const at::Tensor& input, const OptionalTensor& weight,
+                                          const OptionalTensor& bias, const OptionalTensor& running_mean,
+                                          const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
+                                          std::optional<double> momentum, double eps, bool has_bend) {
+  check_batch_norm_channels(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum);
   const auto [mean, variance] = channel_moments(input);
   if (num_batches_tracked) {
     num_batches_tracked->add_(1);
@@ -44,8 +43,6 @@ ThreeTensors composed(const at::Tensor& input, const OptionalTensor& weight, con
   return norm_act_channels(mean, variance, weight, bias, eps, has_bend);
 }
 
-}  // namespace
-
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def(
       "batch_norm_channels(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
@@ -54,7 +51,7 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
       {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) { m.impl("batch_norm_channels", composed); }
+TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) { m.impl("batch_norm_channels", composed_batch_norm_channels); }
 TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
   m.impl("batch_norm_channels", torch::autograd::autogradNotImplementedFallback());
 }

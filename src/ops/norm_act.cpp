@@ -75,6 +75,20 @@ ThreeTensors channels_cpu(const at::Tensor& mean, const at::Tensor& variance, co
   return {channels, inverse, inverse_deviation};
 }
 
+TwoTensors sum_channels_cpu(const OptionalTensor& channels, const at::Tensor& like) {
+  check_sum_channels(channels, like);
+  const int64_t count = like.size(1);
+  at::Tensor forward = per_channel(like, count, kNormActChannel);
+  at::Tensor inverse = per_channel(like, count, kNormActInverse);
+  for (int64_t c = 0; c < count; ++c) {
+    const auto* norm = channels ? &rows_as<NormActChannel>(*channels)[c] : nullptr;
+    mutable_rows_as<NormActChannel>(forward)[c] =
+        norm ? sum_channel(norm->z_scale, norm->z_shift) : sum_channel(1.0F, 0.0F);
+    mutable_rows_as<NormActInverse>(inverse)[c] = sum_inverse();
+  }
+  return {forward, inverse};
+}
+
 TwoTensors norm_act_cpu(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
                         double slope, int64_t bits, bool keeps_below, bool stochastic,
                         const OptionalTensor& rng_state) {
@@ -171,12 +185,11 @@ void input_gradient_out_cpu(const OptionalTensor& packed, const at::Tensor& grad
   const NormActCopies copies{packed, slope, bits, input, channels};
   const ElementType type = check_norm_act_input_gradient(copies, grad, second_grad, gradients, grad_input, grad_sum);
   const cpu::NormActBackward backward = backward_of(copies, grad, second_grad, type);
-  at::parallel_for(0, backward.layout.groups(), parallel_grain(kSplitLanes * kLaneRows * kOctet),
-                   [&](int64_t first, int64_t last) {
-                     cpu::norm_act_input_gradient(backward, rows_as<NormActGradient>(gradients),
-                                                  grad_input.mutable_data_ptr(),
-                                                  grad_sum ? grad_sum->mutable_data_ptr() : nullptr, first, last);
-                   });
+  at::parallel_for(
+      0, backward.layout.groups(), parallel_grain(kSplitLanes * kLaneRows * kOctet), [&](int64_t first, int64_t last) {
+        cpu::norm_act_input_gradient(backward, rows_as<NormActGradient>(gradients), grad_input.mutable_data_ptr(),
+                                     grad_sum ? grad_sum->mutable_data_ptr() : nullptr, first, last);
+      });
 }
 
 at::Tensor output_cpu(const at::Tensor& packed, const at::Tensor& inverse, int64_t rows, at::ScalarType dtype,
@@ -204,6 +217,11 @@ ThreeTensors channels_meta(const at::Tensor& mean, const at::Tensor& variance, c
   const int64_t count = mean.size(0);
   return {per_channel(mean, count, kNormActChannel), per_channel(mean, count, kNormActInverse),
           per_channel(mean, count)};
+}
+
+TwoTensors sum_channels_meta(const OptionalTensor& channels, const at::Tensor& like) {
+  check_sum_channels(channels, like);
+  return {per_channel(like, like.size(1), kNormActChannel), per_channel(like, like.size(1), kNormActInverse)};
 }
 
 TwoTensors norm_act_meta(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
@@ -246,6 +264,14 @@ ThreeTensors gradients_meta(const at::Tensor& sums, const at::Tensor& inverse, c
   return {per_channel(sums, channels, kNormActGradient), per_channel(sums, channels), per_channel(sums, channels)};
 }
 
+ThreeTensors sums_and_gradients(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
+                                const at::Tensor& inverse, const OptionalTensor& weight,
+                                const at::Tensor& inverse_deviation, c10::SymInt count, double slope, int64_t bits,
+                                const OptionalTensor& input, const OptionalTensor& channels) {
+  const at::Tensor sums = norm_act_sums({packed, slope, bits, input, channels}, grad, second_grad, inverse);
+  return norm_act_gradients(sums, inverse, weight, inverse_deviation, count);
+}
+
 at::Tensor output_meta(const at::Tensor& packed, const at::Tensor& inverse, c10::SymInt rows, at::ScalarType dtype,
                        double /*slope*/, int64_t bits) {
   check_norm_act_output(packed, inverse, rows, dtype, bits);
@@ -275,6 +301,13 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
       "norm_act_sums(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor inverse, float slope, int bits, "
       "Tensor? input=None, Tensor? channels=None) -> Tensor",
       {at::Tag::pt2_compliant_tag});
+  m.def("sum_channels(Tensor? channels, Tensor like) -> (Tensor channels, Tensor inverse)",
+        {at::Tag::pt2_compliant_tag});
+  m.def(
+      "norm_act_sums_and_gradients(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor inverse, Tensor? weight, "
+      "Tensor inverse_deviation, SymInt count, float slope, int bits, Tensor? input=None, Tensor? channels=None) -> "
+      "(Tensor gradients, Tensor grad_weight, Tensor grad_bias)",
+      {at::Tag::pt2_compliant_tag});
   m.def(
       "norm_act_gradients(Tensor sums, Tensor inverse, Tensor? weight, Tensor inverse_deviation, SymInt count) -> "
       "(Tensor gradients, Tensor grad_weight, Tensor grad_bias)",
@@ -295,6 +328,7 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
 TORCH_LIBRARY_IMPL(actnn, CPU, m) {
   m.impl("channel_moments", moments_cpu);
   m.impl("norm_act_channels", channels_cpu);
+  m.impl("sum_channels", sum_channels_cpu);
   m.impl("norm_act", norm_act_cpu);
   m.impl("norm_act_sums", sums_cpu);
   m.impl("norm_act_gradients", gradients_cpu);
@@ -305,6 +339,7 @@ TORCH_LIBRARY_IMPL(actnn, CPU, m) {
 TORCH_LIBRARY_IMPL(actnn, Meta, m) {
   m.impl("channel_moments", moments_meta);
   m.impl("norm_act_channels", channels_meta);
+  m.impl("sum_channels", sum_channels_meta);
   m.impl("norm_act", norm_act_meta);
   m.impl("norm_act_sums", sums_meta);
   m.impl("norm_act_gradients", gradients_meta);
@@ -312,12 +347,15 @@ TORCH_LIBRARY_IMPL(actnn, Meta, m) {
   m.impl("norm_act_output", output_meta);
 }
 
-TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) { m.impl("norm_act_input_gradient", input_gradient); }
+TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) {
+  m.impl("norm_act_input_gradient", input_gradient);
+  m.impl("norm_act_sums_and_gradients", sums_and_gradients);
+}
 
 TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
   for (const char* op : {"channel_moments", "norm_act_channels", "norm_act", "norm_act_sums", "norm_act_gradients",
-                         "norm_act_input_gradient",
-                         "norm_act_input_gradient.out", "norm_act_output"}) {
+                         "norm_act_input_gradient", "norm_act_input_gradient.out", "norm_act_output", "sum_channels",
+                         "norm_act_sums_and_gradients"}) {
     m.impl(op, torch::autograd::autogradNotImplementedFallback());
   }
 }
@@ -355,6 +393,23 @@ at::Tensor norm_act_sums(const NormActCopies& copies, const at::Tensor& grad, co
   return kOp.call(copies.packed, grad, second_grad, inverse, copies.slope, copies.bits, copies.input, copies.channels);
 }
 
+ThreeTensors norm_act_sums_and_gradients(const NormActCopies& copies, const at::Tensor& grad,
+                                         const OptionalTensor& second_grad, const at::Tensor& inverse,
+                                         const OptionalTensor& weight, const at::Tensor& inverse_deviation,
+                                         const c10::SymInt& count) {
+  static const auto kOp =
+      find_op<ThreeTensors(const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&,
+                           const OptionalTensor&, const at::Tensor&, c10::SymInt, double, int64_t,
+                           const OptionalTensor&, const OptionalTensor&)>("actnn::norm_act_sums_and_gradients");
+  return kOp.call(copies.packed, grad, second_grad, inverse, weight, inverse_deviation, count, copies.slope,
+                  copies.bits, copies.input, copies.channels);
+}
+
+TwoTensors sum_channels(const OptionalTensor& channels, const at::Tensor& like) {
+  static const auto kOp = find_op<TwoTensors(const OptionalTensor&, const at::Tensor&)>("actnn::sum_channels");
+  return kOp.call(channels, like);
+}
+
 ThreeTensors norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
                                 const at::Tensor& inverse_deviation, const c10::SymInt& count) {
   static const auto kOp = find_op<ThreeTensors(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
@@ -371,9 +426,8 @@ at::Tensor norm_act_input_gradient(const NormActCopies& copies, const at::Tensor
                   copies.channels);
 }
 
-void norm_act_input_gradient_out(const NormActCopies& copies, const at::Tensor& grad,
-                                 const OptionalTensor& second_grad, const at::Tensor& gradients,
-                                 at::Tensor& grad_input, const OptionalTensor& grad_sum) {
+void norm_act_input_gradient_out(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
+                                 const at::Tensor& gradients, at::Tensor& grad_input, const OptionalTensor& grad_sum) {
   static const auto kOp =
       find_op<void(const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, double, int64_t,
                    const OptionalTensor&, const OptionalTensor&, at::Tensor&, const OptionalTensor&)>(

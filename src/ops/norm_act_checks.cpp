@@ -9,6 +9,8 @@ namespace {
 
 constexpr const char* kMoments = "actnn::channel_moments";
 constexpr const char* kChannels = "actnn::norm_act_channels";
+constexpr const char* kBatchNormChannels = "actnn::batch_norm_channels";
+constexpr const char* kSumChannels = "actnn::sum_channels";
 constexpr const char* kNormAct = "actnn::norm_act";
 constexpr const char* kSums = "actnn::norm_act_sums";
 constexpr const char* kGradients = "actnn::norm_act_gradients";
@@ -96,6 +98,35 @@ void check_norm_act_channels(const at::Tensor& mean, const at::Tensor& variance,
   check_floats(kChannels, "variance", variance, mean.sym_sizes(), mean.device());
   check_floats(kChannels, "weight", weight, mean.sym_sizes(), mean.device());
   check_floats(kChannels, "bias", bias, mean.sym_sizes(), mean.device());
+}
+
+ElementType check_batch_norm_channels(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                      const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                                      const OptionalTensor& num_batches_tracked, std::optional<double> momentum) {
+  const ElementType type = check_matrix(kBatchNormChannels, "input", input);
+  const c10::SymInt channels = input.sym_size(1);
+  check_floats(kBatchNormChannels, "weight", weight, {channels}, input.device());
+  check_floats(kBatchNormChannels, "bias", bias, {channels}, input.device());
+  const auto check_running = [&](const char* argument, const OptionalTensor& running) {
+    TORCH_CHECK_VALUE(!running || (running->dim() == 1 && running->sym_size(0) == channels &&
+                                   running->device() == input.device() && running->is_floating_point()),
+                      kBatchNormChannels, ": ", argument, " must be floating, of shape [", channels, "] on ",
+                      input.device(), ", got ", running->toString(), " of shape ", running->sym_sizes());
+  };
+  check_running("running_mean", running_mean);
+  check_running("running_var", running_var);
+  TORCH_CHECK_VALUE(!num_batches_tracked ||
+                        (num_batches_tracked->scalar_type() == at::kLong && num_batches_tracked->sym_numel() == 1 &&
+                         num_batches_tracked->device() == input.device()),
+                    kBatchNormChannels, ": num_batches_tracked must be one int64 number on ", input.device());
+  TORCH_CHECK_VALUE(momentum || num_batches_tracked || !(running_mean || running_var), kBatchNormChannels,
+                    ": without a momentum, num_batches_tracked is needed");
+  return type;
+}
+
+void check_sum_channels(const OptionalTensor& channels, const at::Tensor& like) {
+  check_matrix(kSumChannels, "like", like);
+  check_floats(kSumChannels, "channels", channels, {like.sym_size(1), kNormActChannel}, like.device());
 }
 
 ElementType check_norm_act(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,

@@ -21,8 +21,12 @@ using OptionalTensor = std::optional<at::Tensor>;
 ElementType check_channel_moments(const at::Tensor& input);
 void check_norm_act_channels(const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& weight,
                              const OptionalTensor& bias);
+void check_sum_channels(const OptionalTensor& channels, const at::Tensor& like);
 ElementType check_norm_act(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
                            int64_t bits, const OptionalTensor& rng_state);
+ElementType check_batch_norm_channels(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                      const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                                      const OptionalTensor& num_batches_tracked, std::optional<double> momentum);
 ElementType check_norm_act_sums(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
                                 const at::Tensor& inverse);
 void check_norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
@@ -33,6 +37,12 @@ ElementType check_norm_act_input_gradient(const NormActCopies& copies, const at:
                                           const OptionalTensor& grad_sum = std::nullopt);
 ElementType check_norm_act_output(const at::Tensor& packed, const at::Tensor& inverse, const c10::SymInt& rows,
                                   at::ScalarType dtype, int64_t bits);
+
+/// `batch_norm_channels` by the ops that there are for its parts, on every device.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> composed_batch_norm_channels(
+    const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& running_mean, const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
+    std::optional<double> momentum, double eps, bool has_bend);
 
 /// The layout of a matrix of concrete sizes.
 inline SplitLayout<int64_t> split_layout(const at::Tensor& matrix) { return {matrix.size(0), matrix.size(1)}; }

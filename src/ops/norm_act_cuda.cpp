@@ -56,6 +56,56 @@ ThreeTensors channels_cuda(const at::Tensor& mean, const at::Tensor& variance, c
   return {channels, inverse, inverse_deviation};
 }
 
+TwoTensors sum_channels_cuda(const OptionalTensor& norm, const at::Tensor& like) {
+  check_sum_channels(norm, like);
+  const c10::cuda::CUDAGuard guard(like.device());
+  const int64_t count = like.size(1);
+  at::Tensor channels = per_channel(like, count, kNormActChannel);
+  at::Tensor inverse = per_channel(like, count, kNormActInverse);
+  check_launch(cuda::sum_channels(norm ? rows_as<NormActChannel>(*norm) : nullptr, count,
+                                  mutable_rows_as<NormActChannel>(channels), mutable_rows_as<NormActInverse>(inverse),
+                                  current_stream()));
+  return {channels, inverse};
+}
+
+/// With running statistics in float32, as nearly all models have them; otherwise, the ops of each part do it.
+ThreeTensors batch_norm_channels_cuda(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                      const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                                      const OptionalTensor& num_batches_tracked, std::optional<double> momentum,
+                                      double eps, bool has_bend) {
+  const ElementType type =
+      check_batch_norm_channels(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum);
+  const auto is_plain = [&](const OptionalTensor& running) {
+    return !running || (running->scalar_type() == at::kFloat && running->is_contiguous());
+  };
+  if (input.size(0) == 0 || !is_plain(running_mean) || !is_plain(running_var)) {
+    return composed_batch_norm_channels(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum,
+                                        eps, has_bend);
+  }
+  const c10::cuda::CUDAGuard guard(input.device());
+  const Layout layout = split_layout(input);
+  const at::Tensor scratch = scratch_for(layout, input);
+  at::Tensor channels = per_channel(input, layout.channels, kNormActChannel);
+  at::Tensor inverse = per_channel(input, layout.channels, kNormActInverse);
+  at::Tensor inverse_deviation = per_channel(input, layout.channels);
+  const auto mutable_floats = [](const OptionalTensor& tensor) {
+    return tensor ? tensor->mutable_data_ptr<float>() : nullptr;
+  };
+  check_launch(cuda::batch_norm_channels(
+      input.const_data_ptr(), type, layout, scratch.mutable_data_ptr<float>(),
+      {.weight = floats_or_null(weight),
+       .bias = floats_or_null(bias),
+       .eps = static_cast<float>(eps),
+       .has_bend = has_bend,
+       .running_mean = mutable_floats(running_mean),
+       .running_var = mutable_floats(running_var),
+       .batches = num_batches_tracked ? num_batches_tracked->mutable_data_ptr<int64_t>() : nullptr,
+       .momentum = static_cast<float>(momentum.value_or(-1.0))},
+      mutable_rows_as<NormActChannel>(channels), mutable_rows_as<NormActInverse>(inverse),
+      inverse_deviation.mutable_data_ptr<float>(), current_stream()));
+  return {channels, inverse, inverse_deviation};
+}
+
 TwoTensors norm_act_cuda(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
                          double slope, int64_t bits, bool keeps_below, bool stochastic,
                          const OptionalTensor& rng_state) {
@@ -139,6 +189,33 @@ ThreeTensors gradients_cuda(const at::Tensor& sums, const at::Tensor& inverse, c
   return {gradients, grad_weight, grad_bias};
 }
 
+ThreeTensors sums_and_gradients_cuda(const OptionalTensor& packed, const at::Tensor& grad,
+                                     const OptionalTensor& second_grad, const at::Tensor& inverse,
+                                     const OptionalTensor& weight, const at::Tensor& inverse_deviation, int64_t count,
+                                     double slope, int64_t bits, const OptionalTensor& input,
+                                     const OptionalTensor& input_channels) {
+  const NormActCopies copies{packed, slope, bits, input, input_channels};
+  const ElementType type = check_norm_act_sums(copies, grad, second_grad, inverse);
+  check_norm_act_channels(inverse_deviation, inverse_deviation, weight, std::nullopt);
+  const c10::cuda::CUDAGuard guard(grad.device());
+  const OptionalTensor bytes = aligned(packed);
+  const cuda::NormActBackward backward = backward_of(copies, bytes, grad, second_grad, type);
+  const int64_t channels = backward.layout.channels;
+  const at::Tensor scratch = scratch_for(backward.layout, grad);
+  at::Tensor gradients = per_channel(grad, channels, kNormActGradient);
+  at::Tensor grad_weight = per_channel(grad, channels);
+  at::Tensor grad_bias = per_channel(grad, channels);
+  check_launch(cuda::norm_act_sums_and_gradients(
+      backward,
+      {.inverse = rows_as<NormActInverse>(inverse),
+       .weight = floats_or_null(weight),
+       .inverse_deviation = inverse_deviation.const_data_ptr<float>(),
+       .count = count},
+      scratch.mutable_data_ptr<float>(), mutable_rows_as<NormActGradient>(gradients),
+      grad_weight.mutable_data_ptr<float>(), grad_bias.mutable_data_ptr<float>(), current_stream()));
+  return {gradients, grad_weight, grad_bias};
+}
+
 void input_gradient_out_cuda(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
                              const at::Tensor& gradients, double slope, int64_t bits, const OptionalTensor& input,
                              const OptionalTensor& channels, at::Tensor& grad_input, const OptionalTensor& grad_sum) {
@@ -167,6 +244,9 @@ at::Tensor output_cuda(const at::Tensor& packed, const at::Tensor& inverse, int6
 TORCH_LIBRARY_IMPL(actnn, CUDA, m) {
   m.impl("channel_moments", moments_cuda);
   m.impl("norm_act_channels", channels_cuda);
+  m.impl("sum_channels", sum_channels_cuda);
+  m.impl("batch_norm_channels", batch_norm_channels_cuda);
+  m.impl("norm_act_sums_and_gradients", sums_and_gradients_cuda);
   m.impl("norm_act", norm_act_cuda);
   m.impl("norm_act_sums", sums_cuda);
   m.impl("norm_act_gradients", gradients_cuda);

@@ -176,6 +176,10 @@ SAMPLES = {
     "norm_act_sums": [lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 5), 0.1, 4),
                       lambda: (None, torch.randn(7, 5), None, torch.rand(5, 5), 1.0, 0, torch.randn(7, 5),
                                torch.rand(5, 5))],
+    "sum_channels": [lambda: (None, torch.randn(7, 5)), lambda: (torch.rand(5, 5), torch.randn(7, 5))],
+    "norm_act_sums_and_gradients": [
+        lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 5), None, torch.rand(5), 7, 0.1, 4),
+    ],
     "norm_act_gradients": [lambda: (torch.randn(2, 5), torch.rand(5, 5), torch.randn(5), torch.rand(5), 7)],
     "norm_act_input_gradient": [
         lambda: (split_packed(7, 5), torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 4), 0.1, 4),

@@ -80,6 +80,12 @@ ACTNN_HOST_DEVICE constexpr float running_statistic(float running, float value, 
   return momentum < 0.5F ? running + momentum * distance : value - distance * (1.0F - momentum);
 }
 
+/// The sum of a normalization (z_scale x + z_shift) and a residual: copies are of the sum itself, on both sides of 0.
+ACTNN_HOST_DEVICE constexpr NormActChannel sum_channel(float z_scale, float z_shift) {
+  return {z_scale, z_shift, 1.0F, 0.0F, 0.0F};
+}
+ACTNN_HOST_DEVICE constexpr NormActInverse sum_inverse() { return {1.0F, 0.0F, 1.0F, 0.0F, 0.0F}; }
+
 /// The gradient of the weight, the sum of dz x-hat, from the sums of dz and of dz s.
 ACTNN_HOST_DEVICE constexpr float weight_gradient(const NormActInverse& inverse, float sum, float copy_sum) {
   return inverse.p * copy_sum + inverse.q * sum;

@@ -27,6 +27,10 @@ struct NormActChannels {
 cudaError_t norm_act_channels(const NormActChannels& of, NormActChannel* forward, NormActInverse* inverse,
                               float* inverse_deviation, cudaStream_t stream);
 
+/// Of the sums of normalizations of `norm`, or of x itself if that is null, and residuals.
+cudaError_t sum_channels(const NormActChannel* norm, int64_t channels, NormActChannel* forward, NormActInverse* inverse,
+                         cudaStream_t stream);
+
 /// Batch normalization in training: what it knows of channels, and the running statistics that it updates.
 struct BatchStatistics {
   const float* weight;

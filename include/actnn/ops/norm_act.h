@@ -52,7 +52,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_channels(
 struct NormActCopies {
   std::optional<at::Tensor> packed;  ///< with an input: only its sides count; may be none if the slope is 1
   double slope = 1.0;
-  int64_t bits = 0;  ///< of `packed`
+  int64_t bits = 0;                                   ///< of `packed`
   std::optional<at::Tensor> input = std::nullopt;     ///< [rows, C]
   std::optional<at::Tensor> channels = std::nullopt;  ///< with an input: its `NormActChannel` [C, 5]
 };
@@ -62,12 +62,22 @@ struct NormActCopies {
 at::Tensor norm_act_sums(const NormActCopies& copies, const at::Tensor& grad,
                          const std::optional<at::Tensor>& second_grad, const at::Tensor& inverse);
 
+/// (channels, inverse) for sums of a normalization and a residual: what `norm_act` of the normalization's input needs, with the
+/// normalization's own `channels`, or, without a normalization, none. Copies are of the sum. `like`: [rows, C] on the device.
+std::tuple<at::Tensor, at::Tensor> sum_channels(const std::optional<at::Tensor>& channels, const at::Tensor& like);
+
 /// (`NormActGradient` [C, 4], gradient of weight [C], of bias [C]) from the sums. `count`: rows that mean and variance are of, or 0
 /// if they are constants (evaluation).
 std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse,
                                                                   const std::optional<at::Tensor>& weight,
                                                                   const at::Tensor& inverse_deviation,
                                                                   const c10::SymInt& count);
+
+/// `norm_act_gradients` of `norm_act_sums`.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_act_sums_and_gradients(
+    const NormActCopies& copies, const at::Tensor& grad, const std::optional<at::Tensor>& second_grad,
+    const at::Tensor& inverse, const std::optional<at::Tensor>& weight, const at::Tensor& inverse_deviation,
+    const c10::SymInt& count);
 
 /// The gradient of the input, of the dtype and shape of `grad`.
 at::Tensor norm_act_input_gradient(const NormActCopies& copies, const at::Tensor& grad,
