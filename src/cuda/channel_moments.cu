@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 
   // A warp without rows in its part's first tile has none at all.
   const int first_row_block = warp * (kTileGroups / kTileWarps) / tiles.strip_blocks;
-  const int64_t first_row = (tiles.part() * tiles.tile_row_blocks() + first_row_block) * tiles.layout.group_rows();
+  const int64_t first_row = (tiles.part() * tiles.tile_row_blocks + first_row_block) * tiles.group_rows();
   typename Place::Row origin_row;
   place.template load_row<false>(x, min(first_row, tiles.layout.rows - 1), origin_row);
   float origin[kOctet];

@@ -98,18 +98,23 @@ __global__ void __launch_bounds__(kBlockThreads, kOutputBlocks)
     typename Place::Row y[kLaneRows];
     FiniteCheck check;
     const auto map_back = [&]<bool kSplitRelu>() {
-      copies.template decode<kSplitRelu>(
-          {}, derived_anew(linear), [&](int pair, int j, const bool(&side)[2], const float(&s)[2]) {
-            float results[2];
+      copies.template decode<kSplitRelu>({}, derived_anew(linear),
+                                         [&](int pair, int j, const bool(&side)[2], const float(&s)[2]) {
+                                           float results[2];
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              const float2 map = maps[pair + i];
-              const float scaled = map.x * s[i];
-              results[i] = activated(scaled + map.y, side[i], kSplitRelu ? 0.0F : backward.slope);
-              check.add(results[i]);
-            }
-            y[j].set_pair(pair, results[0], results[1]);
-          });
+                                           for (int i = 0; i < 2; ++i) {
+                                             const float2 map = maps[pair + i];
+                                             const float scaled = map.x * s[i];
+                                             const float z = scaled + map.y;
+                                             // z of a split channel has the sign of its side.
+                                             results[i] = kSplitRelu ? z : activated(z, side[i], backward.slope);
+                                             check.add(results[i]);
+                                           }
+                                           y[j].set_pair(pair, results[0], results[1]);
+                                           if constexpr (kSplitRelu) {
+                                             y[j].rectify_pair(pair);
+                                           }
+                                         });
     };
     if (split_relu) {
       map_back.template operator()<true>();

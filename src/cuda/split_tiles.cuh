@@ -32,6 +32,9 @@ struct SplitTiles {
   int across;      ///< lanes of a group side by side
   int rows_apart;  ///< from one row of a lane to the next
   int strip_blocks;
+  int tile_row_blocks;  ///< blocks of rows of a tile
+  int64_t row_step;     ///< elements from one row of a lane to the next
+  int64_t row_octets;
 
   /// For about `blocks` blocks, each of at most `most_tiles` tiles.
   SplitTiles(const SplitLayout<int64_t>& matrix, int64_t blocks, int64_t most_tiles)
@@ -42,9 +45,12 @@ struct SplitTiles {
         rows_apart(matrix.lane_rows_apart()),
         strip_blocks(channel_blocks % 4 == 0   ? 4
                      : channel_blocks % 2 == 0 ? 2
-                                               : 1) {
+                                               : 1),
+        tile_row_blocks(kTileGroups / strip_blocks),
+        row_step(rows_apart * matrix.channels),
+        row_octets(matrix.row_octets()) {
     strips = channel_blocks / strip_blocks;
-    tiles = ceil_div(row_blocks, tile_row_blocks());
+    tiles = ceil_div(row_blocks, tile_row_blocks);
     if (tiles == 0 || strips == 0) {
       parts = 0;
       return;
@@ -55,9 +61,8 @@ struct SplitTiles {
 
   unsigned blocks() const { return static_cast<unsigned>(strips * parts); }
 
-  /// Blocks of rows of a tile.
-  ACTNN_HOST_DEVICE int tile_row_blocks() const { return kTileGroups / strip_blocks; }
-  ACTNN_HOST_DEVICE int64_t tile_rows() const { return tile_row_blocks() * layout.group_rows(); }
+  ACTNN_HOST_DEVICE int group_rows() const { return rows_apart * kLaneRows; }
+  ACTNN_HOST_DEVICE int tile_rows() const { return tile_row_blocks * group_rows(); }
   /// Octets of a strip.
   ACTNN_HOST_DEVICE int width() const { return strip_blocks * across; }
 
@@ -171,10 +176,10 @@ class SplitPlace {
 
   /// Moves to another tile.
   __device__ void move(int64_t tile) {
-    const int64_t row_block = tile * tiles_.tile_row_blocks() + row_block_;
+    const int64_t row_block = tile * tiles_.tile_row_blocks + row_block_;
     exists_ = row_block < tiles_.row_blocks;
     group_ = min(row_block, tiles_.row_blocks - 1) * tiles_.channel_blocks + channel_block_;
-    first_row_ = row_block * tiles_.layout.group_rows();
+    first_row_ = row_block * tiles_.group_rows();
     const int64_t left = tiles_.layout.rows - row();
     rows_ = 0;
 #pragma unroll
@@ -198,7 +203,7 @@ class SplitPlace {
   }
   /// Counter of the noise of row j.
   __device__ uint64_t counter(int j) const {
-    return static_cast<uint64_t>((row() + j * rows_apart()) * tiles_.layout.row_octets() + channel_ / kOctet);
+    return static_cast<uint64_t>((row() + j * rows_apart()) * tiles_.row_octets + channel_ / kOctet);
   }
 
   template <bool kStreaming>
@@ -207,7 +212,7 @@ class SplitPlace {
     element += channel_;
 #pragma unroll
     for (int j = 0; j < kLaneRows; ++j) {
-      element += 0 < j && j < rows_ ? rows_apart() * channels_apart() : 0;
+      element += 0 < j && j < rows_ ? tiles_.row_step : 0;
       load_octet<kStreaming>(element, rows[j]);
     }
   }
@@ -225,7 +230,7 @@ class SplitPlace {
       if (j < rows_) {
         store_row(rows[j], element);
       }
-      element += rows_apart() * channels_apart();
+      element += tiles_.row_step;
     }
   }
 
