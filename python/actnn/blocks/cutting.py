@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx, nn
 
-from ..layers.base import SAVES_NOTHING, QuantizedLayer
+from ..layers.base import QuantizedLayer
 from .steps import Step, operands
+from .tracing import is_hooked
 
 Steps = dict[fx.Node, Step]
 ENDS = ("activation", "add", "max_pool")
@@ -80,9 +81,7 @@ def _segments(graph: fx.Graph, steps: Steps, owner: nn.Module) -> list[list[fx.N
 
 def _may_write(node: fx.Node, owner: nn.Module) -> bool:
     if node.op == "call_module":
-        layer = owner.get_submodule(node.target)
-        keeps = isinstance(layer, (QuantizedLayer, *SAVES_NOTHING)) and not getattr(layer, "inplace", False)
-        return not keeps
+        return not _is_pure(owner.get_submodule(node.target))
     if node.op not in ("call_function", "call_method"):
         return False
     if node.kwargs.get("inplace") or "out" in node.kwargs:
@@ -92,6 +91,13 @@ def _may_write(node: fx.Node, owner: nn.Module) -> bool:
     name, home = getattr(node.target, "__name__", ""), getattr(node.target, "__module__", None) or "torch"
     writes = name.endswith("_") or (home == "_operator" and name in vars(operator) and name.startswith(("i", "set")))
     return writes or home.split(".")[0] not in PURE_MODULES
+
+
+def _is_pure(module: nn.Module) -> bool:
+    """Whether a module is one of torch's, or a compressed one, that leaves its input as it is."""
+    is_known = isinstance(module, QuantizedLayer) or type(module).__module__.startswith("torch.nn.modules.")
+    in_place = getattr(module, "inplace", False) or is_hooked(module) or "forward" in vars(module)
+    return is_known and not in_place and not any(True for _ in module.children())
 
 
 def _regions(segment: Sequence[fx.Node]) -> list[list[fx.Node]]:

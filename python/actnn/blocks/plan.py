@@ -189,7 +189,12 @@ class Watched:
 
 def _parts(module: nn.Module) -> list[Any]:
     own = vars(module)
-    return [type(module), *own["_modules"].values(), *(own[name] for name in own if name not in _OF_MODULES)]
+    return [
+        type(module),
+        type(module).forward,
+        *own["_modules"].values(),
+        *(own[name] for name in own if name not in _OF_MODULES),
+    ]
 
 
 def _state(module: nn.Module) -> tuple:

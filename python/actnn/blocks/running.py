@@ -65,9 +65,11 @@ def why_not(config: Config, options: BlockOptions) -> str:
     """What in a configuration keeps blocks from running; empty if nothing does."""
     if options.bits is None and config.activation_compression_bits[0] < 2:
         return "activation_compression_bits must be at least 2"
-    values = zip(_NAMES, _FLAGS(config), _WANTED, strict=True)
-    wrong = [f"{name} must be {wanted}" for name, value, wanted in values if value != wanted]
-    return ", ".join(wrong)
+    flags = _FLAGS(config)
+    if flags == _WANTED:
+        return ""
+    values = zip(_NAMES, flags, _WANTED, strict=True)
+    return ", ".join(f"{name} must be {wanted}" for name, value, wanted in values if value != wanted)
 
 
 class BlockForward:

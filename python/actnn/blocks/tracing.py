@@ -97,17 +97,19 @@ def _trace(module: nn.Module, names: tuple[str, ...], kind: type) -> Trace:
     before = _own_state(module)
     tracer = _Tracer(names, kind)
     try:
-        with _RefuseConstants():
+        with torch.set_grad_enabled(torch.is_grad_enabled()), _RefuseConstants():
             graph = tracer.trace(module)
+        traced = Trace(graph, names, tracer.asked, tracer.containers)
     except UntraceableError:
         raise
     except Exception as error:  # whatever a forward may raise when its arguments are no tensors
         raise UntraceableError(f"its forward cannot be traced: {str(error).splitlines()[0]}") from error
     finally:
         changed = _restore_state(module, before)
+        vars(tracer).clear()  # it is part of cycles, and would keep the module until garbage is collected
     if changed:
         raise UntraceableError(f"its forward changes its attribute '{changed}'")
-    return Trace(graph, names, tracer.asked, tracer.containers)
+    return traced
 
 
 class _Value(fx.Proxy):
@@ -115,9 +117,9 @@ class _Value(fx.Proxy):
 
     @property
     def __class__(self) -> type:
-        # isinstance() asks for this. Only what the user's forward asks counts: torch and fx ask all the time.
+        # isinstance() asks for this. Only what the user's forward asks counts: torch.fx asks all the time.
         asker = sys._getframe(1).f_globals.get("__name__", "")
-        return type(self) if asker.startswith("torch.") else self.tracer.type_of(self.node)
+        return type(self) if asker.startswith(("torch.", "actnn.")) else self.tracer.type_of(self.node)
 
 
 def _in_place(operator: Callable) -> Callable:
@@ -174,11 +176,10 @@ class _RefuseConstants(TorchFunctionMode):
     """A call of torch's without a proxy is done once, while tracing, instead of at each forward."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if not isinstance(result, (fx.Proxy, tuple, list)):
+        if not any(issubclass(kind, fx.Proxy) for kind in types):
             name = resolve_name(function) or getattr(function, "__name__", repr(function))
             raise UntraceableError(f"its forward calls {name} without one of its arguments")
-        return result
+        return function(*args, **(kwargs or {}))
 
 
 def _surroundings() -> tuple:
