@@ -14,6 +14,7 @@ _library.load()
 
 # These use the operations.
 from . import conf, cpp_extension, dataloader, functional, layers, module, ops, qbnscheme, qscheme, utils  # noqa: E402
+from .blocks import BlockOptions  # noqa: E402
 from .conf import Config, config, set_optimization_level  # noqa: E402
 from .convert import Report, convert, restore  # noqa: E402
 from .dataloader import DataLoader  # noqa: E402
@@ -68,6 +69,7 @@ from .utils import compute_tensor_bytes, exp_recorder, get_memory_usage  # noqa:
 
 __all__ = [
     "QGELU",
+    "BlockOptions",
     "CompressFunctions",
     "Config",
     "DataLoader",

@@ -1,98 +1,31 @@
 """Conversion of a model, in place, and back."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from .blocks import NORMS, BlockForward, BlockOptions, find_forwards, is_available, why_not
 from .conf import Config
 from .conf import config as default_config
 from .layers import CONVERSIONS, DTYPES, QuantizedLayer
-from .layers.base import ATTRIBUTES
+from .layers.base import ATTRIBUTES, SAVES_NOTHING
+from .report import CONVERTED, LEFT, TRAVERSED, Block, Entry, Report
 
 Skip = Iterable[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
 
-CONVERTED, TRAVERSED, LEFT = "converted", "traversed", "left alone"
 UNKNOWN = "no compressed form of this layer is known"
 
-SAVES_NOTHING = (
-    nn.Identity,
-    nn.Flatten,
-    nn.Unflatten,
-    nn.Upsample,
-    nn.PixelShuffle,
-    nn.PixelUnshuffle,
-    nn.ConstantPad1d,
-    nn.ConstantPad2d,
-    nn.ConstantPad3d,
-    nn.ReflectionPad1d,
-    nn.ReflectionPad2d,
-    nn.ReflectionPad3d,
-    nn.ReplicationPad1d,
-    nn.ReplicationPad2d,
-    nn.ReplicationPad3d,
-    nn.Fold,
-    nn.Unfold,
-    nn.ChannelShuffle,
-)
-"""Layers of torch whose backward needs shapes only."""
 
-
-@dataclass(frozen=True)
-class Entry:
-    """What became of one module."""
-
-    path: str
-    """As in state dictionaries; empty for the root."""
-    type: str
-    """"Conv2d"."""
-    outcome: str
-    """"converted", "traversed" (stays, its children were looked at) or "left alone"."""
-    replacement: str = ""
-    """"QConv2d"; empty unless converted."""
-    reason: str = ""
-    """Why it was left alone, or a remark."""
-
-
-@dataclass
-class Report:
-    """What `convert` did: one entry per module, parents before children."""
-
-    entries: list[Entry] = field(default_factory=list)
-
-    def __getitem__(self, path: str) -> Entry:
-        """The entry of a path. Raises KeyError if the model has none."""
-        for entry in self.entries:
-            if entry.path == path:
-                return entry
-        raise KeyError(path)
-
-    def count(self, outcome: str) -> int:
-        """How many modules had this outcome."""
-        return sum(entry.outcome == outcome for entry in self.entries)
-
-    @property
-    def converted(self) -> list[Entry]:
-        return [entry for entry in self.entries if entry.outcome == CONVERTED]
-
-    @property
-    def left_alone(self) -> list[Entry]:
-        return [entry for entry in self.entries if entry.outcome == LEFT]
-
-    def __str__(self) -> str:
-        rows = [
-            (entry.path or "(root)", entry.type, entry.replacement or entry.outcome, entry.reason)
-            for entry in self.entries
-        ]
-        widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:3]] if rows else []
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows]
-        summary = f"{self.count(CONVERTED)} converted, {self.count(LEFT)} left alone"
-        return "\n".join([*lines, summary])
-
-
-def convert(model: nn.Module, config: Config | None = None, skip: Skip = (), verbose: bool = False) -> Report:
+def convert(
+    model: nn.Module,
+    config: Config | None = None,
+    skip: Skip = (),
+    verbose: bool = False,
+    blocks: bool | BlockOptions = True,
+) -> Report:
     """Gives the layers of a model their compressed forms, in place, and reports on every module.
 
     A converted layer is the same object, of a subclass of its type: parameters, buffers, dtype, device,
@@ -104,12 +37,17 @@ def convert(model: nn.Module, config: Config | None = None, skip: Skip = (), ver
     layers without a compressed form. Calls of functions inside a forward are not layers: `QModule` covers them, or
     `CompressFunctions`.
 
+    Where a module's forward calls convolutions, batch norms, activations, additions and max-pools one after the other,
+    these run as *blocks*, one node of autograd each. Such a module gets a forward of its instance; everything else
+    about it stays.
+
     Args:
         model: any module; a single layer too.
         config: None: the process's `actnn.config`.
         skip: paths ("layer1.0.conv1") or types of modules to leave alone, with everything below them, or a function of
             path and module.
         verbose: print the report.
+        blocks: whether to form blocks, or how they keep their values.
 
     Raises TypeError for arguments of other types, ValueError if `skip` names a path that the model does not have. After
     an error nothing is converted.
@@ -118,9 +56,13 @@ def convert(model: nn.Module, config: Config | None = None, skip: Skip = (), ver
         raise TypeError(f"convert: model must be a torch.nn.Module, got {type(model).__name__}")
     if config is not None and not isinstance(config, Config):
         raise TypeError(f"convert: config must be an actnn.Config or None, got {type(config).__name__}")
+    if not isinstance(blocks, (bool, BlockOptions)):
+        raise TypeError(f"convert: blocks must be a bool or an actnn.BlockOptions, got {type(blocks).__name__}")
     converter = _Converter(config or default_config, skipped_modules(model, skip))
     try:
         converter.visit("", model)
+        if blocks:
+            converter.form_blocks(model, BlockOptions() if blocks is True else blocks)
     except BaseException:
         converter.undo()
         raise
@@ -137,6 +79,7 @@ def restore(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"restore: model must be a torch.nn.Module, got {type(model).__name__}")
     for module in model.modules():
+        _restore_forward(module)
         _restore_layer(module)
 
 
@@ -180,8 +123,11 @@ class _Converter:
         self.config, self.skipped, self.report = config, skipped, Report()
         self.seen: dict[nn.Module, str] = {}
         self.converted: list[nn.Module] = []
+        self.with_blocks: list[nn.Module] = []
 
     def undo(self) -> None:
+        for module in self.with_blocks:
+            _restore_forward(module)
         for module in self.converted:
             _restore_layer(module)
 
@@ -202,6 +148,37 @@ class _Converter:
             for child_name, child in module.named_children():
                 if not (parametrize.is_parametrized(module) and child_name == "parametrizations"):
                     self.visit(f"{path}.{child_name}" if path else child_name, child)
+
+    def form_blocks(self, model: nn.Module, options: BlockOptions) -> None:
+        """Gives modules a forward in which parts run as blocks."""
+        if reason := self._why_no_blocks(options):
+            if any(isinstance(module, NORMS) for module in model.modules()):
+                self.report.without_blocks[""] = reason
+            return
+        for path, module, forward in find_forwards("", model, self.config, options, set(self.skipped)):
+            self._form_blocks_in(path, module, forward)
+
+    def _why_no_blocks(self, options: BlockOptions) -> str:
+        if self.config.adaptive_conv_scheme or self.config.adaptive_bn_scheme:
+            return "the configuration allocates bits among layers"
+        return why_not(self.config, options) or ("" if is_available() else "this libactnn.so has no blocks")
+
+    def _form_blocks_in(self, path: str, module: nn.Module, forward: BlockForward) -> None:
+        found, plan = self.report, forward.plan()
+        prefix, name = (f"{path}.", path) if path else ("", "(root)")
+        blocks = [
+            Block(f"{name}#{i}", tuple(f"{prefix}{step}" if is_layer else step for step, is_layer in block.steps), kept)
+            for i, (block, kept) in enumerate(forward.described())
+        ]
+        found.without_blocks.update((f"{prefix}{layer}", reason) for layer, reason in plan.outside.items())
+        if not blocks:
+            found.without_blocks[path] = plan.reason or "nothing in its forward that blocks are made of"
+            return
+        names = {step: block.name for block in reversed(blocks) for step in block.steps}
+        found.entries = [replace(e, block=names.get(e.path, e.block)) for e in found.entries]
+        found.blocks += blocks
+        vars(module)["forward"] = forward
+        self.with_blocks.append(module)
 
     def _convert(self, path: str, module: nn.Module) -> None:
         name = type(module).__name__
@@ -259,6 +236,12 @@ def _torch_layer(module: nn.Module) -> type[nn.Module] | None:
 def _base(module: nn.Module) -> type[nn.Module]:
     """The module's class, below the one that torch makes for a parametrized module."""
     return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
+
+
+def _restore_forward(module: nn.Module) -> None:
+    """Takes the forward with blocks away, if the module has one."""
+    if isinstance(vars(module).get("forward"), BlockForward):
+        del vars(module)["forward"]
 
 
 def _restore_layer(module: nn.Module) -> None:

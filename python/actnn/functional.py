@@ -56,14 +56,14 @@ class CompressFunctions(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         redirected = REDIRECTED.get(function)
-        if redirected is not None and _takes(args[0] if args else kwargs.get("input")):
+        if redirected is not None and takes(args[0] if args else kwargs.get("input")):
             result = redirected(self.quantization, *args, **kwargs)
             if result is not None:
                 return result
         return function(*args, **kwargs)
 
 
-def _takes(input: Any) -> bool:
+def takes(input: Any) -> bool:
     """Whether the operations have kernels for this input."""
     return (
         isinstance(input, Tensor)

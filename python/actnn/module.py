@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .blocks import BlockOptions
 from .conf import Config
 from .conf import config as default_config
 from .convert import Report, Skip, convert, skipped_modules
@@ -47,14 +48,22 @@ class QModule(nn.Module):
         config: None: the process's `actnn.config`.
         skip: as for `actnn.convert`.
         verbose: print the report.
+        blocks: as for `actnn.convert`.
     """
 
-    def __init__(self, model: nn.Module, config: Config | None = None, skip: Skip = (), verbose: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Config | None = None,
+        skip: Skip = (),
+        verbose: bool = False,
+        blocks: bool | BlockOptions = True,
+    ) -> None:
         super().__init__()
         if isinstance(skip, Iterator):  # it is gone through twice
             skip = list(skip)
         self.config = default_config if config is None else config
-        self.report: Report = convert(model, self.config, skip, verbose)
+        self.report: Report = convert(model, self.config, skip, verbose, blocks)
         self.model = model
         self._skipped = list(skipped_modules(model, skip))
 

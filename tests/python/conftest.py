@@ -6,6 +6,7 @@ from devices import DEVICES, why_no_cuda
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "library: runs blocks in the library, not in a reference")
     config.addinivalue_line("markers", "cuda: needs a CUDA device and a libactnn.so with CUDA kernels")
     try:
         import actnn  # noqa: F401  # pyproject.toml puts python/ on the path; this loads the library

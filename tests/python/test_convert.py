@@ -343,7 +343,7 @@ def test_a_single_layer_is_a_model():
 
 def test_the_report(capsys):
     model = small_net()
-    report = convert(model, eight_bits(), skip="0", verbose=True)
+    report = convert(model, eight_bits(), skip="0", verbose=True, blocks=False)
     text = capsys.readouterr().out
     assert text == f"{report}\n"
     lines = text.splitlines()

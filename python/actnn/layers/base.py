@@ -19,6 +19,28 @@ METADATA = "actnn"
 ATTRIBUTES = ("group", "config", "name", "scheme")
 """What a compressed layer has besides its parent's attributes."""
 
+SAVES_NOTHING = (
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Upsample,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ConstantPad1d,
+    nn.ConstantPad2d,
+    nn.ConstantPad3d,
+    nn.ReflectionPad1d,
+    nn.ReflectionPad2d,
+    nn.ReflectionPad3d,
+    nn.ReplicationPad1d,
+    nn.ReplicationPad2d,
+    nn.ReplicationPad3d,
+    nn.Fold,
+    nn.Unfold,
+    nn.ChannelShuffle,
+)
+"""Layers of torch whose backward needs shapes only."""
+
 CONVERSIONS: dict[type[nn.Module], type[nn.Module]] = {}
 """The compressed form of each of torch's layers that has one."""
 

@@ -1,0 +1,174 @@
+"""The forward of a module with blocks: when they run, and when the layers do."""
+
+import copy
+import dataclasses
+import json
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+from torch.nn.modules.module import _has_any_global_hook
+
+from .. import _checks
+from ..conf import Config
+from ..functional import is_transformed, takes
+from .plan import Block, Plan, find_plan
+
+_NAMES = (
+    "compress_activation", "training", "simulate", "swap", "pergroup", "debug_memory_op_forward",
+    "debug_memory_op_backward", "debug_remove_bn", "debug_remove_relu", "empty_cache_threshold", "pipeline_threshold",
+)  # fmt: skip
+_FLAGS = attrgetter(*_NAMES)
+_WANTED = (True, True, False, False, True, False, False, False, False, None, None)
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """How blocks keep their values.
+
+    Args:
+        bits: of a code, 2..8; None: the configuration's.
+        output_bits: of a code of a block's result, 2..8.
+        recompute: leave out what backward can compute from what is kept.
+    """
+
+    bits: int | None = None
+    output_bits: int = 3
+    recompute: bool = True
+
+    def __post_init__(self) -> None:
+        if self.bits is not None:
+            _checks.integer("BlockOptions", "bits", self.bits, 2, 8)
+        _checks.integer("BlockOptions", "output_bits", self.output_bits, 2, 8)
+        _checks.switch("BlockOptions", "recompute", self.recompute)
+
+
+def is_available() -> bool:
+    """Whether the library has blocks."""
+    try:
+        return torch.classes.actnn.Block is not None
+    except RuntimeError:
+        return False
+
+
+def executor(program: dict[str, Any], options: dict[str, Any]) -> Any:
+    """What runs a program in the library: has `run(inputs, parameters, buffers, batch_statistics)` and `plan()`."""
+    return torch.classes.actnn.Block(json.dumps(program), json.dumps(options))
+
+
+def why_not(config: Config, options: BlockOptions) -> str:
+    """What in a configuration keeps blocks from running; empty if nothing does."""
+    if options.bits is None and config.activation_compression_bits[0] < 2:
+        return "activation_compression_bits must be at least 2"
+    flags = _FLAGS(config)
+    if flags == _WANTED:
+        return ""
+    values = zip(_NAMES, flags, _WANTED, strict=True)
+    return ", ".join(f"{name} must be {wanted}" for name, value, wanted in values if value != wanted)
+
+
+class BlockForward:
+    """A module's forward, of which parts run as blocks. It stands in the module's instance, and reads everything from
+    the module at each call.
+
+    Whatever the blocks were found by is compared at each call; after a change they are found anew, as they are in
+    copies of the module and when it comes out of a file.
+    """
+
+    def __init__(self, module: nn.Module, config: Config, options: BlockOptions) -> None:
+        self._module = weakref.ref(module)  # a cycle would keep the model's memory until garbage is collected
+        self.config, self.options = config, options
+        self._plans: dict[type, Plan] = {}
+
+    @property
+    def module(self) -> nn.Module:
+        module = self._module()
+        if module is None:
+            raise ReferenceError("the module of this forward is gone: a shallow copy has the forward of its original")
+        return module
+
+    @property
+    def __wrapped__(self) -> Callable:
+        """For `inspect.signature`."""
+        return type(self.module).forward.__get__(self.module)
+
+    def __deepcopy__(self, memo: dict) -> "BlockForward":
+        return BlockForward(copy.deepcopy(self.module, memo), self.config, self.options)
+
+    def __reduce__(self) -> tuple:
+        return BlockForward, (self.module, self.config, self.options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self.module
+        if not _is_observed() and not why_not(self.config, self.options):
+            kind = list if any(isinstance(value, (list, tuple)) for value in args) else Tensor
+            plan = self.plan(kind)
+            values = plan.bind(kind, args, kwargs) if plan.blocks else None
+            if values is not None:
+                return plan.function(module, _Run(module, plan.blocks, self._executors(plan)), *values)
+        return type(module).forward(module, *args, **kwargs)
+
+    def plan(self, kind: type = Tensor) -> Plan:
+        """What the forward is now, for arguments of a type: tensors, or lists of them."""
+        module, plan = self.module, self._plans.get(kind)
+        if plan is None or not plan.watched.is_unchanged(module):
+            plan = self._plans[kind] = find_plan(module, self.config, kind)
+        return plan
+
+    def described(self) -> list[tuple[Block, dict[str, Any]]]:
+        """The blocks, and what the library keeps of their values."""
+        plan = self.plan()
+        if plan.asks and not plan.blocks:
+            plan = self.plan(list)
+        return [(b, json.loads(e.plan())) for b, e in zip(plan.blocks, self._executors(plan), strict=True)]
+
+    def _executors(self, plan: Plan) -> list[Any]:
+        key = (self.options.bits or self.config.activation_compression_bits[0], self.config.stochastic)
+        if key not in plan.executors:
+            options = dataclasses.asdict(self.options) | dict(zip(("bits", "stochastic"), key, strict=True))
+            plan.executors[key] = [executor(block.program, options) for block in plan.blocks]
+        return plan.executors[key]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One call of a forward with blocks."""
+
+    module: nn.Module
+    blocks: list[Block]
+    executors: list[Any]
+
+    def run(self, index: int, *inputs: Any) -> Tensor:
+        """What the forward calls in the place of a block's steps."""
+        block = self.blocks[index]
+        parameters = [layer._parameters[name] for layer, name in block.parameters]
+        if not _suit(block, inputs, parameters):
+            return block.one_by_one(self.module, *inputs)
+        buffers = [layer._buffers[name] for layer, name in block.buffers]
+        statistics = [norm.training or norm._buffers["running_mean"] is None for norm in block.norms]
+        return self.executors[index].run(list(inputs), parameters, buffers, statistics)
+
+
+def _suit(block: Block, inputs: tuple, parameters: list[Tensor]) -> bool:
+    """Whether the library's executor takes these inputs, and not a subclass of tensors, or what is no tensor."""
+    return (
+        all(type(tensor) in (Tensor, nn.Parameter) for tensor in (*inputs, *parameters))
+        and all(takes(value) and value.dim() in block.ranks for value in inputs)
+        and len({(value.dtype, value.device, value.dim()) for value in inputs}) == 1
+    )
+
+
+def _is_observed() -> bool:
+    """Whether somebody looks at the layers' calls: a compiler, a tracer, a transform, hooks on every module."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or is_fx_symbolic_tracing()
+        or is_transformed()
+        or _has_any_global_hook()
+    )
