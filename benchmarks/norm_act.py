@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 
-import fused
 import measure
 import models
 import torch
@@ -82,15 +81,17 @@ def measure_passes() -> list[dict]:
 # --- graph ------------------------------------------------------------------------------------------------------------
 
 
-def converted(level: str, bits: int) -> Callable[[models.ResNet], object]:
-    return lambda model: actnn.convert(model, actnn.Config(level, activation_compression_bits=[bits]))
+def converted(level: str, bits: int, blocks: bool | actnn.BlockOptions = False) -> Callable[[models.ResNet], object]:
+    return lambda model: actnn.convert(model, actnn.Config(level, activation_compression_bits=[bits]), blocks=blocks)
 
 
 VARIANTS = {
     "exact": lambda model: None,
     "2 bits (L2)": converted("L2", 2),
     "2 bits on average (L3)": converted("L3", 2),
-    "fused, 4 and 3 bits": lambda model: fused.fuse(model, 4, 3),
+    "blocks, 4 and 3 bits": converted("L2", 4, True),
+    "blocks, 3 and 3 bits": converted("L2", 3, True),
+    "blocks, nothing recomputed": converted("L2", 4, actnn.BlockOptions(recompute=False)),
 }
 
 

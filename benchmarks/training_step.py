@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-import fused
 import measure
 import models
 import torch
@@ -105,15 +104,17 @@ def with_checkpoints(model: nn.Module) -> nn.Module:
 
 
 def converted(bits: int, model: nn.Module, level: str = "L2") -> nn.Module:
-    """L2: the same bits for all layers and samples. L3: on average, by sensitivity."""
-    actnn.convert(model, actnn.Config(level, activation_compression_bits=[bits]))
+    """Layer by layer. L2: the same bits for all layers and samples. L3: on average, by sensitivity."""
+    actnn.convert(model, actnn.Config(level, activation_compression_bits=[bits]), blocks=False)
     return model
 
 
-def with_fused_norms(bits: int, output_bits: int, model: nn.Module) -> nn.Module:
-    if not isinstance(model, models.ResNet):
-        raise ValueError(f"only ResNets have fused norms here, not {type(model).__name__}")
-    return fused.fuse(model, bits, output_bits)
+def with_blocks(bits: int, model: nn.Module, **options) -> nn.Module:
+    config = actnn.Config("L2", activation_compression_bits=[bits])
+    report = actnn.convert(model, config, blocks=actnn.BlockOptions(**options))
+    if not report.blocks:
+        raise ValueError("there are no blocks in this model")
+    return model
 
 
 VARIANTS = {
@@ -124,11 +125,12 @@ VARIANTS = {
     "actnn4-amp": Variant(amp=True, prepare=partial(converted, 4)),
     "actnn2-amp": Variant(amp=True, prepare=partial(converted, 2)),
     "adaptive2-amp": Variant(amp=True, prepare=partial(converted, 2, level="L3")),
-    "fused4-amp": Variant(amp=True, prepare=partial(with_fused_norms, 4, 3)),
-    "fused3-amp": Variant(amp=True, prepare=partial(with_fused_norms, 3, 3)),
+    "blocks4-amp": Variant(amp=True, prepare=partial(with_blocks, 4)),
+    "blocks3-amp": Variant(amp=True, prepare=partial(with_blocks, 3)),
+    "stored4-amp": Variant(amp=True, prepare=partial(with_blocks, 4, recompute=False)),
     "actnn4-fp32": Variant(amp=False, prepare=partial(converted, 4)),
 }
-ONLY_RESNET = ("fused4-amp", "fused3-amp")
+ONLY_RESNET = ("blocks4-amp", "blocks3-amp", "stored4-amp")
 
 
 def default_names(model: str, smoke: bool) -> list[str]:
