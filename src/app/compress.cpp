@@ -1,6 +1,9 @@
 #include "src/app/compress.h"
 
+#include <algorithm>
+
 #include "actnn/nn/convert.h"
+#include "src/app/models.h"
 
 namespace actnn::app {
 namespace {
@@ -17,10 +20,32 @@ const char* name_of(nn::ConversionOutcome outcome) {
   return "";
 }
 
+/// The number of bits that blocks can have at least: one of them is the side of an activation's bend.
+constexpr int64_t kFewestBlockBits = 2;
+constexpr int64_t kOutputBits = 3;
+
+nlohmann::json fuse(torch::nn::Sequential& model, int64_t bits) {
+  nlohmann::json blocks = nlohmann::json::array();
+  for (const auto& item : model->named_modules()) {
+    if (auto* module = dynamic_cast<Fusible*>(item.value().get())) {
+      module->fuse({.bits = bits, .output_bits = std::min(bits, kOutputBits)});
+      blocks.push_back({{"path", item.key()}, {"plan", nlohmann::json::parse(module->plan())}});
+    }
+  }
+  return blocks;
+}
+
 }  // namespace
 
-nlohmann::json compress(torch::nn::Sequential& model, int64_t bits) {
-  const nn::ConversionReport report = nn::convert(model, {.quantization = {.bits = bits}, .skip = {}, .skip_if = {}});
+nlohmann::json compress(torch::nn::Sequential& model, const Settings& settings) {
+  const bool has_blocks = settings.compress == "blocks" && settings.bits >= kFewestBlockBits;
+  const nlohmann::json blocks = has_blocks ? fuse(model, settings.bits) : nlohmann::json::array();
+  const nn::ConversionReport report =
+      nn::convert(model, {.quantization = {.bits = settings.bits},
+                          .skip = {},
+                          .skip_if = [&](const std::string& /*path*/, const torch::nn::Module& module) {
+                            return has_blocks && dynamic_cast<const Fusible*>(&module) != nullptr;
+                          }});
   nlohmann::json layers = nlohmann::json::array();
   for (const nn::ConversionEntry& entry : report.entries) {
     layers.push_back({{"path", entry.path},
@@ -31,6 +56,7 @@ nlohmann::json compress(torch::nn::Sequential& model, int64_t bits) {
   }
   return {{"converted", report.count(nn::ConversionOutcome::kConverted)},
           {"left_alone", report.count(nn::ConversionOutcome::kLeftAlone)},
+          {"blocks", blocks},
           {"layers", layers}};
 }
 

@@ -14,6 +14,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "actnn/nn/chain.h"
+
 namespace actnn::app {
 namespace {
 
@@ -29,7 +31,7 @@ nn::ReLU relu() { return nn::ReLU(nn::ReLUOptions().inplace(true)); }
 
 /// The basic block of ResNet (He et al., CVPR 2016): two 3x3 convolutions, and a shortcut that is a 1x1 convolution
 /// where the shape changes.
-class ResidualBlockImpl : public nn::Module {
+class ResidualBlockImpl : public nn::Module, public Fusible {
  public:
   ResidualBlockImpl(int64_t in, int64_t out, int64_t stride) {
     body_ = register_module("body", nn::Sequential(conv(in, out, 3, stride), nn::BatchNorm2d(out), relu(),
@@ -41,15 +43,43 @@ class ResidualBlockImpl : public nn::Module {
   }
 
   at::Tensor forward(const at::Tensor& input) {
+    if (chain_) {
+      return chain_.forward(input);
+    }
     at::Tensor output = body_->forward(input);
     output += shortcut_.is_empty() ? input : shortcut_->forward(input);
     return activation_->forward(output);
   }
 
+  void fuse(const blocks::PlanOptions& options) override {
+    using actnn::nn::ActivationKind;
+    actnn::nn::ChainBuilder builder;
+    actnn::nn::Value output = add_layers(builder, builder.input(), *body_, 0);
+    output = add_layers(builder, builder.activation(output, ActivationKind::kReLU), *body_, 3);
+    const actnn::nn::Value shortcut =
+        shortcut_.is_empty() ? builder.input() : add_layers(builder, builder.input(), *shortcut_, 0);
+    builder.activation(builder.add(output, shortcut), ActivationKind::kReLU);
+    chain_ = builder.build(options);
+  }
+  std::string plan() const override { return chain_.plan(); }
+
  private:
+  /// The convolution at `first` and the norm behind it.
+  static actnn::nn::Value add_layers(actnn::nn::ChainBuilder& builder, actnn::nn::Value input,
+                                     const nn::SequentialImpl& layers, size_t first) {
+    return builder.norm(builder.convolution(input, layer<nn::Conv2d>(layers, first)),
+                        layer<nn::BatchNorm2d>(layers, first + 1));
+  }
+
+  template <class Layer>
+  static Layer layer(const nn::SequentialImpl& layers, size_t number) {
+    return Layer(std::dynamic_pointer_cast<typename Layer::ContainedType>(layers.ptr(number)));
+  }
+
   nn::Sequential body_{nullptr};
   nn::Sequential shortcut_{nullptr};
   nn::Sequential activation_{nullptr};
+  actnn::nn::Chain chain_;
 };
 TORCH_MODULE(ResidualBlock);
 

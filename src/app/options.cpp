@@ -86,6 +86,10 @@ void add_settings(CLI::App& app, Settings& settings) {
   add("model", settings.model, "resnet20, resnet18 (wider, slow on a CPU) or mlp (784-512-512-10, dropout)", "NAME")
       ->check(one_of({"resnet20", "resnet18", "mlp"}));
   add("bits", settings.bits, "bits per saved value in the compressed run, 1 to 8", "N")->check(whole_number(1, 8));
+  add("compress", settings.compress,
+      "blocks: residual blocks as one operation each (from 2 bits on), the rest layer by layer; or all of it in layers",
+      "NAME")
+      ->check(one_of({"blocks", "layers"}));
   add("batch_size", settings.batch_size, "images per step", "N")->check(at_least_one());
   add("epochs", settings.epochs, "passes over the training images, in each of the two runs", "N")
       ->check(at_least_one());

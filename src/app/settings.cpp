@@ -19,6 +19,7 @@ std::vector<Phase> Settings::phases() const {
 void to_json(nlohmann::json& json, const Settings& settings) {
   json = {{"model", settings.model},
           {"bits", settings.bits},
+          {"compress", settings.compress},
           {"batch_size", settings.batch_size},
           {"epochs", settings.epochs},
           {"train_images", settings.train_images},
@@ -33,6 +34,7 @@ void to_json(nlohmann::json& json, const Settings& settings) {
 void from_json(const nlohmann::json& json, Settings& settings) {
   json.at("model").get_to(settings.model);
   json.at("bits").get_to(settings.bits);
+  json.at("compress").get_to(settings.compress);
   json.at("batch_size").get_to(settings.batch_size);
   json.at("epochs").get_to(settings.epochs);
   json.at("train_images").get_to(settings.train_images);

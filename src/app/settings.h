@@ -15,7 +15,8 @@ const char* name_of(Phase phase);
 /// What determines the losses of a run. Kept in checkpoints and results.
 struct Settings {
   std::string model = "resnet20";
-  int64_t bits = 2;
+  int64_t bits = 4;
+  std::string compress = "blocks";  ///< or "layers"
   int64_t batch_size = 128;
   int64_t epochs = 1;
   int64_t train_images = 0;  ///< 0: all; the number itself once the data is loaded

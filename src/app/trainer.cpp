@@ -81,7 +81,7 @@ Trainer::Trainer(const Settings& settings, Phase phase, const Dataset& train, co
   model_ = make_model(settings.model);
   model_->to(device);
   if (phase == Phase::kCompressed) {
-    record_.conversion = compress(model_, settings.bits);
+    record_.conversion = compress(model_, settings);
   }
   warm_up();
   model_->train();

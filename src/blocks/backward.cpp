@@ -122,13 +122,12 @@ class Backward {
     gradient.join();
     at::Tensor grad = std::move(gradient.first);
     const bool wants_bias = wants(convolution.bias);
-    const at::Tensor& weight = parameter(convolution.weight);
+    const at::Tensor weight = with_dtype(parameter(convolution.weight), arguments_.dtype);
     if (wants(convolution.weight) || wants_bias) {
       const bool wants_weight = wants(convolution.weight);
       const at::Tensor input = wants_weight ? decoded(convolution.input) : shaped_like(convolution.input, grad);
-      // The weight's shape counts here, not its values.
-      auto [none, grad_weight, grad_bias] = convolution_gradients(
-          convolution, grad, input, with_dtype(weight, arguments_.dtype), {false, wants_weight, wants_bias});
+      auto [none, grad_weight, grad_bias] =
+          convolution_gradients(convolution, grad, input, weight, {false, wants_weight, wants_bias});
       if (wants_weight) {
         add_result(convolution.weight, std::move(grad_weight));
       }
@@ -138,7 +137,7 @@ class Backward {
     }
     decoded_.erase(convolution.input);
     if (wants_value(convolution.input)) {
-      add_input_gradient(convolution, grad, with_dtype(weight, arguments_.dtype));
+      add_input_gradient(convolution, grad, weight);
     }
   }
 

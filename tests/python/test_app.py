@@ -69,7 +69,7 @@ def test_help_names_every_option():
     run = actnn("train", "--help")
     assert run.returncode == 0
     names = (
-        "model bits batch-size epochs train-images test-images lr seed device dtype threads data only output name save"
+        "model bits compress batch-size epochs train-images test-images lr seed device dtype threads data only output name save"
     )
     for name in [*names.split(), "resume", "stop-after"]:
         assert f"--{name} " in run.stdout

@@ -25,7 +25,8 @@ TEST(Options, HaveTheDocumentedDefaults) {
   EXPECT_EQ(command->kind, Command::Kind::kTrain);
   const Settings& settings = command->train.settings;
   EXPECT_EQ(settings.model, "resnet20");
-  EXPECT_EQ(settings.bits, 2);
+  EXPECT_EQ(settings.bits, 4);
+  EXPECT_EQ(settings.compress, "blocks");
   EXPECT_EQ(settings.batch_size, 128);
   EXPECT_EQ(settings.epochs, 1);
   EXPECT_EQ(settings.phases(), (std::vector{Phase::kExact, Phase::kCompressed}));
