@@ -103,7 +103,9 @@ def _trace(module: nn.Module, names: tuple[str, ...], kind: type) -> Trace:
     except UntraceableError:
         raise
     except Exception as error:  # whatever a forward may raise when its arguments are no tensors
-        raise UntraceableError(f"its forward cannot be traced: {str(error).splitlines()[0]}") from error
+        raise UntraceableError(
+            f"its forward cannot be traced: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from error
     finally:
         changed = _restore_state(module, before)
         vars(tracer).clear()  # it is part of cycles, and would keep the module until garbage is collected
