@@ -5,6 +5,7 @@ import gc
 import inspect
 import io
 import pickle
+import random
 import re
 import sys
 import weakref
@@ -241,6 +242,10 @@ def draws(self, x):
     return self.block(x) if torch.rand(()) < 0.5 else x
 
 
+def throws_a_coin(self, x):
+    return self.block(x) if random.random() < 2 else x
+
+
 def makes_noise(self, x):
     return self.block(x + torch.randn(8, 1, 1))
 
@@ -286,6 +291,7 @@ def asks_for_a_type(self, x):
         (depends_on_data, "cannot be traced: symbolically traced variables cannot be used as inputs to control flow"),
         (depends_on_training, "differs between training and evaluation"),
         (takes_any, r"takes \*args"),
+        (throws_a_coin, "draws random numbers"),
         (draws, "calls torch.rand without one of its arguments"),
         (makes_noise, "calls torch.randn without one of its arguments"),
         (counts, "changes its attribute 'p'"),
@@ -481,12 +487,44 @@ def test_optional_arguments():
 
     model, exact, _ = converted(forward_of(forward))
     x = torch.randn(FEATURES)
-    for args, kwargs, blocks in (((x,), {}, 1), ((), {"x": x}, 1), ((x, x), {}, 0), ((x,), {"shortcut": x}, 0)):
+    for args, kwargs, blocks in (
+        ((x,), {}, 1), ((), {"x": x}, 1), ((x, x), {}, 1), ((x,), {"shortcut": x}, 1), ((x, None), {}, 0),
+        ((), {"shortcut": x, "x": x}, 1), ((x, 1.5), {}, 0),
+    ):  # fmt: skip
         ReferenceBlock.runs = 0
         assert torch.equal(model(*args, **kwargs), exact(*args, **kwargs)) and ReferenceBlock.runs == blocks
     assert str(inspect.signature(model.forward)) == "(x, shortcut=None)"
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'"):
         model()
+    with pytest.raises(TypeError, match="multiple values for argument 'x'"):
+        model(x, x=x)
+
+
+def test_sums_that_broadcast_go_through_the_layers():
+    def forward(self, x, shortcut):
+        return F.relu(self.norm(self.conv(x)) + shortcut)
+
+    model, exact, _ = converted(forward_of(forward))
+    for shape, blocks in ((FEATURES, 1), ((4, 8, 1, 1), 0), ((1, 8, 8, 8), 0), ((8, 1, 1), 0)):
+        ReferenceBlock.runs = 0
+        x, shortcut = torch.randn(FEATURES), torch.randn(shape)
+        assert torch.equal(model(x, shortcut), exact(x, shortcut)) and ReferenceBlock.runs == blocks
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("size", [7, 8, 9, 10])
+def test_shapes_of_sums(size, ceil_mode):
+    def forward(self, x, shortcut):
+        return self.pool(F.relu(self.norm(self.conv(x)))) + shortcut
+
+    model = forward_of(forward)()
+    model.conv = nn.Conv2d(8, 8, (3, 2), (1, 2), (0, 1), (2, 1))
+    model.pool = nn.MaxPool2d((3, 2), (2, 3), 1, ceil_mode=ceil_mode)
+    model, exact, report = converted(lambda: model)
+    assert steps(report) == ["conv norm relu pool add"]
+    model.eval(), exact.eval()
+    x = torch.randn(4, 8, size, size)
+    assert_same(model, exact, x, torch.randn_like(exact(x, torch.zeros(()))), blocks=1)
 
 
 def test_inputs_that_blocks_do_not_take():

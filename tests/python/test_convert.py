@@ -271,7 +271,7 @@ class Scheme(nn.Module):
     """A module of the user's that a layer holds."""
 
 
-@pytest.mark.parametrize("wrap", [convert, lambda model, config: actnn.QModule(model, config).report])
+@pytest.mark.parametrize("wrap", [convert, lambda *args, **kwargs: actnn.QModule(*args, **kwargs).report])
 @pytest.mark.parametrize(
     ("attribute", "value"),
     [("name", "stem"), ("group", None), ("group", torch.zeros(2)), ("config", {"depth": 3}), ("scheme", Scheme())],
@@ -283,7 +283,7 @@ def test_layers_with_an_attribute_that_conversion_would_set_are_left_alone(attri
     else:
         setattr(model[0], attribute, value)
     exact = copy.deepcopy(model)
-    report = wrap(model, eight_bits())
+    report = wrap(model, eight_bits(), blocks=False)
     assert type(model[0]) is nn.Conv2d and getattr(model[0], attribute) is value
     assert report["0"] == Entry("0", "Conv2d", LEFT, reason=f"its attribute '{attribute}' would be overwritten")
     assert report.count(CONVERTED) == 7

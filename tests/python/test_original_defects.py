@@ -140,7 +140,7 @@ class Quantizations(TorchDispatchMode):
 @pytest.mark.parametrize("level", ["L2", "L3"])
 def test_5_nothing_is_quantized_that_no_gradient_needs(level, device):
     model = small_net()
-    convert(model, Config(level))
+    convert(model, Config(level), blocks=False)
     x = torch.randn(4, 3, 8, 8)
     for parameters in (model[0], model[1], model[3], model[4]):
         parameters.requires_grad_(False)
@@ -413,7 +413,7 @@ def test_10_what_is_not_compressed_is_said():
 def test_11_channels_last(level, dtype, device):
     model = small_net().to(dtype).to(memory_format=torch.channels_last)
     exact = copy.deepcopy(model)
-    convert(model, Config(level, **EIGHT))
+    convert(model, Config(level, **EIGHT), blocks=False)
     x = torch.randn(4, 3, 8, 8, dtype=dtype).to(memory_format=torch.channels_last)
     hidden = model[:4](x)
     assert hidden.is_contiguous(memory_format=torch.channels_last)

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from ..conf import Config
 from .cutting import Steps, find_blocks, inputs_of, ranks_of
+from .shapes import sums_agree
 from .steps import Step, UnsupportedError, attributes_of, operands, step_of
 from .tracing import UntraceableError, is_hooked, trace
 
@@ -29,6 +30,8 @@ class Block:
     parameters: list[tuple[nn.Module, str]]
     buffers: list[tuple[nn.Module, str]]
     norms: list[nn.Module]
+    sums_agree: Callable[[tuple, tuple], bool]
+    """Whether all of its sums are of equal shapes, by the shapes of inputs and parameters."""
     one_by_one: Callable[..., Tensor]
     """The same steps as the model has them, of the module and the inputs."""
 
@@ -45,8 +48,6 @@ class Plan:
     """Layers that are no steps, and why."""
     containers: list[nn.Module] = field(default_factory=list)
     """Modules that are never called, because their children are."""
-    names: tuple[str, ...] = ()
-    """Its arguments."""
     asks: bool = False
     """Whether it depends on the arguments' types."""
     function: Callable[..., Any] | None = None
@@ -54,21 +55,11 @@ class Plan:
     executors: dict[tuple, list[Any]] = field(default_factory=dict)
     """The library's form of the blocks, by the options that it was made with."""
 
-    def bind(self, kind: type, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
-        """The arguments in their order; None for others than the graph stands for."""
-        if kwargs:
-            args = (*args, *(kwargs[name] for name in self.names[len(args) :] if name in kwargs))
-        if len(args) != len(self.names) or kwargs.keys() - set(self.names) or any(value is None for value in args):
-            return None
-        if self.asks and not all(isinstance(value, (list, tuple) if kind is list else kind) for value in args):
-            return None
-        return args
 
-
-def find_plan(module: nn.Module, config: Config, kind: type = Tensor) -> Plan:
-    """Looks for blocks in the forward of `module` for arguments of the type `kind`."""
+def find_plan(module: nn.Module, config: Config, count: int, kind: type = Tensor) -> Plan:
+    """Looks for blocks in the forward of `module` for `count` arguments of the type `kind`."""
     try:
-        traced = trace(module, kind)
+        traced = trace(module, count, kind)
     except UntraceableError as error:
         return Plan(Watched(module, [], []), str(error))
     graph = traced.graph
@@ -79,7 +70,7 @@ def find_plan(module: nn.Module, config: Config, kind: type = Tensor) -> Plan:
     with graph.inserting_before(next(iter(graph.nodes))):
         runner = graph.placeholder("_blocks")
     blocks = [_cut_out(graph, runner, index, piece, steps) for index, piece in enumerate(pieces)]
-    return Plan(watched, "", blocks, outside, traced.containers, traced.names, traced.asks, _function(graph))
+    return Plan(watched, "", blocks, outside, traced.containers, traced.asks, _function(graph))
 
 
 def _cut_out(graph: fx.Graph, runner: fx.Node, index: int, piece: list[fx.Node], steps: Steps) -> Block:
@@ -115,14 +106,15 @@ def _block(piece: list[fx.Node], steps: Steps) -> Block:
             if step.op in names:
                 fields[key] = [_place(lists, step.layer, name, key) for name in names[step.op]]
         written.append(fields | step.fields | ({"in_place": True} if step.op == "add" and step.in_place else {}))
-    inputs = len(values) - len(piece)
+    program = {"inputs": len(values) - len(piece), "steps": written, "output": len(values) - 1}
     return Block(
         tuple(_name(node, steps[node]) for node in piece),
-        {"inputs": inputs, "steps": written, "output": len(values) - 1},
+        program,
         ranks_of(piece, steps),
         parameters,
         buffers,
         [steps[node].layer for node in piece if steps[node].op == "batch_norm"],
+        sums_agree(program),
         _one_by_one(piece),
     )
 

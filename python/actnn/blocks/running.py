@@ -6,6 +6,7 @@ import json
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from operator import attrgetter
 from typing import Any
 
@@ -18,6 +19,7 @@ from .. import _checks
 from ..conf import Config
 from ..functional import is_transformed, takes
 from .plan import Block, Plan, find_plan
+from .tracing import arguments_of
 
 _NAMES = (
     "compress_activation", "training", "simulate", "swap", "pergroup", "debug_memory_op_forward",
@@ -83,7 +85,7 @@ class BlockForward:
     def __init__(self, module: nn.Module, config: Config, options: BlockOptions) -> None:
         self._module = weakref.ref(module)  # a cycle would keep the model's memory until garbage is collected
         self.config, self.options = config, options
-        self._plans: dict[type, Plan] = {}
+        self._plans: dict[tuple[type, int], Plan] = {}
 
     @property
     def module(self) -> nn.Module:
@@ -106,18 +108,19 @@ class BlockForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module = self.module
         if not _is_observed() and not why_not(self.config, self.options):
-            kind = list if any(isinstance(value, (list, tuple)) for value in args) else Tensor
-            plan = self.plan(kind)
-            values = plan.bind(kind, args, kwargs) if plan.blocks else None
-            if values is not None:
+            values = _bind(type(module).forward, args, kwargs)
+            plan = self._plan_of(values) if values is not None else None
+            if plan is not None:
                 return plan.function(module, _Run(module, plan.blocks, self._executors(plan)), *values)
         return type(module).forward(module, *args, **kwargs)
 
-    def plan(self, kind: type = Tensor) -> Plan:
-        """What the forward is now, for arguments of a type: tensors, or lists of them."""
-        module, plan = self.module, self._plans.get(kind)
+    def plan(self, kind: type = Tensor, count: int | None = None) -> Plan:
+        """What the forward is now for `count` arguments (None: those without a default), tensors or lists of them."""
+        module = self.module
+        count = arguments_of(type(module).forward)[1] if count is None else count
+        plan = self._plans.get((kind, count))
         if plan is None or not plan.watched.is_unchanged(module):
-            plan = self._plans[kind] = find_plan(module, self.config, kind)
+            plan = self._plans[kind, count] = find_plan(module, self.config, count, kind)
         return plan
 
     def described(self) -> list[tuple[Block, dict[str, Any]]]:
@@ -126,6 +129,15 @@ class BlockForward:
         if plan.asks and not plan.blocks:
             plan = self.plan(list)
         return [(b, json.loads(e.plan())) for b, e in zip(plan.blocks, self._executors(plan), strict=True)]
+
+    def _plan_of(self, values: tuple) -> Plan | None:
+        """The plan for these arguments, if it has blocks."""
+        are_lists = [isinstance(value, (list, tuple)) for value in values]
+        if not all(is_list or isinstance(value, Tensor) for is_list, value in zip(are_lists, values, strict=True)):
+            return None
+        plan = self.plan(list if any(are_lists) else Tensor, len(values))
+        is_mixed = any(are_lists) and not all(are_lists)
+        return plan if plan.blocks and not (plan.asks and is_mixed) else None
 
     def _executors(self, plan: Plan) -> list[Any]:
         key = (self.options.bits or self.config.activation_compression_bits[0], self.config.stochastic)
@@ -154,12 +166,22 @@ class _Run:
         return self.executors[index].run(list(inputs), parameters, buffers, statistics)
 
 
+def _bind(forward: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
+    """The arguments by position; None if they are not the first ones of the forward."""
+    names, required = arguments_of(forward)
+    given = list(takewhile(kwargs.__contains__, names[len(args) :]))
+    if len(given) != len(kwargs) or not required <= len(args) + len(given) <= len(names):
+        return None
+    return (*args, *(kwargs[name] for name in given))
+
+
 def _suit(block: Block, inputs: tuple, parameters: list[Tensor]) -> bool:
     """Whether the library's executor takes these inputs, and not a subclass of tensors, or what is no tensor."""
     return (
         all(type(tensor) in (Tensor, nn.Parameter) for tensor in (*inputs, *parameters))
         and all(takes(value) and value.dim() in block.ranks for value in inputs)
         and len({(value.dtype, value.device, value.dim()) for value in inputs}) == 1
+        and block.sums_agree(tuple(value.shape for value in inputs), tuple(value.shape for value in parameters))
     )
 
 

@@ -74,7 +74,7 @@ def _step_of_layer(node: fx.Node, layer: nn.Module, config: Config) -> Step | No
         raise UnsupportedError("it has a configuration or a group of its own")
     if getattr(layer, "scheme", None) is not None:
         raise UnsupportedError("its bits are allocated")
-    if len(node.args) != 1 or node.kwargs:
+    if len(node.args) + len(node.kwargs) != 1:
         raise UnsupportedError("it is called with more than its input")
     return describe(layer)
 

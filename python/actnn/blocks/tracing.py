@@ -6,9 +6,11 @@ refuses the rest.
 """
 
 import inspect
+import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import iadd, iand, imul, ior, isub, itruediv
 from typing import Any
 
@@ -28,20 +30,21 @@ class Trace:
     """The graph of a forward. Its leaves are layers, and modules with a forward of their own."""
 
     graph: fx.Graph
-    names: tuple[str, ...]
-    """The arguments: those without a default."""
     asks: bool
     """Whether the forward asks for the type of an argument."""
     containers: list[nn.Module]
     """Modules whose children are called instead of them."""
 
 
-def trace(module: nn.Module, kind: type = Tensor) -> Trace:
-    """The graph of `module`'s forward for arguments of the type `kind`, in training and in evaluation alike.
+def trace(module: nn.Module, count: int, kind: type = Tensor) -> Trace:
+    """The graph of `module`'s forward for `count` arguments of the type `kind`, in training and in evaluation alike.
 
     Raises UntraceableError. The module is as it was afterwards.
     """
-    names = _required_arguments(type(module).forward)
+    forward = type(module).forward
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.KEYWORD_ONLY) for p in _parameters(forward)):
+        raise UntraceableError("its forward takes *args, **kwargs, or arguments by keyword alone")
+    names = arguments_of(forward)[0][:count]
     modes = {m: m.training for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)}
     try:
         traces = []
@@ -83,30 +86,35 @@ def is_hooked(module: nn.Module) -> bool:
     )
 
 
-def _required_arguments(forward: Callable) -> tuple[str, ...]:
-    parameters = list(inspect.signature(forward).parameters.values())[1:]
-    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-        raise UntraceableError("its forward takes *args or **kwargs")
-    required = [p for p in parameters if p.default is p.empty]
-    if any(p.kind is p.KEYWORD_ONLY for p in required):
-        raise UntraceableError("its forward has an argument by keyword alone")
-    return tuple(p.name for p in required)
+@lru_cache(maxsize=1024)
+def arguments_of(forward: Callable) -> tuple[tuple[str, ...], int]:
+    """The names of a forward's arguments by position, and how many of them have no default."""
+    own = [p for p in _parameters(forward) if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return tuple(p.name for p in own), sum(p.default is p.empty for p in own)
+
+
+def _parameters(forward: Callable) -> list[inspect.Parameter]:
+    return list(inspect.signature(forward).parameters.values())[1:]
 
 
 def _trace(module: nn.Module, names: tuple[str, ...], kind: type) -> Trace:
-    before = _own_state(module)
+    before, chances = _own_state(module), _random_state()
     tracer = _Tracer(names, kind)
     try:
         with torch.set_grad_enabled(torch.is_grad_enabled()), _RefuseConstants():
             graph = tracer.trace(module)
-        traced = Trace(graph, names, tracer.asked, tracer.containers)
+        traced = Trace(graph, tracer.asked, tracer.containers)
     except UntraceableError:
         raise
     except Exception as error:  # whatever a forward may raise when its arguments are no tensors
-        raise UntraceableError(f"its forward cannot be traced: {str(error).splitlines()[0]}") from error
+        raise UntraceableError(
+            f"its forward cannot be traced: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from error
     finally:
         changed = _restore_state(module, before)
         vars(tracer).clear()  # it is part of cycles, and would keep the module until garbage is collected
+    if chances != _random_state():
+        raise UntraceableError("its forward draws random numbers")
     if changed:
         raise UntraceableError(f"its forward changes its attribute '{changed}'")
     return traced
@@ -189,6 +197,13 @@ def _surroundings() -> tuple:
         *((torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda")),
         torch._C._autograd._top_saved_tensors_default_hooks(True),
     )
+
+
+def _random_state() -> tuple:
+    """Python's and NumPy's; what torch draws is refused at the call."""
+    numpy = sys.modules.get("numpy")
+    _, keys, place, *_ = numpy.random.get_state() if numpy else (None, b"", 0)
+    return random.getstate(), bytes(keys), place
 
 
 def _own_state(module: nn.Module) -> dict[str, tuple[Any, Any]]:
