@@ -53,11 +53,16 @@ class Config:
     debug_remove_relu               ReLUs pass their input on
     ==============================  ==================================================================================
 
+    `is_chosen` says whether any flag was set since the configuration was made.
+
     Errors: ValueError for an unknown flag or a value out of range, TypeError for one of a wrong type.
     """
 
+    is_chosen: bool
+
     def __init__(self, level: str = "L3", **flags: Any) -> None:
         object.__setattr__(self, "policy", _policy_of_level(level))
+        object.__setattr__(self, "is_chosen", False)
         for name in FLAGS:
             self._read(name)
         for name, value in flags.items():
@@ -79,6 +84,7 @@ class Config:
         except RuntimeError as error:  # torch knows no type for it
             raise TypeError(wrong_type) from error
         self._read(name)
+        object.__setattr__(self, "is_chosen", True)  # somebody has set a flag
         if name in ONLY_CUDA and value != getattr(DEFAULT, name, value) and not torch.cuda.is_available():
             say_once(f"actnn: {name} acts on CUDA devices only, and there is none: it is kept, and does nothing here")
 

@@ -43,7 +43,7 @@ def convert(
 
     Args:
         model: any module; a single layer too.
-        config: None: the process's `actnn.config`.
+        config: None: the process's `actnn.config`, if any flag of it was set; else `Config("L2")`, four bits.
         skip: paths ("layer1.0.conv1") or types of modules to leave alone, with everything below them, or a function of
             path and module.
         verbose: print the report.
@@ -58,7 +58,9 @@ def convert(
         raise TypeError(f"convert: config must be an actnn.Config or None, got {type(config).__name__}")
     if not isinstance(blocks, (bool, BlockOptions)):
         raise TypeError(f"convert: blocks must be a bool or an actnn.BlockOptions, got {type(blocks).__name__}")
-    converter = _Converter(config or default_config, skipped_modules(model, skip))
+    if config is None:
+        config = default_config if default_config.is_chosen else Config("L2")
+    converter = _Converter(config, skipped_modules(model, skip))
     try:
         converter.visit("", model)
         if blocks:

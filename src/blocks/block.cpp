@@ -80,6 +80,31 @@ at::ScalarType compute_dtype(const at::Tensor& input) {
   return at::autocast::is_autocast_enabled(device) ? at::autocast::get_autocast_dtype(device) : input.scalar_type();
 }
 
+/// Whether torch's layers would work in channels_last format: if an input or a convolution's weight is in it.
+bool is_channels_last(const at::Tensor& tensor) {
+  const at::MemoryFormat format = tensor.suggest_memory_format();
+  return format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d;
+}
+
+/// The result, which is channels_last, in the layout that the layers would give it.
+at::Tensor in_layout_of_layers(const Program& program, const std::vector<at::Tensor>& inputs,
+                               const std::vector<at::Tensor>& parameters, const ForwardResult& result) {
+  bool channels_last = std::any_of(inputs.begin(), inputs.end(), is_channels_last);
+  for (const Step& step : program.steps) {
+    const auto* convolution = std::get_if<Convolution>(&step);
+    channels_last = channels_last || (convolution != nullptr && is_channels_last(parameters[convolution->weight]));
+  }
+  if (channels_last || result.output.is_contiguous()) {
+    return result.output;
+  }
+  at::Tensor contiguous = result.output.contiguous();
+  const auto copy = result.kept.copies.find(program.output());
+  if (copy != result.kept.copies.end() && copy->second.split) {
+    share_copy(contiguous, *copy->second.split);
+  }
+  return contiguous;
+}
+
 template <class List>
 void check_length(const char* what, const List& list, int64_t expected) {
   TORCH_CHECK_VALUE(static_cast<int64_t>(list.size()) == expected, kName, ": ", what, " must have ", expected,
@@ -119,6 +144,7 @@ at::Tensor Block::run(const std::vector<at::Tensor>& inputs, const std::vector<a
       wanted.push_back(at::GradMode::is_enabled() && tensor.requires_grad());
     }
   }
+  const bool casts = at::autocast::is_autocast_enabled(inputs[0].device().type());
   ForwardResult result;
   {
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
@@ -127,11 +153,13 @@ at::Tensor Block::run(const std::vector<at::Tensor>& inputs, const std::vector<a
                         .parameters = parameters,
                         .buffers = buffers,
                         .batch_statistics = batch_statistics,
-                        .dtype = dtype};
+                        .dtype = dtype,
+                        .casts_weights = casts};
     for (const at::Tensor& input : inputs) {
       arguments.inputs.push_back(with_dtype(input, dtype));
     }
     result = run_forward(*plan_, arguments, inputs, wanted);
+    result.output = in_layout_of_layers(plan_->program, inputs, parameters, result);
   }
   if (std::find(wanted.begin(), wanted.end(), true) != wanted.end()) {
     *kept_bytes_ = result.kept_bytes;

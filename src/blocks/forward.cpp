@@ -2,6 +2,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/add.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
@@ -122,6 +123,9 @@ class Forward {
       }
       kept_.shapes.emplace(convolution.input, TensorShape(input));
     }
+    TORCH_CHECK_TYPE(arguments_.casts_weights || parameter(convolution.weight).scalar_type() == arguments_.dtype,
+                     "block: without autocast, a convolution's weight must have the inputs' dtype, ", arguments_.dtype,
+                     ", got ", parameter(convolution.weight).scalar_type());
     const at::Tensor weight = with_dtype(parameter(convolution.weight), arguments_.dtype);
     const OptionalTensor bias =
         convolution.bias ? OptionalTensor(with_dtype(parameter(*convolution.bias), arguments_.dtype)) : std::nullopt;
@@ -139,6 +143,10 @@ class Forward {
                         "running ones");
       return norm_act_channels(with_dtype(*running_mean, at::kFloat), with_dtype(*running_var, at::kFloat),
                                in_float(norm.weight), in_float(norm.bias), norm.eps, has_bend);
+    }
+    if (x.size(0) == 0) {
+      const at::Tensor none = at::zeros({x.size(1)}, x.options().dtype(at::kFloat));
+      return norm_act_channels(none, none, in_float(norm.weight), in_float(norm.bias), norm.eps, has_bend);
     }
     TORCH_CHECK_VALUE(x.size(0) > 1, "block: expected more than 1 value per channel when training, got input size ",
                       values_[pass.input].sizes());

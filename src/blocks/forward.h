@@ -15,7 +15,8 @@ struct Arguments {
   std::vector<at::Tensor> parameters;  ///< as they are
   std::vector<at::Tensor> buffers;
   std::vector<bool> batch_statistics;
-  at::ScalarType dtype;  ///< of activations
+  at::ScalarType dtype;        ///< of activations
+  bool casts_weights = false;  ///< under autocast
 };
 
 struct ForwardResult {

@@ -281,8 +281,8 @@ at::Tensor output_meta(const at::Tensor& packed, const at::Tensor& inverse, c10:
 // NOLINTEND(performance-unnecessary-value-param)
 
 template <class Signature>
-auto find_op(const char* op, const char* overload = "") {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(op, overload).typed<Signature>();
+auto find_op(const char* op) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(op, "").typed<Signature>();
 }
 
 }  // namespace
@@ -317,8 +317,8 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
       "int bits, Tensor? input=None, Tensor? channels=None) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "norm_act_input_gradient.out(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor gradients, float slope, "
-      "int bits, Tensor? input=None, Tensor? channels=None, *, Tensor(a!) grad_input, Tensor(b!)? grad_sum) -> ()",
+      "norm_act_input_gradient_out(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor gradients, float slope, "
+      "int bits, Tensor? input, Tensor? channels, Tensor(a!) grad_input, Tensor(b!)? grad_sum) -> ()",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "norm_act_output(Tensor packed, Tensor inverse, SymInt rows, ScalarType dtype, float slope, int bits) -> Tensor",
@@ -332,7 +332,7 @@ TORCH_LIBRARY_IMPL(actnn, CPU, m) {
   m.impl("norm_act", norm_act_cpu);
   m.impl("norm_act_sums", sums_cpu);
   m.impl("norm_act_gradients", gradients_cpu);
-  m.impl("norm_act_input_gradient.out", input_gradient_out_cpu);
+  m.impl("norm_act_input_gradient_out", input_gradient_out_cpu);
   m.impl("norm_act_output", output_cpu);
 }
 
@@ -343,7 +343,7 @@ TORCH_LIBRARY_IMPL(actnn, Meta, m) {
   m.impl("norm_act", norm_act_meta);
   m.impl("norm_act_sums", sums_meta);
   m.impl("norm_act_gradients", gradients_meta);
-  m.impl("norm_act_input_gradient.out", input_gradient_out_meta);
+  m.impl("norm_act_input_gradient_out", input_gradient_out_meta);
   m.impl("norm_act_output", output_meta);
 }
 
@@ -354,14 +354,14 @@ TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) {
 
 TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
   for (const char* op : {"channel_moments", "norm_act_channels", "norm_act", "norm_act_sums", "norm_act_gradients",
-                         "norm_act_input_gradient", "norm_act_input_gradient.out", "norm_act_output", "sum_channels",
+                         "norm_act_input_gradient", "norm_act_input_gradient_out", "norm_act_output", "sum_channels",
                          "norm_act_sums_and_gradients"}) {
     m.impl(op, torch::autograd::autogradNotImplementedFallback());
   }
 }
 
 TORCH_LIBRARY_IMPL(actnn, ADInplaceOrView, m) {
-  for (const char* op : {"norm_act", "norm_act_input_gradient.out"}) {
+  for (const char* op : {"norm_act", "norm_act_input_gradient_out"}) {
     m.impl(op, torch::autograd::autogradNotImplementedInplaceOrViewFallback());
   }
 }
@@ -431,7 +431,7 @@ void norm_act_input_gradient_out(const NormActCopies& copies, const at::Tensor& 
   static const auto kOp =
       find_op<void(const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, double, int64_t,
                    const OptionalTensor&, const OptionalTensor&, at::Tensor&, const OptionalTensor&)>(
-          "actnn::norm_act_input_gradient", "out");
+          "actnn::norm_act_input_gradient_out");
   kOp.call(copies.packed, grad, second_grad, gradients, copies.slope, copies.bits, copies.input, copies.channels,
            grad_input, grad_sum);
 }

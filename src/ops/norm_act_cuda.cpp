@@ -250,7 +250,7 @@ TORCH_LIBRARY_IMPL(actnn, CUDA, m) {
   m.impl("norm_act", norm_act_cuda);
   m.impl("norm_act_sums", sums_cuda);
   m.impl("norm_act_gradients", gradients_cuda);
-  m.impl("norm_act_input_gradient.out", input_gradient_out_cuda);
+  m.impl("norm_act_input_gradient_out", input_gradient_out_cuda);
   m.impl("norm_act_output", output_cuda);
 }
 

@@ -128,6 +128,29 @@ def test_autocast(device):
         assert actual.dtype == tensor.dtype == torch.float32
 
 
+@pytest.mark.parametrize("shape", [(4, 8, 6, 6), (2, 8, 1, 1)])
+def test_the_layout_is_that_of_layers(shape):
+    program = basic_block()
+    block = program.block()
+    x = torch.randn(shape)
+    for weights in (torch.contiguous_format, torch.channels_last):
+        program.parameters[0] = program.parameters[0].detach().contiguous(memory_format=weights).requires_grad_()
+        for inputs in (torch.contiguous_format, torch.channels_last):
+            y = program.run(block, x.contiguous(memory_format=inputs))
+            expected = torch.channels_last if torch.channels_last in (weights, inputs) else torch.contiguous_format
+            assert y.is_contiguous(memory_format=expected)
+
+
+def test_empty_batches():
+    program = basic_block()
+    x = torch.randn(0, 8, 6, 6, requires_grad=True)
+    y = program.run(program.block(), x)
+    assert y.shape == x.shape
+    grads = torch.autograd.grad(y.sum(), [x, *program.parameters])
+    assert all(grad.eq(0).all() for grad in grads)
+    assert program.buffers[0].eq(0).all() and program.buffers[1].eq(1).all()
+
+
 def test_the_plan_says_what_is_kept():
     program = bottleneck(32)
     plan = json.loads(program.block(bits=4, output_bits=3).plan())
@@ -299,6 +322,7 @@ def test_non_finite_values_are_seen():
         (lambda p, a: a[2].pop(), "buffers must have 6 entries"),
         (lambda p, a: a[3].append(True), "batch_statistics must have 2 entries"),
         (lambda p, a: a[0].__setitem__(0, a[0][0].double()), "must be float32, float16 or bfloat16"),
+        (lambda p, a: a[0].__setitem__(0, a[0][0].bfloat16()), "must have the inputs' dtype"),
         (lambda p, a: a[0].__setitem__(0, torch.randn(3)), r"must have shape \[N, C\]"),
         (lambda p, a: a[0].__setitem__(0, torch.randn(4, 5, 6, 6)), "expected input.* to have 8 channels"),
     ],

@@ -747,9 +747,9 @@ def test_bits_are_those_of_the_configuration_at_each_call():
         model(torch.randn(FEATURES))
         return list(plan.executors.values())[-1][0].options
 
-    assert used() == {"bits": 8, "output_bits": 3, "recompute": True, "stochastic": True}
+    assert used() == {"bits": 8, "output_bits": 7, "recompute": True, "stochastic": True}
     config.activation_compression_bits, config.stochastic = [5], False
-    assert used() == {"bits": 5, "output_bits": 3, "recompute": True, "stochastic": False}
+    assert used() == {"bits": 5, "output_bits": 4, "recompute": True, "stochastic": False}
     other = BasicBlock()
     convert(other, config, blocks=BlockOptions(bits=2, output_bits=4, recompute=False))
     (executors,) = other.forward.plan().executors.values()
@@ -892,7 +892,7 @@ def test_wrong_arguments():
             BlockOptions(**arguments)
     for arguments, sentence in (
         ({"bits": 4.0}, r"bits must be an integer in 2\.\.8, got float 4.0"),
-        ({"output_bits": None}, r"output_bits must be an integer in 2\.\.8, got NoneType None"),
+        ({"output_bits": "3"}, r"output_bits must be an integer in 2\.\.8, got str '3'"),
         ({"recompute": "no"}, "recompute must be a bool, got str 'no'"),
     ):
         with pytest.raises(TypeError, match=sentence):

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import actnn
 import pytest
@@ -482,9 +484,18 @@ def test_copies_learn_by_themselves():
     assert other.weight is not layer.weight and other.weight.grad is None
 
 
+def test_without_a_configuration_of_anybodys_there_are_four_bits():
+    code = (
+        "import actnn; from torch import nn; layer = nn.Conv2d(3, 4, 3); actnn.convert(layer);"
+        "assert layer.config == actnn.Config('L2'); actnn.set_optimization_level('L3'); layer = nn.Conv2d(3, 4, 3);"
+        "actnn.convert(layer); assert layer.config is actnn.config"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_process_config_survives_pickling():
     layer = nn.Conv2d(3, 4, 3)
-    convert(layer)
+    convert(layer, actnn.config)
     assert layer.config is actnn.config
     assert pickle.loads(pickle.dumps(layer)).config is actnn.config
     own = Config("L2", group_size=64)

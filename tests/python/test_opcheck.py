@@ -186,6 +186,10 @@ SAMPLES = {
         lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 4), 0.1, 4, torch.randn(7, 5),
                  torch.rand(5, 5)),
     ],
+    "norm_act_input_gradient_out": [
+        lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 4), 0.1, 4, None, None, torch.empty(7, 5),
+                 torch.empty(7, 5)),
+    ],
     "norm_act_output": [lambda: (split_packed(7, 5), torch.rand(5, 5), 7, torch.bfloat16, 0.1, 4)],
     "sync_batch_norm": [
         lambda: (grad(2, 4, 6, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), True, 0.1, 1e-5, GROUP, 4, 256,

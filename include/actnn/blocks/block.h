@@ -22,8 +22,8 @@ class Block {
   explicit Block(Program program, const PlanOptions& options = {});
   explicit Block(Plan plan);
 
-  /// The result of the program for `inputs` [N, C, ...] of one dtype (float32, float16 or bfloat16), channels_last whatever the
-  /// inputs' layout. Gradients of parameters and inputs are unbiased (those of norms up to what a norm's own statistics add). Running
+  /// The result of the program for `inputs` [N, C, ...] of one dtype (float32, float16 or bfloat16); channels_last if an input or the
+  /// weight of a convolution is, else contiguous, by copies at both ends: inside of a block all is channels_last. Gradients of parameters and inputs are unbiased (those of norms up to what a norm's own statistics add). Running
   /// statistics are updated where `batch_statistics`, one per norm in the program's order, is true; else they are used. Under autocast
   /// inputs, and the weights of convolutions, are taken in its type. Draws from torch's generator. No host synchronization; deterministic
   /// but for the noise where torch's convolutions are.

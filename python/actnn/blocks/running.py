@@ -35,18 +35,18 @@ class BlockOptions:
 
     Args:
         bits: of a code, 2..8; None: the configuration's.
-        output_bits: of a code of a block's result, 2..8.
+        output_bits: of a code of a sum, 2..8; None: one less than `bits`, and 3 at least.
         recompute: leave out what backward can compute from what is kept.
     """
 
     bits: int | None = None
-    output_bits: int = 3
+    output_bits: int | None = None
     recompute: bool = True
 
     def __post_init__(self) -> None:
-        if self.bits is not None:
-            _checks.integer("BlockOptions", "bits", self.bits, 2, 8)
-        _checks.integer("BlockOptions", "output_bits", self.output_bits, 2, 8)
+        for name in ("bits", "output_bits"):
+            if getattr(self, name) is not None:
+                _checks.integer("BlockOptions", name, getattr(self, name), 2, 8)
         _checks.switch("BlockOptions", "recompute", self.recompute)
 
 
@@ -143,6 +143,8 @@ class BlockForward:
         key = (self.options.bits or self.config.activation_compression_bits[0], self.config.stochastic)
         if key not in plan.executors:
             options = dataclasses.asdict(self.options) | dict(zip(("bits", "stochastic"), key, strict=True))
+            if options["output_bits"] is None:
+                options["output_bits"] = max(options["bits"] - 1, 3)
             plan.executors[key] = [executor(block.program, options) for block in plan.blocks]
         return plan.executors[key]
 
