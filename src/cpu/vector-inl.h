@@ -150,7 +150,11 @@ struct StoreCached {
 struct StoreStreaming {
   template <class V, class D, class T>
   HWY_INLINE void operator()(V v, D d, T* p) const {
-    hn::Stream(v, d, p);
+    if constexpr (hn::MaxLanes(d) * sizeof(T) < 16) {
+      hn::StoreU(v, d, p);  // streaming writes 16 bytes at least
+    } else {
+      hn::Stream(v, d, p);
+    }
   }
 };
 
