@@ -23,6 +23,7 @@
 #include "actnn/core/layout.h"
 #include "actnn/cpu/dropout.h"
 #include "actnn/cpu/mask.h"
+#include "actnn/cpu/norm_act.h"
 #include "actnn/cpu/quantize.h"
 #include "actnn/cpu/target.h"
 
@@ -197,6 +198,97 @@ void dropout(benchmark::State& state, ElementType type) {
   measure(state, buffers, 2.0 * kInputBytes, [&] { actnn::cpu::dropout(arguments, 0, quads); });
 }
 
+/// Batch norm with ReLU on a matrix of rows x channels, 4 bits.
+struct NormActBuffers : Buffers {
+  static constexpr int kBits = 4;
+
+  NormActBuffers(ElementType element_type, int64_t channel_count)
+      : Buffers(element_type),
+        channels(channel_count),
+        maps(channel_count, actnn::forward_channel(0.1F, 1.25F, 0.8F, 0.2F, true)),
+        inverses(channel_count, actnn::inverse_channel(0.8F, 0.2F, true)),
+        gradients(channel_count, {0.5F, 0.25F, -0.125F, 0.0F}),
+        sums(2 * channel_count) {}
+
+  int64_t channels;
+  actnn::SplitLayout<int64_t> layout{count / channels, channels};
+  std::vector<actnn::NormActChannel> maps;
+  std::vector<actnn::NormActInverse> inverses;
+  std::vector<actnn::NormActGradient> gradients;
+  std::vector<double> sums;
+
+  double packed_bytes() const { return static_cast<double>(layout.bytes(kBits)); }
+
+  void forward() {
+    actnn::cpu::norm_act({.x = input.data(),
+                          .residual = nullptr,
+                          .y = output.data(),
+                          .type = type,
+                          .layout = layout,
+                          .channels = maps.data(),
+                          .slope = 0.0F,
+                          .bits = kBits,
+                          .keeps_below = false,
+                          .packed = packed.data(),
+                          .random = {.seed = 1, .offset = 0},
+                          .stochastic = true},
+                         0, layout.groups());
+  }
+
+  actnn::cpu::NormActBackward backward() const {
+    return {.packed = packed.data(),
+            .bits = kBits,
+            .grad = input.data(),
+            .second_grad = nullptr,
+            .type = type,
+            .layout = layout,
+            .slope = 0.0F};
+  }
+};
+
+void norm_act(benchmark::State& state, ElementType type, int64_t channels) {
+  NormActBuffers buffers(type, channels);
+  measure(state, buffers, 2.0 * kInputBytes + buffers.packed_bytes(), [&] { buffers.forward(); });
+}
+
+void norm_act_moments(benchmark::State& state, ElementType type, int64_t channels) {
+  NormActBuffers buffers(type, channels);
+  const int64_t parts = actnn::ceil_div(buffers.layout.rows, actnn::cpu::kPartRows);
+  measure(state, buffers, kInputBytes, [&] {
+    for (int64_t part = 0; part < parts; ++part) {
+      actnn::cpu::part_moments(buffers.input.data(), type, buffers.layout, part, buffers.sums.data(),
+                               buffers.sums.data() + channels);
+    }
+  });
+}
+
+void norm_act_sums(benchmark::State& state, ElementType type, int64_t channels) {
+  NormActBuffers buffers(type, channels);
+  buffers.forward();
+  measure(state, buffers, kInputBytes + buffers.packed_bytes(), [&] {
+    actnn::cpu::norm_act_sums(buffers.backward(), buffers.inverses.data(), 0, buffers.layout.row_blocks(),
+                              buffers.sums.data(), buffers.sums.data() + channels);
+  });
+}
+
+void norm_act_gradient(benchmark::State& state, ElementType type, int64_t channels) {
+  NormActBuffers buffers(type, channels);
+  buffers.forward();
+  measure(state, buffers, 2.0 * kInputBytes + buffers.packed_bytes(), [&] {
+    actnn::cpu::norm_act_input_gradient(buffers.backward(), buffers.gradients.data(), buffers.output.data(), nullptr, 0,
+                                        buffers.layout.groups());
+  });
+}
+
+void norm_act_output(benchmark::State& state, ElementType type, int64_t channels) {
+  NormActBuffers buffers(type, channels);
+  buffers.forward();
+  measure(state, buffers, kInputBytes + buffers.packed_bytes(), [&] {
+    actnn::cpu::norm_act_output(buffers.backward(), buffers.inverses.data(), buffers.output.data(), 0,
+                                buffers.layout.groups());
+  });
+}
+
 template <class Function, class... Arguments>
 void add(const std::string& name, Function* function, Arguments... arguments) {
   benchmark::RegisterBenchmark(name.c_str(), function, arguments...)->UseManualTime()->Iterations(kRounds);
@@ -212,6 +304,14 @@ void add_benchmarks() {
     add(fmt::format("relu/{}", name_of(type)), relu, type);
     add(fmt::format("apply_mask/{}", name_of(type)), apply_mask, type);
     add(fmt::format("dropout/{}", name_of(type)), dropout, type);
+    for (const int64_t channels : {16, 64, 512}) {
+      const std::string suffix = fmt::format("{}/{}", name_of(type), channels);
+      add("norm_act/" + suffix, norm_act, type, channels);
+      add("norm_act_moments/" + suffix, norm_act_moments, type, channels);
+      add("norm_act_sums/" + suffix, norm_act_sums, type, channels);
+      add("norm_act_gradient/" + suffix, norm_act_gradient, type, channels);
+      add("norm_act_output/" + suffix, norm_act_output, type, channels);
+    }
   }
 }
 
@@ -221,7 +321,7 @@ class Reporter final : public benchmark::BenchmarkReporter {
   bool ReportContext(const Context& /*context*/) override {
     fmt::print("CPU kernels, {}, one thread, {} MiB of input, median of {} rounds\n", actnn::cpu::current_target(),
                kInputBytes >> 20, kRounds);
-    fmt::print("{:<24}{:>10}{:>14}{:>14}{:>16}\n", "kernel/type/bits", "GB/s", "memcpy GB/s", "% of memcpy",
+    fmt::print("{:<30}{:>10}{:>14}{:>14}{:>16}\n", "kernel/type/bits or channels", "GB/s", "memcpy GB/s", "% of memcpy",
                "quartiles");
     return true;
   }
@@ -233,7 +333,7 @@ class Reporter final : public benchmark::BenchmarkReporter {
         result[name] = counter.value;
       }
       const auto value = [&](const char* name) { return run.counters.at(name).value; };
-      fmt::print("{:<24}{:>10.2f}{:>14.2f}{:>14.0f}{:>16}\n", run.run_name.function_name, value("gigabytes_per_second"),
+      fmt::print("{:<30}{:>10.2f}{:>14.2f}{:>14.0f}{:>16}\n", run.run_name.function_name, value("gigabytes_per_second"),
                  value("memcpy_gigabytes_per_second"), value("percent_of_memcpy"),
                  fmt::format("{:.0f}-{:.0f}", value("percent_lower_quartile"), value("percent_upper_quartile")));
       std::fflush(stdout);

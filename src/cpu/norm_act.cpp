@@ -1,276 +1,255 @@
 #include "actnn/cpu/norm_act.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 
-#include "actnn/core/layout.h"
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "src/cpu/norm_act.cpp"
+#include <hwy/cache_control.h>
+#include <hwy/foreach_target.h>  // includes this file once per instruction set
 
-namespace actnn::cpu {
+#include "src/cpu/split-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace actnn::cpu::HWY_NAMESPACE {
+
+#if HWY_TARGET == HWY_SCALAR
+
+void norm_act(const NormActForward& forward, int64_t first, int64_t last) { reference::norm_act(forward, first, last); }
+
+#else
+
 namespace {
 
-using Layout = SplitLayout<int64_t>;
-using Lane = std::array<float, kLaneRows * kOctet>;  ///< row j, channel k at 8 j + k
+/// What all groups of a call share.
+struct Forward {
+  const NormActForward& arguments;
+  std::vector<MapOctet<NormActChannel>> maps;
+  PhiloxKeys keys;
+  Bend bend;
+  uint8_t* words;  ///< of group 0
 
-/// The rows and channels of one lane of a group that there are.
-struct LanePlace {
-  int64_t row;
-  int64_t channel;
-  int rows;
-  int channels;
-  int rows_apart;
+  explicit Forward(const NormActForward& forward)
+      : arguments(forward),
+        maps(octets_of(forward.channels, forward.layout.channels)),
+        keys(forward.random.seed),
+        bend(forward.slope),
+        words(forward.packed + codes_offset(forward.layout.groups())) {}
+};
 
-  LanePlace(const Layout& layout, int64_t group, int lane)
-      : row(group / layout.channel_blocks() * layout.group_rows() + lane / layout.lanes_across()),
-        channel(group % layout.channel_blocks() * layout.group_channels() + lane % layout.lanes_across() * kOctet),
-        rows(
-            static_cast<int>(std::clamp<int64_t>(ceil_div(layout.rows - row, layout.lane_rows_apart()), 0, kLaneRows))),
-        channels(static_cast<int>(std::clamp<int64_t>(layout.channels - channel, 0, kOctet))),
-        rows_apart(layout.lane_rows_apart()) {}
+/// The maps of one vector of channels.
+struct ForwardMap {
+  OctetVector z_scale, z_shift, s_scale, s_shift;
+  OctetMask linear;
 
-  /// Calls `body(8 j + k, index of the element, channel)`.
-  template <class Body>
-  void for_each(const Layout& layout, Body&& body) const {
-    for (int j = 0; j < rows; ++j) {
-      const int64_t first = (row + int64_t{j} * rows_apart) * layout.channels + channel;
-      for (int k = 0; k < channels; ++k) {
-        body(j * static_cast<int>(kOctet) + k, first + k, channel + k);
+  HWY_INLINE ForwardMap(const MapOctet<NormActChannel>& octet, int64_t k)
+      : z_scale(octet.field(0, k)),
+        z_shift(octet.field(1, k)),
+        s_scale(octet.field(2, k)),
+        s_shift(octet.field(3, k)),
+        linear(hn::Ne(octet.field(4, k), hn::Zero(OctetTag()))) {}
+};
+
+/// A group's elements before they are codes, in the order of the bits of its words.
+struct GroupCopies {
+  HWY_ALIGN float copies[kGroupElements];
+  HWY_ALIGN uint32_t sides[kGroupElements];  ///< kSideOfCode above 0
+  float above;                               ///< the largest distance from 0; NaN or infinite if one of any side is
+  float below;
+};
+
+/// Writes y of a group and finds its copies.
+template <class Element, class Store>
+HWY_INLINE void normalize_group(const Forward& forward, const GroupPlace& place, GroupCopies& group) {
+  const OctetTag df;
+  const OctetWordTag d32;
+  const NormActForward& arguments = forward.arguments;
+  const auto* x = static_cast<const Element*>(arguments.x);
+  const auto* residual = static_cast<const Element*>(arguments.residual);
+  auto* y = static_cast<Element*>(arguments.y);
+  const auto zero = hn::Zero(df);
+  const auto drops_below = hn::MaskFromVec(hn::BitCast(df, hn::Set(d32, arguments.keeps_below ? 0u : ~0u)));
+  auto highest = zero;
+  auto lowest = zero;
+  auto finite = zero;  // until an infinity or NaN makes it NaN
+  place.for_each_lane([&](const LaneRows& lane) {
+    for (int64_t k = 0; k < kOctet; k += kOctetStep) {
+      const ForwardMap map(forward.maps[static_cast<size_t>(lane.channel / kOctet)], k);
+      for (int64_t j = 0; j < lane.rows; ++j) {
+        const int64_t index = lane.index + j * place.stride() + k;
+        const int64_t bit = lane.place + j * kOctet + k;
+        const auto input = load_floats(df, x + index);
+        auto z = hn::Add(hn::Mul(map.z_scale, input), map.z_shift);
+        if (residual) {
+          z = hn::Add(z, load_floats(df, residual + index));
+        }
+        const auto side = hn::Gt(z, zero);
+        store_floats(df, canonical_nan(df, forward.bend.activated(z, side)), y + index, Store());
+        auto s = hn::Add(hn::Mul(map.s_scale, hn::IfThenElse(map.linear, input, z)), map.s_shift);
+        finite = hn::MulAdd(s, zero, finite);
+        s = hn::IfThenZeroElse(hn::AndNot(side, drops_below), s);
+        highest = hn::Max(highest, s);
+        lowest = hn::Min(lowest, s);
+        hn::Store(s, df, group.copies + bit);
+        hn::Store(hn::IfThenElseZero(hn::RebindMask(d32, side), hn::Set(d32, uint32_t{kSideOfCode})), d32,
+                  group.sides + bit);
       }
     }
+  });
+  const float not_finite = hn::GetLane(hn::SumOfLanes(df, finite));
+  group.above = hn::GetLane(hn::MaxOfLanes(df, highest)) + not_finite;
+  group.below = not_finite - hn::GetLane(hn::MinOfLanes(df, lowest));
+}
+
+/// Noise of a group: 8 numbers an octet, `pitch` octets a row.
+struct GroupNoise {
+  HWY_ALIGN uint16_t numbers[kGroupElements];
+  int64_t pitch;
+
+  /// One block's rows are read as a whole, of which the octets follow each other; else they are 8 octets each.
+  HWY_INLINE void draw(const Forward& forward, const GroupPlace& place) {
+    const int64_t octets = place.layout.row_octets();
+    const auto first = static_cast<uint64_t>(place.row * octets + place.channel / kOctet);
+    pitch = std::min<int64_t>(octets, kSplitLanes);
+    const auto counter_of = [&](int64_t i) {
+      return first + static_cast<uint64_t>(i / kSplitLanes * octets + i % kSplitLanes);
+    };
+    auto* words = reinterpret_cast<uint32_t*>(numbers);
+    if (octets <= kSplitLanes) {
+      philox_blocks(forward.keys, forward.arguments.random.offset, first, place.rows * octets, words);
+    } else {
+      philox_runs(forward.keys, forward.arguments.random.offset, counter_of, place.rows * kSplitLanes, words);
+    }
+  }
+  HWY_INLINE void round_to_nearest(int bits) {
+    std::fill_n(numbers, kGroupElements, static_cast<uint16_t>(half_step(bits - 1)));
+    pitch = 0;
   }
 };
 
-/// The words of a lane: one of each plane, `kSplitLanes` apart.
-struct LaneWords {
-  uint32_t sides = 0;
-  std::array<uint32_t, kMaxBits - 1> planes{};
+/// A group's encoder in vectors.
+struct VectorEncoder {
+  OctetVector lowest, linear, above, below;
+  hn::Vec<OctetWordTag> highest;
 
-  void set(int place, bool side, uint32_t value, int bits) {
-    sides |= static_cast<uint32_t>(side) << place;
-    for (int plane = 0; plane < bits - 1; ++plane) {
-      planes[plane] |= ((value >> plane) & 1u) << place;
-    }
-  }
-  bool side(int place) const { return ((sides >> place) & 1u) != 0; }
-  uint32_t value(int place, int bits) const {
-    uint32_t value = 0;
-    for (int plane = 0; plane < bits - 1; ++plane) {
-      value |= ((planes[plane] >> place) & 1u) << plane;
-    }
-    return value;
+  HWY_INLINE explicit VectorEncoder(const SplitEncoder& encoder)
+      : lowest(hn::Set(OctetTag(), encoder.grid.lowest)),
+        linear(hn::Set(OctetTag(), encoder.linear)),
+        above(hn::Set(OctetTag(), encoder.above)),
+        below(hn::Set(OctetTag(), encoder.below)),
+        highest(hn::Set(OctetWordTag(), encoder.highest)) {}
+
+  /// Values, by `SplitEncoder::encode`.
+  HWY_INLINE hn::Vec<OctetWordTag> encode(OctetVector s, OctetMask side, OctetMask is_linear,
+                                          hn::Vec<OctetWordTag> noise) const {
+    const OctetTag df;
+    const OctetWordTag d32;
+    const auto split_distance = hn::IfThenElse(side, s, hn::Neg(s));
+    const auto distance = hn::IfThenElse(is_linear, hn::Sub(s, lowest), split_distance);
+    const auto scale = hn::IfThenElse(is_linear, linear, hn::IfThenElse(side, above, below));
+    const auto scaled = hn::Mul(distance, scale);
+    const auto units_away = hn::IfThenElseZero(hn::Gt(scaled, hn::Zero(df)), scaled);
+    const auto shifted = hn::BitCast(d32, hn::Add(units_away, hn::Set(df, kIntegerInMantissa)));
+    const auto position = hn::Sub(shifted, hn::Set(d32, bits_of(kIntegerInMantissa)));
+    return hn::Min(hn::ShiftRight<16>(hn::Add(position, noise)), highest);
   }
 };
 
-int64_t words_offset(const Layout& layout, int64_t group, int plane, int lane, int bits) {
-  return codes_offset(layout.groups()) +
-         static_cast<int64_t>(sizeof(uint32_t)) * ((group * bits + plane) * kSplitLanes + lane);
-}
-
-void store_words(const LaneWords& words, uint8_t* packed, const Layout& layout, int64_t group, int lane, int bits) {
-  std::memcpy(packed + words_offset(layout, group, 0, lane, bits), &words.sides, sizeof words.sides);
-  for (int plane = 1; plane < bits; ++plane) {
-    std::memcpy(packed + words_offset(layout, group, plane, lane, bits), &words.planes[plane - 1], sizeof(uint32_t));
+/// Writes the words of a group.
+HWY_INLINE void encode_group(const Forward& forward, const GroupPlace& place, const GroupCopies& group,
+                             const SplitEncoder& scalar_encoder, const GroupNoise& noise, uint8_t* words) {
+  const OctetTag df;
+  const OctetWordTag d32;
+  const hn::Rebind<uint16_t, OctetTag> d16;
+  const hn::Rebind<uint8_t, OctetTag> d8;
+  const VectorEncoder encoder(scalar_encoder);
+  HWY_ALIGN uint8_t codes[kGroupElements];
+  if (place.is_cut()) {
+    std::fill_n(codes, kGroupElements, uint8_t{0});
   }
-}
-
-LaneWords load_words(const uint8_t* packed, const Layout& layout, int64_t group, int lane, int bits) {
-  LaneWords words;
-  std::memcpy(&words.sides, packed + words_offset(layout, group, 0, lane, bits), sizeof words.sides);
-  for (int plane = 1; plane < bits; ++plane) {
-    std::memcpy(&words.planes[plane - 1], packed + words_offset(layout, group, plane, lane, bits), sizeof(uint32_t));
-  }
-  return words;
-}
-
-template <class Element>
-void forward_group(const NormActForward& forward, int64_t group) {
-  const Layout& layout = forward.layout;
-  const auto* x = static_cast<const Element*>(forward.x);
-  const auto* residual = static_cast<const Element*>(forward.residual);
-  auto* y = static_cast<Element*>(forward.y);
-
-  std::array<Lane, kSplitLanes> copies{};
-  std::array<uint32_t, kSplitLanes> sides{};
-  float above = 0.0F;
-  float below = 0.0F;
-  bool finite = true;
-  for (int lane = 0; lane < kSplitLanes; ++lane) {
-    LanePlace(layout, group, lane).for_each(layout, [&](int place, int64_t index, int64_t channel) {
-      const NormActChannel& map = forward.channels[channel];
-      const float input = to_float(x[index]);
-      const float scaled = map.z_scale * input;
-      float z = scaled + map.z_shift;
-      if (residual) {
-        z = z + to_float(residual[index]);
+  const int64_t noise_stride = place.layout.lane_rows_apart() * noise.pitch * kOctet;
+  place.for_each_lane([&](const LaneRows& lane) {
+    const uint16_t* numbers =
+        noise.numbers + lane.row * noise.pitch * kOctet + (noise.pitch == 0 ? 0 : lane.channel - place.channel);
+    for (int64_t k = 0; k < kOctet; k += kOctetStep) {
+      const ForwardMap map(forward.maps[static_cast<size_t>(lane.channel / kOctet)], k);
+      for (int64_t j = 0; j < lane.rows; ++j) {
+        const int64_t bit = lane.place + j * kOctet + k;
+        const auto side = hn::Load(d32, group.sides + bit);
+        const auto random = hn::PromoteTo(d32, hn::LoadU(d16, numbers + j * noise_stride + k));
+        const auto value = encoder.encode(hn::Load(df, group.copies + bit),
+                                          hn::RebindMask(df, hn::Ne(side, hn::Zero(d32))), map.linear, random);
+        hn::StoreU(hn::TruncateTo(d8, hn::Or(value, side)), d8, codes + bit);
       }
-      const bool side = z > 0.0F;
-      store_rounded(with_canonical_nan(activated(z, side, forward.slope)), &y[index]);
-      const float scaled_copy = map.s_scale * (map.linear != 0.0F ? input : z);
-      float s = scaled_copy + map.s_shift;
-      finite = finite && is_finite(s);
-      if (!side && !forward.keeps_below) {
-        s = 0.0F;
-      }
-      sides[lane] |= static_cast<uint32_t>(side) << place;
-      copies[lane][place] = s;
-      above = s > above ? s : above;
-      below = -s > below ? -s : below;
-    });
-  }
-  if (forward.bits == 0) {
+    }
+  });
+  store_planes(codes, forward.arguments.bits, words);
+}
+
+/// Flattened: a call of code that is compiled for the baseline instruction set mixes instruction encodings.
+template <class Element, class Store>
+HWY_FLATTEN void forward_group(const Forward& forward, int64_t group) {
+  const NormActForward& arguments = forward.arguments;
+  const GroupPlace place(arguments.layout, group);
+  GroupCopies copies;
+  normalize_group<Element, Store>(forward, place, copies);
+  if (arguments.bits == 0) {
     return;
   }
-
-  const float largest = finite ? 0.0F : float_of(kInfinityFloat32);
-  const SplitSteps steps = split_steps(std::max(above, largest), std::max(below, largest), forward.bits, forward.type);
-  std::memcpy(forward.packed + group * static_cast<int64_t>(sizeof steps), &steps, sizeof steps);
-  const SplitEncoder encoder(steps, forward.bits, forward.type);
-  for (int lane = 0; lane < kSplitLanes; ++lane) {
-    LaneWords words;
-    PhiloxBlock random{};
-    LanePlace(layout, group, lane).for_each(layout, [&](int place, int64_t index, int64_t channel) {
-      const int k = place % static_cast<int>(kOctet);
-      if (k == 0 && forward.stochastic) {
-        random = forward.random.block(
-            static_cast<uint64_t>(index / layout.channels * layout.row_octets() + channel / kOctet));
-      }
-      const uint32_t noise = forward.stochastic ? random16(random, k) : half_step(forward.bits - 1);
-      const bool side = ((sides[lane] >> place) & 1u) != 0;
-      const bool linear = forward.channels[channel].linear != 0.0F;
-      words.set(place, side, encoder.encode(copies[lane][place], side, linear, noise), forward.bits);
-    });
-    store_words(words, forward.packed, layout, group, lane, forward.bits);
+  GroupNoise noise;
+  if (arguments.stochastic) {
+    noise.draw(forward, place);
+  } else {
+    noise.round_to_nearest(arguments.bits);
   }
+  const SplitSteps steps = split_steps(copies.above, copies.below, arguments.bits, arguments.type);
+  std::memcpy(arguments.packed + group * static_cast<int64_t>(sizeof steps), &steps, sizeof steps);
+  const SplitEncoder encoder(steps, arguments.bits, arguments.type);
+  encode_group(forward, place, copies, encoder, noise, forward.words + group * group_bytes(arguments.bits));
 }
 
-/// Calls `body(index, channel, side, s)` for the elements of a group, s from the normalization's input.
-template <class Element, class Body>
-void for_each_exact(const NormActBackward& backward, int64_t group, Body&& body) {
-  const auto* x = static_cast<const Element*>(backward.x);
-  for (int lane = 0; lane < kSplitLanes; ++lane) {
-    const LaneWords words = backward.packed ? load_words(backward.packed, backward.layout, group, lane, backward.bits)
-                                            : LaneWords{.sides = ~0u};
-    LanePlace(backward.layout, group, lane).for_each(backward.layout, [&](int place, int64_t index, int64_t channel) {
-      const NormActChannel& map = backward.channels_of_x[channel];
-      const float scaled = map.s_scale * to_float(x[index]);
-      body(index, channel, words.side(place), scaled + map.s_shift);
-    });
+template <class Element, class Store>
+void forward_groups(const NormActForward& arguments, int64_t first, int64_t last) {
+  const Forward forward(arguments);
+  for (int64_t group = first; group < last; ++group) {
+    forward_group<Element, Store>(forward, group);
   }
-}
-
-/// The same with s from the copies, if there is no input; `linear(channel)` says of which kind a channel is.
-template <class Element, class IsLinear, class Body>
-void for_each_copy(const NormActBackward& backward, int64_t group, IsLinear&& is_linear, Body&& body) {
-  if (backward.x) {
-    for_each_exact<Element>(backward, group, body);
-    return;
-  }
-  SplitSteps steps;
-  std::memcpy(&steps, backward.packed + group * static_cast<int64_t>(sizeof steps), sizeof steps);
-  const SplitGrid grid(steps, backward.bits, backward.type);
-  for (int lane = 0; lane < kSplitLanes; ++lane) {
-    const LaneWords words = load_words(backward.packed, backward.layout, group, lane, backward.bits);
-    LanePlace(backward.layout, group, lane).for_each(backward.layout, [&](int place, int64_t index, int64_t channel) {
-      const bool side = words.side(place);
-      body(index, channel, side, grid.decode(side, words.value(place, backward.bits), is_linear(channel)));
-    });
-  }
-}
-
-/// dz of an element.
-template <class Element>
-float gradient_of(const NormActBackward& backward, int64_t index, bool side) {
-  float gradient = to_float(static_cast<const Element*>(backward.grad)[index]);
-  if (backward.second_grad) {
-    gradient = gradient + to_float(static_cast<const Element*>(backward.second_grad)[index]);
-  }
-  return activation_gradient(gradient, side, backward.slope);
 }
 
 }  // namespace
 
-void part_moments(const void* x, ElementType type, const Layout& layout, int64_t part, double* mean, double* squares) {
-  const int64_t first = part * kPartRows;
-  const int64_t last = std::min(first + kPartRows, layout.rows);
-  with_element_type(type, [&]<class Element>(Element /*tag*/) {
-    const auto* elements = static_cast<const Element*>(x);
-    std::fill_n(mean, layout.channels, 0.0);
-    std::fill_n(squares, layout.channels, 0.0);
-    for (int64_t row = first; row < last; ++row) {
-      for (int64_t channel = 0; channel < layout.channels; ++channel) {
-        mean[channel] += to_float(elements[row * layout.channels + channel]);
-      }
-    }
-    for (int64_t channel = 0; channel < layout.channels; ++channel) {
-      mean[channel] /= static_cast<double>(last - first);
-    }
-    for (int64_t row = first; row < last; ++row) {
-      for (int64_t channel = 0; channel < layout.channels; ++channel) {
-        const double distance = to_float(elements[row * layout.channels + channel]) - mean[channel];
-        squares[channel] += distance * distance;
-      }
+void norm_act(const NormActForward& forward, int64_t first, int64_t last) {
+  if (!has_whole_octets(forward.layout)) {
+    return reference::norm_act(forward, first, last);
+  }
+  with_element_type(forward.type, [&]<class Element>(Element /*tag*/) {
+    if (streams(forward.layout, forward.type, forward.y, {forward.x, forward.residual})) {
+      forward_groups<Element, StoreStreaming>(forward, first, last);
+      hwy::FlushStream();
+    } else {
+      forward_groups<Element, StoreCached>(forward, first, last);
     }
   });
 }
+
+#endif
+
+}  // namespace actnn::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include "src/cpu/dispatch.h"
+
+namespace actnn::cpu {
+
+HWY_EXPORT(norm_act);
 
 void norm_act(const NormActForward& forward, int64_t first, int64_t last) {
-  with_element_type(forward.type, [&]<class Element>(Element /*tag*/) {
-    for (int64_t group = first; group < last; ++group) {
-      forward_group<Element>(forward, group);
-    }
-  });
-}
-
-void norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, int64_t first, int64_t last,
-                   double* sums, double* copy_sums) {
-  const int64_t blocks = backward.layout.channel_blocks();
-  with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
-    for (int64_t group = first * blocks; group < last * blocks; ++group) {
-      for_each_copy<Element>(
-          backward, group, [&](int64_t channel) { return channels[channel].linear != 0.0F; },
-          [&](int64_t index, int64_t channel, bool side, float s) {
-            const float dz = gradient_of<Element>(backward, index, side);
-            sums[channel] += dz;
-            copy_sums[channel] += static_cast<double>(dz) * s;
-          });
-    }
-  });
-}
-
-void norm_act_input_gradient(const NormActBackward& backward, const NormActGradient* channels, void* grad_input,
-                             void* grad_sum, int64_t first, int64_t last) {
-  with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
-    for (int64_t group = first; group < last; ++group) {
-      for_each_copy<Element>(
-          backward, group, [&](int64_t channel) { return channels[channel].linear != 0.0F; },
-          [&](int64_t index, int64_t channel, bool side, float s) {
-            const NormActGradient& map = channels[channel];
-            const float dz = gradient_of<Element>(backward, index, side);
-            const float of_gradient = map.scale * dz;
-            const float of_copy = map.of_copy * s;
-            const float sum = of_gradient + of_copy;
-            store_rounded(with_canonical_nan(sum + map.shift), &static_cast<Element*>(grad_input)[index]);
-            if (grad_sum) {
-              store_rounded(with_canonical_nan(dz), &static_cast<Element*>(grad_sum)[index]);
-            }
-          });
-    }
-  });
-}
-
-void norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y, int64_t first,
-                     int64_t last) {
-  with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
-    for (int64_t group = first; group < last; ++group) {
-      for_each_copy<Element>(
-          backward, group, [&](int64_t channel) { return channels[channel].linear != 0.0F; },
-          [&](int64_t index, int64_t channel, bool side, float s) {
-            const float scaled = channels[channel].a * s;
-            const float z = scaled + channels[channel].b;
-            store_rounded(with_canonical_nan(activated(z, side, backward.slope)), &static_cast<Element*>(y)[index]);
-          });
-    }
-  });
+  if (use_reference()) {
+    return reference::norm_act(forward, first, last);
+  }
+  HWY_DYNAMIC_DISPATCH(norm_act)(forward, first, last);
 }
 
 }  // namespace actnn::cpu
+#endif

@@ -20,11 +20,15 @@ constexpr int64_t kReferenceTarget = -1;
 /// kBest, kReferenceTarget or one of Highway's target bits.
 std::atomic<int64_t> selected_target{kBest};
 
-/// All targets with vectors, best first; Highway's scalar one runs the reference.
-std::vector<int64_t> vector_targets() {
-  std::vector<int64_t> targets = hwy::SupportedAndGeneratedTargets();
-  std::erase(targets, static_cast<int64_t>(HWY_SCALAR));
-  return targets;
+/// All targets with vectors, best first; Highway's scalar one runs the reference. Highway is asked once: its answer selects the best
+/// one again.
+const std::vector<int64_t>& vector_targets() {
+  static const std::vector<int64_t> kTargets = [] {
+    std::vector<int64_t> targets = hwy::SupportedAndGeneratedTargets();
+    std::erase(targets, static_cast<int64_t>(HWY_SCALAR));
+    return targets;
+  }();
+  return kTargets;
 }
 
 void use_target(const std::string& name) {
@@ -70,7 +74,7 @@ std::string current_target() {
     return kReference;
   }
   const int64_t selected = selected_target;
-  const std::vector<int64_t> targets = vector_targets();
+  const std::vector<int64_t>& targets = vector_targets();
   if (selected == kBest) {
     return targets.empty() ? kReference : hwy::TargetName(targets.front());
   }

@@ -76,11 +76,13 @@ HWY_INLINE void store_blocks(const PhiloxState& s, uint32_t* HWY_RESTRICT words)
   hn::StoreU(hn::BitCast(d32, hn::InterleaveUpper(d64, words01, words23)), d32, words + hn::Lanes(d32));
 }
 
-/// Philox blocks at counters first, first + 1, ..., written in order as 4 words each: `count` of them, rounded up to a
-/// multiple of kPhiloxMultiple, for which there must be room. Counters are dealt to lanes such that interleaving the two
-/// halves of the results gives consecutive blocks.
-HWY_INLINE void philox_blocks(const PhiloxKeys& keys, uint64_t offset, uint64_t first, int64_t count,
-                              uint32_t* HWY_RESTRICT words) {
+/// Philox blocks in runs of consecutive counters, as long as a vector at least: `counter_of(i)` is that of block i, for i a multiple
+/// of a vector's 64-bit lanes. They are written in order as 4 words each: `count` of them, rounded up to a multiple of
+/// kPhiloxMultiple, for which there must be room. Counters are dealt to lanes such that interleaving the two halves of the results
+/// gives consecutive blocks.
+template <class CounterOf>
+HWY_INLINE void philox_runs(const PhiloxKeys& keys, uint64_t offset, CounterOf&& counter_of, int64_t count,
+                            uint32_t* HWY_RESTRICT words) {
   const Word64Tag d64;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d64));
   const auto lane = hn::Iota(d64, 0);
@@ -92,8 +94,8 @@ HWY_INLINE void philox_blocks(const PhiloxKeys& keys, uint64_t offset, uint64_t 
 
   // Two vectors at a time: a round is a chain of dependent instructions.
   for (int64_t i = 0; i < count; i += 2 * lanes) {
-    const auto counter_a = hn::Add(hn::Set(d64, first + static_cast<uint64_t>(i)), lane_counter);
-    const auto counter_b = hn::Add(counter_a, hn::Set(d64, static_cast<uint64_t>(lanes)));
+    const auto counter_a = hn::Add(hn::Set(d64, counter_of(i)), lane_counter);
+    const auto counter_b = hn::Add(hn::Set(d64, counter_of(i + lanes)), lane_counter);
     PhiloxState a{counter_a, hn::ShiftRight<32>(counter_a), start2, start3};
     PhiloxState b{counter_b, hn::ShiftRight<32>(counter_b), start2, start3};
     for (int round = 0; round < kPhiloxRounds; ++round) {
@@ -107,25 +109,35 @@ HWY_INLINE void philox_blocks(const PhiloxKeys& keys, uint64_t offset, uint64_t 
   }
 }
 
-/// Loads one vector of elements as floats.
-HWY_INLINE hn::Vec<FloatTag> load_floats(const float* p) { return hn::LoadU(FloatTag(), p); }
-
-HWY_INLINE hn::Vec<FloatTag> load_floats(const BFloat16* p) {
-  const Word32Tag d32;
-  const hn::Rebind<uint16_t, Word32Tag> d16;
-  const auto bits = hn::LoadU(d16, reinterpret_cast<const uint16_t*>(p));
-  return hn::BitCast(FloatTag(), hn::ShiftLeft<16>(hn::PromoteTo(d32, bits)));
+/// Those at counters first, first + 1, ...
+HWY_INLINE void philox_blocks(const PhiloxKeys& keys, uint64_t offset, uint64_t first, int64_t count,
+                              uint32_t* HWY_RESTRICT words) {
+  philox_runs(
+      keys, offset, [first](int64_t i) { return first + static_cast<uint64_t>(i); }, count, words);
 }
 
-HWY_INLINE hn::Vec<FloatTag> load_floats(const Float16* p) {
-  const FloatTag df;
-  const Word32Tag d32;
+/// Loads one vector of elements as floats.
+template <class Tag>
+HWY_INLINE hn::Vec<Tag> load_floats(Tag df, const float* p) {
+  return hn::LoadU(df, p);
+}
+
+template <class Tag>
+HWY_INLINE hn::Vec<Tag> load_floats(Tag df, const BFloat16* p) {
+  const hn::Rebind<uint32_t, Tag> d32;
+  const hn::Rebind<uint16_t, Tag> d16;
+  const auto bits = hn::LoadU(d16, reinterpret_cast<const uint16_t*>(p));
+  return hn::BitCast(df, hn::ShiftLeft<16>(hn::PromoteTo(d32, bits)));
+}
+
+template <class Tag>
+HWY_INLINE hn::Vec<Tag> load_floats(Tag df, const Float16* p) {
 #if HWY_TARGET <= HWY_AVX2
-  const hn::Rebind<hwy::float16_t, FloatTag> d16;
-  (void)d32;
+  const hn::Rebind<hwy::float16_t, Tag> d16;
   return hn::PromoteTo(df, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
 #else
-  const hn::Rebind<uint16_t, Word32Tag> d16;
+  const hn::Rebind<uint32_t, Tag> d32;
+  const hn::Rebind<uint16_t, Tag> d16;
   const auto bits = hn::PromoteTo(d32, hn::LoadU(d16, reinterpret_cast<const uint16_t*>(p)));
   const auto sign = hn::ShiftLeft<16>(hn::And(bits, hn::Set(d32, 0x8000u)));
   const auto magnitude = hn::And(bits, hn::Set(d32, 0x7FFFu));
@@ -135,6 +147,12 @@ HWY_INLINE hn::Vec<FloatTag> load_floats(const Float16* p) {
   const auto special_bits = hn::Or(hn::ShiftLeft<13>(magnitude), hn::Set(d32, 0x7F800000u));
   return hn::BitCast(df, hn::Or(sign, hn::IfThenElse(special, special_bits, hn::BitCast(d32, value))));
 #endif
+}
+
+/// Loads a vector of the full length.
+template <class Element>
+HWY_INLINE hn::Vec<FloatTag> load_floats(const Element* p) {
+  return load_floats(FloatTag(), p);
 }
 
 /// Writes through the cache.
@@ -150,35 +168,40 @@ struct StoreCached {
 struct StoreStreaming {
   template <class V, class D, class T>
   HWY_INLINE void operator()(V v, D d, T* p) const {
-    hn::Stream(v, d, p);
+    if constexpr (hn::MaxLanes(d) * sizeof(T) < 16) {
+      hn::StoreU(v, d, p);  // streaming writes 16 bytes at least
+    } else {
+      hn::Stream(v, d, p);
+    }
   }
 };
 
 /// Stores one vector of floats as elements, rounded to nearest even. A NaN must be the canonical one (kNanFloat32).
-template <class Store = StoreCached>
-HWY_INLINE void store_floats(hn::Vec<FloatTag> values, float* p, Store store = {}) {
-  store(values, FloatTag(), p);
+template <class Tag, class Store>
+HWY_INLINE void store_floats(Tag df, hn::Vec<Tag> values, float* p, Store store) {
+  store(values, df, p);
 }
 
-template <class Store = StoreCached>
-HWY_INLINE void store_floats(hn::Vec<FloatTag> values, BFloat16* p, Store store = {}) {
-  const Word32Tag d32;
-  const hn::Rebind<uint16_t, Word32Tag> d16;
+template <class Tag, class Store>
+HWY_INLINE void store_floats(Tag df, hn::Vec<Tag> values, BFloat16* p, Store store) {
+  const hn::Rebind<uint32_t, Tag> d32;
+  const hn::Rebind<uint16_t, Tag> d16;
+  (void)df;
   const auto bits = hn::BitCast(d32, values);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1u));
   const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(d32, 0x7FFFu))));
   store(hn::TruncateTo(d16, rounded), d16, reinterpret_cast<uint16_t*>(p));
 }
 
-template <class Store = StoreCached>
-HWY_INLINE void store_floats(hn::Vec<FloatTag> values, Float16* p, Store store = {}) {
+template <class Tag, class Store>
+HWY_INLINE void store_floats(Tag df, hn::Vec<Tag> values, Float16* p, Store store) {
 #if HWY_TARGET <= HWY_AVX2
-  const hn::Rebind<hwy::float16_t, FloatTag> d16;
+  const hn::Rebind<hwy::float16_t, Tag> d16;
+  (void)df;
   store(hn::DemoteTo(d16, values), d16, reinterpret_cast<hwy::float16_t*>(p));
 #else
-  const FloatTag df;
-  const Word32Tag d32;
-  const hn::Rebind<uint16_t, Word32Tag> d16;
+  const hn::Rebind<uint32_t, Tag> d32;
+  const hn::Rebind<uint16_t, Tag> d16;
   const auto bits = hn::BitCast(d32, values);
   const auto sign = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 0x8000u));
   const auto magnitude = hn::And(bits, hn::Set(d32, 0x7FFFFFFFu));
@@ -194,6 +217,18 @@ HWY_INLINE void store_floats(hn::Vec<FloatTag> values, Float16* p, Store store =
   rounded = hn::IfThenElse(hn::Gt(magnitude, hn::Set(d32, 0x7F800000u)), hn::Set(d32, uint32_t{kNanFloat16}), rounded);
   store(hn::TruncateTo(d16, hn::Or(sign, rounded)), d16, reinterpret_cast<uint16_t*>(p));
 #endif
+}
+
+/// Stores a vector of the full length.
+template <class Element, class Store = StoreCached>
+HWY_INLINE void store_floats(hn::Vec<FloatTag> values, Element* p, Store store = {}) {
+  store_floats(FloatTag(), values, p, store);
+}
+
+/// The canonical NaN in the place of any NaN.
+template <class Tag>
+HWY_INLINE hn::Vec<Tag> canonical_nan(Tag df, hn::Vec<Tag> values) {
+  return hn::IfThenElse(hn::IsNaN(values), hn::BitCast(df, hn::Set(hn::Rebind<uint32_t, Tag>(), kNanFloat32)), values);
 }
 
 }  // namespace actnn::cpu::HWY_NAMESPACE

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <vector>
 
 #include "actnn/cpu/norm_act.h"
@@ -24,7 +25,6 @@ using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 // --- CPU -------------------------------------------------------------------------------------------------------------
 
-/// Chan et al., "Algorithms for computing the sample variance" (1983): parts of known mean, joined in their order.
 TwoTensors moments_cpu(const at::Tensor& input) {
   const ElementType type = check_channel_moments(input);
   const Layout layout = split_layout(input);
@@ -39,20 +39,8 @@ TwoTensors moments_cpu(const at::Tensor& input) {
   });
   at::Tensor mean = per_channel(input, layout.channels);
   at::Tensor variance = per_channel(input, layout.channels);
-  for (int64_t channel = 0; channel < layout.channels; ++channel) {
-    double count = 0;
-    double joint_mean = 0;
-    double joint_squares = 0;
-    for (int64_t part = 0; part < parts; ++part) {
-      const auto rows = static_cast<double>(std::min(cpu::kPartRows, layout.rows - part * cpu::kPartRows));
-      const double distance = means[part * layout.channels + channel] - joint_mean;
-      joint_squares += squares[part * layout.channels + channel] + distance * distance * count * rows / (count + rows);
-      count += rows;
-      joint_mean += distance * rows / count;
-    }
-    mean.mutable_data_ptr<float>()[channel] = static_cast<float>(joint_mean);
-    variance.mutable_data_ptr<float>()[channel] = static_cast<float>(count > 0 ? joint_squares / count : 0.0);
-  }
+  cpu::join_moments(means.data(), squares.data(), layout, mean.mutable_data_ptr<float>(),
+                    variance.mutable_data_ptr<float>());
   return {mean, variance};
 }
 
@@ -148,14 +136,13 @@ at::Tensor sums_cpu(const OptionalTensor& packed, const at::Tensor& grad, const 
                          std::min((part + 1) * part_blocks, layout.row_blocks()), of_part, of_part + layout.channels);
     }
   });
-  at::Tensor result = at::empty({2, layout.channels}, inverse.options());
-  for (int64_t i = 0; i < 2 * layout.channels; ++i) {
-    double sum = 0;
-    for (int64_t part = 0; part < parts; ++part) {
-      sum += sums[2 * part * layout.channels + i];
-    }
-    result.mutable_data_ptr<float>()[i] = static_cast<float>(sum);
+  std::vector<double> joint_sums(2 * layout.channels);
+  for (int64_t part = 0; part < parts; ++part) {
+    std::transform(joint_sums.begin(), joint_sums.end(), sums.begin() + 2 * part * layout.channels, joint_sums.begin(),
+                   std::plus<>());
   }
+  at::Tensor result = at::empty({2, layout.channels}, inverse.options());
+  std::copy(joint_sums.begin(), joint_sums.end(), result.mutable_data_ptr<float>());
   return result;
 }
 

@@ -21,6 +21,10 @@ inline constexpr int64_t kPartRows = 1024;
 void part_moments(const void* x, ElementType type, const SplitLayout<int64_t>& layout, int64_t part, double* mean,
                   double* squares);
 
+/// Mean and (biased) variance of all rows, [channels] each, from those of the parts in their order: [parts, channels] each.
+void join_moments(const double* means, const double* squares, const SplitLayout<int64_t>& layout, float* mean,
+                  float* variance);
+
 struct NormActForward {
   const void* x;
   const void* residual;  ///< null: none
@@ -67,4 +71,18 @@ void norm_act_input_gradient(const NormActBackward& backward, const NormActGradi
 void norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y, int64_t first,
                      int64_t last);
 
+namespace reference {
+
+/// The definition of the passes, one element after the other.
+void part_moments(const void* x, ElementType type, const SplitLayout<int64_t>& layout, int64_t part, double* mean,
+                  double* squares);
+void norm_act(const NormActForward& forward, int64_t first, int64_t last);
+void norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, int64_t first, int64_t last,
+                   double* sums, double* copy_sums);
+void norm_act_input_gradient(const NormActBackward& backward, const NormActGradient* channels, void* grad_input,
+                             void* grad_sum, int64_t first, int64_t last);
+void norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y, int64_t first,
+                     int64_t last);
+
+}  // namespace reference
 }  // namespace actnn::cpu

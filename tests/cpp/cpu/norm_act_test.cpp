@@ -329,6 +329,41 @@ TEST(NormActMoments, AreThoseOfTheRows) {
   }
 }
 
+TEST(NormActMoments, OfThePartsAreJoined) {
+  const Layout layout{2 * kPartRows + 5, 16};
+  std::vector<float> values = random_values(layout.rows * layout.channels, 2, false);
+  values[1] = 1e6F;  // where distances count from
+  std::vector<double> means(3 * 16);
+  std::vector<double> squares(3 * 16);
+  for (int64_t part = 0; part < 3; ++part) {
+    part_moments(values.data(), ElementType::kFloat32, layout, part, &means[part * 16], &squares[part * 16]);
+  }
+  std::vector<float> mean(16);
+  std::vector<float> variance(16);
+  join_moments(means.data(), squares.data(), layout, mean.data(), variance.data());
+  for (int64_t c = 0; c < 16; ++c) {
+    double sum = 0;
+    for (int64_t row = 0; row < layout.rows; ++row) {
+      sum += values[row * 16 + c];
+    }
+    const double expected = sum / static_cast<double>(layout.rows);
+    double sum_of_squares = 0;
+    for (int64_t row = 0; row < layout.rows; ++row) {
+      sum_of_squares += (values[row * 16 + c] - expected) * (values[row * 16 + c] - expected);
+    }
+    EXPECT_NEAR(mean[c], expected, 1e-7 * std::abs(expected) + 1e-9);
+    EXPECT_NEAR(variance[c] * static_cast<double>(layout.rows), sum_of_squares, 1e-7 * sum_of_squares);
+  }
+}
+
+TEST(NormActMoments, OfNoRowsAreZero) {
+  float mean = 1.0F;
+  float variance = 1.0F;
+  join_moments(nullptr, nullptr, {0, 1}, &mean, &variance);
+  EXPECT_EQ(mean, 0.0F);
+  EXPECT_EQ(variance, 0.0F);
+}
+
 /// The bytes of the format: 5 rows x 3 channels (one lane across, eight along the rows), 3 bits, rounded to nearest.
 TEST(NormActFormat, BytesAreTheseAlways) {
   const std::vector<float> values = {1, -2, 3, -1, 2, -3, 0.5F, 0, -0.5F, 2, 2, 2, -3, 1, 0};

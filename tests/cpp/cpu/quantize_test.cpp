@@ -116,6 +116,32 @@ TEST_P(QuantizeTargets, AllGiveTheSameBytesForHugeAndTinyGroups) {
   }
 }
 
+/// Large results are written around the cache if they lie well.
+TEST(QuantizeTargetsLarge, AllDecodeToTheSameElements) {
+  constexpr int64_t kCount = int64_t{1} << 21;
+  constexpr size_t kCacheLine = 64;
+  for (const ElementType type : kElementTypes) {
+    const Case c{type, 4, kCount, 256};
+    select_target("reference");
+    const Packed packed = quantize(c, as_elements(random_values(kCount, 11, false), type), 1);
+    const std::vector<uint8_t> expected = dequantize(c, packed);
+    for_targets([&](const std::string& target) {
+      std::vector<uint8_t> memory(static_cast<size_t>(kCount * element_size(type)) + kCacheLine + kGuard, kGuardByte);
+      auto* elements = memory.data() + kCacheLine - reinterpret_cast<uintptr_t>(memory.data()) % kCacheLine;
+      dequantize_groups({.parameters = packed.parameters.data(),
+                         .codes = packed.codes.data(),
+                         .count = kCount,
+                         .group_size = c.group_size,
+                         .bits = c.bits,
+                         .type = type,
+                         .elements = elements},
+                        0, group_count(kCount, c.group_size));
+      EXPECT_EQ(std::memcmp(elements, expected.data(), expected.size() - kGuard), 0) << target;
+      expect_guard(memory);
+    });
+  }
+}
+
 // The format must not change by accident: these bytes were computed by the reference in
 // tests/python/packed_format.py.
 TEST(QuantizeGolden, BytesAreUnchanged) {

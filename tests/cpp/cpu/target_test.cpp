@@ -1,6 +1,7 @@
 #include "actnn/cpu/target.h"
 
 #include <gtest/gtest.h>
+#include <hwy/highway.h>
 
 #include <stdexcept>
 
@@ -18,6 +19,17 @@ TEST(Target, EveryAvailableOneCanBeSelected) {
     EXPECT_EQ(current_target(), target);
   }
   select_target(targets.front());
+}
+
+TEST(Target, AskingLeavesTheSelectedOne) {
+  for (const std::string& target : available_targets()) {
+    select_target(target);
+    const size_t index = hwy::GetChosenTarget().GetIndex();
+    EXPECT_EQ(current_target(), target);
+    EXPECT_EQ(available_targets().back(), "reference");
+    EXPECT_EQ(hwy::GetChosenTarget().GetIndex(), index) << target;
+  }
+  select_target(available_targets().front());
 }
 
 TEST(Target, AnUnknownNameIsRefusedWithTheChoices) {

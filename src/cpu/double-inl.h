@@ -1,0 +1,74 @@
+// Sums in double precision of an octet's floats. Included once per instruction set, as vector-inl.h.
+#if defined(ACTNN_CPU_DOUBLE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ACTNN_CPU_DOUBLE_INL_H_
+#undef ACTNN_CPU_DOUBLE_INL_H_
+#else
+#define ACTNN_CPU_DOUBLE_INL_H_
+#endif
+
+#include "src/cpu/split-inl.h"
+
+#if HWY_TARGET != HWY_SCALAR
+
+HWY_BEFORE_NAMESPACE();
+namespace actnn::cpu::HWY_NAMESPACE {
+
+/// As many doubles as an OctetVector has floats: one vector, or two of half as many.
+class Doubles {
+ public:
+  using Tag = hn::CappedTag<double, kOctetStep>;
+  static constexpr int64_t kLanes = hn::MaxLanes(Tag());
+  static constexpr int64_t kParts = kOctetStep / kLanes;
+
+  HWY_INLINE static Doubles load(const double* p) {
+    Doubles result;
+    for (int64_t i = 0; i < kParts; ++i) {
+      result.parts_[i] = hn::LoadU(Tag(), p + i * kLanes);
+    }
+    return result;
+  }
+  /// A template, so that only one of the two ways is compiled.
+  template <class Floats>
+  HWY_INLINE static Doubles of(Floats floats) {
+    Doubles result;
+    if constexpr (hn::MaxLanes(hn::DFromV<Floats>()) == kLanes) {
+      result.parts_[0] = hn::PromoteTo(Tag(), floats);
+    } else {
+      result.parts_[0] = hn::PromoteTo(Tag(), hn::LowerHalf(floats));
+      result.parts_[1] = hn::PromoteTo(Tag(), hn::UpperHalf(hn::Half<OctetTag>(), floats));
+    }
+    return result;
+  }
+
+  HWY_INLINE void store(double* p) const {
+    for (int64_t i = 0; i < kParts; ++i) {
+      hn::StoreU(parts_[i], Tag(), p + i * kLanes);
+    }
+  }
+
+  HWY_INLINE void add(const Doubles& other) {
+    for (int64_t i = 0; i < kParts; ++i) {
+      parts_[i] = hn::Add(parts_[i], other.parts_[i]);
+    }
+  }
+  HWY_INLINE void subtract(const Doubles& other) {
+    for (int64_t i = 0; i < kParts; ++i) {
+      parts_[i] = hn::Sub(parts_[i], other.parts_[i]);
+    }
+  }
+  /// Two roundings on every instruction set.
+  HWY_INLINE void add_product(const Doubles& a, const Doubles& b) {
+    for (int64_t i = 0; i < kParts; ++i) {
+      parts_[i] = hn::Add(parts_[i], hn::Mul(a.parts_[i], b.parts_[i]));
+    }
+  }
+
+ private:
+  hn::Vec<Tag> parts_[kParts];
+};
+
+}  // namespace actnn::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // HWY_TARGET != HWY_SCALAR
+#endif  // include guard

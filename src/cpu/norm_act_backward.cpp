@@ -1,0 +1,301 @@
+#include <cstring>
+#include <utility>
+
+#include "actnn/cpu/norm_act.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "src/cpu/norm_act_backward.cpp"
+#include <hwy/cache_control.h>
+#include <hwy/foreach_target.h>  // includes this file once per instruction set
+
+#include "src/cpu/double-inl.h"
+#include "src/cpu/split-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace actnn::cpu::HWY_NAMESPACE {
+
+#if HWY_TARGET == HWY_SCALAR
+
+void norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, int64_t first, int64_t last,
+                   double* sums, double* copy_sums) {
+  reference::norm_act_sums(backward, channels, first, last, sums, copy_sums);
+}
+void norm_act_input_gradient(const NormActBackward& backward, const NormActGradient* channels, void* grad_input,
+                             void* grad_sum, int64_t first, int64_t last) {
+  reference::norm_act_input_gradient(backward, channels, grad_input, grad_sum, first, last);
+}
+void norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y, int64_t first,
+                     int64_t last) {
+  reference::norm_act_output(backward, channels, y, first, last);
+}
+
+#else
+
+namespace {
+
+/// A group's grids in vectors.
+struct VectorGrid {
+  OctetVector above, minus_below, lowest, linear;
+
+  HWY_INLINE explicit VectorGrid(const SplitGrid& grid)
+      : above(hn::Set(OctetTag(), grid.above)),
+        minus_below(hn::Set(OctetTag(), -grid.below)),
+        lowest(hn::Set(OctetTag(), grid.lowest)),
+        linear(hn::Set(OctetTag(), grid.linear)) {}
+
+  /// By `SplitGrid::copy_at`.
+  HWY_INLINE OctetVector decode(hn::Vec<OctetWordTag> codes, OctetMask side, OctetMask is_linear) const {
+    const auto number = hn::And(codes, hn::Set(OctetWordTag(), kSideOfCode - 1u));
+    const auto value = hn::ConvertTo(OctetTag(), hn::BitCast(hn::Rebind<int32_t, OctetTag>(), number));
+    const auto split = hn::Mul(value, hn::IfThenElse(side, above, minus_below));
+    return hn::IfThenElse(is_linear, hn::Add(hn::Mul(value, linear), lowest), split);
+  }
+};
+
+/// What all groups of a call share. `Map` says what is done with a channel, its last field of which kind the channel is.
+template <class Element, class Map>
+class Backward {
+ public:
+  Backward(const NormActBackward& backward, const Map* channels)
+      : arguments_(backward),
+        maps_(octets_of(channels, backward.layout.channels)),
+        maps_of_x_(octets_of(backward.channels_of_x, backward.x ? backward.layout.channels : 0)),
+        words_(backward.packed ? backward.packed + codes_offset(backward.layout.groups()) : nullptr),
+        bend_(backward.slope) {}
+
+  const Bend& bend() const { return bend_; }
+
+  /// dz of a vector of elements.
+  HWY_INLINE OctetVector gradient(int64_t index, OctetMask side) const {
+    const OctetTag df;
+    auto gradient = load_floats(df, static_cast<const Element*>(arguments_.grad) + index);
+    if (arguments_.second_grad) {
+      gradient = hn::Add(gradient, load_floats(df, static_cast<const Element*>(arguments_.second_grad) + index));
+    }
+    return bend_.gradient(gradient, side);
+  }
+
+  /// A vector of channels.
+  struct Channels {
+    const MapOctet<Map>& octet;
+    int64_t first;
+    int64_t k;  ///< in the octet
+
+    HWY_INLINE OctetVector field(int number) const { return octet.field(number, k); }
+  };
+
+  /// Calls `body(channels, rows)` for the Channels of every lane of groups [first, last); `rows(element)` calls
+  /// `element(index, side, s)` for the elements in each of the lane's rows.
+  template <class Body>
+  void visit(int64_t first, int64_t last, Body&& body) const {
+    for (int64_t group = first; group < last; ++group) {
+      if (arguments_.x) {
+        visit_group<true>(group, body);
+      } else {
+        visit_group<false>(group, body);
+      }
+    }
+  }
+
+ private:
+  /// Flattened: a call of code that is compiled for the baseline instruction set mixes instruction encodings.
+  template <bool kFromX, class Body>
+  HWY_FLATTEN void visit_group(int64_t group, Body&& body) const {
+    const OctetTag df;
+    const OctetWordTag d32;
+    const hn::Rebind<uint8_t, OctetTag> d8;
+    const GroupPlace place(arguments_.layout, group);
+    const VectorGrid grid(SplitGrid(kFromX ? SplitSteps{} : steps_of(group), arguments_.bits, arguments_.type));
+    const auto* x = static_cast<const Element*>(arguments_.x);
+    HWY_ALIGN uint8_t codes[kGroupElements];
+    load_codes<kFromX>(group, codes);
+    place.for_each_lane([&](const LaneRows& lane) {
+      for (int64_t k = 0; k < kOctet; k += kOctetStep) {
+        const auto octet = static_cast<size_t>(lane.channel / kOctet);
+        const Channels channels{maps_[octet], lane.channel + k, k};
+        const auto is_linear = hn::Ne(channels.field(kLastField), hn::Zero(df));
+        const auto s_scale = kFromX ? maps_of_x_[octet].field(2, k) : hn::Zero(df);
+        const auto s_shift = kFromX ? maps_of_x_[octet].field(3, k) : hn::Zero(df);
+        body(channels, [&](auto&& element) {
+          for (int64_t j = 0; j < lane.rows; ++j) {
+            const int64_t index = lane.index + j * place.stride() + k;
+            const auto code = hn::PromoteTo(d32, hn::LoadU(d8, codes + lane.place + j * kOctet + k));
+            const auto side = hn::RebindMask(df, hn::TestBit(code, hn::Set(d32, uint32_t{kSideOfCode})));
+            if constexpr (kFromX) {
+              element(index, side, hn::Add(hn::Mul(s_scale, load_floats(df, x + index)), s_shift));
+            } else {
+              element(index, side, grid.decode(code, side, is_linear));
+            }
+          }
+        });
+      }
+    });
+  }
+
+  SplitSteps steps_of(int64_t group) const {
+    SplitSteps steps;
+    std::memcpy(&steps, arguments_.packed + group * static_cast<int64_t>(sizeof steps), sizeof steps);
+    return steps;
+  }
+
+  /// Only the sides if the copies come from x; all are above 0 if nothing is packed.
+  template <bool kFromX>
+  HWY_INLINE void load_codes(int64_t group, uint8_t* codes) const {
+    if (!words_) {
+      std::memset(codes, kSideOfCode, kGroupElements);
+    } else {
+      load_planes(words_ + group * group_bytes(arguments_.bits), kFromX ? 1 : arguments_.bits, codes);
+    }
+  }
+
+  static constexpr int kLastField = sizeof(Map) / sizeof(float) - 1;
+
+  const NormActBackward& arguments_;
+  std::vector<MapOctet<Map>> maps_;
+  std::vector<MapOctet<NormActChannel>> maps_of_x_;
+  const uint8_t* words_;
+  Bend bend_;
+};
+
+template <class Element>
+void add_sums(const NormActBackward& arguments, const NormActInverse* channels, int64_t first, int64_t last,
+              double* sums, double* copy_sums) {
+  const Backward<Element, NormActInverse> backward(arguments, channels);
+  backward.visit(first, last, [&](const auto& lane, auto&& rows) {
+    Doubles sum = Doubles::load(sums + lane.first);
+    Doubles copy_sum = Doubles::load(copy_sums + lane.first);
+    rows([&](int64_t index, OctetMask side, OctetVector s) {
+      const Doubles dz = Doubles::of(backward.gradient(index, side));
+      sum.add(dz);
+      copy_sum.add_product(dz, Doubles::of(s));
+    });
+    sum.store(sums + lane.first);
+    copy_sum.store(copy_sums + lane.first);
+  });
+}
+
+/// `grad_sum` mostly is in the place of a gradient, so that its lines are in the cache.
+template <class Store, class Element>
+void input_gradients(const NormActBackward& arguments, const NormActGradient* channels, Element* grad_input,
+                     Element* grad_sum, int64_t first, int64_t last) {
+  const OctetTag df;
+  const Backward<Element, NormActGradient> backward(arguments, channels);
+  backward.visit(first, last, [&](const auto& lane, auto&& rows) {
+    const auto scale = lane.field(0);
+    const auto of_copy = lane.field(1);
+    const auto shift = lane.field(2);
+    rows([&](int64_t index, OctetMask side, OctetVector s) {
+      const auto dz = backward.gradient(index, side);
+      const auto sum = hn::Add(hn::Mul(scale, dz), hn::Mul(of_copy, s));
+      store_floats(df, canonical_nan(df, hn::Add(sum, shift)), grad_input + index, Store());
+      if (grad_sum) {
+        store_floats(df, canonical_nan(df, dz), grad_sum + index, StoreCached());
+      }
+    });
+  });
+}
+
+template <class Store, class Element>
+void outputs(const NormActBackward& arguments, const NormActInverse* channels, Element* y, int64_t first,
+             int64_t last) {
+  const OctetTag df;
+  const Backward<Element, NormActInverse> backward(arguments, channels);
+  backward.visit(first, last, [&](const auto& lane, auto&& rows) {
+    const auto a = lane.field(2);
+    const auto b = lane.field(3);
+    rows([&](int64_t index, OctetMask side, OctetVector s) {
+      const auto z = hn::Add(hn::Mul(a, s), b);
+      store_floats(df, canonical_nan(df, backward.bend().activated(z, side)), y + index, Store());
+    });
+  });
+}
+
+/// Calls `body` with the way to write `result`.
+template <class Body>
+HWY_INLINE void with_store(const NormActBackward& backward, const void* result, Body&& body) {
+  if (streams(backward.layout, backward.type, result, {backward.grad, backward.second_grad, backward.x})) {
+    body(StoreStreaming());
+    hwy::FlushStream();
+  } else {
+    body(StoreCached());
+  }
+}
+
+}  // namespace
+
+void norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, int64_t first, int64_t last,
+                   double* sums, double* copy_sums) {
+  if (!has_whole_octets(backward.layout)) {
+    return reference::norm_act_sums(backward, channels, first, last, sums, copy_sums);
+  }
+  const int64_t blocks = backward.layout.channel_blocks();
+  with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
+    add_sums<Element>(backward, channels, first * blocks, last * blocks, sums, copy_sums);
+  });
+}
+
+void norm_act_input_gradient(const NormActBackward& backward, const NormActGradient* channels, void* grad_input,
+                             void* grad_sum, int64_t first, int64_t last) {
+  if (!has_whole_octets(backward.layout)) {
+    return reference::norm_act_input_gradient(backward, channels, grad_input, grad_sum, first, last);
+  }
+  with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
+    with_store(backward, grad_input, [&]<class Store>(Store /*tag*/) {
+      input_gradients<Store>(backward, channels, static_cast<Element*>(grad_input), static_cast<Element*>(grad_sum),
+                             first, last);
+    });
+  });
+}
+
+void norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y, int64_t first,
+                     int64_t last) {
+  if (!has_whole_octets(backward.layout)) {
+    return reference::norm_act_output(backward, channels, y, first, last);
+  }
+  with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
+    with_store(backward, y, [&]<class Store>(Store /*tag*/) {
+      outputs<Store>(backward, channels, static_cast<Element*>(y), first, last);
+    });
+  });
+}
+
+#endif
+
+}  // namespace actnn::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include "src/cpu/dispatch.h"
+
+namespace actnn::cpu {
+
+HWY_EXPORT(norm_act_sums);
+HWY_EXPORT(norm_act_input_gradient);
+HWY_EXPORT(norm_act_output);
+
+void norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, int64_t first, int64_t last,
+                   double* sums, double* copy_sums) {
+  if (use_reference()) {
+    return reference::norm_act_sums(backward, channels, first, last, sums, copy_sums);
+  }
+  HWY_DYNAMIC_DISPATCH(norm_act_sums)(backward, channels, first, last, sums, copy_sums);
+}
+
+void norm_act_input_gradient(const NormActBackward& backward, const NormActGradient* channels, void* grad_input,
+                             void* grad_sum, int64_t first, int64_t last) {
+  if (use_reference()) {
+    return reference::norm_act_input_gradient(backward, channels, grad_input, grad_sum, first, last);
+  }
+  HWY_DYNAMIC_DISPATCH(norm_act_input_gradient)(backward, channels, grad_input, grad_sum, first, last);
+}
+
+void norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y, int64_t first,
+                     int64_t last) {
+  if (use_reference()) {
+    return reference::norm_act_output(backward, channels, y, first, last);
+  }
+  HWY_DYNAMIC_DISPATCH(norm_act_output)(backward, channels, y, first, last);
+}
+
+}  // namespace actnn::cpu
+#endif
