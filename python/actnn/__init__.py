@@ -14,7 +14,7 @@ _library.load()
 
 # These use the operations.
 from . import conf, cpp_extension, dataloader, functional, layers, module, ops, qbnscheme, qscheme, utils  # noqa: E402
-from .blocks import BlockOptions  # noqa: E402
+from .blocks import BlockFit, BlockOptions, fit_blocks  # noqa: E402
 from .conf import Config, config, set_optimization_level  # noqa: E402
 from .convert import Report, convert, restore  # noqa: E402
 from .dataloader import DataLoader  # noqa: E402
@@ -69,6 +69,7 @@ from .utils import compute_tensor_bytes, exp_recorder, get_memory_usage  # noqa:
 
 __all__ = [
     "QGELU",
+    "BlockFit",
     "BlockOptions",
     "CompressFunctions",
     "Config",
@@ -123,6 +124,7 @@ __all__ = [
     "cpp_extension",
     "dataloader",
     "exp_recorder",
+    "fit_blocks",
     "functional",
     "get_memory_usage",
     "layers",

@@ -24,11 +24,12 @@ const char* name_of(nn::ConversionOutcome outcome) {
 constexpr int64_t kFewestBlockBits = 2;
 constexpr int64_t kOutputBits = 3;
 
-nlohmann::json fuse(torch::nn::Sequential& model, int64_t bits) {
+/// On a CPU a convolution costs more than what it would save.
+nlohmann::json fuse(torch::nn::Sequential& model, int64_t bits, bool recompute) {
   nlohmann::json blocks = nlohmann::json::array();
   for (const auto& item : model->named_modules()) {
     if (auto* module = dynamic_cast<Fusible*>(item.value().get())) {
-      module->fuse({.bits = bits, .output_bits = std::min(bits, kOutputBits)});
+      module->fuse({.bits = bits, .output_bits = std::min(bits, kOutputBits), .recompute = recompute});
       blocks.push_back({{"path", item.key()}, {"plan", nlohmann::json::parse(module->plan())}});
     }
   }
@@ -39,7 +40,8 @@ nlohmann::json fuse(torch::nn::Sequential& model, int64_t bits) {
 
 nlohmann::json compress(torch::nn::Sequential& model, const Settings& settings) {
   const bool has_blocks = settings.compress == "blocks" && settings.bits >= kFewestBlockBits;
-  const nlohmann::json blocks = has_blocks ? fuse(model, settings.bits) : nlohmann::json::array();
+  const nlohmann::json blocks =
+      has_blocks ? fuse(model, settings.bits, settings.device != "cpu") : nlohmann::json::array();
   const nn::ConversionReport report =
       nn::convert(model, {.quantization = {.bits = settings.bits},
                           .skip = {},

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import subprocess
 import sys
 
 import actnn
@@ -484,13 +483,16 @@ def test_copies_learn_by_themselves():
     assert other.weight is not layer.weight and other.weight.grad is None
 
 
-def test_without_a_configuration_of_anybodys_there_are_four_bits():
-    code = (
-        "import actnn; from torch import nn; layer = nn.Conv2d(3, 4, 3); actnn.convert(layer);"
-        "assert layer.config == actnn.Config('L2'); actnn.set_optimization_level('L3'); layer = nn.Conv2d(3, 4, 3);"
-        "actnn.convert(layer); assert layer.config is actnn.config"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_without_a_configuration_of_anybodys_there_are_four_bits(monkeypatch):
+    process_config = Config()
+    monkeypatch.setattr(sys.modules["actnn.convert"], "default_config", process_config)
+    layer = nn.Conv2d(3, 4, 3)
+    convert(layer)
+    assert layer.config == Config("L2")
+    actnn.set_optimization_level("L3", process_config)
+    layer = nn.Conv2d(3, 4, 3)
+    convert(layer)
+    assert layer.config is process_config
 
 
 def test_the_process_config_survives_pickling():

@@ -11,9 +11,19 @@ from torch import nn
 
 from .. import layers as q
 from ..conf import Config
+from .fitting import BlockFit, fit_blocks
 from .running import BlockForward, BlockOptions, is_available, why_not
 
-__all__ = ["NORMS", "BlockForward", "BlockOptions", "find_forwards", "is_available", "why_not"]
+__all__ = [
+    "NORMS",
+    "BlockFit",
+    "BlockForward",
+    "BlockOptions",
+    "find_forwards",
+    "fit_blocks",
+    "is_available",
+    "why_not",
+]
 
 NORMS = (q.QBatchNorm1d, q.QBatchNorm2d, q.QBatchNorm3d, q.QSyncBatchNorm)
 COLLECTIONS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

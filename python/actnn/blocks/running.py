@@ -140,13 +140,20 @@ class BlockForward:
         return plan if plan.blocks and not (plan.asks and is_mixed) else None
 
     def _executors(self, plan: Plan) -> list[Any]:
-        key = (self.options.bits or self.config.activation_compression_bits[0], self.config.stochastic)
+        bits = self.options.bits or self.config.activation_compression_bits[0]
+        key = (self.options, bits, self.config.stochastic)
         if key not in plan.executors:
-            options = dataclasses.asdict(self.options) | dict(zip(("bits", "stochastic"), key, strict=True))
+            options = dataclasses.asdict(self.options) | {"bits": bits, "stochastic": self.config.stochastic}
             if options["output_bits"] is None:
-                options["output_bits"] = max(options["bits"] - 1, 3)
+                options["output_bits"] = max(bits - 1, 3)
             plan.executors[key] = [executor(block.program, options) for block in plan.blocks]
         return plan.executors[key]
+
+    def kept_bytes(self) -> int:
+        """What the blocks kept for backward when they last ran."""
+        return sum(
+            block.kept_bytes() for plan in self._plans.values() if plan.blocks for block in self._executors(plan)
+        )
 
 
 @dataclass(frozen=True)
