@@ -227,9 +227,10 @@ def finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_json(path: Path | None, record: Mapping) -> None:
+def write_json(path: Path | None, record: Mapping, quiet: bool = False) -> None:
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(finite(record), indent=2) + "\n")
-    print(f"\nwritten to {path}")
+    if not quiet:
+        print(f"\nwritten to {path}")

@@ -8,16 +8,19 @@ from torch import Tensor, nn
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride), 1x1 to four times the channels, each normalized; added to the input."""
+    """1x1, 3x3 (with the stride), 1x1 to four times the channels, each normalized; added to the input.
 
-    def __init__(self, channels_in: int, channels: int, stride: int):
+    `widening` multiplies the channels that the 3x3 convolution sees.
+    """
+
+    def __init__(self, channels_in: int, channels: int, stride: int, widening: int = 1):
         super().__init__()
-        channels_out = 4 * channels
-        self.conv1 = nn.Conv2d(channels_in, channels, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = nn.Conv2d(channels, channels_out, 1, bias=False)
+        width, channels_out = channels * widening, 4 * channels
+        self.conv1 = nn.Conv2d(channels_in, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, channels_out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels_out)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
@@ -36,7 +39,7 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Layer for layer, and by name, torchvision's ResNet of bottlenecks; (3, 4, 6, 3) is its resnet50."""
 
-    def __init__(self, blocks: tuple[int, ...] = (3, 4, 6, 3), width: int = 64, classes: int = 1000):
+    def __init__(self, blocks: tuple[int, ...] = (3, 4, 6, 3), width: int = 64, classes: int = 1000, widening: int = 1):
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -47,7 +50,8 @@ class ResNet(nn.Module):
             channels = width * 2**stage
             layers = []
             for block in range(count):
-                layers.append(Bottleneck(channels_in, channels, stride=2 if stage > 0 and block == 0 else 1))
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(Bottleneck(channels_in, channels, stride, widening))
                 channels_in = 4 * channels
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
         self.stages = len(blocks)

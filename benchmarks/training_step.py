@@ -8,53 +8,26 @@ steps each, for some rounds. A variant that fails is a row that says why. 1 MiB 
     .venv/bin/python benchmarks/training_step.py --model resnet50 --smoke --device cpu
 """
 
-import gc
 import sys
-import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 import measure
 import models
 import torch
-import torch.nn.functional as F  # noqa: N812
-from measure import MIB, actnn
+from measure import MIB
+from steps import Images, Runs, Variant, converted, with_blocks, with_checkpoints
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-CHECKPOINTED = ("Bottleneck", "BertLayer")
 BASELINE = "exact-amp"
 
 
 # --- what is trained --------------------------------------------------------------------------------------------------
 
 
-class ResNet50:
-    """Images with random labels, SGD with momentum. float32 is contiguous, bfloat16 channels_last."""
-
-    def __init__(self, smoke: bool, batch: int | None):
-        self.batch = batch or (4 if smoke else 128)
-        self.pixels, self.classes = (32, 10) if smoke else (224, 1000)
-        self.blocks, self.width = ((1, 1), 8) if smoke else ((3, 4, 6, 3), 64)
-
-    def text(self) -> str:
-        return f"ResNet-50, {self.batch} images of {self.pixels} x {self.pixels} pixels, SGD with momentum"
-
-    def model(self, amp: bool, device: torch.device) -> nn.Module:
-        model = models.ResNet(self.blocks, self.width, self.classes).to(device)
-        return model.to(memory_format=torch.channels_last) if amp else model
-
-    def inputs(self, amp: bool, device: torch.device) -> tuple[Tensor, ...]:
-        images = torch.randn(self.batch, 3, self.pixels, self.pixels, device=device)
-        form = torch.channels_last if amp else torch.contiguous_format
-        return images.contiguous(memory_format=form), torch.randint(self.classes, (self.batch,), device=device)
-
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(model(images), labels)
-
-    def optimizer(self, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
-        return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+def resnet50(smoke: bool, batch: int | None) -> Images:
+    if smoke:
+        return Images("ResNet-50", partial(models.ResNet, (1, 1), 8, 10), batch or 4, pixels=32, classes=10)
+    return Images("ResNet-50", models.ResNet, batch or 128)
 
 
 class BertLarge:
@@ -84,37 +57,10 @@ class BertLarge:
         return torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
 
-WORKLOADS = {"resnet50": ResNet50, "bert-large": BertLarge}
+WORKLOADS = {"resnet50": resnet50, "bert-large": BertLarge}
 
 
 # --- how it is trained ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Variant:
-    amp: bool
-    prepare: Callable[[nn.Module], nn.Module] = lambda model: model
-
-
-def with_checkpoints(model: nn.Module) -> nn.Module:
-    blocks = [module for module in model.modules() if type(module).__name__ in CHECKPOINTED]
-    for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    return model
-
-
-def converted(bits: int, model: nn.Module, level: str = "L2") -> nn.Module:
-    """Layer by layer. L2: the same bits for all layers and samples. L3: on average, by sensitivity."""
-    actnn.convert(model, actnn.Config(level, activation_compression_bits=[bits]), blocks=False)
-    return model
-
-
-def with_blocks(bits: int, model: nn.Module, **options) -> nn.Module:
-    config = actnn.Config("L2", activation_compression_bits=[bits])
-    report = actnn.convert(model, config, blocks=actnn.BlockOptions(**options))
-    if not report.blocks:
-        raise ValueError("there are no blocks in this model")
-    return model
 
 
 VARIANTS = {
@@ -137,139 +83,6 @@ def default_names(model: str, smoke: bool) -> list[str]:
     left_out = {"compile-amp"} if smoke else {"actnn4-fp32"}  # compiling takes its time
     left_out.update(ONLY_RESNET if model != "resnet50" else ())
     return [name for name in VARIANTS if name not in left_out]
-
-
-def allocated(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-
-
-def forget_workspaces() -> None:
-    """cuBLAS keeps its workspace; without this the first variant would pay for all."""
-    if hasattr(torch._C, "_cuda_clearCublasWorkspaces"):
-        torch._C._cuda_clearCublasWorkspaces()
-
-
-@dataclass
-class Run:
-    """One variant: its model, and what was measured of it. `base` is what others hold on the device."""
-
-    name: str
-    workload: ResNet50 | BertLarge
-    device: torch.device
-    milliseconds: list[float] = field(default_factory=list)
-    activations: int | None = None
-    peak: int | None = None
-    first_loss: float | None = None
-
-    def __post_init__(self):
-        forget_workspaces()
-        measure.release_memory(self.device)
-        self.base = allocated(self.device)
-        variant = VARIANTS[self.name]
-        torch.manual_seed(0)
-        self.amp = variant.amp
-        with self.device:  # initialized there: quicker
-            model = self.workload.model(self.amp, self.device)
-        self.optimizer = self.workload.optimizer(model, self.device)
-        self.inputs = self.workload.inputs(self.amp, self.device)
-        self.model = variant.prepare(model)
-
-    def forward(self) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-            return self.workload.loss(self.model, *self.inputs)
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def step(self) -> None:
-        self.backward(self.forward())
-
-    def warm_up(self, steps: int) -> None:
-        loss = self.forward()
-        self.first_loss = loss.item()
-        self.backward(loss)
-        del loss
-        for _ in range(steps - 1):
-            self.step()
-        measure.synchronize(self.device)
-
-    def measure_memory(self, steps: int) -> None:
-        """The largest of some steps. Activations: what is held right after forward, and was not before."""
-        if self.device.type != "cuda":
-            return
-        held = []
-        torch.cuda.reset_peak_memory_stats(self.device)
-        for _ in range(steps):
-            before = allocated(self.device)
-            loss = self.forward()
-            held.append(allocated(self.device) - before)
-            self.backward(loss)
-            del loss
-        self.activations = max(held)
-        self.peak = torch.cuda.max_memory_allocated(self.device) - self.base
-
-    def measure_time(self, steps: int, warm_up: int = 2) -> None:
-        measure.release_memory(self.device)  # of the variant before
-        for _ in range(warm_up):
-            self.step()
-        watches = [measure.Stopwatch(self.device) for _ in range(steps)]
-        for watch in watches:
-            watch.start()
-            self.step()
-            watch.stop()
-        self.milliseconds += [1000 * watch.seconds() for watch in watches]
-
-
-class Runs:
-    """The variants that have not failed, and why the others did."""
-
-    def __init__(self, names: list[str], workload: ResNet50 | BertLarge, device: torch.device):
-        self.names, self.workload, self.device = names, workload, device
-        self.alive: dict[str, Run] = {}
-        self.errors: dict[str, str] = {}
-
-    def attempt(self, name: str, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except Exception as error:  # whatever one variant does, the others are measured
-            self.errors[name] = measure.one_line(error)
-            traceback.print_exc(limit=-4)
-        if name in self.errors:  # outside of the except clause, whose traceback holds tensors
-            print(f"{name} failed: {self.errors[name]}", flush=True)
-            self.alive.pop(name, None)
-            gc.collect()
-
-    def build(self, name: str) -> None:
-        run = Run(name, self.workload, self.device)
-        self.alive[name] = run
-        run.warm_up(3)
-        run.measure_memory(2)
-
-    def measure(self, rounds: int, steps: int) -> None:
-        for name in self.names:
-            print(f"building {name}", flush=True)
-            self.attempt(name, partial(self.build, name))
-        for _ in range(rounds):
-            for name in list(self.alive):
-                self.attempt(name, partial(self.alive[name].measure_time, steps))
-
-    def record(self, name: str) -> dict:
-        variant = VARIANTS[name]
-        record = {"variant": name, "dtype": "bfloat16 autocast" if variant.amp else "float32"}
-        if name in self.errors:
-            return record | {"error": self.errors[name]}
-        run = self.alive[name]
-        time = measure.Spread.of(run.milliseconds)
-        record |= {"activation_bytes": run.activations, "peak_bytes": run.peak, **time.record("milliseconds")}
-        record |= {"samples_per_second": 1000 * self.workload.batch / time.median, "first_loss": run.first_loss}
-        if BASELINE in self.alive:
-            exact = self.alive[BASELINE]
-            record["speed_against_exact_amp"] = measure.Spread.of(exact.milliseconds).median / time.median
-            if run.activations:
-                record["activations_against_exact_amp"] = exact.activations / run.activations
-        return record
 
 
 def print_rows(rows: list[dict]) -> None:
@@ -327,8 +140,9 @@ def main() -> int:
 
     record = {"benchmark": "training_step", "machine": measure.machine(device)}
     measure.print_machine(record["machine"])
-    runs = Runs(names, workload, device)
-    runs.measure(rounds, steps)
+    runs = Runs({name: VARIANTS[name] for name in names}, workload, device, BASELINE)
+    runs.build()
+    runs.time(rounds, steps)
 
     example = next(iter(runs.alive.values()), None)
     record["settings"] = {

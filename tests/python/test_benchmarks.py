@@ -4,17 +4,34 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import models  # noqa: E402
+import blocks  # noqa: E402
+import largest_batch  # noqa: E402
+import networks  # noqa: E402
+import steps  # noqa: E402
 import training_step  # noqa: E402
+import workers  # noqa: E402
+from measure import actnn  # noqa: E402
+
+PARAMETERS = {
+    "resnet50": 25557032,
+    "resnet152": 60192808,
+    "wide_resnet101_2": 126886696,
+    "densenet201": 20013928,
+    "mobilenet_v2": 3504872,
+    "efficientnet_b0": 5288548,
+}
 
 
 def results_of(output: Path, program: str, *arguments: str) -> dict:
@@ -70,18 +87,101 @@ def test_training_steps_are_measured(tmp_path, model):
         assert losses["actnn4-fp32"] == losses["exact-fp32"]
 
 
-def test_a_variant_that_fails_is_a_row(monkeypatch, capsys):
+def test_a_variant_that_fails_is_a_row(capsys):
     def fail(model):
         raise RuntimeError("out of everything")
 
-    monkeypatch.setitem(training_step.VARIANTS, "broken", training_step.Variant(amp=True, prepare=fail))
-    runs = training_step.Runs(["broken", "exact-amp"], training_step.ResNet50(True, None), torch.device("cpu"))
-    runs.measure(rounds=1, steps=1)
-    rows = [runs.record(name) for name in runs.names]
+    variants = {"broken": steps.Variant(amp=True, prepare=fail), "exact-amp": steps.Variant(amp=True)}
+    runs = steps.Runs(variants, training_step.resnet50(True, None), torch.device("cpu"), "exact-amp")
+    runs.build()
+    runs.time(rounds=1, steps=1)
+    rows = [runs.record(name) for name in variants]
     training_step.print_rows(rows)
     assert rows[0]["error"] == "RuntimeError: out of everything"
     assert "error" not in rows[1]
     assert "broken          RuntimeError: out of everything" in capsys.readouterr().out
+
+
+def test_every_network_is_measured_with_blocks(tmp_path):
+    rows = results_of(tmp_path / "blocks.json", "blocks.py", "--rounds", "1")["rows"]
+    assert not [row for row in rows if "error" in row]
+    names = [name for name in blocks.VARIANTS if name != "compile"]
+    assert [(row["network"], row["variant"]) for row in rows] == [(n, v) for n in networks.NETWORKS for v in names]
+    for network in ("resnet50", "resnet152", "wide_resnet101_2", "densenet201"):  # the others have dropout
+        losses = {row["variant"]: row["first_loss"] for row in rows if row["network"] == network}
+        assert losses["layers"] == losses["checkpoint"] == losses["exact"]
+        assert all(abs(loss - losses["exact"]) < 0.02 for loss in losses.values())  # rounded once, not twice
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_every_batch_norm_of_the_networks_is_in_a_block(name):
+    def loss_of(model):
+        torch.manual_seed(0)
+        return F.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.tensor([3, 1, 4, 1]))
+
+    torch.manual_seed(0)
+    model = networks.NETWORKS[name].make_tiny()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout | networks.StochasticDepth):
+            module.p = 0.0
+    exact = loss_of(model)
+    report = actnn.convert(model, actnn.Config("L2", activation_compression_bits=[4]))
+    assert not [entry.path for entry in report.entries if entry.type == "BatchNorm2d" and not entry.block]
+    loss = loss_of(model)
+    torch.testing.assert_close(loss, exact, rtol=1e-5, atol=0)
+    loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_the_networks_have_as_many_parameters_as_torchvisions():
+    with torch.device("meta"):
+        sizes = {name: sum(p.numel() for p in n.make().parameters()) for name, n in networks.NETWORKS.items()}
+    assert sizes == PARAMETERS
+
+
+@pytest.mark.parametrize("limit, ceiling, largest", [(7, 512, 0), (8, 512, 8), (200, 512, 200), (207, 512, 200)])
+def test_the_largest_batch_is_found(limit, ceiling, largest):
+    assert largest_batch.search(lambda batch: batch <= limit, ceiling) == largest
+
+
+def test_the_search_for_the_largest_batch_ends_at_its_ceiling():
+    assert largest_batch.search(lambda batch: True, 100) == 100
+
+
+def test_the_largest_batch_is_measured(tmp_path):
+    rows = results_of(tmp_path / "largest.json", "blocks.py", "--largest", "16", "--networks", "resnet50")["rows"]
+    assert [(row["variant"], row["batch"]) for row in rows] == [(name, 32) for name in blocks.LARGEST_VARIANTS]
+
+
+@dataclass(frozen=True)
+class Letters:
+    """A task whose part `fatal` takes the process down."""
+
+    parts: str
+    fatal: str
+
+    def without(self, parts):
+        return replace(self, parts="".join(part for part in self.parts if part not in parts))
+
+    def run(self, device, send):
+        for part in self.parts:
+            if part == self.fatal:
+                os._exit(3)
+            send(part, {"part": part})
+        return True
+
+
+def test_a_process_that_ends_costs_one_part():
+    sent = dict(workers.run([Letters("ab", "b"), Letters("cd", "")], torch.device("cpu")))
+    assert sent == {"b": {"ended": "its process ended with 3"}} | {part: {"part": part} for part in "acd"}
+
+
+def test_what_failed_is_in_the_table(capsys):
+    row = {"network": "resnet50", "batch": 8, "variant": "exact", "milliseconds": 2.0, "samples_per_second": 4000.0}
+    row |= {"milliseconds_lower_quartile": 1.0, "milliseconds_upper_quartile": 3.0, "graph_error": "RuntimeError: no"}
+    blocks.print_markdown(blocks.table_rows({"benchmark": "blocks", "rows": [row]}))
+    *_, line = capsys.readouterr().out.splitlines()
+    assert line == "| ResNet-50, 8 | exact | - | - | - | 2.0 (1.0-3.0) | 4000 | - | - | - | graph: RuntimeError: no |"
 
 
 def test_scale_checks_a_tensor_and_measures(tmp_path):
@@ -120,9 +220,10 @@ def test_the_plot_is_drawn(tmp_path):
     assert image.read_text().count("</svg>") == 1
 
 
-def test_the_resnet_is_torchvisions():
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_the_networks_are_torchvisions(name):
     torchvision = pytest.importorskip("torchvision")
-    theirs, own = torchvision.models.resnet50(), models.ResNet()
+    theirs, own = getattr(torchvision.models, name)().eval(), networks.NETWORKS[name].make().eval()
     own.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(own(x), theirs(x))
