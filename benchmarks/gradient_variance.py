@@ -23,17 +23,17 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import accuracy
 import measure
 import torch
-from accuracy import DTYPES, Options, loss_of
+import training
 from images import Batch, Images
 from measure import actnn
+from options import DTYPES, Options, add_options, chosen_options, names
 from torch import Tensor, nn
+from training import SEED_OF_BATCHES, loss_of
 
 BLOCKS = 4  # the draws of a batch are taken in as many parts, whose spread gives the standard error
 BATCHES_COMPARED = 16
-SEED_OF_BATCHES = 2**20
 
 
 # --- the ways to spend bits -------------------------------------------------------------------------------------------
@@ -45,8 +45,8 @@ def variant(bits: int, **flags: bool) -> actnn.Config:
 
 VARIANTS: dict[str, Callable[[int], actnn.Config] | None] = {
     "exact": None,
-    "per tensor": partial(variant, pergroup=False, **accuracy.FIXED),
-    "per group": partial(variant, **accuracy.FIXED),
+    "per tensor": partial(variant, pergroup=False, **training.FIXED),
+    "per group": partial(variant, **training.FIXED),
     "+ per sample": partial(variant, perlayer=False),
     "+ per layer": variant,
     "+ gradient table": partial(variant, use_gradient=True),
@@ -98,8 +98,8 @@ def measure_batch(
     mean = [tensor / (BLOCKS * per_block) for tensor in total]
     distance = squared_norm([m - e for m, e in zip(mean, exact, strict=True)])
     expected = statistics.fmean(noise) * squared_norm(exact) / (BLOCKS * per_block)
-    with accuracy.bits_used(model) as bits:
-        held, _ = accuracy.bytes_held(model, partial(loss_of, model, batch, config, dtype))
+    with training.bits_used(model) as bits:
+        held, _ = training.bytes_held(model, partial(loss_of, model, batch, config, dtype))
         used = bits()
     off = distance / expected if config is not None and expected > 0 else math.nan
     return Measured(noise, off, held, used, predicted if math.isfinite(predicted) else None)
@@ -144,7 +144,7 @@ class Study:
     def __post_init__(self) -> None:
         self.dtype = DTYPES[self.options.dtype]
         self.model.train()
-        endless = self.train.batches(self.options.batch, SEED_OF_BATCHES)
+        endless = self.train.batches(self.options.batch, SEED_OF_BATCHES, self.options.augmentation)
         self.batches = list(islice(endless, max(BATCHES_COMPARED, self.options.noise_batches)))
 
     def exact_gradient(self, batch: Batch) -> list[Tensor]:
@@ -163,33 +163,10 @@ class Study:
             config = make(bits) if make else None
             if config is not None:
                 config.enable_quantized_bn = not self.exact_batch_norm
-            accuracy.convert(model, config, len(self.train))
+            training.convert(model, config, len(self.train))
             exact = self.exact_gradient(batch)
             measured.append(measure_batch(model, config, batch, exact, self.options.draws, self.dtype))
         return row_of(name, bits, measured)
-
-
-# --- the trained state ------------------------------------------------------------------------------------------------
-
-
-def trained(options: Options, path: Path | None, seed: int, train: Images, device: torch.device) -> tuple:
-    """(the model, what became of it in training), from a checkpoint if there is one."""
-    keys = ("steps", "batch", "width", "lr", "dtype", "images", "synthetic")
-    wanted = {key: getattr(options, key) for key in keys} | {"seed": seed}
-    if path is not None and path.exists():
-        saved = torch.load(path, map_location=device, weights_only=True)
-        if saved["options"] != wanted:
-            raise SystemExit(f"{path} was trained with other options: {saved['options']}, now {wanted}")
-        model = accuracy.make_model(seed, options.width, device)
-        model.load_state_dict(saved["model"])
-        return model, saved["training"]
-    run = accuracy.Run(options, "exact", seed, train, device)
-    run.fit()
-    training = {"first_loss": run.losses[0].item(), "final_loss": torch.stack(run.losses[-50:]).mean().item()}
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"model": run.model.state_dict(), "options": wanted, "training": training}, path)
-    return run.model, training
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -213,7 +190,7 @@ def cells(row: Mapping, rows: list[Mapping]) -> dict[str, str | None]:
 
 def main(command_line: Sequence[str] | None = None) -> int:
     parser = measure.parser(__doc__)
-    accuracy.add_options(parser)
+    add_options(parser)
     parser.add_argument("--bits", default="2", help="on average, comma-separated, of 1 to 8 (default: 2)")
     parser.add_argument("--variants", default=",".join(SHORT), help=f"comma-separated, of {', '.join(SHORT)}")
     parser.add_argument("--exact-batch-norm", action="store_true", help="do not convert batch norms")
@@ -223,40 +200,40 @@ def main(command_line: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(command_line)
     if arguments.table:
         rows = json.loads(arguments.table.read_text())["rows"]
-        accuracy.print_markdown([cells(row, rows) for row in rows])
+        measure.print_markdown([cells(row, rows) for row in rows])
         return 0
 
-    options = accuracy.chosen_options(arguments)
+    options = chosen_options(arguments)
     if options.draws < 2 * BLOCKS:
         raise SystemExit(f"--draws must be {2 * BLOCKS} or more, got {options.draws}")
-    names = [SHORT[name] for name in accuracy.names(arguments.variants, SHORT, "variants")]
-    widths = [int(width) for width in accuracy.names(arguments.bits, {str(b): b for b in range(1, 9)}, "bits")]
+    chosen = [SHORT[name] for name in names(arguments.variants, SHORT, "variants")]
+    widths = [int(width) for width in names(arguments.bits, {str(b): b for b in range(1, 9)}, "bits")]
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = measure.chosen_device(arguments)
     path = measure.output_path(arguments, "gradient_variance")
     record = {"benchmark": "gradient_variance", "machine": measure.machine(device), "options": vars(options)}
     measure.print_machine(record["machine"])
-    train, test = accuracy.load_images(options, arguments.data, device)
-    model, training = trained(options, arguments.checkpoint, arguments.seed, train, device)
-    training["test_accuracy"] = accuracy.accuracy(model, test, DTYPES[options.dtype])
-    record |= {"training": training, "seed": arguments.seed}
-    print(f"loss {training['final_loss']:.3f}, test accuracy {100 * training['test_accuracy']:.2f} %", flush=True)
+    train, test = training.load_images(options, arguments.data, device)
+    model, course = training.trained(options, arguments.checkpoint, arguments.seed, train, device)
+    course["test_accuracy"] = training.test_accuracy(model, test, DTYPES[options.dtype])
+    record |= {"training": course, "seed": arguments.seed}
+    print(f"loss {course['final_loss']:.3f}, test accuracy {100 * course['test_accuracy']:.2f} %", flush=True)
 
     record["exact_batch_norm"] = arguments.exact_batch_norm
     study = Study(model, train, options, arguments.exact_batch_norm)
     record["noise_of_sampling"] = study.sampling()
     print(f"noise of the choice of the batch: {record['noise_of_sampling']:.3g}\n", flush=True)
-    wanted = [(name, bits) for bits in widths for name in names if name != "exact"]
-    if "exact" in names:
+    wanted = [(name, bits) for bits in widths for name in chosen if name != "exact"]
+    if "exact" in chosen:
         wanted.insert(0, ("exact", 0))
     rows = record["rows"] = []
     for name, bits in wanted:
         rows.append(study.row(name, bits))
-        accuracy.save(path, record)
+        measure.save(path, record)
         print(f"{name}, {bits} bits: noise {rows[-1]['noise']:.3g}" if bits else name, flush=True)
     print()
-    accuracy.print_table([cells(row, rows) for row in rows])
+    measure.print_rows([cells(row, rows) for row in rows])
     print("\nse: standard error over draws. Predicted: of the weights of convolutions and linear layers only")
     print("Mean off: squared distance of the mean gradient from the exact one, over what is expected without a bias")
     if path is not None:

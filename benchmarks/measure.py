@@ -5,6 +5,7 @@ import datetime
 import gc
 import json
 import math
+import os
 import platform
 import statistics
 import subprocess
@@ -234,3 +235,26 @@ def write_json(path: Path | None, record: Mapping, quiet: bool = False) -> None:
     path.write_text(json.dumps(finite(record), indent=2) + "\n")
     if not quiet:
         print(f"\nwritten to {path}")
+
+
+def print_rows(rows: list[dict[str, str | None]]) -> None:
+    columns = {key: max(len(key), *(len(row[key] or "-") for row in rows)) for key in rows[0]}
+    table = Table(columns)
+    for row in rows:
+        table.row(row.values())
+
+
+def print_markdown(rows: list[dict[str, str | None]]) -> None:
+    print(f"| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
+    for row in rows:
+        print(f"| {' | '.join(text or '' for text in row.values())} |")
+
+
+def save(path: Path | None, record: Mapping) -> None:
+    """Replaces the file at once: it is never half written."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(finite(record), indent=1) + "\n")
+    os.replace(part, path)

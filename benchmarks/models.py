@@ -92,13 +92,14 @@ class ResidualBlock(nn.Module):
         return self.activation(out)
 
 
-def resnet20(width: int = 16, channels: int = 1, classes: int = 10) -> nn.Sequential:
-    """The ResNet-20 of CIFAR, channels_last; layer for layer, and by name, that of the program `actnn train`."""
+def small_resnet(stages: int, blocks: int, width: int, channels: int, classes: int) -> nn.Sequential:
+    """A ResNet for small images, channels_last; each stage has as many blocks, half the side and twice the channels."""
     layers = [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
     before = width
-    for after in (width, 2 * width, 4 * width):
-        for block in range(3):
-            layers.append(ResidualBlock(before, after, 2 if block == 0 and after != width else 1))
+    for stage in range(stages):
+        after = width * 2**stage
+        for block in range(blocks):
+            layers.append(ResidualBlock(before, after, 2 if block == 0 and stage > 0 else 1))
             before = after
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes)]
     model = nn.Sequential(*layers)
@@ -107,6 +108,20 @@ def resnet20(width: int = 16, channels: int = 1, classes: int = 10) -> nn.Sequen
             # Not to(memory_format): it would find the stem's weight, with one input channel, to be in both formats.
             parameter.data = torch.empty_like(parameter, memory_format=torch.channels_last).copy_(parameter.data)
     return model
+
+
+def resnet20(width: int = 16, channels: int = 1, classes: int = 10) -> nn.Sequential:
+    """The ResNet-20 of CIFAR; layer for layer, and by name, that of the program `actnn train`."""
+    return small_resnet(3, 3, width, channels, classes)
+
+
+def resnet18(width: int = 64, channels: int = 1, classes: int = 10) -> nn.Sequential:
+    """ResNet-18 with a stem for small images: a 3x3 convolution without a stride, no pooling."""
+    return small_resnet(4, 2, width, channels, classes)
+
+
+NETWORKS = {"resnet20": (resnet20, 16), "resnet18": (resnet18, 64)}
+"""What makes the network from the channels of its first stage, and their usual number."""
 
 
 @dataclass(frozen=True)

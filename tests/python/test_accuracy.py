@@ -24,6 +24,7 @@ import actnn  # noqa: E402
 import gradient_variance  # noqa: E402
 import images  # noqa: E402
 import models  # noqa: E402
+import training  # noqa: E402
 
 CPU = torch.device("cpu")
 DATA = ["--synthetic"] if not any(folder.is_dir() for folder in images.FOLDERS) else []
@@ -64,7 +65,7 @@ def results(tmp_path_factory) -> tuple[Path, dict]:
 def test_every_run_is_recorded_once(results):
     runs = results[1]["runs"]
     assert [(run["setting"], run["seed"]) for run in runs] == [
-        *((setting, 0) for setting in accuracy.SETTINGS),
+        *((setting, 0) for setting in training.LAYERS),
         *(("exact", 1), ("L3", 1)),
     ]
     assert results[1]["options"]["steps"] == 12
@@ -105,7 +106,7 @@ def test_the_table_is_printed_from_the_results(results, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| setting | seeds | accuracy % (sd) | to exact (se) |")
     assert len({line.count("|") for line in lines}) == 1
-    assert [line.split()[1] for line in lines[2:]] == list(accuracy.SETTINGS)
+    assert [line.split()[1] for line in lines[2:]] == list(training.LAYERS)
 
 
 def test_results_of_other_options_are_not_added_to(results):
@@ -115,7 +116,9 @@ def test_results_of_other_options_are_not_added_to(results):
 
 def test_the_difference_is_paired_by_seed():
     def run(setting, seed, accuracy):
-        rest = dict.fromkeys(("noise", "predicted_noise", "bits", "seconds_per_step", "processor_seconds_per_step"))
+        rest = dict.fromkeys(
+            ("final_loss", "noise", "predicted_noise", "bits", "seconds_per_step", "processor_seconds_per_step")
+        )
         return {"setting": setting, "seed": seed, "test_accuracy": accuracy, "activation_bytes": 8, **rest}
 
     runs = [run("exact", 0, 0.80), run("exact", 1, 0.90), run("L2", 0, 0.79), run("L2", 1, 0.88), run("L2", 2, 0.5)]
@@ -129,13 +132,13 @@ def test_the_difference_is_paired_by_seed():
 def test_bytes_held_count_a_storage_once_and_no_parameters():
     model = nn.Sequential(nn.Linear(8, 4, bias=False), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4, 2))
     x = torch.randn(16, 8)
-    held, output = accuracy.bytes_held(model, lambda: model(x))
+    held, output = training.bytes_held(model, lambda: model(x))
     assert held == 16 * 8 * 4 + 16 * 4 * 4  # the input; the ReLU's output, which the second layer keeps too
     output.sum().backward()
 
 
 def test_the_learning_rate_rises_and_falls():
-    rates = [accuracy.learning_rate(step, 100, 0.1) for step in range(100)]
+    rates = [training.learning_rate(step, 100, 0.1) for step in range(100)]
     assert rates[0] == pytest.approx(0.02) and max(rates) == rates[4] == pytest.approx(0.1) and 0 < rates[-1] < 1e-4
 
 
@@ -254,9 +257,9 @@ def test_a_variance_row_says_what_it_is(variance):
 @pytest.mark.usefixtures("one_thread")
 def test_gradients_of_an_image_are_used_by_its_index():
     config = actnn.Config("L3", use_gradient=True)
-    model = accuracy.make_model(0, 4, CPU)
-    accuracy.convert(model, config, 64)
+    model = training.make_model(0, 4, CPU)
+    training.convert(model, config, 64)
     batch = images.synthetic(64, 0, CPU).batch(torch.tensor([5, 9, 33]))
-    accuracy.loss_of(model, batch, config, torch.float32).backward()
+    training.loss_of(model, batch, config, torch.float32).backward()
     table = model[0].scheme.scales
     assert table.shape == (64,) and table.nonzero().flatten().tolist() == [5, 9, 33]

@@ -68,8 +68,10 @@ def test_full_standard_output_is_an_error():
 def test_help_names_every_option():
     run = actnn("train", "--help")
     assert run.returncode == 0
-    names = "model bits compress batch-size epochs train-images test-images lr seed device dtype threads data only output name "
-        "save"
+    names = (
+        "model bits compress batch-size epochs train-images test-images lr seed device dtype threads data only output "
+        "name save"
+    )
     for name in [*names.split(), "resume", "stop-after"]:
         assert f"--{name} " in run.stdout
     assert max(map(len, run.stdout.splitlines())) <= 130
