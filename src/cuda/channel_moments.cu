@@ -90,29 +90,48 @@ __global__ void __launch_bounds__(kBlockThreads)
   partial.second(tiles.part(), channel) = static_cast<float>(max(squares - sum * sum / all, 0.0));
 }
 
+/// Rows that each part has.
+struct PartRows {
+  int last;  ///< the part of the last tile, which has rows that do not exist
+  double before_last;
+  double of_last;
+  double behind_last;
+
+  explicit PartRows(const SplitTiles& tiles) : last(0), before_last(0.0), of_last(0.0), behind_last(0.0) {
+    if (tiles.parts != 0) {
+      const int64_t rounds = (tiles.tiles - 1) / tiles.parts;
+      last = static_cast<int>((tiles.tiles - 1) % tiles.parts);
+      behind_last = static_cast<double>(rounds * tiles.tile_rows());
+      before_last = behind_last + tiles.tile_rows();
+      of_last = before_last - static_cast<double>(tiles.tiles * tiles.tile_rows() - tiles.layout.rows);
+    }
+  }
+
+  __device__ double operator()(int part) const {
+    return part < last ? before_last : part == last ? of_last : behind_last;
+  }
+};
+
 /// Joins the moments of parts; `store` gets the mean and the biased variance of each channel.
 template <class Store>
-__global__ void __launch_bounds__(kBlockThreads)
-    join_moments_kernel(const SplitTiles tiles, const PartialSums partial, const Store store) {
-  const auto rows = static_cast<double>(tiles.layout.rows);
-  double origin = 0.0;
-  const SliceSums sums =
-      add_up_parts(partial.parts, partial.channels, [&](int64_t part, int64_t channel, SliceSums& of_slice) {
-        origin = partial.first(0, channel);
-        const int64_t last = tiles.tiles - 1;
-        const int64_t missing = last % tiles.parts == part ? tiles.tiles * tiles.tile_rows() - tiles.layout.rows : 0;
-        const auto n = static_cast<double>(((last - part) / tiles.parts + 1) * tiles.tile_rows() - missing);
-        const double distance = partial.first(part, channel) - origin;
-        of_slice.first += n * distance;
-        of_slice.second += partial.second(part, channel) + n * distance * distance;
+__global__ void __launch_bounds__(kJoinThreads)
+    join_moments_kernel(const PartRows rows_of, double rows, const PartialSums partial, const Store store) {
+  const int64_t channel = channel_to_join();
+  const double origin = rows != 0.0 && channel < partial.channels ? partial.first(0, channel) : 0.0F;
+  join_parts(
+      partial, store,
+      [&](int part, float mean, float squares, SliceSums& sums) {
+        const double distance = mean - origin;
+        const double weighted = rows_of(part) * distance;
+        sums.first += weighted;
+        sums.second += squares + weighted * distance;
+      },
+      [&](const SliceSums& sums) {
+        const double distance = rows == 0.0 ? 0.0 : sums.first / rows;
+        // A NaN stays one.
+        const double biased = rows == 0.0 ? 0.0 : sums.second / rows - distance * distance;
+        return make_float2(static_cast<float>(origin + distance), biased < 0.0 ? 0.0F : static_cast<float>(biased));
       });
-  const int64_t channel = int64_t{blockIdx.x} * kSlicedChannels + threadIdx.x;
-  if (threadIdx.x < kSlicedChannels && channel < partial.channels) {
-    const double distance = rows == 0.0 ? 0.0 : sums.first / rows;
-    // A NaN stays one.
-    const double biased = rows == 0.0 ? 0.0 : sums.second / rows - distance * distance;
-    store(channel, static_cast<float>(origin + distance), biased < 0.0 ? 0.0F : static_cast<float>(biased));
-  }
 }
 
 /// Both stages.
@@ -130,8 +149,8 @@ cudaError_t find_moments(const void* x, ElementType type, const SplitLayout<int6
       kernel<<<tiles.blocks(), kBlockThreads, 0, stream>>>(static_cast<const Element*>(x), tiles, partial, batches);
     });
   }
-  join_moments_kernel<<<blocks_for(layout.channels, kSlicedChannels), kBlockThreads, 0, stream>>>(tiles, partial,
-                                                                                                  store);
+  join_moments_kernel<<<blocks_for(layout.channels, kSlicedChannels), join_threads(tiles.parts), 0, stream>>>(
+      PartRows(tiles), static_cast<double>(layout.rows), partial, store);
   return cudaGetLastError();
 }
 

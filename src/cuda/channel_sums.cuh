@@ -13,10 +13,17 @@ namespace actnn::cuda {
 /// Whole rounds of a GPU of 132 multiprocessors that run two or three blocks each. A constant, so that sums do not depend on the
 /// GPU.
 inline constexpr int64_t kSumBlocks = 792;
+/// For small tensors: one round of two blocks each, for otherwise a block's numbers cost as much as its few tiles.
+inline constexpr int64_t kFewSumBlocks = 264;
+inline constexpr int64_t kFewestSumTiles = 4;
 /// A thread adds up 4 rows of each tile.
 inline constexpr int64_t kMostSumTiles = 32;
 
-inline SplitTiles tiles_of_sums(const SplitLayout<int64_t>& layout) { return {layout, kSumBlocks, kMostSumTiles}; }
+inline SplitTiles tiles_of_sums(const SplitLayout<int64_t>& layout) {
+  const SplitTiles tiles(layout, kSumBlocks, kMostSumTiles);
+  const bool is_small = tiles.tiles < tiles.parts * kFewestSumTiles;
+  return is_small ? SplitTiles(layout, kFewSumBlocks, kMostSumTiles) : tiles;
+}
 
 /// Two sums of each of a thread's channels.
 struct ThreadSums {
@@ -71,40 +78,102 @@ struct PartialSums {
   __device__ float& second(int64_t part, int64_t channel) const { return first(parts + part, channel); }
 };
 
-/// The second stage: a block has 8 channels, and of each the parts in 32 slices.
+/// The second stage: a block has 8 channels, which are as many bytes of a part as memory is read in, and of each the parts in
+/// slices. It is short, and most of its time is latency: each thread has few parts, and loads all of them at once.
 inline constexpr int kSlicedChannels = 8;
-inline constexpr int kSlices = kBlockThreads / kSlicedChannels;
+inline constexpr int kMostSlices = 128;
+inline constexpr int kPartsOfThread = 4;  ///< where there are enough slices
+inline constexpr int kPartsAtOnce = 8;
+inline constexpr int kWarpSlices = kWarp / kSlicedChannels;
+inline constexpr int kJoinThreads = kMostSlices * kSlicedChannels;
+
+/// Threads of a block.
+inline unsigned join_threads(int64_t parts) {
+  const int64_t warps = ceil_div(parts, int64_t{kPartsOfThread} * kWarpSlices);
+  return static_cast<unsigned>(std::clamp<int64_t>(warps * kWarp, kWarp, kJoinThreads));
+}
+
+/// This thread's channel, which is perhaps behind the last.
+__device__ inline int64_t channel_to_join() {
+  return int64_t{blockIdx.x} * kSlicedChannels + threadIdx.x % kSlicedChannels;
+}
 
 struct SliceSums {
   double first = 0.0;
   double second = 0.0;
+
+  /// Adds up the warp's threads of the same channel.
+  __device__ void add_up_warp() {
+#pragma unroll
+    for (int distance = kWarp / 2; distance >= kSlicedChannels; distance /= 2) {
+      first += __shfl_xor_sync(~0U, first, distance);
+      second += __shfl_xor_sync(~0U, second, distance);
+    }
+  }
 };
 
-/// Adds up what `of_part(part, channel, sums)` adds for all parts. Threads below `kSlicedChannels` get the sums of their channel,
-/// which is perhaps behind the last.
+/// Adds up what `of_part(part, first, second, sums)` adds for the two numbers of all parts. The first warp gets the sums of its
+/// threads' channels.
 template <class OfPart>
-__device__ SliceSums add_up_parts(int64_t parts, int64_t channels, OfPart&& of_part) {
-  __shared__ SliceSums slices[kSlices][kSlicedChannels];
+__device__ SliceSums add_up_parts(const PartialSums& partial, OfPart&& of_part) {
+  __shared__ SliceSums of_warps[kJoinThreads / kWarp][kSlicedChannels];
+  const int parts = static_cast<int>(partial.parts);
+  const int slices = static_cast<int>(blockDim.x) / kSlicedChannels;
   const int own = static_cast<int>(threadIdx.x) % kSlicedChannels;
   const int slice = static_cast<int>(threadIdx.x) / kSlicedChannels;
-  const int64_t channel = int64_t{blockIdx.x} * kSlicedChannels + own;
   SliceSums sums;
-  if (channel < channels) {
-#pragma unroll 4
-    for (int64_t part = slice; part < parts; part += kSlices) {
-      of_part(part, channel, sums);
+  if (channel_to_join() < partial.channels) {
+    const float* first = &partial.first(slice, channel_to_join());
+    const float* second = &partial.second(slice, channel_to_join());
+    const int64_t step = slices * partial.channels;
+    for (int part = slice; part < parts; part += slices * kPartsAtOnce) {
+      float numbers[kPartsAtOnce][2];
+#pragma unroll
+      for (int i = 0; i < kPartsAtOnce; ++i, first += step, second += step) {
+        if (part + i * slices < parts) {
+          numbers[i][0] = *first;
+          numbers[i][1] = *second;
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kPartsAtOnce; ++i) {
+        if (part + i * slices < parts) {
+          of_part(part + i * slices, numbers[i][0], numbers[i][1], sums);
+        }
+      }
     }
   }
-  slices[slice][own] = sums;
+  sums.add_up_warp();
+  if (lane_index() < kSlicedChannels) {
+    of_warps[threadIdx.x / kWarp][own] = sums;
+  }
   __syncthreads();
   SliceSums all;
-  if (slice == 0) {
-    for (int i = 0; i < kSlices; ++i) {
-      all.first += slices[i][own].first;
-      all.second += slices[i][own].second;
+  if (threadIdx.x < kWarp) {
+    for (int warp = slice; warp < static_cast<int>(blockDim.x) / kWarp; warp += kWarpSlices) {
+      all.first += of_warps[warp][own].first;
+      all.second += of_warps[warp][own].second;
     }
+    all.add_up_warp();
   }
   return all;
+}
+
+/// The second stage as a whole: `store` gets what `numbers(sums)` makes of a channel's sums. What `store` knows of the channel is
+/// loaded beside the parts.
+template <class Store, class OfPart, class Numbers>
+__device__ void join_parts(const PartialSums& partial, const Store& store, OfPart&& of_part, Numbers&& numbers) {
+  const int64_t channel = channel_to_join();
+  const bool stores = threadIdx.x < kSlicedChannels && channel < partial.channels;
+  typename Store::Known known{};
+  if (stores) {
+    known = store.known(channel);
+  }
+  const SliceSums sums = add_up_parts(partial, of_part);
+  if (stores) {
+    const float2 pair = numbers(sums);
+    store(channel, known, pair.x, pair.y);
+  }
 }
 
 }  // namespace actnn::cuda

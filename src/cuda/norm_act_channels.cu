@@ -10,7 +10,7 @@ template <class Store>
 __global__ void store_kernel(const float* first, const float* second, int64_t channels, Store store) {
   const int64_t c = thread_index();
   if (c < channels) {
-    store(c, first[c], second[c]);
+    store(c, store.known(c), first[c], second[c]);
   }
 }
 

@@ -77,16 +77,16 @@ __global__ void __launch_bounds__(kBlockThreads, kSumsBlocks<Element, kVectors, 
 }
 
 template <class Store>
-__global__ void __launch_bounds__(kBlockThreads) join_sums_kernel(const PartialSums partial, const Store store) {
-  const SliceSums all =
-      add_up_parts(partial.parts, partial.channels, [&](int64_t part, int64_t channel, SliceSums& of_slice) {
-        of_slice.first += partial.first(part, channel);
-        of_slice.second += partial.second(part, channel);
+__global__ void __launch_bounds__(kJoinThreads) join_sums_kernel(const PartialSums partial, const Store store) {
+  join_parts(
+      partial, store,
+      [](int /*part*/, float sum, float copy_sum, SliceSums& sums) {
+        sums.first += sum;
+        sums.second += copy_sum;
+      },
+      [](const SliceSums& sums) {
+        return make_float2(static_cast<float>(sums.first), static_cast<float>(sums.second));
       });
-  const int64_t channel = int64_t{blockIdx.x} * kSlicedChannels + threadIdx.x;
-  if (threadIdx.x < kSlicedChannels && channel < partial.channels) {
-    store(channel, static_cast<float>(all.first), static_cast<float>(all.second));
-  }
 }
 
 /// Both stages; `store` gets the sums of each channel.
@@ -110,7 +110,8 @@ cudaError_t add_up(const NormActBackward& backward, const NormActInverse* channe
           vectors, backward.second_grad != nullptr, backward.x != nullptr);
     });
   }
-  join_sums_kernel<<<blocks_for(layout.channels, kSlicedChannels), kBlockThreads, 0, stream>>>(partial, store);
+  join_sums_kernel<<<blocks_for(layout.channels, kSlicedChannels), join_threads(tiles.parts), 0, stream>>>(partial,
+                                                                                                           store);
   return cudaGetLastError();
 }
 

@@ -6,7 +6,8 @@
 #include "actnn/cuda/norm_act_channels.h"
 
 /// \file
-/// What kernels do with the two numbers that they found for a channel: a function object for each.
+/// What kernels do with the two numbers that they found for a channel: a function object for each. What it knows of the channel
+/// beside them is loaded by itself, so that nothing waits for it when the numbers are there.
 
 namespace actnn::cuda {
 
@@ -19,7 +20,10 @@ struct StoreNumbers {
   float* first;
   float* second;
 
-  __device__ void operator()(int64_t channel, float of_first, float of_second) const {
+  struct Known {};
+  __device__ static Known known(int64_t /*channel*/) { return {}; }
+
+  __device__ void operator()(int64_t channel, Known /*known*/, float of_first, float of_second) const {
     first[channel] = of_first;
     second[channel] = of_second;
   }
@@ -35,13 +39,19 @@ struct StoreChannels {
   NormActInverse* inverse;
   float* inverse_deviation;
 
-  __device__ void operator()(int64_t channel, float mean, float variance) const {
-    const float own_weight = number_or(weight, channel, 1.0F);
-    const float own_bias = number_or(bias, channel, 0.0F);
+  struct Known {
+    float weight;
+    float bias;
+  };
+  __device__ Known known(int64_t channel) const {
+    return {number_or(weight, channel, 1.0F), number_or(bias, channel, 0.0F)};
+  }
+
+  __device__ void operator()(int64_t channel, const Known& known, float mean, float variance) const {
     const float own_inverse_deviation = 1.0F / __fsqrt_rn(variance + eps);
     inverse_deviation[channel] = own_inverse_deviation;
-    forward[channel] = forward_channel(mean, own_inverse_deviation, own_weight, own_bias, has_bend);
-    inverse[channel] = inverse_channel(own_weight, own_bias, has_bend);
+    forward[channel] = forward_channel(mean, own_inverse_deviation, known.weight, known.bias, has_bend);
+    inverse[channel] = inverse_channel(known.weight, known.bias, has_bend);
   }
 };
 
@@ -51,19 +61,26 @@ struct StoreBatchChannels {
   BatchStatistics statistics;
   float unbiased;  ///< variances relative to biased ones
 
-  __device__ void operator()(int64_t channel, float mean, float variance) const {
-    store(channel, mean, variance);
-    const float momentum = statistics.momentum < 0.0F
-                               ? static_cast<float>(1.0 / static_cast<double>(*statistics.batches))
-                               : statistics.momentum;
-    update(statistics.running_mean, channel, mean, momentum);
-    update(statistics.running_var, channel, variance * unbiased, momentum);
+  struct Known {
+    StoreChannels::Known channel;
+    float running_mean;
+    float running_var;
+    float momentum;
+  };
+  __device__ Known known(int64_t channel) const {
+    return {store.known(channel), number_or(statistics.running_mean, channel, 0.0F),
+            number_or(statistics.running_var, channel, 0.0F),
+            statistics.momentum < 0.0F ? static_cast<float>(1.0 / static_cast<double>(*statistics.batches))
+                                       : statistics.momentum};
   }
 
- private:
-  __device__ static void update(float* running, int64_t channel, float value, float momentum) {
-    if (running) {
-      running[channel] = running_statistic(running[channel], value, momentum);
+  __device__ void operator()(int64_t channel, const Known& known, float mean, float variance) const {
+    store(channel, known.channel, mean, variance);
+    if (statistics.running_mean) {
+      statistics.running_mean[channel] = running_statistic(known.running_mean, mean, known.momentum);
+    }
+    if (statistics.running_var) {
+      statistics.running_var[channel] = running_statistic(known.running_var, variance * unbiased, known.momentum);
     }
   }
 };
@@ -75,12 +92,20 @@ struct StoreGradients {
   float* grad_weight;
   float* grad_bias;
 
-  __device__ void operator()(int64_t channel, float sum, float copy_sum) const {
-    const NormActInverse& inverse = channels.inverse[channel];
+  struct Known {
+    NormActInverse inverse;
+    float weight;
+    float inverse_deviation;
+  };
+  __device__ Known known(int64_t channel) const {
+    return {channels.inverse[channel], number_or(channels.weight, channel, 1.0F), channels.inverse_deviation[channel]};
+  }
+
+  __device__ void operator()(int64_t channel, const Known& known, float sum, float copy_sum) const {
     const float share = channels.count > 0 ? 1.0F / static_cast<float>(channels.count) : 0.0F;
-    gradients[channel] = gradient_channel(inverse, number_or(channels.weight, channel, 1.0F),
-                                          channels.inverse_deviation[channel], sum * share, copy_sum * share);
-    grad_weight[channel] = weight_gradient(inverse, sum, copy_sum);
+    gradients[channel] =
+        gradient_channel(known.inverse, known.weight, known.inverse_deviation, sum * share, copy_sum * share);
+    grad_weight[channel] = weight_gradient(known.inverse, sum, copy_sum);
     grad_bias[channel] = sum;
   }
 };
