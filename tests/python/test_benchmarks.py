@@ -16,13 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import blocks  # noqa: E402
 import largest_batch  # noqa: E402
 import networks  # noqa: E402
 import steps  # noqa: E402
 import training_step  # noqa: E402
 import workers  # noqa: E402
 from measure import actnn  # noqa: E402
+
+import blocks  # noqa: E402
 
 PARAMETERS = {
     "resnet50": 25557032,
