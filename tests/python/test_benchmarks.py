@@ -16,13 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import blocks  # noqa: E402
 import largest_batch  # noqa: E402
 import networks  # noqa: E402
 import steps  # noqa: E402
 import training_step  # noqa: E402
 import workers  # noqa: E402
 from measure import actnn  # noqa: E402
+
+import blocks  # noqa: E402
 
 PARAMETERS = {
     "resnet50": 25557032,
@@ -155,10 +156,11 @@ def test_the_largest_batch_is_measured(tmp_path):
 
 @dataclass(frozen=True)
 class Letters:
-    """A task whose part `fatal` takes the process down."""
+    """A task whose part `fatal` takes the process down, or that leaves it unfit for another task."""
 
     parts: str
-    fatal: str
+    fatal: str = ""
+    is_fit: bool = True
 
     def without(self, parts):
         return replace(self, parts="".join(part for part in self.parts if part not in parts))
@@ -168,11 +170,12 @@ class Letters:
             if part == self.fatal:
                 os._exit(3)
             send(part, {"part": part})
-        return True
+        return self.is_fit
 
 
 def test_a_process_that_ends_costs_one_part():
-    sent = dict(workers.run([Letters("ab", "b"), Letters("cd", "")], torch.device("cpu")))
+    tasks = [Letters("ab", fatal="b"), Letters("c", is_fit=False), Letters("d")]
+    sent = dict(workers.run(tasks, torch.device("cpu")))
     assert sent == {"b": {"ended": "its process ended with 3"}} | {part: {"part": part} for part in "acd"}
 
 
