@@ -5,6 +5,8 @@ measured (`parts`), measures it and sends it part by part, and returns whether t
 """
 
 import multiprocessing
+import os
+import sys
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -76,4 +78,6 @@ def _work(tasks: list[Task], device: torch.device, sender: Connection) -> None:
         is_fit = task.run(device, lambda part, values: sender.send((part, values)))
         print(f"{time.perf_counter() - begin:.0f} s", flush=True)
         if not is_fit:
-            return
+            sender.close()
+            sys.stderr.flush()
+            os._exit(0)  # at once: taking down what a failure has spoiled may fail, too

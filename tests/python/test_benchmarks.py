@@ -156,10 +156,11 @@ def test_the_largest_batch_is_measured(tmp_path):
 
 @dataclass(frozen=True)
 class Letters:
-    """A task whose part `fatal` takes the process down."""
+    """A task whose part `fatal` takes the process down, or that leaves it unfit for another task."""
 
     parts: str
-    fatal: str
+    fatal: str = ""
+    is_fit: bool = True
 
     def without(self, parts):
         return replace(self, parts="".join(part for part in self.parts if part not in parts))
@@ -169,11 +170,12 @@ class Letters:
             if part == self.fatal:
                 os._exit(3)
             send(part, {"part": part})
-        return True
+        return self.is_fit
 
 
 def test_a_process_that_ends_costs_one_part():
-    sent = dict(workers.run([Letters("ab", "b"), Letters("cd", "")], torch.device("cpu")))
+    tasks = [Letters("ab", fatal="b"), Letters("c", is_fit=False), Letters("d")]
+    sent = dict(workers.run(tasks, torch.device("cpu")))
     assert sent == {"b": {"ended": "its process ended with 3"}} | {part: {"part": part} for part in "acd"}
 
 
