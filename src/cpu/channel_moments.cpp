@@ -32,12 +32,13 @@ inline constexpr int64_t kRun = 8;
 template <class Element, class Tag>
 void add_rows(Tag df, const Element* elements, int64_t rows, int64_t channels, const float* origin, double* sums,
               double* squares) {
+  const int64_t ahead = prefetch_distance({rows, channels});
   for (int64_t channel = 0; channel < channels; channel += static_cast<int64_t>(hn::Lanes(df))) {
     const Doubles<Tag> from(hn::LoadU(df, origin + channel));
     Doubles<Tag> sum(sums + channel);
     Doubles<Tag> square(squares + channel);
     for (int64_t row = 0; row < rows; ++row) {
-      Doubles<Tag> distance(load_floats(df, elements + row * channels + channel));
+      Doubles<Tag> distance(load_ahead(df, elements + row * channels + channel, ahead));
       distance.subtract(from);
       sum.add(distance);
       square.add_product(distance, distance);

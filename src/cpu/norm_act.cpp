@@ -85,6 +85,7 @@ HWY_INLINE void normalize_group(const Forward<Tag>& forward, const GroupPlace& p
   const auto drops_below = hn::MaskFromVec(hn::BitCast(df, hn::Set(d32, arguments.keeps_below ? 0u : ~0u)));
   auto highest = zero;
   auto lowest = zero;
+  const int64_t ahead = prefetch_distance(arguments.layout);
   auto finite = zero;  // until an infinity or NaN makes it NaN
   place.for_each_strip(df, [&](const Strip& strip) {
     const auto z_scale = forward.maps.field(df, &NormActChannel::z_scale, strip.channel);
@@ -97,10 +98,10 @@ HWY_INLINE void normalize_group(const Forward<Tag>& forward, const GroupPlace& p
     for (int64_t j = 0; j < strip.rows; ++j) {
       const int64_t index = strip.index + j * strip.stride;
       const int64_t row = strip.place + j * kOctet;
-      const auto input = load_floats(df, x + index);
+      const auto input = load_ahead(df, x + index, ahead);
       auto z = hn::Add(hn::Mul(z_scale, input), z_shift);
       if (residual) {
-        z = hn::Add(z, load_floats(df, residual + index));
+        z = hn::Add(z, load_ahead(df, residual + index, ahead));
       }
       const auto side = hn::Gt(z, zero);
       store_floats(df, canonical_nan(df, forward.bend.activated(z, side)), y + index, Store());

@@ -63,7 +63,8 @@ class Backward {
         maps_(channels, backward.layout.channels),
         maps_of_x_(backward.channels_of_x, backward.x ? backward.layout.channels : 0),
         words_(backward.packed ? backward.packed + codes_offset(backward.layout.groups()) : nullptr),
-        bend_(backward.slope) {}
+        bend_(backward.slope),
+        ahead_(prefetch_distance(backward.layout)) {}
 
   const Bend<Tag>& bend() const { return bend_; }
 
@@ -73,9 +74,10 @@ class Backward {
 
   /// dz of a vector of elements.
   HWY_INLINE hn::Vec<Tag> gradient(int64_t index, hn::Mask<Tag> side) const {
-    auto gradient = load_floats(Tag(), static_cast<const Element*>(arguments_.grad) + index);
+    auto gradient = load_ahead(Tag(), static_cast<const Element*>(arguments_.grad) + index, ahead_);
     if (arguments_.second_grad) {
-      gradient = hn::Add(gradient, load_floats(Tag(), static_cast<const Element*>(arguments_.second_grad) + index));
+      gradient =
+          hn::Add(gradient, load_ahead(Tag(), static_cast<const Element*>(arguments_.second_grad) + index, ahead_));
     }
     return bend_.gradient(gradient, side);
   }
@@ -115,7 +117,7 @@ class Backward {
           const auto code = hn::PromoteTo(d32, load_row(d8, codes + strip.place + j * kOctet));
           const auto side = hn::RebindMask(df, hn::TestBit(code, hn::Set(d32, uint32_t{kSideOfCode})));
           if constexpr (kFromX) {
-            element(index, side, hn::Add(hn::Mul(s_scale, load_floats(df, x + index)), s_shift));
+            element(index, side, hn::Add(hn::Mul(s_scale, load_ahead(df, x + index, ahead_)), s_shift));
           } else {
             element(index, side, grid.decode(code, side, is_linear));
           }
@@ -145,6 +147,7 @@ class Backward {
   ChannelMaps<NormActChannel> maps_of_x_;
   const uint8_t* words_;
   Bend<Tag> bend_;
+  int64_t ahead_;
 };
 
 template <class Element, class Tag>

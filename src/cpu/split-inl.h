@@ -8,6 +8,7 @@
 #endif
 
 #include <hwy/aligned_allocator.h>
+#include <hwy/cache_control.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -94,6 +95,19 @@ struct Strip {
   int64_t channel;  ///< the first
   int64_t rows;
 };
+
+/// Elements that are asked for ahead: whole rows of groups, and some thousand.
+inline int64_t prefetch_distance(const SplitLayout<int64_t>& layout) {
+  return align_up<int64_t>(4096, layout.group_rows() * layout.channels);
+}
+
+/// Loads floats of a matrix, and asks for those `ahead`. Beyond the end this does nothing.
+template <class Tag, class Element>
+HWY_INLINE hn::Vec<Tag> load_ahead(Tag df, const Element* p, int64_t ahead) {
+  hwy::Prefetch(reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(p) +
+                                                 static_cast<uintptr_t>(ahead) * sizeof(Element)));
+  return load_floats(df, p);
+}
 
 /// What there is of a group of a matrix of whole octets.
 struct GroupPlace {
