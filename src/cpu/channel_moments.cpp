@@ -29,16 +29,16 @@ namespace {
 inline constexpr int64_t kRun = 8;
 
 /// Adds distances from `origin`, and their squares, of rows [0, rows) of a matrix.
-template <class Element>
-void add_rows(const Element* elements, int64_t rows, int64_t channels, const float* origin, double* sums,
+template <class Element, class Tag>
+void add_rows(Tag df, const Element* elements, int64_t rows, int64_t channels, const float* origin, double* sums,
               double* squares) {
-  const OctetTag df;
-  for (int64_t channel = 0; channel < channels; channel += kOctetStep) {
-    const Doubles from = Doubles::of(hn::LoadU(df, origin + channel));
-    Doubles sum = Doubles::load(sums + channel);
-    Doubles square = Doubles::load(squares + channel);
+  const int64_t ahead = prefetch_distance({rows, channels});
+  for (int64_t channel = 0; channel < channels; channel += static_cast<int64_t>(hn::Lanes(df))) {
+    const Doubles<Tag> from(hn::LoadU(df, origin + channel));
+    Doubles<Tag> sum(sums + channel);
+    Doubles<Tag> square(squares + channel);
     for (int64_t row = 0; row < rows; ++row) {
-      Doubles distance = Doubles::of(load_floats(df, elements + row * channels + channel));
+      Doubles<Tag> distance(load_ahead(df, elements + row * channels + channel, ahead));
       distance.subtract(from);
       sum.add(distance);
       square.add_product(distance, distance);
@@ -48,8 +48,8 @@ void add_rows(const Element* elements, int64_t rows, int64_t channels, const flo
   }
 }
 
-template <class Element>
-void moments_of_rows(const Element* elements, int64_t rows, int64_t channels, double* mean, double* squares) {
+template <class Element, class Tag>
+void moments_of_rows(Tag df, const Element* elements, int64_t rows, int64_t channels, double* mean, double* squares) {
   std::vector<float> origin(static_cast<size_t>(channels));
   for (int64_t channel = 0; channel < channels; ++channel) {
     origin[static_cast<size_t>(channel)] = moments_origin(to_float(elements[channel]));
@@ -57,7 +57,7 @@ void moments_of_rows(const Element* elements, int64_t rows, int64_t channels, do
   std::fill_n(mean, channels, 0.0);
   std::fill_n(squares, channels, 0.0);
   for (int64_t row = 0; row < rows; row += kRun) {
-    add_rows(elements + row * channels, std::min(kRun, rows - row), channels, origin.data(), mean, squares);
+    add_rows(df, elements + row * channels, std::min(kRun, rows - row), channels, origin.data(), mean, squares);
   }
   for (int64_t channel = 0; channel < channels; ++channel) {
     finish_moments(origin[static_cast<size_t>(channel)], rows, mean[channel], squares[channel]);
@@ -74,7 +74,10 @@ void part_moments(const void* x, ElementType type, const SplitLayout<int64_t>& l
   const int64_t first = part * kPartRows;
   const int64_t rows = std::min(kPartRows, layout.rows - first);
   with_element_type(type, [&]<class Element>(Element /*tag*/) {
-    moments_of_rows(static_cast<const Element*>(x) + first * layout.channels, rows, layout.channels, mean, squares);
+    with_tag(layout, [&](auto df) {
+      moments_of_rows(df, static_cast<const Element*>(x) + first * layout.channels, rows, layout.channels, mean,
+                      squares);
+    });
   });
 }
 

@@ -1,4 +1,4 @@
-// Sums in double precision of an octet's floats. Included once per instruction set, as vector-inl.h.
+// Sums of floats in double precision. Included once per instruction set, as vector-inl.h.
 #if defined(ACTNN_CPU_DOUBLE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ACTNN_CPU_DOUBLE_INL_H_
 #undef ACTNN_CPU_DOUBLE_INL_H_
@@ -13,31 +13,27 @@
 HWY_BEFORE_NAMESPACE();
 namespace actnn::cpu::HWY_NAMESPACE {
 
-/// As many doubles as an OctetVector has floats: one vector, or two of half as many.
+/// As many doubles as a vector has floats: one vector, or two of half as many.
+template <class FloatsTag>
 class Doubles {
  public:
-  using Tag = hn::CappedTag<double, kOctetStep>;
+  using Tag = hn::CappedTag<double, hn::MaxLanes(FloatsTag())>;
   static constexpr int64_t kLanes = hn::MaxLanes(Tag());
-  static constexpr int64_t kParts = kOctetStep / kLanes;
+  static constexpr int64_t kParts = hn::MaxLanes(FloatsTag()) / kLanes;
 
-  HWY_INLINE static Doubles load(const double* p) {
-    Doubles result;
+  HWY_INLINE explicit Doubles(const double* p) {
     for (int64_t i = 0; i < kParts; ++i) {
-      result.parts_[i] = hn::LoadU(Tag(), p + i * kLanes);
+      parts_[i] = hn::LoadU(Tag(), p + i * kLanes);
     }
-    return result;
   }
-  /// A template, so that only one of the two ways is compiled.
-  template <class Floats>
-  HWY_INLINE static Doubles of(Floats floats) {
-    Doubles result;
-    if constexpr (hn::MaxLanes(hn::DFromV<Floats>()) == kLanes) {
-      result.parts_[0] = hn::PromoteTo(Tag(), floats);
+  HWY_INLINE explicit Doubles(hn::Vec<FloatsTag> floats) {
+    if constexpr (kParts == 1) {
+      parts_[0] = hn::PromoteTo(Tag(), floats);
     } else {
-      result.parts_[0] = hn::PromoteTo(Tag(), hn::LowerHalf(floats));
-      result.parts_[1] = hn::PromoteTo(Tag(), hn::UpperHalf(hn::Half<OctetTag>(), floats));
+      const hn::Half<FloatsTag> half;
+      parts_[0] = hn::PromoteTo(Tag(), hn::LowerHalf(half, floats));
+      parts_[1] = hn::PromoteTo(Tag(), hn::UpperHalf(half, floats));
     }
-    return result;
   }
 
   HWY_INLINE void store(double* p) const {

@@ -21,48 +21,62 @@ void norm_act(const NormActForward& forward, int64_t first, int64_t last) { refe
 
 namespace {
 
+/// What the counter of each octet's noise in a group is above that of the first, in the order of the bits of the words; within a
+/// vector as `dealt_blocks` says.
+struct NoiseCounters {
+  HWY_ALIGN uint64_t above_first[kGroupElements / kOctet];
+
+  explicit NoiseCounters(const SplitLayout<int64_t>& layout) {
+    const Word64Tag d64;
+    HWY_ALIGN uint64_t dealt[hn::MaxLanes(d64)];
+    hn::Store(dealt_blocks(), d64, dealt);
+    for (uint64_t i = 0; i < kGroupElements / kOctet; ++i) {
+      const auto octet = static_cast<int64_t>(i / hn::Lanes(d64) * hn::Lanes(d64) + dealt[i % hn::Lanes(d64)]);
+      const int64_t lane = octet / kLaneRows;
+      const int64_t row = lane / layout.lanes_across() + octet % kLaneRows * layout.lane_rows_apart();
+      above_first[i] = static_cast<uint64_t>(row * layout.row_octets() + lane % layout.lanes_across());
+    }
+  }
+};
+
 /// What all groups of a call share.
+template <class Tag>
 struct Forward {
   const NormActForward& arguments;
-  std::vector<MapOctet<NormActChannel>> maps;
+  ChannelMaps<NormActChannel> maps;
+  bool has_linear;  ///< channels
+  NoiseCounters counters;
   PhiloxKeys keys;
-  Bend bend;
+  Bend<Tag> bend;
   uint8_t* words;  ///< of group 0
 
   explicit Forward(const NormActForward& forward)
       : arguments(forward),
-        maps(octets_of(forward.channels, forward.layout.channels)),
+        maps(forward.channels, forward.layout.channels),
+        has_linear(std::any_of(forward.channels, forward.channels + forward.layout.channels,
+                               [](const NormActChannel& channel) { return channel.linear != 0.0F; })),
+        counters(forward.layout),
         keys(forward.random.seed),
         bend(forward.slope),
-        words(forward.packed + codes_offset(forward.layout.groups())) {}
+        words(forward.bits == 0 ? nullptr : forward.packed + codes_offset(forward.layout.groups())) {}
 };
 
-/// The maps of one vector of channels.
-struct ForwardMap {
-  OctetVector z_scale, z_shift, s_scale, s_shift;
-  OctetMask linear;
-
-  HWY_INLINE ForwardMap(const MapOctet<NormActChannel>& octet, int64_t k)
-      : z_scale(octet.field(0, k)),
-        z_shift(octet.field(1, k)),
-        s_scale(octet.field(2, k)),
-        s_shift(octet.field(3, k)),
-        linear(hn::Ne(octet.field(4, k), hn::Zero(OctetTag()))) {}
-};
+/// Behind the bits of a code.
+inline constexpr uint32_t kLinear = 0x100;
 
 /// A group's elements before they are codes, in the order of the bits of its words.
 struct GroupCopies {
   HWY_ALIGN float copies[kGroupElements];
-  HWY_ALIGN uint32_t sides[kGroupElements];  ///< kSideOfCode above 0
+  HWY_ALIGN uint32_t flags[kGroupElements];  ///< kSideOfCode above 0, kLinear of a linear channel
   float above;                               ///< the largest distance from 0; NaN or infinite if one of any side is
   float below;
 };
 
 /// Writes y of a group and finds its copies.
-template <class Element, class Store>
-HWY_INLINE void normalize_group(const Forward& forward, const GroupPlace& place, GroupCopies& group) {
-  const OctetTag df;
-  const OctetWordTag d32;
+template <class Element, class Store, class Tag>
+HWY_INLINE void normalize_group(const Forward<Tag>& forward, const GroupPlace& place, GroupCopies& group) {
+  const Tag df;
+  const hn::Rebind<uint32_t, Tag> d32;
   const NormActForward& arguments = forward.arguments;
   const auto* x = static_cast<const Element*>(arguments.x);
   const auto* residual = static_cast<const Element*>(arguments.residual);
@@ -71,29 +85,33 @@ HWY_INLINE void normalize_group(const Forward& forward, const GroupPlace& place,
   const auto drops_below = hn::MaskFromVec(hn::BitCast(df, hn::Set(d32, arguments.keeps_below ? 0u : ~0u)));
   auto highest = zero;
   auto lowest = zero;
+  const int64_t ahead = prefetch_distance(arguments.layout);
   auto finite = zero;  // until an infinity or NaN makes it NaN
-  place.for_each_lane([&](const LaneRows& lane) {
-    for (int64_t k = 0; k < kOctet; k += kOctetStep) {
-      const ForwardMap map(forward.maps[static_cast<size_t>(lane.channel / kOctet)], k);
-      for (int64_t j = 0; j < lane.rows; ++j) {
-        const int64_t index = lane.index + j * place.stride() + k;
-        const int64_t bit = lane.place + j * kOctet + k;
-        const auto input = load_floats(df, x + index);
-        auto z = hn::Add(hn::Mul(map.z_scale, input), map.z_shift);
-        if (residual) {
-          z = hn::Add(z, load_floats(df, residual + index));
-        }
-        const auto side = hn::Gt(z, zero);
-        store_floats(df, canonical_nan(df, forward.bend.activated(z, side)), y + index, Store());
-        auto s = hn::Add(hn::Mul(map.s_scale, hn::IfThenElse(map.linear, input, z)), map.s_shift);
-        finite = hn::MulAdd(s, zero, finite);
-        s = hn::IfThenZeroElse(hn::AndNot(side, drops_below), s);
-        highest = hn::Max(highest, s);
-        lowest = hn::Min(lowest, s);
-        hn::Store(s, df, group.copies + bit);
-        hn::Store(hn::IfThenElseZero(hn::RebindMask(d32, side), hn::Set(d32, uint32_t{kSideOfCode})), d32,
-                  group.sides + bit);
+  place.for_each_strip(df, [&](const Strip& strip) {
+    const auto z_scale = forward.maps.field(df, &NormActChannel::z_scale, strip.channel);
+    const auto z_shift = forward.maps.field(df, &NormActChannel::z_shift, strip.channel);
+    const auto s_scale = forward.maps.field(df, &NormActChannel::s_scale, strip.channel);
+    const auto s_shift = forward.maps.field(df, &NormActChannel::s_shift, strip.channel);
+    const auto linear = forward.maps.is_linear(df, strip.channel);
+    const auto below = hn::IfThenElseZero(hn::RebindMask(d32, linear), hn::Set(d32, kLinear));
+    const auto above = hn::Or(below, hn::Set(d32, uint32_t{kSideOfCode}));
+    for (int64_t j = 0; j < strip.rows; ++j) {
+      const int64_t index = strip.index + j * strip.stride;
+      const int64_t row = strip.place + j * kOctet;
+      const auto input = load_ahead(df, x + index, ahead);
+      auto z = hn::Add(hn::Mul(z_scale, input), z_shift);
+      if (residual) {
+        z = hn::Add(z, load_ahead(df, residual + index, ahead));
       }
+      const auto side = hn::Gt(z, zero);
+      store_floats(df, canonical_nan(df, forward.bend.activated(z, side)), y + index, Store());
+      auto s = hn::Add(hn::Mul(s_scale, hn::IfThenElse(linear, input, z)), s_shift);
+      finite = hn::MulAdd(s, zero, finite);
+      s = hn::IfThenZeroElse(hn::AndNot(side, drops_below), s);
+      highest = hn::Max(highest, s);
+      lowest = hn::Min(lowest, s);
+      store_row(s, df, group.copies + row);
+      store_row(hn::IfThenElse(hn::RebindMask(d32, side), above, below), d32, group.flags + row);
     }
   });
   const float not_finite = hn::GetLane(hn::SumOfLanes(df, finite));
@@ -101,119 +119,87 @@ HWY_INLINE void normalize_group(const Forward& forward, const GroupPlace& place,
   group.below = not_finite - hn::GetLane(hn::MinOfLanes(df, lowest));
 }
 
-/// Noise of a group: 8 numbers an octet, `pitch` octets a row.
-struct GroupNoise {
-  HWY_ALIGN uint16_t numbers[kGroupElements];
-  int64_t pitch;
+/// The noise of a group, or half a step, in the order of the bits of its words.
+template <class Tag>
+HWY_INLINE void draw_noise(const Forward<Tag>& forward, const GroupPlace& place, uint16_t* numbers) {
+  const NormActForward& arguments = forward.arguments;
+  if (!arguments.stochastic) {
+    std::fill_n(numbers, kGroupElements, static_cast<uint16_t>(half_step(arguments.bits - 1)));
+    return;
+  }
+  const Word64Tag d64;
+  const auto first = hn::Set(d64, static_cast<uint64_t>((place.row * place.matrix_channels + place.channel) / kOctet));
+  const auto counters_from = [&](int64_t i) { return hn::Add(first, hn::Load(d64, forward.counters.above_first + i)); };
+  philox_blocks_at(forward.keys, arguments.random.offset, counters_from, kGroupElements / kOctet,
+                   reinterpret_cast<uint32_t*>(numbers));
+}
 
-  /// One block's rows are read as a whole, of which the octets follow each other; else they are 8 octets each.
-  HWY_INLINE void draw(const Forward& forward, const GroupPlace& place) {
-    const int64_t octets = place.layout.row_octets();
-    const auto first = static_cast<uint64_t>(place.row * octets + place.channel / kOctet);
-    pitch = std::min<int64_t>(octets, kSplitLanes);
-    const auto counter_of = [&](int64_t i) {
-      return first + static_cast<uint64_t>(i / kSplitLanes * octets + i % kSplitLanes);
-    };
-    auto* words = reinterpret_cast<uint32_t*>(numbers);
-    if (octets <= kSplitLanes) {
-      philox_blocks(forward.keys, forward.arguments.random.offset, first, place.rows * octets, words);
-    } else {
-      philox_runs(forward.keys, forward.arguments.random.offset, counter_of, place.rows * kSplitLanes, words);
+/// The codes of a group by `SplitEncoder::encode`. All channels are split unless `kHasLinear`.
+template <bool kHasLinear>
+HWY_INLINE void encode_group(const GroupCopies& group, const SplitEncoder& encoder, const uint16_t* noise,
+                             uint8_t* codes) {
+  const FloatTag df;
+  const Word32Tag d32;
+  const hn::Rebind<uint16_t, FloatTag> d16;
+  const hn::Rebind<uint8_t, FloatTag> d8;
+  const auto above = hn::Set(df, encoder.above);
+  const auto below = hn::Set(df, -encoder.below);
+  const auto integer = hn::Set(df, kIntegerInMantissa);
+  // What the highest value becomes with the upper half of the float that it was the mantissa of, and that a byte has no room for.
+  const auto highest = hn::Set(d32, (bits_of(kIntegerInMantissa) >> 16) + encoder.highest);
+  for (int64_t i = 0; i < kGroupElements; i += static_cast<int64_t>(hn::Lanes(df))) {
+    const auto flags = hn::Load(d32, group.flags + i);
+    const auto s = hn::Load(df, group.copies + i);
+    const auto side = hn::RebindMask(df, hn::TestBit(flags, hn::Set(d32, uint32_t{kSideOfCode})));
+    auto scaled = hn::Mul(s, hn::IfThenElse(side, above, below));
+    if constexpr (kHasLinear) {
+      const auto is_linear = hn::RebindMask(df, hn::TestBit(flags, hn::Set(d32, kLinear)));
+      const auto distance = hn::Sub(s, hn::Set(df, encoder.grid.lowest));
+      scaled = hn::IfThenElse(is_linear, hn::Mul(distance, hn::Set(df, encoder.linear)), scaled);
     }
-  }
-  HWY_INLINE void round_to_nearest(int bits) {
-    std::fill_n(numbers, kGroupElements, static_cast<uint16_t>(half_step(bits - 1)));
-    pitch = 0;
-  }
-};
-
-/// A group's encoder in vectors.
-struct VectorEncoder {
-  OctetVector lowest, linear, above, below;
-  hn::Vec<OctetWordTag> highest;
-
-  HWY_INLINE explicit VectorEncoder(const SplitEncoder& encoder)
-      : lowest(hn::Set(OctetTag(), encoder.grid.lowest)),
-        linear(hn::Set(OctetTag(), encoder.linear)),
-        above(hn::Set(OctetTag(), encoder.above)),
-        below(hn::Set(OctetTag(), encoder.below)),
-        highest(hn::Set(OctetWordTag(), encoder.highest)) {}
-
-  /// Values, by `SplitEncoder::encode`.
-  HWY_INLINE hn::Vec<OctetWordTag> encode(OctetVector s, OctetMask side, OctetMask is_linear,
-                                          hn::Vec<OctetWordTag> noise) const {
-    const OctetTag df;
-    const OctetWordTag d32;
-    const auto split_distance = hn::IfThenElse(side, s, hn::Neg(s));
-    const auto distance = hn::IfThenElse(is_linear, hn::Sub(s, lowest), split_distance);
-    const auto scale = hn::IfThenElse(is_linear, linear, hn::IfThenElse(side, above, below));
-    const auto scaled = hn::Mul(distance, scale);
     const auto units_away = hn::IfThenElseZero(hn::Gt(scaled, hn::Zero(df)), scaled);
-    const auto shifted = hn::BitCast(d32, hn::Add(units_away, hn::Set(df, kIntegerInMantissa)));
-    const auto position = hn::Sub(shifted, hn::Set(d32, bits_of(kIntegerInMantissa)));
-    return hn::Min(hn::ShiftRight<16>(hn::Add(position, noise)), highest);
+    const auto shifted = hn::BitCast(d32, hn::Add(units_away, integer));
+    const auto noisy = hn::Add(shifted, hn::PromoteTo(d32, hn::Load(d16, noise + i)));
+    const auto value = hn::Min(hn::ShiftRight<16>(noisy), highest);
+    hn::StoreU(hn::TruncateTo(d8, hn::Or(value, flags)), d8, codes + i);
   }
-};
-
-/// Writes the words of a group.
-HWY_INLINE void encode_group(const Forward& forward, const GroupPlace& place, const GroupCopies& group,
-                             const SplitEncoder& scalar_encoder, const GroupNoise& noise, uint8_t* words) {
-  const OctetTag df;
-  const OctetWordTag d32;
-  const hn::Rebind<uint16_t, OctetTag> d16;
-  const hn::Rebind<uint8_t, OctetTag> d8;
-  const VectorEncoder encoder(scalar_encoder);
-  HWY_ALIGN uint8_t codes[kGroupElements];
-  if (place.is_cut()) {
-    std::fill_n(codes, kGroupElements, uint8_t{0});
-  }
-  const int64_t noise_stride = place.layout.lane_rows_apart() * noise.pitch * kOctet;
-  place.for_each_lane([&](const LaneRows& lane) {
-    const uint16_t* numbers =
-        noise.numbers + lane.row * noise.pitch * kOctet + (noise.pitch == 0 ? 0 : lane.channel - place.channel);
-    for (int64_t k = 0; k < kOctet; k += kOctetStep) {
-      const ForwardMap map(forward.maps[static_cast<size_t>(lane.channel / kOctet)], k);
-      for (int64_t j = 0; j < lane.rows; ++j) {
-        const int64_t bit = lane.place + j * kOctet + k;
-        const auto side = hn::Load(d32, group.sides + bit);
-        const auto random = hn::PromoteTo(d32, hn::LoadU(d16, numbers + j * noise_stride + k));
-        const auto value = encoder.encode(hn::Load(df, group.copies + bit),
-                                          hn::RebindMask(df, hn::Ne(side, hn::Zero(d32))), map.linear, random);
-        hn::StoreU(hn::TruncateTo(d8, hn::Or(value, side)), d8, codes + bit);
-      }
-    }
-  });
-  store_planes(codes, forward.arguments.bits, words);
 }
 
 /// Flattened: a call of code that is compiled for the baseline instruction set mixes instruction encodings.
-template <class Element, class Store>
-HWY_FLATTEN void forward_group(const Forward& forward, int64_t group) {
+template <class Element, class Store, class Tag>
+HWY_FLATTEN void forward_group(const Forward<Tag>& forward, int64_t group) {
   const NormActForward& arguments = forward.arguments;
   const GroupPlace place(arguments.layout, group);
   GroupCopies copies;
+  if (place.is_cut()) {
+    copies = {};  // code 0 for what there is not
+  }
   normalize_group<Element, Store>(forward, place, copies);
   if (arguments.bits == 0) {
     return;
   }
-  GroupNoise noise;
-  if (arguments.stochastic) {
-    noise.draw(forward, place);
-  } else {
-    noise.round_to_nearest(arguments.bits);
-  }
   const SplitSteps steps = split_steps(copies.above, copies.below, arguments.bits, arguments.type);
   std::memcpy(arguments.packed + group * static_cast<int64_t>(sizeof steps), &steps, sizeof steps);
   const SplitEncoder encoder(steps, arguments.bits, arguments.type);
-  encode_group(forward, place, copies, encoder, noise, forward.words + group * group_bytes(arguments.bits));
+  HWY_ALIGN uint16_t noise[kGroupElements];
+  draw_noise(forward, place, noise);
+  HWY_ALIGN uint8_t codes[kGroupElements];
+  if (forward.has_linear) {
+    encode_group<true>(copies, encoder, noise, codes);
+  } else {
+    encode_group<false>(copies, encoder, noise, codes);
+  }
+  store_planes(codes, arguments.bits, forward.words + group * group_bytes(arguments.bits));
 }
 
 template <class Element, class Store>
 void forward_groups(const NormActForward& arguments, int64_t first, int64_t last) {
-  const Forward forward(arguments);
-  for (int64_t group = first; group < last; ++group) {
-    forward_group<Element, Store>(forward, group);
-  }
+  with_tag(arguments.layout, [&]<class Tag>(Tag /*tag*/) {
+    const Forward<Tag> forward(arguments);
+    for (int64_t group = first; group < last; ++group) {
+      forward_group<Element, Store>(forward, group);
+    }
+  });
 }
 
 }  // namespace

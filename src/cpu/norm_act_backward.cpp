@@ -34,58 +34,56 @@ void norm_act_output(const NormActBackward& backward, const NormActInverse* chan
 namespace {
 
 /// A group's grids in vectors.
+template <class Tag>
 struct VectorGrid {
-  OctetVector above, minus_below, lowest, linear;
+  hn::Vec<Tag> above, minus_below, lowest, linear;
 
   HWY_INLINE explicit VectorGrid(const SplitGrid& grid)
-      : above(hn::Set(OctetTag(), grid.above)),
-        minus_below(hn::Set(OctetTag(), -grid.below)),
-        lowest(hn::Set(OctetTag(), grid.lowest)),
-        linear(hn::Set(OctetTag(), grid.linear)) {}
+      : above(hn::Set(Tag(), grid.above)),
+        minus_below(hn::Set(Tag(), -grid.below)),
+        lowest(hn::Set(Tag(), grid.lowest)),
+        linear(hn::Set(Tag(), grid.linear)) {}
 
   /// By `SplitGrid::copy_at`.
-  HWY_INLINE OctetVector decode(hn::Vec<OctetWordTag> codes, OctetMask side, OctetMask is_linear) const {
-    const auto number = hn::And(codes, hn::Set(OctetWordTag(), kSideOfCode - 1u));
-    const auto value = hn::ConvertTo(OctetTag(), hn::BitCast(hn::Rebind<int32_t, OctetTag>(), number));
+  HWY_INLINE hn::Vec<Tag> decode(hn::Vec<hn::Rebind<uint32_t, Tag>> codes, hn::Mask<Tag> side,
+                                 hn::Mask<Tag> is_linear) const {
+    const auto number = hn::And(codes, hn::Set(hn::Rebind<uint32_t, Tag>(), kSideOfCode - 1u));
+    const auto value = hn::ConvertTo(Tag(), hn::BitCast(hn::Rebind<int32_t, Tag>(), number));
     const auto split = hn::Mul(value, hn::IfThenElse(side, above, minus_below));
     return hn::IfThenElse(is_linear, hn::Add(hn::Mul(value, linear), lowest), split);
   }
 };
 
-/// What all groups of a call share. `Map` says what is done with a channel, its last field of which kind the channel is.
-template <class Element, class Map>
+/// What all groups of a call share. `Map` says what is done with a channel, and of which kind it is.
+template <class Tag, class Element, class Map>
 class Backward {
  public:
   Backward(const NormActBackward& backward, const Map* channels)
       : arguments_(backward),
-        maps_(octets_of(channels, backward.layout.channels)),
-        maps_of_x_(octets_of(backward.channels_of_x, backward.x ? backward.layout.channels : 0)),
+        maps_(channels, backward.layout.channels),
+        maps_of_x_(backward.channels_of_x, backward.x ? backward.layout.channels : 0),
         words_(backward.packed ? backward.packed + codes_offset(backward.layout.groups()) : nullptr),
-        bend_(backward.slope) {}
+        bend_(backward.slope),
+        ahead_(prefetch_distance(backward.layout)) {}
 
-  const Bend& bend() const { return bend_; }
+  const Bend<Tag>& bend() const { return bend_; }
+
+  HWY_INLINE hn::Vec<Tag> field(float Map::*member, const Strip& strip) const {
+    return maps_.field(Tag(), member, strip.channel);
+  }
 
   /// dz of a vector of elements.
-  HWY_INLINE OctetVector gradient(int64_t index, OctetMask side) const {
-    const OctetTag df;
-    auto gradient = load_floats(df, static_cast<const Element*>(arguments_.grad) + index);
+  HWY_INLINE hn::Vec<Tag> gradient(int64_t index, hn::Mask<Tag> side) const {
+    auto gradient = load_ahead(Tag(), static_cast<const Element*>(arguments_.grad) + index, ahead_);
     if (arguments_.second_grad) {
-      gradient = hn::Add(gradient, load_floats(df, static_cast<const Element*>(arguments_.second_grad) + index));
+      gradient =
+          hn::Add(gradient, load_ahead(Tag(), static_cast<const Element*>(arguments_.second_grad) + index, ahead_));
     }
     return bend_.gradient(gradient, side);
   }
 
-  /// A vector of channels.
-  struct Channels {
-    const MapOctet<Map>& octet;
-    int64_t first;
-    int64_t k;  ///< in the octet
-
-    HWY_INLINE OctetVector field(int number) const { return octet.field(number, k); }
-  };
-
-  /// Calls `body(channels, rows)` for the Channels of every lane of groups [first, last); `rows(element)` calls
-  /// `element(index, side, s)` for the elements in each of the lane's rows.
+  /// Calls `body(strip, rows)` for the strips of groups [first, last); `rows(element)` calls `element(index, side, s)` for each
+  /// of the strip's rows.
   template <class Body>
   void visit(int64_t first, int64_t last, Body&& body) const {
     for (int64_t group = first; group < last; ++group) {
@@ -101,34 +99,30 @@ class Backward {
   /// Flattened: a call of code that is compiled for the baseline instruction set mixes instruction encodings.
   template <bool kFromX, class Body>
   HWY_FLATTEN void visit_group(int64_t group, Body&& body) const {
-    const OctetTag df;
-    const OctetWordTag d32;
-    const hn::Rebind<uint8_t, OctetTag> d8;
-    const GroupPlace place(arguments_.layout, group);
-    const VectorGrid grid(SplitGrid(kFromX ? SplitSteps{} : steps_of(group), arguments_.bits, arguments_.type));
+    const Tag df;
+    const hn::Rebind<uint32_t, Tag> d32;
+    const hn::Rebind<uint8_t, Tag> d8;
+    const VectorGrid<Tag> grid(SplitGrid(kFromX ? SplitSteps{} : steps_of(group), arguments_.bits, arguments_.type));
     const auto* x = static_cast<const Element*>(arguments_.x);
     HWY_ALIGN uint8_t codes[kGroupElements];
     load_codes<kFromX>(group, codes);
-    place.for_each_lane([&](const LaneRows& lane) {
-      for (int64_t k = 0; k < kOctet; k += kOctetStep) {
-        const auto octet = static_cast<size_t>(lane.channel / kOctet);
-        const Channels channels{maps_[octet], lane.channel + k, k};
-        const auto is_linear = hn::Ne(channels.field(kLastField), hn::Zero(df));
-        const auto s_scale = kFromX ? maps_of_x_[octet].field(2, k) : hn::Zero(df);
-        const auto s_shift = kFromX ? maps_of_x_[octet].field(3, k) : hn::Zero(df);
-        body(channels, [&](auto&& element) {
-          for (int64_t j = 0; j < lane.rows; ++j) {
-            const int64_t index = lane.index + j * place.stride() + k;
-            const auto code = hn::PromoteTo(d32, hn::LoadU(d8, codes + lane.place + j * kOctet + k));
-            const auto side = hn::RebindMask(df, hn::TestBit(code, hn::Set(d32, uint32_t{kSideOfCode})));
-            if constexpr (kFromX) {
-              element(index, side, hn::Add(hn::Mul(s_scale, load_floats(df, x + index)), s_shift));
-            } else {
-              element(index, side, grid.decode(code, side, is_linear));
-            }
+    GroupPlace(arguments_.layout, group).for_each_strip(df, [&](const Strip& strip) {
+      const auto zero = hn::Zero(df);
+      const auto is_linear = maps_.is_linear(df, strip.channel);
+      const auto s_scale = kFromX ? maps_of_x_.field(df, &NormActChannel::s_scale, strip.channel) : zero;
+      const auto s_shift = kFromX ? maps_of_x_.field(df, &NormActChannel::s_shift, strip.channel) : zero;
+      body(strip, [&](auto&& element) {
+        for (int64_t j = 0; j < strip.rows; ++j) {
+          const int64_t index = strip.index + j * strip.stride;
+          const auto code = hn::PromoteTo(d32, load_row(d8, codes + strip.place + j * kOctet));
+          const auto side = hn::RebindMask(df, hn::TestBit(code, hn::Set(d32, uint32_t{kSideOfCode})));
+          if constexpr (kFromX) {
+            element(index, side, hn::Add(hn::Mul(s_scale, load_ahead(df, x + index, ahead_)), s_shift));
+          } else {
+            element(index, side, grid.decode(code, side, is_linear));
           }
-        });
-      }
+        }
+      });
     });
   }
 
@@ -148,43 +142,41 @@ class Backward {
     }
   }
 
-  static constexpr int kLastField = sizeof(Map) / sizeof(float) - 1;
-
   const NormActBackward& arguments_;
-  std::vector<MapOctet<Map>> maps_;
-  std::vector<MapOctet<NormActChannel>> maps_of_x_;
+  ChannelMaps<Map> maps_;
+  ChannelMaps<NormActChannel> maps_of_x_;
   const uint8_t* words_;
-  Bend bend_;
+  Bend<Tag> bend_;
+  int64_t ahead_;
 };
 
-template <class Element>
-void add_sums(const NormActBackward& arguments, const NormActInverse* channels, int64_t first, int64_t last,
-              double* sums, double* copy_sums) {
-  const Backward<Element, NormActInverse> backward(arguments, channels);
-  backward.visit(first, last, [&](const auto& lane, auto&& rows) {
-    Doubles sum = Doubles::load(sums + lane.first);
-    Doubles copy_sum = Doubles::load(copy_sums + lane.first);
-    rows([&](int64_t index, OctetMask side, OctetVector s) {
-      const Doubles dz = Doubles::of(backward.gradient(index, side));
+template <class Element, class Tag>
+void add_sums(Tag /*tag*/, const NormActBackward& arguments, const NormActInverse* channels, int64_t first,
+              int64_t last, double* sums, double* copy_sums) {
+  const Backward<Tag, Element, NormActInverse> backward(arguments, channels);
+  backward.visit(first, last, [&](const Strip& strip, auto&& rows) {
+    Doubles<Tag> sum(sums + strip.channel);
+    Doubles<Tag> copy_sum(copy_sums + strip.channel);
+    rows([&](int64_t index, hn::Mask<Tag> side, hn::Vec<Tag> s) {
+      const Doubles<Tag> dz(backward.gradient(index, side));
       sum.add(dz);
-      copy_sum.add_product(dz, Doubles::of(s));
+      copy_sum.add_product(dz, Doubles<Tag>(s));
     });
-    sum.store(sums + lane.first);
-    copy_sum.store(copy_sums + lane.first);
+    sum.store(sums + strip.channel);
+    copy_sum.store(copy_sums + strip.channel);
   });
 }
 
 /// `grad_sum` mostly is in the place of a gradient, so that its lines are in the cache.
-template <class Store, class Element>
-void input_gradients(const NormActBackward& arguments, const NormActGradient* channels, Element* grad_input,
+template <class Store, class Element, class Tag>
+void input_gradients(Tag df, const NormActBackward& arguments, const NormActGradient* channels, Element* grad_input,
                      Element* grad_sum, int64_t first, int64_t last) {
-  const OctetTag df;
-  const Backward<Element, NormActGradient> backward(arguments, channels);
-  backward.visit(first, last, [&](const auto& lane, auto&& rows) {
-    const auto scale = lane.field(0);
-    const auto of_copy = lane.field(1);
-    const auto shift = lane.field(2);
-    rows([&](int64_t index, OctetMask side, OctetVector s) {
+  const Backward<Tag, Element, NormActGradient> backward(arguments, channels);
+  backward.visit(first, last, [&](const Strip& strip, auto&& rows) {
+    const auto scale = backward.field(&NormActGradient::scale, strip);
+    const auto of_copy = backward.field(&NormActGradient::of_copy, strip);
+    const auto shift = backward.field(&NormActGradient::shift, strip);
+    rows([&](int64_t index, hn::Mask<Tag> side, hn::Vec<Tag> s) {
       const auto dz = backward.gradient(index, side);
       const auto sum = hn::Add(hn::Mul(scale, dz), hn::Mul(of_copy, s));
       store_floats(df, canonical_nan(df, hn::Add(sum, shift)), grad_input + index, Store());
@@ -195,15 +187,14 @@ void input_gradients(const NormActBackward& arguments, const NormActGradient* ch
   });
 }
 
-template <class Store, class Element>
-void outputs(const NormActBackward& arguments, const NormActInverse* channels, Element* y, int64_t first,
+template <class Store, class Element, class Tag>
+void outputs(Tag df, const NormActBackward& arguments, const NormActInverse* channels, Element* y, int64_t first,
              int64_t last) {
-  const OctetTag df;
-  const Backward<Element, NormActInverse> backward(arguments, channels);
-  backward.visit(first, last, [&](const auto& lane, auto&& rows) {
-    const auto a = lane.field(2);
-    const auto b = lane.field(3);
-    rows([&](int64_t index, OctetMask side, OctetVector s) {
+  const Backward<Tag, Element, NormActInverse> backward(arguments, channels);
+  backward.visit(first, last, [&](const Strip& strip, auto&& rows) {
+    const auto a = backward.field(&NormActInverse::a, strip);
+    const auto b = backward.field(&NormActInverse::b, strip);
+    rows([&](int64_t index, hn::Mask<Tag> side, hn::Vec<Tag> s) {
       const auto z = hn::Add(hn::Mul(a, s), b);
       store_floats(df, canonical_nan(df, backward.bend().activated(z, side)), y + index, Store());
     });
@@ -230,7 +221,9 @@ void norm_act_sums(const NormActBackward& backward, const NormActInverse* channe
   }
   const int64_t blocks = backward.layout.channel_blocks();
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
-    add_sums<Element>(backward, channels, first * blocks, last * blocks, sums, copy_sums);
+    with_tag(backward.layout, [&](auto df) {
+      add_sums<Element>(df, backward, channels, first * blocks, last * blocks, sums, copy_sums);
+    });
   });
 }
 
@@ -241,8 +234,10 @@ void norm_act_input_gradient(const NormActBackward& backward, const NormActGradi
   }
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
     with_store(backward, grad_input, [&]<class Store>(Store /*tag*/) {
-      input_gradients<Store>(backward, channels, static_cast<Element*>(grad_input), static_cast<Element*>(grad_sum),
-                             first, last);
+      with_tag(backward.layout, [&](auto df) {
+        input_gradients<Store>(df, backward, channels, static_cast<Element*>(grad_input),
+                               static_cast<Element*>(grad_sum), first, last);
+      });
     });
   });
 }
@@ -254,7 +249,8 @@ void norm_act_output(const NormActBackward& backward, const NormActInverse* chan
   }
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
     with_store(backward, y, [&]<class Store>(Store /*tag*/) {
-      outputs<Store>(backward, channels, static_cast<Element*>(y), first, last);
+      with_tag(backward.layout,
+               [&](auto df) { outputs<Store>(df, backward, channels, static_cast<Element*>(y), first, last); });
     });
   });
 }

@@ -7,10 +7,12 @@
 #define ACTNN_CPU_SPLIT_INL_H_
 #endif
 
+#include <hwy/aligned_allocator.h>
+#include <hwy/cache_control.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
-#include <vector>
 
 #include "actnn/core/norm_act.h"
 #include "actnn/core/sign_split.h"
@@ -21,12 +23,20 @@
 HWY_BEFORE_NAMESPACE();
 namespace actnn::cpu::HWY_NAMESPACE {
 
-/// The channels of a lane's row: one vector, or two where vectors are short.
+/// Vectors of the passes are channels of a row: an octet, half a one where vectors are short, or two where they are long and there
+/// are pairs.
 using OctetTag = hn::CappedTag<float, kOctet>;
-using OctetWordTag = hn::Rebind<uint32_t, OctetTag>;
-using OctetVector = hn::Vec<OctetTag>;
-using OctetMask = hn::Mask<OctetTag>;
-inline constexpr int64_t kOctetStep = hn::MaxLanes(OctetTag());
+using PairTag = hn::CappedTag<float, 2 * kOctet>;
+
+/// Calls `body` with the tag for a matrix's rows.
+template <class Body>
+HWY_INLINE void with_tag(const SplitLayout<int64_t>& layout, Body&& body) {
+  if (hn::MaxLanes(PairTag()) == 2 * kOctet && layout.row_octets() % 2 == 0) {
+    body(PairTag());
+  } else {
+    body(OctetTag());
+  }
+}
 
 inline constexpr int64_t kLaneElements = kLaneRows * kOctet;
 inline constexpr int64_t kGroupElements = kSplitLanes * kLaneElements;
@@ -44,75 +54,120 @@ inline bool streams(const SplitLayout<int64_t>& layout, ElementType type, const 
          std::find(inputs.begin(), inputs.end(), result) == inputs.end();
 }
 
-/// The maps of 8 channels: a field of theirs after the other, each 8 floats.
+/// The channels' maps, field by field.
 template <class Map>
-struct alignas(kOctet * sizeof(float)) MapOctet {
-  float fields[sizeof(Map) / sizeof(float)][kOctet];
-
-  /// Channels `k` to `k + kOctetStep`.
-  HWY_INLINE OctetVector field(int number, int64_t k) const { return hn::Load(OctetTag(), fields[number] + k); }
-};
-
-template <class Map>
-std::vector<MapOctet<Map>> octets_of(const Map* maps, int64_t channels) {
-  std::vector<MapOctet<Map>> octets(static_cast<size_t>(ceil_div(channels, kOctet)));
-  for (int64_t channel = 0; channel < channels; ++channel) {
-    const auto* fields = reinterpret_cast<const float*>(maps + channel);
-    for (size_t i = 0; i < sizeof(Map) / sizeof(float); ++i) {
-      octets[static_cast<size_t>(channel / kOctet)].fields[i][channel % kOctet] = fields[i];
+class ChannelMaps {
+ public:
+  ChannelMaps(const Map* maps, int64_t channels)
+      : channels_(channels),
+        fields_(hwy::AllocateAligned<float>(static_cast<size_t>(kFields * std::max<int64_t>(channels, 1)))) {
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      const auto* fields = reinterpret_cast<const float*>(maps + channel);
+      for (int64_t i = 0; i < kFields; ++i) {
+        fields_[static_cast<size_t>(i * channels + channel)] = fields[i];
+      }
     }
   }
-  return octets;
-}
 
-/// The rows of a lane that there are.
-struct LaneRows {
-  int64_t place;    ///< of the first element in the group's words
+  /// A field of channels `channel`, `channel` + 1, ...
+  template <class Tag>
+  HWY_INLINE hn::Vec<Tag> field(Tag df, float Map::*member, int64_t channel) const {
+    const Map map{};
+    const int64_t number = &(map.*member) - reinterpret_cast<const float*>(&map);
+    return hn::LoadU(df, fields_.get() + number * channels_ + channel);
+  }
+  template <class Tag>
+  HWY_INLINE hn::Mask<Tag> is_linear(Tag df, int64_t channel) const {
+    return hn::Ne(field(df, &Map::linear, channel), hn::Zero(df));
+  }
+
+ private:
+  static constexpr int64_t kFields = sizeof(Map) / sizeof(float);
+  int64_t channels_;
+  hwy::AlignedFreeUniquePtr<float[]> fields_;
+};
+
+/// A vector of channels in the rows of a lane (of two lanes: a pair of octets) that there are.
+struct Strip {
+  int64_t place;    ///< of the first element in the group's words; a row is 8 places
   int64_t index;    ///< and in the matrix
-  int64_t channel;  ///< a multiple of 8
-  int64_t row;      ///< in the group
+  int64_t stride;   ///< elements from a row to the next
+  int64_t channel;  ///< the first
   int64_t rows;
 };
 
+/// Elements that are asked for ahead: whole rows of groups, and some thousand.
+inline int64_t prefetch_distance(const SplitLayout<int64_t>& layout) {
+  return align_up<int64_t>(4096, layout.group_rows() * layout.channels);
+}
+
+/// Loads floats of a matrix, and asks for those `ahead`. Beyond the end this does nothing.
+template <class Tag, class Element>
+HWY_INLINE hn::Vec<Tag> load_ahead(Tag df, const Element* p, int64_t ahead) {
+  hwy::Prefetch(reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(p) +
+                                                 static_cast<uintptr_t>(ahead) * sizeof(Element)));
+  return load_floats(df, p);
+}
+
 /// What there is of a group of a matrix of whole octets.
 struct GroupPlace {
-  const SplitLayout<int64_t>& layout;
-  int64_t row;      ///< the first
-  int64_t channel;  ///< the first
-  int64_t rows;     ///< in the group
-  int64_t octets;   ///< of a row of the group
+  int64_t matrix_channels;
+  int64_t row;       ///< the first
+  int64_t channel;   ///< the first
+  int64_t rows;      ///< in the group
+  int64_t channels;  ///< in the group
+  int64_t lanes_across;
+  int64_t lane_rows_apart;
 
-  GroupPlace(const SplitLayout<int64_t>& matrix, int64_t group)
-      : layout(matrix),
-        row(group / matrix.channel_blocks() * matrix.group_rows()),
-        channel(group % matrix.channel_blocks() * matrix.group_channels()),
-        rows(std::min(matrix.rows - row, matrix.group_rows())),
-        octets(std::min(matrix.channels - channel, matrix.group_channels()) / kOctet) {}
+  GroupPlace(const SplitLayout<int64_t>& layout, int64_t group)
+      : matrix_channels(layout.channels),
+        row(group / layout.channel_blocks() * layout.group_rows()),
+        channel(group % layout.channel_blocks() * layout.group_channels()),
+        rows(std::min(layout.rows - row, layout.group_rows())),
+        channels(std::min(layout.channels - channel, layout.group_channels())),
+        lanes_across(layout.lanes_across()),
+        lane_rows_apart(layout.lane_rows_apart()) {}
 
   /// Whether codes are missing.
-  bool is_cut() const { return rows < layout.group_rows() || octets < layout.lanes_across(); }
+  bool is_cut() const { return rows * channels < kGroupElements; }
 
-  /// Elements from a row of a lane to the next.
-  int64_t stride() const { return layout.lane_rows_apart() * layout.channels; }
-
-  /// Calls `body(lane)` with the LaneRows of each lane.
-  template <class Body>
-  HWY_INLINE void for_each_lane(Body&& body) const {
-    const int64_t apart = layout.lane_rows_apart();
-    const int64_t whole = kLaneRows;
-    for (int64_t down = 0; down < std::min(apart, rows); ++down) {
-      const int64_t lane_rows = rows == apart * kLaneRows ? whole : ceil_div(rows - down, apart);
-      for (int64_t octet = 0; octet < octets; ++octet) {
-        const int64_t lane_channel = channel + octet * kOctet;
-        body(LaneRows{.place = (down * layout.lanes_across() + octet) * kLaneElements,
-                      .index = (row + down) * layout.channels + lane_channel,
-                      .channel = lane_channel,
-                      .row = down,
-                      .rows = lane_rows});
+  /// Calls `body(strip)` lane by lane.
+  template <class Tag, class Body>
+  HWY_INLINE void for_each_strip(Tag df, Body&& body) const {
+    for (int64_t down = 0; down < std::min(lane_rows_apart, rows); ++down) {
+      const int64_t lane_rows = is_cut() ? ceil_div(rows - down, lane_rows_apart) : kLaneRows;
+      for (int64_t k = 0; k < channels; k += static_cast<int64_t>(hn::Lanes(df))) {
+        body(Strip{.place = (down * lanes_across + k / kOctet) * kLaneElements + k % kOctet,
+                   .index = (row + down) * matrix_channels + channel + k,
+                   .stride = lane_rows_apart * matrix_channels,
+                   .channel = channel + k,
+                   .rows = lane_rows});
       }
     }
   }
 };
+
+/// Stores a row of a strip at its places; the octets of a pair are a lane apart.
+template <class Tag>
+HWY_INLINE void store_row(hn::Vec<Tag> row, Tag d, hn::TFromD<Tag>* places) {
+  if constexpr (hn::MaxLanes(d) <= kOctet) {
+    hn::Store(row, d, places);
+  } else {
+    const hn::Half<Tag> half;
+    hn::Store(hn::LowerHalf(half, row), half, places);
+    hn::Store(hn::UpperHalf(half, row), half, places + kLaneElements);
+  }
+}
+
+template <class Tag>
+HWY_INLINE hn::Vec<Tag> load_row(Tag d, const hn::TFromD<Tag>* places) {
+  if constexpr (hn::MaxLanes(d) <= kOctet) {
+    return hn::LoadU(d, places);
+  } else {
+    const hn::Half<Tag> half;
+    return hn::Combine(d, hn::LoadU(half, places + kLaneElements), hn::LoadU(half, places));
+  }
+}
 
 /// Bytes of a group's words.
 constexpr int64_t group_bytes(int bits) { return bits * kGroupElements / 8; }
@@ -149,23 +204,24 @@ HWY_INLINE void load_planes(const uint8_t* HWY_RESTRICT words, int planes, uint8
 }
 
 /// The activation of core/norm_act.h in vectors.
-struct Bend {
-  OctetVector slope;
-  OctetMask is_flat;  ///< below: slope 0
-
-  explicit Bend(float slope_below)
-      : slope(hn::Set(OctetTag(), slope_below)), is_flat(hn::Eq(slope, hn::Zero(OctetTag()))) {}
+template <class Tag>
+class Bend {
+ public:
+  explicit Bend(float slope) : slope_(hn::Set(Tag(), slope)), is_flat_(hn::Eq(slope_, hn::Zero(Tag()))) {}
 
   /// NaN stays, also below a slope of 0; not yet the canonical one.
-  HWY_INLINE OctetVector activated(OctetVector z, OctetMask side) const {
+  HWY_INLINE hn::Vec<Tag> activated(hn::Vec<Tag> z, hn::Mask<Tag> side) const {
     return hn::IfThenElse(hn::Or(side, hn::IsNaN(z)), z, below(z));
   }
-  HWY_INLINE OctetVector gradient(OctetVector gradient, OctetMask side) const {
+  HWY_INLINE hn::Vec<Tag> gradient(hn::Vec<Tag> gradient, hn::Mask<Tag> side) const {
     return hn::IfThenElse(side, gradient, below(gradient));
   }
 
  private:
-  HWY_INLINE OctetVector below(OctetVector x) const { return hn::IfThenZeroElse(is_flat, hn::Mul(slope, x)); }
+  HWY_INLINE hn::Vec<Tag> below(hn::Vec<Tag> x) const { return hn::IfThenZeroElse(is_flat_, hn::Mul(slope_, x)); }
+
+  hn::Vec<Tag> slope_;
+  hn::Mask<Tag> is_flat_;
 };
 
 }  // namespace actnn::cpu::HWY_NAMESPACE

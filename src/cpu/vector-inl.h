@@ -76,26 +76,30 @@ HWY_INLINE void store_blocks(const PhiloxState& s, uint32_t* HWY_RESTRICT words)
   hn::StoreU(hn::BitCast(d32, hn::InterleaveUpper(d64, words01, words23)), d32, words + hn::Lanes(d32));
 }
 
-/// Philox blocks in runs of consecutive counters, as long as a vector at least: `counter_of(i)` is that of block i, for i a multiple
-/// of a vector's 64-bit lanes. They are written in order as 4 words each: `count` of them, rounded up to a multiple of
-/// kPhiloxMultiple, for which there must be room. Counters are dealt to lanes such that interleaving the two halves of the results
-/// gives consecutive blocks.
-template <class CounterOf>
-HWY_INLINE void philox_runs(const PhiloxKeys& keys, uint64_t offset, CounterOf&& counter_of, int64_t count,
-                            uint32_t* HWY_RESTRICT words) {
+/// Which block of a vector of them each lane computes: such that interleaving the two halves of the results gives the blocks in
+/// their order.
+HWY_INLINE hn::Vec<Word64Tag> dealt_blocks() {
   const Word64Tag d64;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d64));
   const auto lane = hn::Iota(d64, 0);
   const auto odd_lanes = hn::TestBit(lane, hn::Set(d64, 1));
-  const auto half = hn::Set(d64, static_cast<uint64_t>(lanes / 2));
-  const auto lane_counter = hn::Add(hn::ShiftRight<1>(lane), hn::IfThenElseZero(odd_lanes, half));
+  const auto half = hn::Set(d64, hn::Lanes(d64) / 2);
+  return hn::Add(hn::ShiftRight<1>(lane), hn::IfThenElseZero(odd_lanes, half));
+}
+
+/// `count` Philox blocks, rounded up to a multiple of kPhiloxMultiple, for which there must be room, written in order as 4 words
+/// each. `counters_from(i)` gives a vector of counters, of blocks i + dealt_blocks().
+template <class CountersFrom>
+HWY_INLINE void philox_blocks_at(const PhiloxKeys& keys, uint64_t offset, CountersFrom&& counters_from, int64_t count,
+                                 uint32_t* HWY_RESTRICT words) {
+  const Word64Tag d64;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d64));
   const auto start2 = hn::Set(d64, offset);
   const auto start3 = hn::Set(d64, offset >> 32);
 
   // Two vectors at a time: a round is a chain of dependent instructions.
   for (int64_t i = 0; i < count; i += 2 * lanes) {
-    const auto counter_a = hn::Add(hn::Set(d64, counter_of(i)), lane_counter);
-    const auto counter_b = hn::Add(hn::Set(d64, counter_of(i + lanes)), lane_counter);
+    const auto counter_a = counters_from(i);
+    const auto counter_b = counters_from(i + lanes);
     PhiloxState a{counter_a, hn::ShiftRight<32>(counter_a), start2, start3};
     PhiloxState b{counter_b, hn::ShiftRight<32>(counter_b), start2, start3};
     for (int round = 0; round < kPhiloxRounds; ++round) {
@@ -112,8 +116,11 @@ HWY_INLINE void philox_runs(const PhiloxKeys& keys, uint64_t offset, CounterOf&&
 /// Those at counters first, first + 1, ...
 HWY_INLINE void philox_blocks(const PhiloxKeys& keys, uint64_t offset, uint64_t first, int64_t count,
                               uint32_t* HWY_RESTRICT words) {
-  philox_runs(
-      keys, offset, [first](int64_t i) { return first + static_cast<uint64_t>(i); }, count, words);
+  const auto dealt = dealt_blocks();
+  const auto counters_from = [&](int64_t i) {
+    return hn::Add(hn::Set(Word64Tag(), first + static_cast<uint64_t>(i)), dealt);
+  };
+  philox_blocks_at(keys, offset, counters_from, count, words);
 }
 
 /// Loads one vector of elements as floats.
