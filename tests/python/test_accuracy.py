@@ -1,5 +1,6 @@
 """The benchmarks of accuracy and of the gradient's noise, at tiny sizes: settings share what they must."""
 
+import argparse
 import gzip
 import json
 import os
@@ -24,6 +25,7 @@ import actnn  # noqa: E402
 import gradient_variance  # noqa: E402
 import images  # noqa: E402
 import models  # noqa: E402
+import options  # noqa: E402
 import training  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -137,6 +139,53 @@ def test_bytes_held_count_a_storage_once_and_no_parameters():
     output.sum().backward()
 
 
+def test_settings_with_blocks_share_what_the_others_do(tmp_path, results):
+    output = tmp_path / "blocks.json"
+    here(accuracy, *TINY, "--seeds", 1, "--settings", "exact,blocks,blocks3,blocks2,stored", "--output", output)
+    runs = {run["setting"]: run for run in json.loads(output.read_text())["runs"]}
+    layers = {run["setting"]: run for run in results[1]["runs"] if run["seed"] == 0}
+    for name, run in runs.items():
+        assert all(run[key] == layers["exact"][key] for key in ("initialization", "order")), name
+        assert run["first_loss"] == pytest.approx(layers["exact"]["first_loss"], rel=1e-5)
+        assert run["bits"] is None and not run["graph"]
+    held = {name: run["activation_bytes"] for name, run in runs.items()}
+    assert held["exact"] > 6 * held["stored"] and held["stored"] > held["blocks"] > held["blocks3"]
+    assert held["blocks"] < 0.8 * layers["L2"]["activation_bytes"]  # they ran: layers on their own hold more
+    noise = {name: run["noise"] for name, run in runs.items()}
+    assert noise["blocks2"] > noise["blocks3"] > noise["blocks"] > 1e-3 > noise["exact"]
+
+
+def test_hard_data_are_the_same_for_all_settings_of_a_seed(tmp_path):
+    hard = ("--images-per-class", 10, "--label-noise", 0.2, "--augmentation", "strong", "--network", "resnet18")
+    output = tmp_path / "hard.json"
+    here(accuracy, *TINY, *hard, "--seeds", 1, "--settings", "exact,blocks", "--output", output)
+    record = json.loads(output.read_text())
+    assert record["images"]["train"] == 100 and record["options"]["label_noise"] == 0.2
+    exact, blocks = record["runs"]
+    assert exact["order"] == blocks["order"] and exact["initialization"] == blocks["initialization"]
+    assert exact["first_loss"] == pytest.approx(blocks["first_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [(("--label-noise", 1), "label-noise must be a share"), (("--graph",), "--graph needs a CUDA")],
+)
+def test_options_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(SystemExit, match=message):
+        here(accuracy, *TINY, *wrong, "--output", "none.json")
+
+
+def test_the_width_follows_the_network():
+    def chosen(*arguments):
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--smoke", action="store_true")
+        options.add_options(parser)
+        return options.chosen_options(parser.parse_args(arguments)).width
+
+    assert chosen() == 16 and chosen("--network", "resnet18") == 64
+    assert chosen("--network", "resnet18", "--width", "8") == 8 and chosen("--smoke") == options.SMOKE.width
+
+
 def test_the_learning_rate_rises_and_falls():
     rates = [training.learning_rate(step, 100, 0.1) for step in range(100)]
     assert rates[0] == pytest.approx(0.02) and max(rates) == rates[4] == pytest.approx(0.1) and 0 < rates[-1] < 1e-4
@@ -175,6 +224,46 @@ def test_an_epoch_has_every_image_once_and_each_epoch_an_order_of_its_own():
     assert not torch.equal(*orders)
     first, again, other = (next(data.batches(16, seed)).images for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_strong_augmentation_erases_boxes_and_changes_nothing_else():
+    data = images.synthetic(64, 0, CPU)
+    plain, strong = (next(data.batches(64, 1, augmentation)) for augmentation in images.AUGMENTATIONS)
+    assert torch.equal(plain.indices, strong.indices) and torch.equal(plain.labels, strong.labels)
+    changed = (plain.images != strong.images)[:, 0]
+    assert not strong.images[:, 0][changed].any()
+    erased = changed.flatten(1).any(1)
+    assert 0.25 < erased.float().mean() < 0.75
+    for box in changed[erased]:
+        rows, columns = box.any(1).nonzero(), box.any(0).nonzero()
+        assert (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1) <= 0.4 * images.SIDE**2
+
+
+def test_boxes_are_inside_their_edges():
+    assert not images.inside(torch.tensor([[3, 4, 3, 9]])).any()
+    box = images.inside(torch.tensor([[1, 2, 3, 28]]))[0]
+    assert box[1:3, 2:].all() and box.sum() == 2 * 26
+
+
+def test_the_first_images_of_each_class_are_taken():
+    data = images.synthetic(200, 0, CPU)
+    few = data.per_class(3)
+    assert few.labels.bincount().tolist() == [3] * images.CLASSES
+    for label in range(images.CLASSES):
+        assert torch.equal(few.images[few.labels == label], data.images[data.labels == label][:3])
+
+
+def test_a_share_of_labels_is_wrong_by_the_seed():
+    data = images.synthetic(200, 0, CPU)
+    noisy, again, other = (data.with_wrong_labels(0.2, seed) for seed in (1, 1, 2))
+    assert (noisy.labels != data.labels).sum() == 40 and noisy.labels.unique().numel() == images.CLASSES
+    assert torch.equal(noisy.labels, again.labels) and not torch.equal(noisy.labels, other.labels)
+
+
+def test_resnet18_has_four_stages():
+    model = models.resnet18()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 11_172_810
+    assert model[:-3](torch.randn(1, 1, 28, 28)).shape == (1, 512, 4, 4)
 
 
 def test_resnet20_is_the_programs_and_channels_last():
