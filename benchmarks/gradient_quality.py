@@ -186,7 +186,7 @@ def cells(row: Mapping) -> dict[str, str]:
         "noise": f"{row['noise']:.3g}",
         "mean error": f"{row['mean_error']:.2g}",
         "noise / draws": f"{row['noise'] / row['draws']:.2g}",
-        "bias (se)": f"{row['bias']:.1g}" + (f" ({row['bias_error']:.1g})" if kept else ""),
+        "bias (se)": f"{row['bias']:.2g}" + (f" ({row['bias_error']:.1g})" if kept else ""),
         "MiB held": f"{row['activation_bytes'] / measure.MIB:.2f}",
     }
 

@@ -24,6 +24,7 @@ from pathlib import Path
 import accuracy
 import measure
 from options import names
+from training import SETTINGS
 
 PROGRAM = Path(__file__).with_name("accuracy.py")
 RESNET20 = ("--network", "resnet20")
@@ -56,7 +57,6 @@ PARTS = {
     ),
 }
 SMOKE = ("--smoke", "--steps", "6", "--draws", "2")
-SETTINGS = tuple(dict.fromkeys(setting for part in PARTS.values() for setting in part.settings))
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -72,11 +72,11 @@ class Job:
         return f"{self.part}  seed {self.seed}  {self.setting}"
 
 
-def jobs_of(parts: Sequence[str], settings: Sequence[str], seeds: range) -> Iterator[Job]:
+def jobs_of(parts: Sequence[str], settings: Sequence[str] | None, seeds: range) -> Iterator[Job]:
     """All runs of a seed before the next seed: what there is can be compared at any time."""
     for seed in seeds:
         for part in parts:
-            yield from (Job(part, setting, seed) for setting in PARTS[part].settings if setting in settings)
+            yield from (Job(part, setting, seed) for setting in settings or PARTS[part].settings)
 
 
 def shared_arguments(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -115,7 +115,7 @@ def add_run(record: dict, job: Job, result: Mapping) -> None:
     if part["options"] != result["options"]:
         raise RuntimeError(f"the results so far are of other options: {part['options']}, now {result['options']}")
     part["runs"] += result["runs"]
-    order = PARTS[job.part].settings
+    order = list(SETTINGS)
     part["runs"].sort(key=lambda run: (run["seed"], order.index(run["setting"])))
     part["summary"] = accuracy.summary(part["runs"])
 
@@ -179,7 +179,7 @@ def previous_parts(path: Path | None) -> dict[str, dict]:
 def main(command_line: Sequence[str] | None = None) -> int:
     parser = measure.parser(__doc__)
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated (default: %(default)s)")
-    parser.add_argument("--settings", default=",".join(SETTINGS), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--settings", help=f"of {', '.join(SETTINGS)} (default: those of the part)")
     parser.add_argument("--seeds", type=int, help="how many, from --first-seed on (default: 5)")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time (default: 1)")
@@ -196,7 +196,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
 
     began = time.monotonic()
     parts = names(arguments.parts, PARTS, "parts")
-    settings = names(arguments.settings, dict.fromkeys(SETTINGS), "settings")
+    settings = names(arguments.settings, SETTINGS, "settings") if arguments.settings else None
     path = measure.output_path(arguments, "parity")
     record = {"benchmark": "parity", "machine": measure.machine(measure.chosen_device(arguments))}
     record |= {"parts": previous_parts(path) if arguments.resume else {}, "failures": []}

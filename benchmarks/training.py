@@ -57,6 +57,7 @@ SETTINGS = {
     "blocks": in_blocks("blocks, 4 bits, results 3"),
     "blocks3": in_blocks("blocks, 3 bits", bits=3),
     "blocks2": in_blocks("blocks, 2 bits", bits=2, output_bits=2),
+    "results4": in_blocks("blocks, 4 bits, results 4", output_bits=4),
     "stored": in_blocks("blocks, 4 bits, results 3, nothing recomputed", recompute=False),
 }
 LAYERS = [name for name, setting in SETTINGS.items() if not setting.blocks]
