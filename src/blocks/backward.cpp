@@ -200,6 +200,10 @@ class Backward {
     NormActCopies copies{.packed = kept.packed.defined() ? OptionalTensor(kept.packed) : std::nullopt,
                          .slope = pass.slope,
                          .bits = pass.bits};
+    if (kept.normalized.defined()) {
+      copies.normalized = kept.normalized;
+      copies.normalized_bits = pass.norm_bits;
+    }
     at::Tensor input;
     if (kept.channels.defined()) {
       // What is not needed of it is multiplied by 0.
