@@ -54,11 +54,11 @@ SETTINGS = {
     "fixed-2": Setting("2 bits", partial(actnn.Config, "L3", **FIXED)),
     "L3-gradient": Setting("L3, a gradient norm per training image", partial(actnn.Config, "L3", use_gradient=True)),
     "noise-0.05": Setting("noise target 0.05", partial(actnn.Config, "L3", noise_target=0.05), corrected=True),
-    "blocks": in_blocks("blocks, 4 bits, results 3"),
+    "blocks": in_blocks("blocks, 4 bits"),
     "blocks3": in_blocks("blocks, 3 bits", bits=3),
     "blocks2": in_blocks("blocks, 2 bits", bits=2, output_bits=2),
-    "results4": in_blocks("blocks, 4 bits, results 4", output_bits=4),
-    "stored": in_blocks("blocks, 4 bits, results 3, nothing recomputed", recompute=False),
+    "results3": in_blocks("blocks, 4 bits, results 3", output_bits=3),
+    "stored": in_blocks("blocks, 4 bits, nothing recomputed", recompute=False),
 }
 LAYERS = [name for name, setting in SETTINGS.items() if not setting.blocks]
 """The settings in which every layer is on its own."""

@@ -1,7 +1,5 @@
 #include "src/app/compress.h"
 
-#include <algorithm>
-
 #include "actnn/nn/convert.h"
 #include "src/app/models.h"
 
@@ -22,14 +20,13 @@ const char* name_of(nn::ConversionOutcome outcome) {
 
 /// The number of bits that blocks can have at least: one of them is the side of an activation's bend.
 constexpr int64_t kFewestBlockBits = 2;
-constexpr int64_t kOutputBits = 3;
 
 /// On a CPU a convolution costs more than what it would save.
 nlohmann::json fuse(torch::nn::Sequential& model, int64_t bits, bool recompute) {
   nlohmann::json blocks = nlohmann::json::array();
   for (const auto& item : model->named_modules()) {
     if (auto* module = dynamic_cast<Fusible*>(item.value().get())) {
-      module->fuse({.bits = bits, .output_bits = std::min(bits, kOutputBits), .recompute = recompute});
+      module->fuse({.bits = bits, .output_bits = bits, .recompute = recompute});
       blocks.push_back({{"path", item.key()}, {"plan", nlohmann::json::parse(module->plan())}});
     }
   }

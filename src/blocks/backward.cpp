@@ -105,7 +105,7 @@ class Backward {
   at::Tensor shaped_like(Value value, const at::Tensor& grad) const {
     const TensorShape& shape = kept_.shapes.at(value);
     const auto options = grad.options().dtype(shape.dtype).memory_format(std::nullopt);
-    if (grad.is_cuda()) {
+    if (grad.is_cuda() && grad.numel() != 0) {
       // Kernels of convolutions get pointers only to what they read.
       return at::from_blob(grad.data_ptr(), shape.size, shape.stride, options);
     }
@@ -199,6 +199,10 @@ class Backward {
     NormActCopies copies{.packed = kept.packed.defined() ? OptionalTensor(kept.packed) : std::nullopt,
                          .slope = pass.slope,
                          .bits = pass.bits};
+    if (kept.normalized.defined()) {
+      copies.normalized = kept.normalized;
+      copies.normalized_bits = pass.norm_bits;
+    }
     at::Tensor input;
     if (kept.channels.defined()) {
       // What is not needed of it is multiplied by 0.

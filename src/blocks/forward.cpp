@@ -173,8 +173,10 @@ class Forward {
     }
     OptionalTensor residual;
     at::Tensor inverse = kept.inverse;
+    const bool packs_normalized = wants && pass.norm_bits != 0 && needs_normalized(pass);
+    const at::Tensor norm_channels = channels;
     if (pass.residual || !pass.norm) {
-      if (wants && pass.recompute) {
+      if (wants && !packs_normalized) {
         kept.channels = channels;
       }
       std::tie(channels, inverse) = sum_channels(pass.norm ? OptionalTensor(channels) : std::nullopt, x);
@@ -188,7 +190,15 @@ class Forward {
     const SplitPacking packing{.bits = packs ? pass.bits : 0,
                                .keeps_below = pass.slope != 0.0 || (pass.norm && !pass.residual),
                                .stochastic = plan_.options.stochastic};
-    auto [y, packed] = norm_act(x, residual, channels, pass.slope, packing);
+    at::Tensor y;
+    at::Tensor packed;
+    if (packs_normalized) {
+      std::tie(y, packed, kept.normalized) =
+          norm_add_act(x, *residual, channels, norm_channels, pass.slope, packing, pass.norm_bits);
+      keep(kept.normalized);
+    } else {
+      std::tie(y, packed) = norm_act(x, residual, channels, pass.slope, packing);
+    }
     values_[pass.output] = from_matrix(y, c10::fromIntArrayRefSlow(input.sizes()));
     if (!wants) {
       return;

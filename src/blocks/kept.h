@@ -36,9 +36,10 @@ struct KeptCopy {
 /// Of a pass of normalization, addition, activation; undefined where not needed.
 struct KeptPass {
   at::Tensor packed;
-  at::Tensor inverse;    ///< from copies (or the input) to the norm's output
-  at::Tensor deviation;  ///< 1 / deviation of the norm
-  at::Tensor channels;   ///< of the input that is computed again
+  at::Tensor normalized;  ///< copies of the normalized input, with the sides in `packed`
+  at::Tensor inverse;     ///< from copies (or the input) to the norm's output
+  at::Tensor deviation;   ///< 1 / deviation of the norm
+  at::Tensor channels;    ///< of the input, if that is computed again or only sides count
   bool batch_statistics = false;
 };
 

@@ -125,11 +125,7 @@ class Planner {
                       .norm_number = norm_numbers_[summand - program_.inputs],
                       .residual = summand == sum.first ? sum.second : sum.first};
     if (!can_recompute(norm)) {
-      pass.residual.reset();
-      pass.output = summand;
-      pass.bits = bits_of(summand, plan_.options.output_bits);
-      plan_.stages.emplace_back(pass);
-      pass = {.input = summand, .residual = summand == sum.first ? sum.second : sum.first};
+      pass.norm_bits = std::min<int64_t>(bits_of(summand, plan_.options.norm_bits), kMostNormalizedBits);
     }
     add_pass(pass, output);
   }
@@ -170,13 +166,14 @@ class Planner {
     return reader && std::holds_alternative<Add>(program_.steps[*reader]);
   }
 
-  /// Whether a convolution makes the norm's input, for it alone, of a value with a copy that is fine enough.
+  /// Whether a convolution makes the norm's input, for it alone, of a value with a copy that is fine enough. Not of an input of
+  /// the program: its copy is somebody else's, of whatever bits.
   bool can_recompute(const BatchNorm& norm) const {
     if (!plan_.options.recompute || norm.input < program_.inputs || !sole_reader(norm.input)) {
       return false;
     }
     const auto* convolution = std::get_if<Convolution>(&program_.step_of(norm.input));
-    if (convolution == nullptr) {
+    if (convolution == nullptr || convolution->input < program_.inputs) {
       return false;
     }
     const auto packed = plan_.packed_values.find(convolution->input);
@@ -203,6 +200,8 @@ Plan make_plan(Program program, const PlanOptions& options) {
   check_program(program);
   check_split_bits("bits", options.bits);
   check_split_bits("output_bits", options.output_bits);
+  TORCH_CHECK_VALUE(options.norm_bits >= kMinSplitBits && options.norm_bits <= kMostNormalizedBits,
+                    "block: norm_bits must be in 2..7, got ", options.norm_bits);
   for (const auto& [value, bits] : options.value_bits) {
     TORCH_CHECK_VALUE(value >= 0 && value < program.values(), "block: value_bits must name values in 0..",
                       program.values() - 1, ", got ", value);

@@ -27,6 +27,9 @@ json stage_to(const NormActStage& pass) {
     stage["keeps"] = pass.slope == 1.0 ? "copy" : "sides and copy";
     stage["bits"] = pass.bits;
   }
+  if (pass.norm_bits != 0) {
+    stage["normalized_bits"] = pass.norm_bits;
+  }
   if (pass.recompute) {
     stage["recomputes"] = pass.input;
   }
@@ -62,6 +65,8 @@ PlanOptions plan_options_from_json(const std::string& text) {
         options.output_bits = value;
       } else if (key == "recompute") {
         options.recompute = value;
+      } else if (key == "norm_bits") {
+        options.norm_bits = value;
       } else if (key == "stochastic") {
         options.stochastic = value;
       } else if (key == "value_bits") {
@@ -70,7 +75,7 @@ PlanOptions plan_options_from_json(const std::string& text) {
         }
       } else {
         C10_THROW_ERROR(ValueError,
-                        "block: an option of plans must be bits, output_bits, recompute, stochastic or "
+                        "block: an option of plans must be bits, output_bits, recompute, norm_bits, stochastic or "
                         "value_bits, got \"" +
                             key + "\"");
       }

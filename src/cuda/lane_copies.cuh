@@ -18,25 +18,54 @@ namespace actnn::cuda {
 template <class Element>
 struct Backward {
   const SplitSteps* steps;
-  const uint32_t* words;  ///< null: every element is above the bend
+  const uint32_t* sides;  ///< null: every element is above the bend
+  int side_planes;        ///< all planes that sides are one of
+  const uint32_t* values;
+  int value_planes;
   const Element* grad;
   const Element* second_grad;
   const Element* x;
   const NormActChannel* channels_of_x;
   float slope;
-  int bits;
+  int bits;  ///< that grids are of
 
   explicit Backward(const NormActBackward& backward)
-      : steps(reinterpret_cast<const SplitSteps*>(backward.packed)),
-        words(backward.packed
-                  ? reinterpret_cast<const uint32_t*>(backward.packed + codes_offset(backward.layout.groups()))
-                  : nullptr),
+      : sides(words_of(backward, backward.packed)),
+        side_planes(backward.bits),
         grad(static_cast<const Element*>(backward.grad)),
         second_grad(static_cast<const Element*>(backward.second_grad)),
         x(static_cast<const Element*>(backward.x)),
         channels_of_x(backward.channels_of_x),
-        slope(backward.slope),
-        bits(backward.bits) {}
+        slope(backward.slope) {
+    if (backward.normalized) {
+      steps = reinterpret_cast<const SplitSteps*>(backward.normalized);
+      values = words_of(backward, backward.normalized);
+      value_planes = backward.normalized_bits;
+      bits = split_bits(backward.normalized_bits);
+    } else {
+      steps = reinterpret_cast<const SplitSteps*>(backward.packed);
+      values = sides ? sides + kSplitLanes : nullptr;
+      value_planes = bits = backward.bits;
+    }
+  }
+
+ private:
+  static const uint32_t* words_of(const NormActBackward& backward, const uint8_t* packed) {
+    return packed ? reinterpret_cast<const uint32_t*>(packed + codes_offset(backward.layout.groups())) : nullptr;
+  }
+};
+
+/// The sides of a lane.
+template <class Element, class Place>
+__device__ uint32_t load_sides(const Backward<Element>& backward, const Place& place) {
+  return backward.sides ? *words_of_lane(backward.sides, place.group(), backward.side_planes) : ~0U;
+}
+
+/// How a warp's elements are treated. Gradients below the bend are 0 on the short ways, or no element is below.
+enum class Way {
+  kSplitRelu,   ///< all channels are split
+  kLinearRelu,  ///< all are linear
+  kAny
 };
 
 template <class Element, bool kVectors>
@@ -59,14 +88,13 @@ class PackedCopies {
     PackedCopies copies;
     copies.steps_ = backward.steps[place.group()];
     copies.bits_ = backward.bits;
-    const uint32_t* words = words_of_lane(backward.words, place.group(), backward.bits);
-    copies.sides_ = words[0];
-    for_each_plane(backward.bits, [&]<int plane>() { copies.planes_[plane] = words[(plane + 1) * kSplitLanes]; });
+    copies.sides_ = load_sides(backward, place);
+    const uint32_t* words = words_of_lane(backward.values, place.group(), backward.value_planes);
+    for_each_plane(backward.bits, [&]<int plane>() { copies.planes_[plane] = words[plane * kSplitLanes]; });
     return copies;
   }
 
-  /// `kSplit`: no channel is linear.
-  template <bool kSplit, class Body>
+  template <Way kWay, class Body>
   __device__ void decode(const Table& /*table*/, uint32_t linear, Body&& body) const {
     LaneValues values;
     for_each_plane(bits_, [&]<int plane>() { values.add_plane<plane>(planes_[plane]); });
@@ -83,7 +111,8 @@ class PackedCopies {
           // The byte in the mantissa of 2^23: conversions are slow.
           const uint32_t mantissa = __byte_perm(values.channel[pair + i], bits_of(kIntegerInMantissa), 0x7650 + j);
           const float value = float_of(mantissa) - kIntegerInMantissa;
-          s[i] = grid.copy_at(side[i], value, !kSplit && ((linear >> (pair + i)) & 1U) != 0);
+          const bool is_linear = kWay == Way::kLinearRelu || (kWay == Way::kAny && ((linear >> (pair + i)) & 1U) != 0);
+          s[i] = grid.copy_at(side[i], value, is_linear);
         }
         body(pair, j, side, s);
       }
@@ -123,12 +152,12 @@ class InputCopies {
   template <bool kStreaming>
   __device__ static InputCopies load(const Backward<Element>& backward, const Place& place) {
     InputCopies copies;
-    copies.sides_ = backward.words ? *words_of_lane(backward.words, place.group(), backward.bits) : ~0U;
+    copies.sides_ = load_sides(backward, place);
     place.template load<kStreaming>(backward.x, copies.x_);
     return copies;
   }
 
-  template <bool /*kSplit*/, class Body>
+  template <Way /*kWay*/, class Body>
   __device__ void decode(const Table& table, uint32_t /*linear*/, Body&& body) const {
 #pragma unroll
     for (int pair = 0; pair < kOctetChannels; pair += 2) {
@@ -156,11 +185,27 @@ class InputCopies {
 template <class Element, bool kVectors, bool kFromX>
 using LaneCopies = std::conditional_t<kFromX, InputCopies<Element, kVectors>, PackedCopies<Element, kVectors>>;
 
-/// Whether the elements of a warp take the short way: their channels are split, and gradients below the bend are 0 (or no element
-/// is below).
 template <class Element>
-__device__ bool has_split_relu(const Backward<Element>& backward, uint32_t linear) {
-  return __all_sync(~0U, linear == 0) && (backward.slope == 0.0F || !backward.words);
+__device__ Way way_of(const Backward<Element>& backward, uint32_t linear) {
+  constexpr uint32_t kAll = (1U << kOctet) - 1;
+  const bool has_relu = backward.slope == 0.0F || !backward.sides;
+  return has_relu && __all_sync(~0U, linear == 0)      ? Way::kSplitRelu
+         : has_relu && __all_sync(~0U, linear == kAll) ? Way::kLinearRelu
+                                                       : Way::kAny;
+}
+
+/// Calls `body.operator()<way>()`. Copies of an input have no kinds, and one short way.
+template <bool kFromX, class Body>
+__device__ void with_way(Way way, Body&& body) {
+  if (way == Way::kSplitRelu) {
+    return body.template operator()<Way::kSplitRelu>();
+  }
+  if constexpr (!kFromX) {
+    if (way == Way::kLinearRelu) {
+      return body.template operator()<Way::kLinearRelu>();
+    }
+  }
+  body.template operator()<Way::kAny>();
 }
 
 }  // namespace actnn::cuda

@@ -1,4 +1,7 @@
+#include <type_traits>
+
 #include "actnn/cuda/norm_act.h"
+#include "src/cuda/lane_packing.cuh"
 #include "src/cuda/quantize_segment.cuh"
 #include "src/cuda/split_tiles.cuh"
 
@@ -12,6 +15,24 @@ template <class Element, bool kVectors>
 constexpr bool kHasRegisters = kVectors && sizeof(Element) < sizeof(float);
 template <class Element, bool kVectors>
 constexpr int kForwardBlocks = !kPrefetch && kHasRegisters<Element, kVectors> ? 3 : 2;
+
+/// Where copies of the normalized input go.
+struct Normalized {
+  const NormActChannel* channels;
+  SplitSteps* steps;
+  uint32_t* words;
+  RandomSource random;
+  int bits;
+  Padding padding;
+
+  Normalized(const NormalizedPacking& packing, int64_t groups)
+      : channels(packing.channels),
+        steps(reinterpret_cast<SplitSteps*>(packing.packed)),
+        words(reinterpret_cast<uint32_t*>(packing.packed + codes_offset(groups))),
+        random(packing.random),
+        bits(packing.bits),
+        padding(packing.packed, groups) {}
+};
 
 /// Arguments of the kernel.
 template <class Element>
@@ -29,6 +50,8 @@ struct Forward {
   bool stochastic;
 };
 
+struct Nothing {};
+
 /// What a pass over a lane's elements does.
 enum class Pass {
   kOutputOnly,  ///< nothing is kept
@@ -36,90 +59,49 @@ enum class Pass {
   kAny
 };
 
-/// What a group's steps are chosen by. As integers, numbers above 0 are in their order; as unsigned ones, those below 0 are larger
-/// than all others, in the order of their magnitudes. An instruction finds the largest of three.
-class SideMaxima {
- public:
-  __device__ void add(float first, float second) {
-    above_ = __vimax3_s32(above_, static_cast<int>(bits_of(first)), static_cast<int>(bits_of(second)));
-    below_ = __vimax3_u32(below_, bits_of(first), bits_of(second));
-  }
-
-  /// The steps of the group; NaN if a copy is not finite. `keeps_below`: false if what is below 0 counts as 0.
-  __device__ SplitSteps steps(bool finite, bool keeps_below, int bits, ElementType type) const {
-    int above = finite ? above_ : static_cast<int>(kInfinityFloat32);
-    int below = keeps_below ? static_cast<int>(max(below_, kSign) - kSign) : 0;
+/// Packs copies of the normalized input. They are computed twice, for the steps and for the values, and the
+/// elements of x are what stays in registers.
+template <class Element, class Place>
+__device__ void pack_normalized(const Normalized& normalized, const ChannelTable<float2>& maps, const Place& place,
+                                typename Place::Row (&x)[kLaneRows], bool stochastic) {
+  const auto copy_of = [&](const typename Place::Row& row, int k) {
+    const float2 map = maps[k];
+    const float scaled = map.x * row[k];
+    return scaled + map.y;
+  };
+  SideMaxima maxima;
+  FiniteCheck check;
 #pragma unroll
-    for (int distance = kSplitLanes / 2; distance > 0; distance /= 2) {
-      above = max(above, __shfl_xor_sync(~0U, above, distance));
-      below = max(below, __shfl_xor_sync(~0U, below, distance));
+  for (int pair = 0; pair < kOctetChannels; pair += 2) {
+#pragma unroll
+    for (int j = 0; j < kLaneRows; ++j) {
+      const float s[2] = {copy_of(x[j], pair), copy_of(x[j], pair + 1)};
+      maxima.add(s[0], s[1]);
+      check.add(s[0]);
+      check.add(s[1]);
     }
-    return split_steps(float_of(static_cast<uint32_t>(above)), float_of(static_cast<uint32_t>(below)), bits, type);
   }
-
- private:
-  static constexpr uint32_t kSign = 0x80000000;
-
-  int above_ = 0;
-  uint32_t below_ = 0;
-};
-
-/// Plane 0 of a lane. A row's bits are added up in the mantissa of a float: multiply-adds have arithmetic units to spare.
-class LaneSides {
- public:
-  __device__ void add(int j, int k, float z) {
-    float above;
-    asm("set.gt.f32.f32 %0, %1, 0f00000000;" : "=f"(above) : "f"(z));
-    rows_[j] = __fmaf_rn(above, static_cast<float>(1U << k), rows_[j]);
-  }
-
-  __device__ uint32_t word() const {
-    const uint32_t first = __byte_perm(bits_of(rows_[0]), bits_of(rows_[1]), 0x0040);
-    const uint32_t second = __byte_perm(bits_of(rows_[2]), bits_of(rows_[3]), 0x0040);
-    return __byte_perm(first, second, 0x5410);
-  }
-
- private:
-  static_assert(kLaneRows == 4);
-  float rows_[kLaneRows] = {kIntegerInMantissa, kIntegerInMantissa, kIntegerInMantissa, kIntegerInMantissa};
-};
-
-/// `SplitEncoder::encode` of split channels with few instructions, for steps up to `kMostStep`. Positions are fractions of 2^23, of
-/// which a saturating multiplication makes 0 on the other side of the bend. No limit is needed: steps are rounded up, so that no
-/// copy is farther away than the highest value, and what a product exceeds it by is rounded away.
-class PositionOnSide {
- public:
-  static constexpr float kMostStep = 0x1p119F;  ///< more has fractions of a unit that are not normal numbers
-
-  __device__ explicit PositionOnSide(const SplitEncoder& encoder)
-      : above_(encoder.above / kIntegerInMantissa), below_(-encoder.below / kIntegerInMantissa) {}
-
-  __device__ static bool is_exact(const SplitGrid& grid) { return fmaxf(grid.above, grid.below) <= kMostStep; }
-
-  template <bool kBelow>
-  __device__ uint32_t operator()(float s) const {
-    float position = __fmaf_rn(__saturatef(s * above_), kIntegerInMantissa, kIntegerInMantissa);
-    if constexpr (kBelow) {
-      position = __fmaf_rn(__saturatef(s * below_), kIntegerInMantissa, position);
+  const int bits = split_bits(normalized.bits);
+  const SplitSteps steps = maxima.steps(check.all_finite(), /*keeps_below=*/true, bits, kTypeOf<Element>);
+  const SplitEncoder encoder(steps, bits, kTypeOf<Element>);
+  derive_anew(x);
+  const LaneValues values = encode_lane(place, normalized.random.load(), stochastic, [&](int j, int k) {
+    return position_of_any(copy_of(x[j], k), /*side=*/true, /*linear=*/true, encoder);
+  });
+  derive_anew(x);
+  if (place.exists()) {
+    if (threadIdx.x % kSplitLanes == 0) {
+      normalized.steps[place.group()] = steps;
     }
-    return bits_of(position);
+    store_values(values, bits, place.existing(), words_of_lane(normalized.words, place.group(), normalized.bits));
   }
-
- private:
-  float above_;
-  float below_;
-};
-
-/// The same for channels of any kind. A limit in units of 2^-16 of a step, before noise is added, is one of values too.
-__device__ inline uint32_t position_of_any(float s, bool side, bool linear, const SplitEncoder& encoder) {
-  const float units = linear ? (s - encoder.grid.lowest) * encoder.linear : s * (side ? encoder.above : -encoder.below);
-  const auto most = static_cast<float>(encoder.highest << 16);
-  return bits_of(fminf(fmaxf(units, 0.0F), most) + kIntegerInMantissa);
 }
 
-template <class Element, bool kVectors, bool kResidual>
+/// `kNormalized`: packs copies of the normalized input too.
+template <class Element, bool kVectors, bool kResidual, bool kNormalized>
 __global__ void __launch_bounds__(kBlockThreads, kForwardBlocks<Element, kVectors>)
-    norm_act_kernel(const Forward<Element> forward, const SplitTiles tiles, const Padding padding) {
+    norm_act_kernel(const Forward<Element> forward, const Normalized normalized, const SplitTiles tiles,
+                    const Padding padding) {
   using Place = SplitPlace<Element, kVectors>;
   if (forward.bits != 0) {
     padding.zero();
@@ -130,6 +112,14 @@ __global__ void __launch_bounds__(kBlockThreads, kForwardBlocks<Element, kVector
     const NormActChannel& map = forward.channels[channel];
     return make_float4(map.z_scale, map.z_shift, map.s_scale, map.s_shift);
   });
+  __shared__ std::conditional_t<kNormalized, ChannelTable<float2>, Nothing> normalized_maps;
+  if constexpr (kNormalized) {
+    normalized.padding.zero();
+    normalized_maps.load(place, [&](int64_t channel) {
+      const NormActChannel& map = normalized.channels[channel];
+      return make_float2(map.s_scale, map.s_shift);
+    });
+  }
   const uint32_t linear_of_thread = linear_channels(forward.channels, place);
   const bool split = __all_sync(~0U, linear_of_thread == 0);
 
@@ -149,6 +139,9 @@ __global__ void __launch_bounds__(kBlockThreads, kForwardBlocks<Element, kVector
   for (int64_t tile = tiles.part(); tile < tiles.tiles; tile += tiles.parts) {
     if (!kAhead) {
       load(tile);
+    }
+    if constexpr (kNormalized) {
+      pack_normalized<Element>(normalized, normalized_maps, place, x, forward.stochastic);
     }
     const uint32_t linear = derived_anew(linear_of_thread);
     float copies[kLaneRows][kOctet];
@@ -229,22 +222,7 @@ __global__ void __launch_bounds__(kBlockThreads, kForwardBlocks<Element, kVector
     const SplitEncoder encoder(steps, forward.bits, kTypeOf<Element>);
     LaneValues values;
     const auto encode = [&](auto&& position_of) {
-#pragma unroll
-      for (int j = 0; j < kLaneRows; ++j) {
-        constexpr uint32_t kHalves = both_halves(half_step(kMinBits));
-        PhiloxBlock noise{{kHalves, kHalves, kHalves, kHalves}};
-        if (forward.stochastic) {
-          noise = random.block(here.counter(j));
-        }
-#pragma unroll
-        for (int k = 0; k < kOctetChannels; ++k) {
-          // One instruction selects a half of a word of noise and adds it; the value is then in byte 2.
-          const uint32_t half = k % 2 == 0 ? 0x0001U : 0x0100U;
-          const uint32_t noisy = __dp2a_lo(noise.word[k / 2], half, position_of(j, k));
-          const uint32_t selector = 0x3210U + ((6U - j) << (4 * j));
-          values.channel[k] = __byte_perm(values.channel[k], noisy, selector);
-        }
-      }
+      values = encode_lane(here, random, forward.stochastic, position_of);
     };
     if (split && PositionOnSide::is_exact(encoder.grid)) {
       const PositionOnSide position(encoder);
@@ -265,8 +243,7 @@ __global__ void __launch_bounds__(kBlockThreads, kForwardBlocks<Element, kVector
       uint32_t* words = words_of_lane(forward.words, here.group(), forward.bits);
       const uint32_t existing = here.existing();
       words[0] = sides & existing;
-      for_each_plane(forward.bits,
-                     [&]<int plane>() { words[(plane + 1) * kSplitLanes] = values.plane_word<plane>() & existing; });
+      store_values(values, forward.bits, existing, words + kSplitLanes);
     }
   }
 }
@@ -292,13 +269,23 @@ cudaError_t norm_act(const NormActForward& forward, cudaStream_t stream) {
                                      .bits = forward.bits,
                                      .keeps_below = forward.keeps_below,
                                      .stochastic = forward.stochastic};
+    const Normalized normalized(forward.normalized, groups);
+    const auto launch = [&]<bool kVectors, bool kResidual, bool kNormalized>() {
+      const SplitTiles tiles = tiles_of_device(forward.layout, kForwardBlocks<Element, kVectors>);
+      norm_act_kernel<Element, kVectors, kResidual, kNormalized>
+          <<<tiles.blocks(), kBlockThreads, 0, stream>>>(arguments, normalized, tiles, padding);
+    };
     with_flags(
-        [&]<bool kVectors, bool kResidual>() {
-          const SplitTiles tiles = tiles_of_device(forward.layout, kForwardBlocks<Element, kVectors>);
-          norm_act_kernel<Element, kVectors, kResidual>
-              <<<tiles.blocks(), kBlockThreads, 0, stream>>>(arguments, tiles, padding);
+        [&]<bool kVectors>() {
+          if (!forward.residual) {
+            launch.template operator()<kVectors, false, false>();
+          } else if (forward.normalized.bits == 0) {
+            launch.template operator()<kVectors, true, false>();
+          } else {
+            launch.template operator()<kVectors, true, true>();
+          }
         },
-        vectors, forward.residual != nullptr);
+        vectors);
   });
   return cudaGetLastError();
 }

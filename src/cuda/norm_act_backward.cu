@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kBlockThreads, kGradientBlocks<Element, kVecto
   __shared__ typename Copies::Table table;
   table.load(backward, place);
   const uint32_t linear = Copies::linear_channels(channels, place);
-  const bool split_relu = has_split_relu(backward, linear);
+  const Way way = way_of(backward, linear);
   __shared__ ChannelTable<float4> maps;
   maps.load(place, [&](int64_t channel) {
     const NormActGradient& map = channels[channel];
@@ -38,8 +38,8 @@ __global__ void __launch_bounds__(kBlockThreads, kGradientBlocks<Element, kVecto
     const auto copies = Copies::template load<true>(backward, place);
     typename Place::Row sum[kLaneRows];
     FiniteCheck check;
-    const auto map_back = [&]<bool kSplitRelu>() {
-      copies.template decode<kSplitRelu>(
+    const auto map_back = [&]<Way kWay>() {
+      copies.template decode<kWay>(
           table, derived_anew(linear), [&](int pair, int j, const bool(&side)[2], const float(&s)[2]) {
             float results[2];
             float dz[2];
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kBlockThreads, kGradientBlocks<Element, kVecto
               if constexpr (kSecond) {
                 gradient = gradient + second[j][pair + i];
               }
-              dz[i] = activation_gradient(gradient, side[i], kSplitRelu ? 0.0F : backward.slope);
+              dz[i] = activation_gradient(gradient, side[i], kWay == Way::kAny ? backward.slope : 0.0F);
               const float4 map = maps[pair + i];
               const float of_gradient = map.x * dz[i];
               const float of_copy = map.y * s[i];
@@ -63,11 +63,7 @@ __global__ void __launch_bounds__(kBlockThreads, kGradientBlocks<Element, kVecto
             }
           });
     };
-    if (split_relu) {
-      map_back.template operator()<true>();
-    } else {
-      map_back.template operator()<false>();
-    }
+    with_way<kFromX>(way, map_back);
     if (!check.all_finite()) {
       make_nans_canonical(grad);
       if constexpr (kSum) {
@@ -89,7 +85,7 @@ __global__ void __launch_bounds__(kBlockThreads, kOutputBlocks)
   using Copies = PackedCopies<Element, kVectors>;
   Place place(tiles);
   const uint32_t linear = linear_channels(channels, place);
-  const bool split_relu = has_split_relu(backward, linear);
+  const Way way = way_of(backward, linear);
   __shared__ ChannelTable<float2> maps;
   maps.load(place, [&](int64_t channel) { return make_float2(channels[channel].a, channels[channel].b); });
   for (int64_t tile = tiles.part(); tile < tiles.tiles; tile += tiles.parts) {
@@ -97,29 +93,29 @@ __global__ void __launch_bounds__(kBlockThreads, kOutputBlocks)
     const auto copies = Copies::template load<false>(backward, place);
     typename Place::Row y[kLaneRows];
     FiniteCheck check;
-    const auto map_back = [&]<bool kSplitRelu>() {
-      copies.template decode<kSplitRelu>({}, derived_anew(linear),
-                                         [&](int pair, int j, const bool(&side)[2], const float(&s)[2]) {
-                                           float results[2];
+    const auto map_back = [&]<Way kWay>() {
+      copies.template decode<kWay>({}, derived_anew(linear),
+                                   [&](int pair, int j, const bool(&side)[2], const float(&s)[2]) {
+                                     float results[2];
 #pragma unroll
-                                           for (int i = 0; i < 2; ++i) {
-                                             const float2 map = maps[pair + i];
-                                             const float scaled = map.x * s[i];
-                                             const float z = scaled + map.y;
-                                             // z of a split channel has the sign of its side.
-                                             results[i] = kSplitRelu ? z : activated(z, side[i], backward.slope);
-                                             check.add(results[i]);
-                                           }
-                                           y[j].set_pair(pair, results[0], results[1]);
-                                           if constexpr (kSplitRelu) {
-                                             y[j].rectify_pair(pair);
-                                           }
-                                         });
+                                     for (int i = 0; i < 2; ++i) {
+                                       const float2 map = maps[pair + i];
+                                       const float scaled = map.x * s[i];
+                                       const float z = scaled + map.y;
+                                       // z of a split channel has the sign of its side.
+                                       results[i] = kWay == Way::kSplitRelu ? z : activated(z, side[i], backward.slope);
+                                       check.add(results[i]);
+                                     }
+                                     y[j].set_pair(pair, results[0], results[1]);
+                                     if constexpr (kWay == Way::kSplitRelu) {
+                                       y[j].rectify_pair(pair);
+                                     }
+                                   });
     };
-    if (split_relu) {
-      map_back.template operator()<true>();
+    if (way == Way::kSplitRelu) {
+      map_back.template operator()<Way::kSplitRelu>();
     } else {
-      map_back.template operator()<false>();
+      map_back.template operator()<Way::kAny>();
     }
     if (!check.all_finite()) {
       make_nans_canonical(y);

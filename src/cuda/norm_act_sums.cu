@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kBlockThreads, kSumsBlocks<Element, kVectors, 
   Place place(tiles);
   table.load(backward, place);
   const uint32_t linear = Copies::linear_channels(channels, place);
-  const bool split_relu = has_split_relu(backward, linear);
+  const Way way = way_of(backward, linear);
   ThreadSums sums;
   // Backwards, so that the next kernel, which begins at the front, meets what is still in the cache.
   const int64_t steps = ceil_div(tiles.tiles - tiles.part(), tiles.parts);
@@ -36,9 +36,9 @@ __global__ void __launch_bounds__(kBlockThreads, kSumsBlocks<Element, kVectors, 
       place.template load<false>(backward.second_grad, second);
     }
     const auto copies = Copies::template load<false>(backward, place);
-    // `kUsual`: all rows exist, and channels are split and have a ReLU.
-    const auto add = [&]<bool kUsual>() {
-      copies.template decode<kUsual>(
+    // All rows exist on the short ways.
+    const auto add = [&]<Way kWay>() {
+      copies.template decode<kWay>(
           table, derived_anew(linear), [&](int pair, int j, const bool(&side)[2], const float(&s)[2]) {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
@@ -46,19 +46,15 @@ __global__ void __launch_bounds__(kBlockThreads, kSumsBlocks<Element, kVectors, 
               if constexpr (kSecond) {
                 gradient = gradient + second[j][pair + i];
               }
-              const float dz = activation_gradient(gradient, side[i], kUsual ? 0.0F : backward.slope);
-              if (kUsual || j < place.rows()) {
+              const float dz = activation_gradient(gradient, side[i], kWay == Way::kAny ? backward.slope : 0.0F);
+              if (kWay != Way::kAny || j < place.rows()) {
                 sums.first[pair + i] += dz;
                 sums.second[pair + i] = __fmaf_rn(dz, s[i], sums.second[pair + i]);
               }
             }
           });
     };
-    if (split_relu && place.rows() == kLaneRows) {
-      add.template operator()<true>();
-    } else {
-      add.template operator()<false>();
-    }
+    with_way<kFromX>(place.rows() == kLaneRows ? way : Way::kAny, add);
   }
   of_warps.add(sums, tiles.width());
 

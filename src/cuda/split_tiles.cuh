@@ -334,6 +334,20 @@ __device__ inline uint32_t derived_anew(uint32_t number) {
   asm volatile("" : "+r"(number));
   return number;
 }
+/// The same of rows, in their place.
+template <class Element>
+__device__ void derive_anew(RowOctet<Element> (&rows)[kLaneRows]) {
+#pragma unroll
+  for (RowOctet<Element>& row : rows) {
+#pragma unroll
+    for (Vector& vector : row.vectors) {
+#pragma unroll
+      for (uint32_t& word : vector.word) {
+        word = derived_anew(word);
+      }
+    }
+  }
+}
 
 /// The 32 values of a lane: row j of channel k is byte j of word k. A plane's bit 8 j + k is then bit k of byte j.
 struct LaneValues {

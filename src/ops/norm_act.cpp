@@ -121,9 +121,10 @@ cpu::NormActBackward backward_of(const NormActCopies& copies, const at::Tensor& 
 
 at::Tensor sums_cpu(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
                     const at::Tensor& inverse, double slope, int64_t bits, const OptionalTensor& input,
-                    const OptionalTensor& channels) {
-  const NormActCopies copies{packed, slope, bits, input, channels};
-  const ElementType type = check_norm_act_sums(copies, grad, second_grad, inverse);
+                    const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits) {
+  const NormActCopies given{packed, slope, bits, input, channels, normalized, normalized_bits};
+  const ElementType type = check_norm_act_sums(given, grad, second_grad, inverse);
+  const NormActCopies copies = with_sides(given, split_layout(grad));
   const cpu::NormActBackward backward = backward_of(copies, grad, second_grad, type);
   const Layout& layout = backward.layout;
   const int64_t part_blocks = ceil_div(cpu::kPartRows, layout.group_rows());
@@ -168,9 +169,11 @@ ThreeTensors gradients_cpu(const at::Tensor& sums, const at::Tensor& inverse, co
 
 void input_gradient_out_cpu(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
                             const at::Tensor& gradients, double slope, int64_t bits, const OptionalTensor& input,
-                            const OptionalTensor& channels, at::Tensor& grad_input, const OptionalTensor& grad_sum) {
-  const NormActCopies copies{packed, slope, bits, input, channels};
-  const ElementType type = check_norm_act_input_gradient(copies, grad, second_grad, gradients, grad_input, grad_sum);
+                            const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits,
+                            at::Tensor& grad_input, const OptionalTensor& grad_sum) {
+  const NormActCopies given{packed, slope, bits, input, channels, normalized, normalized_bits};
+  const ElementType type = check_norm_act_input_gradient(given, grad, second_grad, gradients, grad_input, grad_sum);
+  const NormActCopies copies = with_sides(given, split_layout(grad));
   const cpu::NormActBackward backward = backward_of(copies, grad, second_grad, type);
   at::parallel_for(
       0, backward.layout.groups(), parallel_grain(kSplitLanes * kLaneRows * kOctet), [&](int64_t first, int64_t last) {
@@ -221,24 +224,26 @@ TwoTensors norm_act_meta(const at::Tensor& input, const OptionalTensor& residual
 
 at::Tensor sums_meta(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
                      const at::Tensor& inverse, double slope, int64_t bits, const OptionalTensor& input,
-                     const OptionalTensor& channels) {
-  check_norm_act_sums({packed, slope, bits, input, channels}, grad, second_grad, inverse);
+                     const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits) {
+  check_norm_act_sums({packed, slope, bits, input, channels, normalized, normalized_bits}, grad, second_grad, inverse);
   return at::empty({2, inverse.size(0)}, inverse.options());
 }
 
 void input_gradient_out_meta(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
                              const at::Tensor& gradients, double slope, int64_t bits, const OptionalTensor& input,
-                             const OptionalTensor& channels, at::Tensor& grad_input, const OptionalTensor& grad_sum) {
-  check_norm_act_input_gradient({packed, slope, bits, input, channels}, grad, second_grad, gradients, grad_input,
-                                grad_sum);
+                             const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits,
+                             at::Tensor& grad_input, const OptionalTensor& grad_sum) {
+  check_norm_act_input_gradient({packed, slope, bits, input, channels, normalized, normalized_bits}, grad, second_grad,
+                                gradients, grad_input, grad_sum);
 }
 
 /// On every device: the gradient in a new tensor.
 at::Tensor input_gradient(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
                           const at::Tensor& gradients, double slope, int64_t bits, const OptionalTensor& input,
-                          const OptionalTensor& channels) {
+                          const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits) {
   at::Tensor grad_input = at::empty_like(grad);
-  norm_act_input_gradient_out({packed, slope, bits, input, channels}, grad, second_grad, gradients, grad_input, {});
+  norm_act_input_gradient_out({packed, slope, bits, input, channels, normalized, normalized_bits}, grad, second_grad,
+                              gradients, grad_input, {});
   return grad_input;
 }
 
@@ -254,8 +259,10 @@ ThreeTensors gradients_meta(const at::Tensor& sums, const at::Tensor& inverse, c
 ThreeTensors sums_and_gradients(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
                                 const at::Tensor& inverse, const OptionalTensor& weight,
                                 const at::Tensor& inverse_deviation, c10::SymInt count, double slope, int64_t bits,
-                                const OptionalTensor& input, const OptionalTensor& channels) {
-  const at::Tensor sums = norm_act_sums({packed, slope, bits, input, channels}, grad, second_grad, inverse);
+                                const OptionalTensor& input, const OptionalTensor& channels,
+                                const OptionalTensor& normalized, int64_t normalized_bits) {
+  const at::Tensor sums =
+      norm_act_sums({packed, slope, bits, input, channels, normalized, normalized_bits}, grad, second_grad, inverse);
   return norm_act_gradients(sums, inverse, weight, inverse_deviation, count);
 }
 
@@ -286,13 +293,14 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
       {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
   m.def(
       "norm_act_sums(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor inverse, float slope, int bits, "
-      "Tensor? input=None, Tensor? channels=None) -> Tensor",
+      "Tensor? input=None, Tensor? channels=None, Tensor? normalized=None, int normalized_bits=0) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def("sum_channels(Tensor? channels, Tensor like) -> (Tensor channels, Tensor inverse)",
         {at::Tag::pt2_compliant_tag});
   m.def(
       "norm_act_sums_and_gradients(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor inverse, Tensor? weight, "
-      "Tensor inverse_deviation, SymInt count, float slope, int bits, Tensor? input=None, Tensor? channels=None) -> "
+      "Tensor inverse_deviation, SymInt count, float slope, int bits, Tensor? input=None, Tensor? channels=None, "
+      "Tensor? normalized=None, int normalized_bits=0) -> "
       "(Tensor gradients, Tensor grad_weight, Tensor grad_bias)",
       {at::Tag::pt2_compliant_tag});
   m.def(
@@ -301,11 +309,12 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
       {at::Tag::pt2_compliant_tag});
   m.def(
       "norm_act_input_gradient(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor gradients, float slope, "
-      "int bits, Tensor? input=None, Tensor? channels=None) -> Tensor",
+      "int bits, Tensor? input=None, Tensor? channels=None, Tensor? normalized=None, int normalized_bits=0) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "norm_act_input_gradient_out(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor gradients, float slope, "
-      "int bits, Tensor? input, Tensor? channels, Tensor(a!) grad_input, Tensor(b!)? grad_sum) -> ()",
+      "int bits, Tensor? input, Tensor? channels, Tensor? normalized, int normalized_bits, Tensor(a!) grad_input, "
+      "Tensor(b!)? grad_sum) -> ()",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "norm_act_output(Tensor packed, Tensor inverse, SymInt rows, ScalarType dtype, float slope, int bits) -> Tensor",
@@ -376,8 +385,10 @@ at::Tensor norm_act_sums(const NormActCopies& copies, const at::Tensor& grad, co
                          const at::Tensor& inverse) {
   static const auto kOp =
       find_op<at::Tensor(const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, double,
-                         int64_t, const OptionalTensor&, const OptionalTensor&)>("actnn::norm_act_sums");
-  return kOp.call(copies.packed, grad, second_grad, inverse, copies.slope, copies.bits, copies.input, copies.channels);
+                         int64_t, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t)>(
+          "actnn::norm_act_sums");
+  return kOp.call(copies.packed, grad, second_grad, inverse, copies.slope, copies.bits, copies.input, copies.channels,
+                  copies.normalized, copies.normalized_bits);
 }
 
 ThreeTensors norm_act_sums_and_gradients(const NormActCopies& copies, const at::Tensor& grad,
@@ -387,9 +398,10 @@ ThreeTensors norm_act_sums_and_gradients(const NormActCopies& copies, const at::
   static const auto kOp =
       find_op<ThreeTensors(const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&,
                            const OptionalTensor&, const at::Tensor&, c10::SymInt, double, int64_t,
-                           const OptionalTensor&, const OptionalTensor&)>("actnn::norm_act_sums_and_gradients");
+                           const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t)>(
+          "actnn::norm_act_sums_and_gradients");
   return kOp.call(copies.packed, grad, second_grad, inverse, weight, inverse_deviation, count, copies.slope,
-                  copies.bits, copies.input, copies.channels);
+                  copies.bits, copies.input, copies.channels, copies.normalized, copies.normalized_bits);
 }
 
 TwoTensors sum_channels(const OptionalTensor& channels, const at::Tensor& like) {
@@ -408,19 +420,20 @@ at::Tensor norm_act_input_gradient(const NormActCopies& copies, const at::Tensor
                                    const OptionalTensor& second_grad, const at::Tensor& gradients) {
   static const auto kOp =
       find_op<at::Tensor(const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, double,
-                         int64_t, const OptionalTensor&, const OptionalTensor&)>("actnn::norm_act_input_gradient");
-  return kOp.call(copies.packed, grad, second_grad, gradients, copies.slope, copies.bits, copies.input,
-                  copies.channels);
+                         int64_t, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t)>(
+          "actnn::norm_act_input_gradient");
+  return kOp.call(copies.packed, grad, second_grad, gradients, copies.slope, copies.bits, copies.input, copies.channels,
+                  copies.normalized, copies.normalized_bits);
 }
 
 void norm_act_input_gradient_out(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
                                  const at::Tensor& gradients, at::Tensor& grad_input, const OptionalTensor& grad_sum) {
   static const auto kOp =
       find_op<void(const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, double, int64_t,
-                   const OptionalTensor&, const OptionalTensor&, at::Tensor&, const OptionalTensor&)>(
-          "actnn::norm_act_input_gradient_out");
+                   const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, at::Tensor&,
+                   const OptionalTensor&)>("actnn::norm_act_input_gradient_out");
   kOp.call(copies.packed, grad, second_grad, gradients, copies.slope, copies.bits, copies.input, copies.channels,
-           grad_input, grad_sum);
+           copies.normalized, copies.normalized_bits, grad_input, grad_sum);
 }
 
 at::Tensor norm_act_output(const at::Tensor& packed, const at::Tensor& inverse, const c10::SymInt& rows,

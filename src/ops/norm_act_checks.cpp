@@ -12,6 +12,7 @@ constexpr const char* kChannels = "actnn::norm_act_channels";
 constexpr const char* kBatchNormChannels = "actnn::batch_norm_channels";
 constexpr const char* kSumChannels = "actnn::sum_channels";
 constexpr const char* kNormAct = "actnn::norm_act";
+constexpr const char* kNormAddAct = "actnn::norm_add_act";
 constexpr const char* kSums = "actnn::norm_act_sums";
 constexpr const char* kGradients = "actnn::norm_act_gradients";
 constexpr const char* kInputGradient = "actnn::norm_act_input_gradient";
@@ -56,6 +57,11 @@ void check_split_bits(const char* op, int64_t bits) {
   TORCH_CHECK_VALUE(bits >= kMinSplitBits && bits <= kMaxBits, op, ": bits must be in 2..8, got ", bits);
 }
 
+void check_normalized_bits(const char* op, int64_t bits) {
+  TORCH_CHECK_VALUE(bits >= kMinSplitBits && bits <= kMostNormalizedBits, op, ": normalized_bits must be in 2..7, got ",
+                    bits);
+}
+
 void check_copies(const char* op, const at::Tensor& packed, const at::Tensor& channels, int64_t members,
                   const c10::SymInt& rows, int64_t bits) {
   check_split_bits(op, bits);
@@ -78,8 +84,16 @@ ElementType check_gradient(const char* op, const NormActCopies& copies, const at
                       ", got ", grad.device());
     check_copies(op, *copies.packed, channels, members, grad.sym_size(0), copies.bits);
   }
-  TORCH_CHECK_VALUE(copies.packed || (copies.input && copies.slope == 1.0), op,
-                    ": packed copies can be left out for an input and a slope of 1 only");
+  if (copies.normalized) {
+    check_normalized_bits(op, copies.normalized_bits);
+    const SplitLayout<c10::SymInt> layout{grad.sym_size(0), channels.size(0)};
+    check_packed(op, "normalized", *copies.normalized, layout.bytes(static_cast<int>(copies.normalized_bits)));
+    TORCH_CHECK_VALUE(copies.normalized->device() == grad.device(), op, ": normalized must be on ", grad.device(),
+                      ", got ", copies.normalized->device());
+  }
+  TORCH_CHECK_VALUE(!copies.input || !copies.normalized, op, ": an input and normalized copies exclude each other");
+  TORCH_CHECK_VALUE(copies.packed || ((copies.input || copies.normalized) && copies.slope == 1.0), op,
+                    ": packed copies can be left out for an input or normalized copies, and a slope of 1, only");
   TORCH_CHECK_VALUE(copies.input.has_value() == copies.channels.has_value(), op,
                     ": an input and its channels' numbers go together");
   check_like(op, "input", copies.input, "grad", grad);
@@ -138,6 +152,21 @@ ElementType check_norm_act(const at::Tensor& input, const OptionalTensor& residu
     check_split_bits(kNormAct, bits);
   }
   check_rng_state(kNormAct, rng_state, input.device());
+  return type;
+}
+
+ElementType check_norm_add_act(const at::Tensor& input, const at::Tensor& residual, const at::Tensor& channels,
+                               const at::Tensor& norm_channels, int64_t bits, int64_t normalized_bits,
+                               const OptionalTensor& rng_state) {
+  const ElementType type = check_matrix(kNormAddAct, "input", input);
+  check_like(kNormAddAct, "residual", residual, "input", input);
+  check_floats(kNormAddAct, "channels", channels, {input.sym_size(1), kNormActChannel}, input.device());
+  check_floats(kNormAddAct, "norm_channels", norm_channels, {input.sym_size(1), kNormActChannel}, input.device());
+  if (bits != 0) {
+    check_split_bits(kNormAddAct, bits);
+  }
+  check_normalized_bits(kNormAddAct, normalized_bits);
+  check_rng_state(kNormAddAct, rng_state, input.device());
   return type;
 }
 

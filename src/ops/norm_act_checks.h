@@ -24,6 +24,9 @@ void check_norm_act_channels(const at::Tensor& mean, const at::Tensor& variance,
 void check_sum_channels(const OptionalTensor& channels, const at::Tensor& like);
 ElementType check_norm_act(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
                            int64_t bits, const OptionalTensor& rng_state);
+ElementType check_norm_add_act(const at::Tensor& input, const at::Tensor& residual, const at::Tensor& channels,
+                               const at::Tensor& norm_channels, int64_t bits, int64_t normalized_bits,
+                               const OptionalTensor& rng_state);
 ElementType check_batch_norm_channels(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                                       const OptionalTensor& running_mean, const OptionalTensor& running_var,
                                       const OptionalTensor& num_batches_tracked, std::optional<double> momentum);
@@ -43,6 +46,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> composed_batch_norm_channels(
     const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
     const OptionalTensor& running_mean, const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
     std::optional<double> momentum, double eps, bool has_bend);
+
+/// Normalized copies, on the CPU, as packed ones with sides.
+NormActCopies with_sides(const NormActCopies& copies, const SplitLayout<int64_t>& layout);
 
 /// The layout of a matrix of concrete sizes.
 inline SplitLayout<int64_t> split_layout(const at::Tensor& matrix) { return {matrix.size(0), matrix.size(1)}; }

@@ -133,10 +133,48 @@ TwoTensors norm_act_cuda(const at::Tensor& input, const OptionalTensor& residual
   return {y, packed};
 }
 
-/// `packed` is `copies.packed`, aligned.
-cuda::NormActBackward backward_of(const NormActCopies& copies, const OptionalTensor& packed, const at::Tensor& grad,
+ThreeTensors norm_add_act_cuda(const at::Tensor& input, const at::Tensor& residual, const at::Tensor& channels,
+                               const at::Tensor& norm_channels, double slope, int64_t bits, int64_t normalized_bits,
+                               bool keeps_below, bool stochastic, const OptionalTensor& rng_state) {
+  const ElementType type =
+      check_norm_add_act(input, residual, channels, norm_channels, bits, normalized_bits, rng_state);
+  const c10::cuda::CUDAGuard guard(input.device());
+  const Layout layout = split_layout(input);
+  at::Tensor y = at::empty_like(input);
+  at::Tensor packed = empty_bytes(bits == 0 ? 0 : layout.bytes(static_cast<int>(bits)), input);
+  at::Tensor normalized = empty_bytes(layout.bytes(static_cast<int>(normalized_bits)), input);
+  const cuda::RandomSource random = bits == 0 ? cuda::RandomSource{} : random_source(rng_state);
+  cuda::RandomSource random_of_normalized = random_source(rng_state);
+  if (bits != 0 && rng_state) {
+    ++random_of_normalized.shift.offset;  // the tensor is not advanced yet
+  }
+  check_launch(cuda::norm_act({.x = input.const_data_ptr(),
+                               .residual = residual.const_data_ptr(),
+                               .y = y.mutable_data_ptr(),
+                               .type = type,
+                               .layout = layout,
+                               .channels = rows_as<NormActChannel>(channels),
+                               .slope = static_cast<float>(slope),
+                               .bits = static_cast<int>(bits),
+                               .keeps_below = keeps_below,
+                               .packed = packed.mutable_data_ptr<uint8_t>(),
+                               .random = random,
+                               .stochastic = stochastic,
+                               .normalized = {.channels = rows_as<NormActChannel>(norm_channels),
+                                              .bits = static_cast<int>(normalized_bits),
+                                              .packed = normalized.mutable_data_ptr<uint8_t>(),
+                                              .random = random_of_normalized}},
+                              current_stream()));
+  if (bits != 0) {
+    advance_random_state(rng_state);
+  }
+  advance_random_state(rng_state);
+  return {y, packed, normalized};
+}
+
+cuda::NormActBackward backward_of(const NormActCopies& copies, const at::Tensor& grad,
                                   const OptionalTensor& second_grad, ElementType type) {
-  return {.packed = static_cast<const uint8_t*>(data_or_null(packed)),
+  return {.packed = static_cast<const uint8_t*>(data_or_null(copies.packed)),
           .bits = static_cast<int>(copies.bits),
           .grad = grad.const_data_ptr(),
           .second_grad = data_or_null(second_grad),
@@ -144,21 +182,29 @@ cuda::NormActBackward backward_of(const NormActCopies& copies, const OptionalTen
           .layout = split_layout(grad),
           .slope = static_cast<float>(copies.slope),
           .x = data_or_null(copies.input),
-          .channels_of_x = copies.channels ? rows_as<NormActChannel>(*copies.channels) : nullptr};
+          .channels_of_x = copies.channels ? rows_as<NormActChannel>(*copies.channels) : nullptr,
+          .normalized = static_cast<const uint8_t*>(data_or_null(copies.normalized)),
+          .normalized_bits = static_cast<int>(copies.normalized_bits)};
 }
 
-OptionalTensor aligned(const OptionalTensor& packed) {
-  return packed ? OptionalTensor(aligned_bytes(*packed)) : std::nullopt;
+/// With bytes that begin where kernels want them.
+NormActCopies aligned(NormActCopies copies) {
+  for (OptionalTensor* bytes : {&copies.packed, &copies.normalized}) {
+    if (*bytes) {
+      *bytes = aligned_bytes(**bytes);
+    }
+  }
+  return copies;
 }
 
 at::Tensor sums_cuda(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
                      const at::Tensor& inverse, double slope, int64_t bits, const OptionalTensor& input,
-                     const OptionalTensor& input_channels) {
-  const NormActCopies copies{packed, slope, bits, input, input_channels};
-  const ElementType type = check_norm_act_sums(copies, grad, second_grad, inverse);
+                     const OptionalTensor& input_channels, const OptionalTensor& normalized, int64_t normalized_bits) {
+  const NormActCopies given{packed, slope, bits, input, input_channels, normalized, normalized_bits};
+  const ElementType type = check_norm_act_sums(given, grad, second_grad, inverse);
   const c10::cuda::CUDAGuard guard(grad.device());
-  const OptionalTensor bytes = aligned(packed);
-  const cuda::NormActBackward backward = backward_of(copies, bytes, grad, second_grad, type);
+  const NormActCopies copies = aligned(given);
+  const cuda::NormActBackward backward = backward_of(copies, grad, second_grad, type);
   const int64_t channels = backward.layout.channels;
   const at::Tensor scratch = scratch_for(backward.layout, grad);
   at::Tensor sums = at::empty({2, channels}, inverse.options());
@@ -193,13 +239,14 @@ ThreeTensors sums_and_gradients_cuda(const OptionalTensor& packed, const at::Ten
                                      const OptionalTensor& second_grad, const at::Tensor& inverse,
                                      const OptionalTensor& weight, const at::Tensor& inverse_deviation, int64_t count,
                                      double slope, int64_t bits, const OptionalTensor& input,
-                                     const OptionalTensor& input_channels) {
-  const NormActCopies copies{packed, slope, bits, input, input_channels};
-  const ElementType type = check_norm_act_sums(copies, grad, second_grad, inverse);
+                                     const OptionalTensor& input_channels, const OptionalTensor& normalized,
+                                     int64_t normalized_bits) {
+  const NormActCopies given{packed, slope, bits, input, input_channels, normalized, normalized_bits};
+  const ElementType type = check_norm_act_sums(given, grad, second_grad, inverse);
   check_norm_act_channels(inverse_deviation, inverse_deviation, weight, std::nullopt);
   const c10::cuda::CUDAGuard guard(grad.device());
-  const OptionalTensor bytes = aligned(packed);
-  const cuda::NormActBackward backward = backward_of(copies, bytes, grad, second_grad, type);
+  const NormActCopies copies = aligned(given);
+  const cuda::NormActBackward backward = backward_of(copies, grad, second_grad, type);
   const int64_t channels = backward.layout.channels;
   const at::Tensor scratch = scratch_for(backward.layout, grad);
   at::Tensor gradients = per_channel(grad, channels, kNormActGradient);
@@ -218,12 +265,13 @@ ThreeTensors sums_and_gradients_cuda(const OptionalTensor& packed, const at::Ten
 
 void input_gradient_out_cuda(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
                              const at::Tensor& gradients, double slope, int64_t bits, const OptionalTensor& input,
-                             const OptionalTensor& channels, at::Tensor& grad_input, const OptionalTensor& grad_sum) {
-  const NormActCopies copies{packed, slope, bits, input, channels};
-  const ElementType type = check_norm_act_input_gradient(copies, grad, second_grad, gradients, grad_input, grad_sum);
+                             const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits,
+                             at::Tensor& grad_input, const OptionalTensor& grad_sum) {
+  const NormActCopies given{packed, slope, bits, input, channels, normalized, normalized_bits};
+  const ElementType type = check_norm_act_input_gradient(given, grad, second_grad, gradients, grad_input, grad_sum);
   const c10::cuda::CUDAGuard guard(grad.device());
-  const OptionalTensor bytes = aligned(packed);
-  check_launch(cuda::norm_act_input_gradient(backward_of(copies, bytes, grad, second_grad, type),
+  const NormActCopies copies = aligned(given);
+  check_launch(cuda::norm_act_input_gradient(backward_of(copies, grad, second_grad, type),
                                              rows_as<NormActGradient>(gradients), grad_input.mutable_data_ptr(),
                                              grad_sum ? grad_sum->mutable_data_ptr() : nullptr, current_stream()));
 }
@@ -232,10 +280,10 @@ at::Tensor output_cuda(const at::Tensor& packed, const at::Tensor& inverse, int6
                        double slope, int64_t bits) {
   const ElementType type = check_norm_act_output(packed, inverse, rows, dtype, bits);
   const c10::cuda::CUDAGuard guard(packed.device());
-  const OptionalTensor bytes = aligned(packed);
+  const NormActCopies copies = aligned({packed, slope, bits});
   at::Tensor y = at::empty({rows, inverse.size(0)}, packed.options().dtype(dtype));
-  check_launch(cuda::norm_act_output(backward_of({packed, slope, bits}, bytes, y, std::nullopt, type),
-                                     rows_as<NormActInverse>(inverse), y.mutable_data_ptr(), current_stream()));
+  check_launch(cuda::norm_act_output(backward_of(copies, y, std::nullopt, type), rows_as<NormActInverse>(inverse),
+                                     y.mutable_data_ptr(), current_stream()));
   return y;
 }
 
@@ -248,6 +296,7 @@ TORCH_LIBRARY_IMPL(actnn, CUDA, m) {
   m.impl("batch_norm_channels", batch_norm_channels_cuda);
   m.impl("norm_act_sums_and_gradients", sums_and_gradients_cuda);
   m.impl("norm_act", norm_act_cuda);
+  m.impl("norm_add_act", norm_add_act_cuda);
   m.impl("norm_act_sums", sums_cuda);
   m.impl("norm_act_gradients", gradients_cuda);
   m.impl("norm_act_input_gradient_out", input_gradient_out_cuda);

@@ -61,7 +61,7 @@ def test_gradients_of_many_draws_are_torchs(name, batch_statistics, recompute):
     program, inputs = make(name)
     if not batch_statistics and any(step.get("buffers") == [] for step in program.steps):
         pytest.skip("a norm without running statistics always takes those of the batch")
-    block = program.block(bits=8, output_bits=8, recompute=recompute)
+    block = program.block(bits=8, output_bits=8, recompute=recompute, norm_bits=7)
     tensors = [*inputs, *program.parameters]
     expected = gradients(program.expected(*inputs, batch_statistics=batch_statistics), tensors)
     draws = 32
@@ -106,7 +106,7 @@ def test_gradients_are_unbiased(name, bits, recompute):
 def test_half_precision(dtype):
     program = bottleneck(dtype=dtype)
     x = torch.randn(4, 16, 7, 7, dtype=dtype).requires_grad_()
-    block = program.block(bits=8, output_bits=8)
+    block = program.block(bits=8, output_bits=8, norm_bits=7)
     y = program.run(block, x)
     expected = program.expected(x)
     assert y.dtype == dtype
@@ -165,7 +165,8 @@ def test_the_plan_says_what_is_kept():
         ("batch_norm + add + relu", 3, 7),
     ]
     stored = json.loads(program.block(recompute=False).plan())
-    assert [stage["stage"] for stage in stored[-2:]] == ["batch_norm", "add + relu"]
+    assert stored[-1]["stage"] == "batch_norm + add + relu" and stored[-1]["normalized_bits"] == 2
+    assert [len(stored), stored[-1]["bits"]] == [len(plan), 4]
     # Two bits are too coarse to compute a convolution again from.
     coarse = json.loads(program.block(bits=2).plan())
     assert all("recomputes" not in stage for stage in coarse)
@@ -182,6 +183,16 @@ def test_kept_bytes():
     pixels = 4 * 16 * 16
     bits = pixels * (32 * 4 + 8 * 4 + 8 * 4 + 32 * 3)
     assert bits / 8 < block.kept_bytes() < 1.2 * bits / 8
+
+
+def test_kept_bytes_with_normalized_inputs():
+    program = bottleneck(32)
+    x = torch.randn(4, 32, 16, 16, requires_grad=True)
+    blocks = [program.block(recompute=recompute) for recompute in (True, False)]
+    for block in blocks:
+        program.run(block, x)
+    two_bits = 4 * 16 * 16 * 32 * 2 / 8
+    assert two_bits < blocks[1].kept_bytes() - blocks[0].kept_bytes() < 1.2 * two_bits
 
 
 def test_blocks_share_the_copy_between_them():
@@ -347,6 +358,7 @@ def test_wrong_arguments(change, message):
         ('{"inputs": 1, "steps": [{"op": "activation", "inputs": [0], "kind": "x"}]}', {}, 'got "x"'),
         (None, {"bits": 1}, "bits must be in 2..8, got 1"),
         (None, {"output_bits": 9}, "output_bits must be in 2..8"),
+        (None, {"norm_bits": 8}, "norm_bits must be in 2..7, got 8"),
         (None, {"value_bits": {"99": 4}}, "must name values in 0"),
         (None, {"colour": 4}, 'got "colour"'),
     ],

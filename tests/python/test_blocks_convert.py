@@ -95,7 +95,7 @@ def test_blocks_of_known_models(name):
 @pytest.mark.parametrize("name", PATTERNS)
 def test_the_library_runs_the_blocks_of_known_models(name):
     make, shape, wanted = PATTERNS[name]
-    model, exact, report = converted(make, blocks=BlockOptions(output_bits=8))
+    model, exact, report = converted(make, blocks=BlockOptions(output_bits=8, norm_bits=7))
     assert steps(report) == wanted and all(block.plan for block in report.blocks)
     layers = copy.deepcopy(exact)
     convert(layers, eight_bits(), skip=[entry.path for entry in report.left_alone], blocks=False)
@@ -747,13 +747,19 @@ def test_bits_are_those_of_the_configuration_at_each_call():
         model(torch.randn(FEATURES))
         return list(plan.executors.values())[-1][0].options
 
-    assert used() == {"bits": 8, "output_bits": 7, "recompute": True, "stochastic": True}
+    assert used() == {"bits": 8, "output_bits": 8, "recompute": True, "norm_bits": 2, "stochastic": True}
     config.activation_compression_bits, config.stochastic = [5], False
-    assert used() == {"bits": 5, "output_bits": 4, "recompute": True, "stochastic": False}
+    assert used() == {"bits": 5, "output_bits": 5, "recompute": True, "norm_bits": 2, "stochastic": False}
     other = BasicBlock()
     convert(other, config, blocks=BlockOptions(bits=2, output_bits=4, recompute=False))
     (executors,) = other.forward.plan().executors.values()
-    assert executors[0].options == {"bits": 2, "output_bits": 4, "recompute": False, "stochastic": False}
+    assert executors[0].options == {
+        "bits": 2,
+        "output_bits": 4,
+        "recompute": False,
+        "norm_bits": 2,
+        "stochastic": False,
+    }
 
 
 # Changes after conversion.

@@ -44,7 +44,7 @@ def test_a_target_that_nothing_reaches():
     model, backward = trained()
     actnn.convert(model, Config("L2"))
     with pytest.warns(UserWarning, match="above 1e-09"):
-        assert fit_blocks(model, backward, 1e-9).options == BlockOptions(8, 7)
+        assert fit_blocks(model, backward, 1e-9).options == BlockOptions(8, 8)
 
 
 def test_errors():

@@ -28,6 +28,12 @@ def split_packed(rows, channels):
     return ops.norm_act(torch.randn(rows, channels), None, torch.rand(channels, 5), 0.1, 4, True, True, rng())[1]
 
 
+def normalized_packed(rows, channels):
+    """With 2 bits."""
+    x = torch.randn(rows, channels)
+    return ops.norm_add_act(x, x, torch.rand(channels, 5), torch.rand(channels, 5), 0.0, 4, 2, True, True, rng())[2]
+
+
 GROUP = "opcheck"
 
 
@@ -173,22 +179,34 @@ SAMPLES = {
         lambda: (torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 5), 0.1, 3, True, True, rng()),
         lambda: (torch.randn(7, 5), None, torch.rand(5, 5), 0.0, 0),
     ],
+    "norm_add_act": [
+        lambda: (torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 5), torch.rand(5, 5), 0.0, 3, 2, False, True,
+                 rng()),
+        lambda: (torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 5), torch.rand(5, 5), 1.0, 0, 7, True, False,
+                 rng()),
+    ],
     "norm_act_sums": [lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 5), 0.1, 4),
                       lambda: (None, torch.randn(7, 5), None, torch.rand(5, 5), 1.0, 0, torch.randn(7, 5),
-                               torch.rand(5, 5))],
+                               torch.rand(5, 5)),
+                      lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 5), 0.1, 4, None, None,
+                               normalized_packed(7, 5), 2)],
     "sum_channels": [lambda: (None, torch.randn(7, 5)), lambda: (torch.rand(5, 5), torch.randn(7, 5))],
     "norm_act_sums_and_gradients": [
         lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 5), None, torch.rand(5), 7, 0.1, 4),
+        lambda: (None, torch.randn(7, 5), None, torch.rand(5, 5), None, torch.rand(5), 7, 1.0, 0, None, None,
+                 normalized_packed(7, 5), 2),
     ],
     "norm_act_gradients": [lambda: (torch.randn(2, 5), torch.rand(5, 5), torch.randn(5), torch.rand(5), 7)],
     "norm_act_input_gradient": [
         lambda: (split_packed(7, 5), torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 4), 0.1, 4),
         lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 4), 0.1, 4, torch.randn(7, 5),
                  torch.rand(5, 5)),
+        lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 4), 0.1, 4, None, None,
+                 normalized_packed(7, 5), 2),
     ],
     "norm_act_input_gradient_out": [
-        lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 4), 0.1, 4, None, None, torch.empty(7, 5),
-                 torch.empty(7, 5)),
+        lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 4), 0.1, 4, None, None, None, 0,
+                 torch.empty(7, 5), torch.empty(7, 5)),
     ],
     "norm_act_output": [lambda: (split_packed(7, 5), torch.rand(5, 5), 7, torch.bfloat16, 0.1, 4)],
     "sync_batch_norm": [

@@ -126,7 +126,7 @@ def test_replayed_steps_train_as_others_do(setting):
 def test_settings_that_decide_on_the_host_are_not_replayed():
     assert course("L3", True).replayed is None
     capturable = {name for name, s in training.SETTINGS.items() if training.is_capturable(s.config and s.config())}
-    assert capturable == {"exact", "L1", "L2", "fixed-2", "blocks", "blocks3", "blocks2", "results4", "stored"}
+    assert capturable == {"exact", "L1", "L2", "fixed-2", "blocks", "blocks3", "blocks2", "results3", "stored"}
 
 
 def test_a_step_that_batch_norms_did_not_count_is_an_error():

@@ -17,10 +17,11 @@ namespace actnn::blocks {
 
 struct PlanOptions {
   int64_t bits = 4;         ///< of copies, 2..8
-  int64_t output_bits = 3;  ///< of copies of sums, 2..8
+  int64_t output_bits = 4;  ///< of copies of sums, 2..8
   /// Norms in front of a sum: their input is computed again in backward, by the convolution that made it, instead of kept. Copies of 2
   /// bits are too coarse for that, and the norm keeps a copy of its own then.
   bool recompute = true;
+  int64_t norm_bits = 2;   ///< of copies of the normalized inputs of such norms, 2..7, where they are kept
   bool stochastic = true;  ///< false: copies are rounded to nearest, and biased
   /// Other numbers of bits for copies of single values.
   std::map<Value, int64_t> value_bits = {};
@@ -36,6 +37,7 @@ struct NormActStage {
   Value output = 0;
   int64_t bits = 0;        ///< of the copy of the output that the pass packs
   bool recompute = false;  ///< the norm's input is computed again in backward
+  int64_t norm_bits = 0;   ///< of the copy of the normalized input that the pass packs beside that of its sum
 };
 
 struct ConvolutionStage {
@@ -68,7 +70,7 @@ struct Plan {
 /// Throws c10::ValueError for bits outside 2..8, and as `check_program`.
 Plan make_plan(Program program, const PlanOptions& options = {});
 
-/// {"bits": 4, "output_bits": 3, "recompute": true, "stochastic": true, "value_bits": {"3": 2}}; all may be left out.
+/// {"bits": 4, "output_bits": 3, "recompute": true, "norm_bits": 2, "stochastic": true, "value_bits": {"3": 2}}; all may be left out.
 PlanOptions plan_options_from_json(const std::string& json);
 
 /// What is done and kept, as JSON: a list of stages {"stage", "inputs", "output", "keeps", "bits"}.

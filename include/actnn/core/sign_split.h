@@ -29,12 +29,20 @@
 /// own. A normalization uses it for channels whose bend is far from all elements or nowhere (weight near or equal to 0), where
 /// distances from the bend would be large numbers. Both copies are unbiased given the side, and the side is exact; so is then
 /// every function that is linear on each side.
+///
+/// Copies *without sides*, of normalized inputs whose sides are not known or are kept elsewhere: the packed form of linear channels
+/// without plane 0. `bits` are planes of values then, 2..7, and grids those of `split_bits(bits)`: 2 bits are the values 0..3.
 
 namespace actnn {
 
 inline constexpr int kSplitLanes = 8;
 inline constexpr int kLaneRows = 4;
 inline constexpr int kMinSplitBits = 2;
+
+inline constexpr int kMostNormalizedBits = kMaxBits - 1;
+
+/// Bits of the packed form that copies of `bits` without sides are a part of.
+ACTNN_HOST_DEVICE constexpr int split_bits(int bits) { return bits + 1; }
 
 /// Where the elements of a matrix are in its packed form. Sizes are templates over the integer type, as in core/layout.h.
 template <class Int>

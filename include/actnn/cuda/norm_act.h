@@ -23,6 +23,14 @@ int64_t norm_act_scratch(const SplitLayout<int64_t>& layout);
 cudaError_t channel_moments(const void* x, ElementType type, const SplitLayout<int64_t>& layout, float* scratch,
                             float* mean, float* variance, cudaStream_t stream);
 
+/// Copies of the normalized input, s = s_scale x + s_shift of `channels`, as core/sign_split.h has them without sides.
+struct NormalizedPacking {
+  const NormActChannel* channels = nullptr;  ///< [channels]
+  int bits = 0;                              ///< 2..7; 0: none
+  uint8_t* packed = nullptr;                 ///< out: layout.bytes(bits), as `NormActForward::packed`
+  RandomSource random = {};
+};
+
 struct NormActForward {
   const void* x;
   const void* residual;  ///< null: none
@@ -36,6 +44,7 @@ struct NormActForward {
   uint8_t* packed;   ///< out: layout.bytes(bits), all of them; begins at a multiple of 16 bytes
   RandomSource random;
   bool stochastic;
+  NormalizedPacking normalized = {};  ///< with a residual: is packed beside what `packed` has
 };
 
 cudaError_t norm_act(const NormActForward& forward, cudaStream_t stream);
@@ -53,6 +62,9 @@ struct NormActBackward {
   /// sides then, and may be null if `slope` is 1. Null: none.
   const void* x = nullptr;
   const NormActChannel* channels_of_x = nullptr;
+  /// Copies of the normalized input, which take the place of those in `packed`, with sides as with `x`. All channels are linear then.
+  const uint8_t* normalized = nullptr;
+  int normalized_bits = 0;
 };
 
 /// Sums of dz and of dz s: [channels] each.

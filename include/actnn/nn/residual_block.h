@@ -80,7 +80,7 @@ struct ResidualBlockOptions : QuantizationOptions<ResidualBlockOptions> {
   TORCH_ARG(int64_t, stride) = 1;
   TORCH_ARG(int64_t, groups) = 1;        ///< of the 3x3 convolution of a bottleneck
   TORCH_ARG(int64_t, out_channels) = 0;  ///< 0: `channels`, in a bottleneck four times as many
-  TORCH_ARG(int64_t, output_bits) = 3;   ///< of the sum
+  TORCH_ARG(int64_t, output_bits) = 4;   ///< of the sum
   TORCH_ARG(bool, recompute) = true;     ///< `blocks::PlanOptions::recompute`
 };
 

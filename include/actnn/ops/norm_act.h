@@ -40,6 +40,16 @@ std::tuple<at::Tensor, at::Tensor> norm_act(const at::Tensor& input, const std::
                                             const at::Tensor& channels, double slope, const SplitPacking& packing,
                                             const std::optional<at::Tensor>& rng_state = std::nullopt);
 
+/// (y, packed, normalized) of a norm's sum with `residual`, in one pass: y and packed as of `norm_act` with `channels` of
+/// `sum_channels`, and copies of the normalized input of `normalized_bits` (2..7), with `norm_channels` of `norm_act_channels` without
+/// a bend. `normalized` has no sides (core/sign_split.h). `rng_state` is advanced for each of
+/// the two that is packed.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_add_act(const at::Tensor& input, const at::Tensor& residual,
+                                                            const at::Tensor& channels, const at::Tensor& norm_channels,
+                                                            double slope, const SplitPacking& packing,
+                                                            int64_t normalized_bits,
+                                                            const std::optional<at::Tensor>& rng_state = std::nullopt);
+
 /// (channels, inverse, inverse deviation) of `norm_act_channels` with the mean and variance of `input`, [rows, channels], and an update
 /// of the running statistics, [C], where there are some: running += momentum (batch - running), with the unbiased variance.
 /// `num_batches_tracked` is advanced; a `momentum` of none stands for 1 / num_batches_tracked, the average over all batches.
@@ -48,13 +58,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_channels(
     const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var,
     const std::optional<at::Tensor>& num_batches_tracked, std::optional<double> momentum, double eps, bool has_bend);
 
-/// What backward knows of the elements of a norm: packed copies, or the norm's own input, computed again, in the place of copies.
+/// What backward knows of the elements of a norm: packed copies, or, in their place, the norm's own input, computed again, or copies of
+/// the normalized input of `norm_add_act`.
 struct NormActCopies {
-  std::optional<at::Tensor> packed;  ///< with an input: only its sides count; may be none if the slope is 1
+  /// With one of those in its place, only its sides count, and it may be none if the slope is 1.
+  std::optional<at::Tensor> packed;
   double slope = 1.0;
   int64_t bits = 0;                                   ///< of `packed`
   std::optional<at::Tensor> input = std::nullopt;     ///< [rows, C]
   std::optional<at::Tensor> channels = std::nullopt;  ///< with an input: its `NormActChannel` [C, 5]
+  std::optional<at::Tensor> normalized = std::nullopt;
+  int64_t normalized_bits = 0;
 };
 
 /// Sums over rows, float32 [2, C], of dz and of dz times the copy, where dz is the gradient `grad` (+ `second_grad`) of y before the

@@ -13,7 +13,7 @@ from .running import BlockForward, BlockOptions
 
 CANDIDATES = tuple(
     BlockOptions(bits, output_bits)
-    for bits, output_bits in ((3, 2), (3, 3), (4, 2), (4, 3), (4, 4), (5, 3), (5, 4), (6, 4), (6, 5), (8, 7))
+    for bits, output_bits in ((3, 2), (3, 3), (3, 4), (4, 3), (4, 4), (5, 4), (5, 5), (6, 6), (8, 8))
 )
 
 

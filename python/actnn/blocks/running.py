@@ -35,18 +35,21 @@ class BlockOptions:
 
     Args:
         bits: of a code, 2..8; None: the configuration's.
-        output_bits: of a code of a sum, 2..8; None: one less than `bits`, and 3 at least.
+        output_bits: of a code of a sum, 2..8; None: as many as `bits`.
         recompute: leave out what backward can compute from what is kept.
+        norm_bits: of a norm in front of a sum that keeps a copy of its own, 2..7.
     """
 
     bits: int | None = None
     output_bits: int | None = None
     recompute: bool = True
+    norm_bits: int = 2
 
     def __post_init__(self) -> None:
         for name in ("bits", "output_bits"):
             if getattr(self, name) is not None:
                 _checks.integer("BlockOptions", name, getattr(self, name), 2, 8)
+        _checks.integer("BlockOptions", "norm_bits", self.norm_bits, 2, 7)
         _checks.switch("BlockOptions", "recompute", self.recompute)
 
 
@@ -145,7 +148,7 @@ class BlockForward:
         if key not in plan.executors:
             options = dataclasses.asdict(self.options) | {"bits": bits, "stochastic": self.config.stochastic}
             if options["output_bits"] is None:
-                options["output_bits"] = max(bits - 1, 3)
+                options["output_bits"] = bits
             plan.executors[key] = [executor(block.program, options) for block in plan.blocks]
         return plan.executors[key]
 
