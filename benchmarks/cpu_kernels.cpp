@@ -50,7 +50,7 @@ const char* name_of(ElementType type) {
 /// Memory aligned as torch aligns tensors.
 template <class T>
 struct TensorAllocator {
-  using value_type = T;
+  using value_type = T;  // NOLINT(readability-identifier-naming): of the standard
   static constexpr std::align_val_t kAlignment{64};
   T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kAlignment)); }
   void deallocate(T* memory, size_t /*count*/) { ::operator delete(memory, kAlignment); }
