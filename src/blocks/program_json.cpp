@@ -91,7 +91,7 @@ Step step_from(const json& step) {
 }
 
 json step_to(const Step& step) {
-  json result = std::visit(
+  json written = std::visit(
       Overloaded{[](const Convolution& convolution) -> json {
                    return {{"op", "convolution"},
                            {"parameters", to_list({convolution.weight, convolution.bias})},
@@ -126,8 +126,8 @@ json step_to(const Step& step) {
                            {"ceil_mode", pool.window.ceil_mode}};
                  }},
       step);
-  result["inputs"] = operands(step);
-  return result;
+  written["inputs"] = operands(step);
+  return written;
 }
 
 }  // namespace

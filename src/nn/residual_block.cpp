@@ -109,6 +109,7 @@ Chain ResidualBlockBase<Derived>::with_shortcut(ChainBuilder& builder, Value out
   blocks::PlanOptions plan = plan_options(options.quantization());
   plan.output_bits = options.output_bits();
   plan.recompute = options.recompute();
+  plan.norm_bits = options.norm_bits();
   return builder.build(plan);
 }
 

@@ -45,7 +45,7 @@ class Chain {
   Chain() = default;
   explicit operator bool() const { return block_ != nullptr; }
 
-  /// What the layers would give, channels_last. Errors as of `blocks::Block::run`.
+  /// What the layers would give. Errors as of `blocks::Block::run`.
   at::Tensor forward(const at::Tensor& input) const { return forward(std::vector{input}); }
   at::Tensor forward(const std::vector<at::Tensor>& inputs) const;
 

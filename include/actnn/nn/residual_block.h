@@ -16,7 +16,7 @@
 
 /// \file
 /// The blocks that convolutional networks are made of, each one node of autograd that keeps packed copies only (nn/chain.h). Tensors
-/// are [N, C, H, W]; results are channels_last, whatever the input's layout, and equal those of separate layers up to rounding.
+/// are [N, C, H, W]; results have the layout of separate layers' (best in channels_last), and equal them up to rounding.
 ///
 /// Quantization: `bits` (2..8, with 1 that is exact) of copies behind norms and of the input where nobody has a copy of it.
 
@@ -82,6 +82,7 @@ struct ResidualBlockOptions : QuantizationOptions<ResidualBlockOptions> {
   TORCH_ARG(int64_t, out_channels) = 0;  ///< 0: `channels`, in a bottleneck four times as many
   TORCH_ARG(int64_t, output_bits) = 4;   ///< of the sum
   TORCH_ARG(bool, recompute) = true;     ///< `blocks::PlanOptions::recompute`
+  TORCH_ARG(int64_t, norm_bits) = 2;     ///< `blocks::PlanOptions::norm_bits`
 };
 
 /// What residual blocks share. Children are named as in torchvision ("conv1", "bn1", ..., "downsample.0", "downsample.1"), so that

@@ -64,8 +64,9 @@ std::vector<ResidualBlockOptions> all_options() {
 TYPED_TEST(ResidualBlock, ComputesWhatSeparateLayersDo) {
   for (ResidualBlockOptions options : all_options()) {
     torch::manual_seed(1);
-    TypeParam block(options.bits(8).output_bits(8));
-    const at::Tensor input = at::randn({4, options.in_channels(), 12, 12}).requires_grad_();
+    TypeParam block(options.bits(8).output_bits(8).norm_bits(7));
+    const at::Tensor input =
+        at::randn({4, options.in_channels(), 12, 12}).contiguous(at::MemoryFormat::ChannelsLast).requires_grad_();
     const at::Tensor output = block->forward(input);
     const at::Tensor expected = exact(block, input);
     EXPECT_TRUE(at::allclose(output, expected, 1e-4, 1e-4));
@@ -125,7 +126,7 @@ void expect_close(const at::Tensor& output, const at::Tensor& expected, const st
   for (size_t i = 0; i < wanted.size(); ++i) {
     const auto error = (actual[i] - exact_gradients[i]).norm().template item<double>();
     // Scales in front of a norm have no gradient but rounding.
-    EXPECT_LT(error, 0.05 * exact_gradients[i].norm().template item<double>() + 0.03 * grad.norm().item<double>()) << i;
+    EXPECT_LT(error, 0.05 * exact_gradients[i].norm().template item<double>() + 0.06 * grad.norm().item<double>()) << i;
   }
 }
 
@@ -156,6 +157,7 @@ TEST(ConvNormAct2d, ComputesWhatSeparateLayersDo) {
 }
 
 TEST(Stem, ComputesWhatSeparateLayersDo) {
+  torch::manual_seed(1);
   actnn::nn::Stem stem(actnn::nn::ConvNormAct2dOptions(3, 16, 7).stride(2).padding(3).bits(8));
   const at::Tensor input = at::randn({4, 3, 32, 32}).requires_grad_();
   const at::Tensor activated = at::relu(exact_norm(exact_convolution(input, stem->conv1), stem->bn1));
@@ -164,6 +166,7 @@ TEST(Stem, ComputesWhatSeparateLayersDo) {
 
 TEST(InvertedResidual, ComputesWhatSeparateLayersDo) {
   for (const int64_t ratio : {1, 4}) {
+    torch::manual_seed(1);
     actnn::nn::InvertedResidual block(actnn::nn::InvertedResidualOptions(8, 8).expand_ratio(ratio).bits(8));
     const at::Tensor input = at::randn({4, 8, 9, 9}).requires_grad_();
     at::Tensor value = input;
