@@ -87,8 +87,7 @@ void add_settings(CLI::App& app, Settings& settings) {
       ->check(one_of({"resnet20", "resnet18", "mlp"}));
   add("bits", settings.bits, "bits per saved value in the compressed run, 1 to 8", "N")->check(whole_number(1, 8));
   add("compress", settings.compress,
-      "blocks: residual blocks as one operation each (from 2 bits on), the rest layer by layer; or all of it in layers",
-      "NAME")
+      "blocks: residual blocks as one operation each, from 2 bits on; or layers, one by one", "NAME")
       ->check(one_of({"blocks", "layers"}));
   add("batch_size", settings.batch_size, "images per step", "N")->check(at_least_one());
   add("epochs", settings.epochs, "passes over the training images, in each of the two runs", "N")

@@ -91,7 +91,7 @@ def checkpoint(data, tmp_path_factory):
     "arguments",
     [
         ["--model", "resnet20"],
-        ["--bits", "4"],
+        ["--bits", "2"],
         ["--batch-size", "64"],
         ["--epochs", "2"],
         ["--lr", "0.05"],
