@@ -21,10 +21,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, product
-from pathlib import Path
 
 import measure
 import torch
+import trained_state
 import training
 from images import Batch, Images
 from measure import actnn
@@ -163,10 +163,10 @@ class Study:
         measured = []
         for batch, exact in zip(self.batches, self.exact, strict=True):
             gradient, bytes_held = self.gradient_of(plan, batch)
-            held = bytes_held()
             if self.options.graph:
                 gradient = replayed(gradient)
             measured.append(Quality.of(torch.stack([gradient().clone() for _ in range(draws)]), exact))
+            held = bytes_held()
         return row_of(plan, draws, measured, held)
 
 
@@ -204,9 +204,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
     parser.add_argument("--bits", default="2,3,4,5,8", help="of a code, of 2 to 8 (default: %(default)s)")
     parser.add_argument("--output-bits", default="2,3,4", help="of a block's result (default: %(default)s)")
     parser.add_argument("--dtypes", default="float32", help=f"of the blocks, of {', '.join(DTYPES)} (default: float32)")
-    parser.add_argument("--seed", type=int, default=0, help="of the training")
-    parser.add_argument("--checkpoint", type=Path, help="file with the trained state; trained and written if missing")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="print such results as Markdown, no run")
+    trained_state.add_options(parser)
     arguments = parser.parse_args(command_line)
     if arguments.table:
         measure.print_markdown([cells(row) for row in json.loads(arguments.table.read_text())["rows"]])
@@ -216,17 +214,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
     texts = arguments.bits, arguments.output_bits
     bits, output_bits = ([WIDTHS[name] for name in names(text, WIDTHS, "bits")] for text in texts)
     plans = plans_of(names(arguments.dtypes, DTYPES, "dtypes"), bits, output_bits)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    device = measure.chosen_device(arguments)
     path = measure.output_path(arguments, "gradient_quality")
-    record = {"benchmark": "gradient_quality", "machine": measure.machine(device), "options": vars(options)}
-    measure.print_machine(record["machine"])
-    train, test = training.load_images(options, arguments.data, device)
-    model, course = training.trained(options, arguments.checkpoint, arguments.seed, train, device)
-    course["test_accuracy"] = training.test_accuracy(model, test, DTYPES[options.dtype])
-    record |= {"training": course, "seed": arguments.seed, "rows": []}
-    print(f"loss {course['final_loss']:.3f}, test accuracy {100 * course['test_accuracy']:.2f} %\n", flush=True)
+    record, model, train = trained_state.start("gradient_quality", arguments, options)
     with full_float32():
         study = Study(model, train, options)
         for plan in plans:

@@ -21,10 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import measure
 import torch
+import trained_state
 import training
 from images import Batch, Images
 from measure import actnn
@@ -194,9 +194,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
     parser.add_argument("--bits", default="2", help="on average, comma-separated, of 1 to 8 (default: 2)")
     parser.add_argument("--variants", default=",".join(SHORT), help=f"comma-separated, of {', '.join(SHORT)}")
     parser.add_argument("--exact-batch-norm", action="store_true", help="do not convert batch norms")
-    parser.add_argument("--seed", type=int, default=0, help="of the training")
-    parser.add_argument("--checkpoint", type=Path, help="file with the trained state; trained and written if missing")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="print such results as Markdown, no run")
+    trained_state.add_options(parser)
     arguments = parser.parse_args(command_line)
     if arguments.table:
         rows = json.loads(arguments.table.read_text())["rows"]
@@ -208,17 +206,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
         raise SystemExit(f"--draws must be {2 * BLOCKS} or more, got {options.draws}")
     chosen = [SHORT[name] for name in names(arguments.variants, SHORT, "variants")]
     widths = [int(width) for width in names(arguments.bits, {str(b): b for b in range(1, 9)}, "bits")]
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    device = measure.chosen_device(arguments)
     path = measure.output_path(arguments, "gradient_variance")
-    record = {"benchmark": "gradient_variance", "machine": measure.machine(device), "options": vars(options)}
-    measure.print_machine(record["machine"])
-    train, test = training.load_images(options, arguments.data, device)
-    model, course = training.trained(options, arguments.checkpoint, arguments.seed, train, device)
-    course["test_accuracy"] = training.test_accuracy(model, test, DTYPES[options.dtype])
-    record |= {"training": course, "seed": arguments.seed}
-    print(f"loss {course['final_loss']:.3f}, test accuracy {100 * course['test_accuracy']:.2f} %", flush=True)
+    record, model, train = trained_state.start("gradient_variance", arguments, options)
 
     record["exact_batch_norm"] = arguments.exact_batch_norm
     study = Study(model, train, options, arguments.exact_batch_norm)
@@ -227,7 +216,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
     wanted = [(name, bits) for bits in widths for name in chosen if name != "exact"]
     if "exact" in chosen:
         wanted.insert(0, ("exact", 0))
-    rows = record["rows"] = []
+    rows = record["rows"]
     for name, bits in wanted:
         rows.append(study.row(name, bits))
         measure.save(path, record)

@@ -46,9 +46,9 @@ PARTS = {
         (*RESNET20, "--steps", "4000"),
     ),
     "resnet18": Part(
-        "ResNet-18, bfloat16, 2000 steps",
+        "ResNet-18, bfloat16, 2000 steps, learning rate 0.05",
         ("exact", "blocks", "blocks3", "blocks2"),
-        ("--network", "resnet18", "--dtype", "bfloat16", "--steps", "2000"),
+        ("--network", "resnet18", "--dtype", "bfloat16", "--steps", "2000", "--lr", "0.05"),
     ),
     "hard": Part(
         "ResNet-20, float32, 2000 steps: 100 images per class, 20 % wrong labels, strong augmentation",

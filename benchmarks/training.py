@@ -378,25 +378,3 @@ class Run:
 
 
 # --- the trained state ------------------------------------------------------------------------------------------------
-
-
-def trained(
-    options: Options, path: Path | None, seed: int, train: Images, device: torch.device
-) -> tuple[nn.Module, dict]:
-    """(the model, what became of it in training), from a checkpoint if there is one."""
-    others = ("device", "test_images", "draws", "noise_batches", "corrections", "graph")
-    wanted = {key: value for key, value in vars(options).items() if key not in others} | {"seed": seed}
-    if path is not None and path.exists():
-        saved = torch.load(path, map_location=device, weights_only=True)
-        if saved["options"] != wanted:
-            raise SystemExit(f"{path} was trained with other options: {saved['options']}, now {wanted}")
-        model = make_model(seed, options.width, device, options.network)
-        model.load_state_dict(saved["model"])
-        return model, saved["training"]
-    run = Run(options, "exact", seed, train, device)
-    run.fit()
-    training = {"first_loss": run.losses[0].item(), "final_loss": torch.stack(run.losses[-50:]).mean().item()}
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"model": run.model.state_dict(), "options": wanted, "training": training}, path)
-    return run.model, training
