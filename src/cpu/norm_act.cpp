@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "src/cpu/norm_act.cpp"
 #include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>  // includes this file once per instruction set
 
+#include "src/cpu/activation-inl.h"
 #include "src/cpu/split-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -58,7 +60,7 @@ struct Forward {
         counters(forward.layout),
         keys(forward.random.seed),
         bend(forward.slope),
-        words(forward.bits == 0 ? nullptr : forward.packed + codes_offset(forward.layout.groups())) {}
+        words(forward.planes() == 0 ? nullptr : forward.packed + codes_offset(forward.layout.groups())) {}
 };
 
 /// Behind the bits of a code.
@@ -72,9 +74,19 @@ struct GroupCopies {
   float below;
 };
 
-/// Writes y of a group and finds its copies.
-template <class Element, class Store, class Tag>
-HWY_INLINE void normalize_group(const Forward<Tag>& forward, const GroupPlace& place, GroupCopies& group) {
+/// A group's derivatives before they are codes, as `DerivativeEncoder::position` gives them.
+struct GroupDerivatives {
+  HWY_ALIGN uint32_t positions[kGroupElements];
+};
+struct Nothing {};
+
+/// The `Store` of results that are not wanted.
+struct StoreNothing {};
+
+/// Writes y of a group and finds its copies, and derivatives unless the activation has none.
+template <class Element, class Store, ActivationFunction kFunction, class Tag, class Derivatives>
+HWY_INLINE void normalize_group(const Forward<Tag>& forward, const GroupPlace& place, GroupCopies& group,
+                                Derivatives& derivatives) {
   const Tag df;
   const hn::Rebind<uint32_t, Tag> d32;
   const NormActForward& arguments = forward.arguments;
@@ -87,6 +99,7 @@ HWY_INLINE void normalize_group(const Forward<Tag>& forward, const GroupPlace& p
   auto lowest = zero;
   const int64_t ahead = prefetch_distance(arguments.layout);
   auto finite = zero;  // until an infinity or NaN makes it NaN
+  const DerivativeEncoder derivative_encoder(arguments.derivative);
   place.for_each_strip(df, [&](const Strip& strip) {
     const auto z_scale = forward.maps.field(df, &NormActChannel::z_scale, strip.channel);
     const auto z_shift = forward.maps.field(df, &NormActChannel::z_shift, strip.channel);
@@ -104,7 +117,15 @@ HWY_INLINE void normalize_group(const Forward<Tag>& forward, const GroupPlace& p
         z = hn::Add(z, load_ahead(df, residual + index, ahead));
       }
       const auto side = hn::Gt(z, zero);
-      store_floats(df, canonical_nan(df, forward.bend.activated(z, side)), y + index, Store());
+      if constexpr (kFunction == ActivationFunction::kLeakyReLU) {
+        if constexpr (!std::is_same_v<Store, StoreNothing>) {
+          store_floats(df, canonical_nan(df, forward.bend.activated(z, side)), y + index, Store());
+        }
+      } else {
+        const auto result = activate<kFunction>(df, z);
+        store_floats(df, canonical_nan(df, result.y), y + index, Store());
+        store_row(derivative_position(df, derivative_encoder, result.derivative), d32, derivatives.positions + row);
+      }
       auto s = hn::Add(hn::Mul(s_scale, hn::IfThenElse(linear, input, z)), s_shift);
       finite = hn::MulAdd(s, zero, finite);
       s = hn::IfThenZeroElse(hn::AndNot(side, drops_below), s);
@@ -119,16 +140,21 @@ HWY_INLINE void normalize_group(const Forward<Tag>& forward, const GroupPlace& p
   group.below = not_finite - hn::GetLane(hn::MinOfLanes(df, lowest));
 }
 
+/// The counter of the noise of a group's first octet.
+uint64_t first_counter(const GroupPlace& place) {
+  return static_cast<uint64_t>((place.row * place.matrix_channels + place.channel) / kOctet);
+}
+
 /// The noise of a group, or half a step, in the order of the bits of its words.
 template <class Tag>
-HWY_INLINE void draw_noise(const Forward<Tag>& forward, const GroupPlace& place, uint16_t* numbers) {
+HWY_INLINE void draw_noise(const Forward<Tag>& forward, uint64_t first_counter, uint16_t* numbers) {
   const NormActForward& arguments = forward.arguments;
   if (!arguments.stochastic) {
-    std::fill_n(numbers, kGroupElements, static_cast<uint16_t>(half_step(arguments.bits - 1)));
+    std::fill_n(numbers, kGroupElements, static_cast<uint16_t>(half_step(kMinBits)));
     return;
   }
   const Word64Tag d64;
-  const auto first = hn::Set(d64, static_cast<uint64_t>((place.row * place.matrix_channels + place.channel) / kOctet));
+  const auto first = hn::Set(d64, first_counter);
   const auto counters_from = [&](int64_t i) { return hn::Add(first, hn::Load(d64, forward.counters.above_first + i)); };
   philox_blocks_at(forward.keys, arguments.random.offset, counters_from, kGroupElements / kOctet,
                    reinterpret_cast<uint32_t*>(numbers));
@@ -165,57 +191,115 @@ HWY_INLINE void encode_group(const GroupCopies& group, const SplitEncoder& encod
   }
 }
 
-/// Flattened: a call of code that is compiled for the baseline instruction set mixes instruction encodings.
-template <class Element, class Store, class Tag>
-HWY_FLATTEN void forward_group(const Forward<Tag>& forward, int64_t group) {
+/// By `DerivativeEncoder::encode`.
+HWY_INLINE void encode_derivatives(const GroupDerivatives& group, const uint16_t* noise, uint8_t* codes) {
+  const Word32Tag d32;
+  const hn::Rebind<uint16_t, Word32Tag> d16;
+  const hn::Rebind<uint8_t, Word32Tag> d8;
+  for (int64_t i = 0; i < kGroupElements; i += static_cast<int64_t>(hn::Lanes(d32))) {
+    const auto noisy = hn::Add(hn::Load(d32, group.positions + i), hn::PromoteTo(d32, hn::Load(d16, noise + i)));
+    // A byte has no room for what is left of 2^23.
+    hn::StoreU(hn::TruncateTo(d8, hn::ShiftRight<16>(noisy)), d8, codes + i);
+  }
+}
+
+/// Writes steps and words of a group's copies.
+template <class Tag>
+HWY_INLINE void pack_copies(const Forward<Tag>& forward, const GroupPlace& place, const GroupCopies& copies,
+                            int64_t group, uint8_t* words) {
   const NormActForward& arguments = forward.arguments;
-  const GroupPlace place(arguments.layout, group);
-  GroupCopies copies;
-  if (place.is_cut()) {
-    copies = {};  // code 0 for what there is not
-  }
-  normalize_group<Element, Store>(forward, place, copies);
-  if (arguments.bits == 0) {
-    return;
-  }
   const SplitSteps steps = split_steps(copies.above, copies.below, arguments.bits, arguments.type);
   std::memcpy(arguments.packed + group * static_cast<int64_t>(sizeof steps), &steps, sizeof steps);
   const SplitEncoder encoder(steps, arguments.bits, arguments.type);
   HWY_ALIGN uint16_t noise[kGroupElements];
-  draw_noise(forward, place, noise);
+  draw_noise(forward, first_counter(place), noise);
   HWY_ALIGN uint8_t codes[kGroupElements];
   if (forward.has_linear) {
     encode_group<true>(copies, encoder, noise, codes);
   } else {
     encode_group<false>(copies, encoder, noise, codes);
   }
-  store_planes(codes, arguments.bits, forward.words + group * group_bytes(arguments.bits));
+  store_planes(codes, 0, arguments.bits, words);
 }
 
-template <class Element, class Store>
+template <class Tag>
+HWY_INLINE void pack_derivatives(const Forward<Tag>& forward, const GroupPlace& place,
+                                 const GroupDerivatives& derivatives, uint8_t* words) {
+  HWY_ALIGN uint16_t noise[kGroupElements];
+  draw_noise(forward, derivative_counter(first_counter(place)), noise);
+  HWY_ALIGN uint8_t codes[kGroupElements];
+  encode_derivatives(derivatives, noise, codes);
+  store_planes(codes, kDerivativePlane, forward.arguments.derivative.bits, words);
+}
+
+/// Flattened: a call of code that is compiled for the baseline instruction set mixes instruction encodings.
+template <class Element, class Store, ActivationFunction kFunction, class Tag>
+HWY_FLATTEN void forward_group(const Forward<Tag>& forward, int64_t group) {
+  constexpr bool kDerived = kFunction != ActivationFunction::kLeakyReLU;
+  const NormActForward& arguments = forward.arguments;
+  const GroupPlace place(arguments.layout, group);
+  GroupCopies copies;
+  std::conditional_t<kDerived, GroupDerivatives, Nothing> derivatives;
+  if (place.is_cut()) {
+    copies = {};  // code 0 for what there is not
+    derivatives = {};
+  }
+  normalize_group<Element, Store, kFunction>(forward, place, copies, derivatives);
+  uint8_t* words = forward.words + group * group_bytes(arguments.planes());
+  if (arguments.bits != 0) {
+    pack_copies(forward, place, copies, group, words);
+  }
+  if constexpr (kDerived) {
+    if (arguments.derivative.bits != 0) {
+      pack_derivatives(forward, place, derivatives, words + group_bytes(arguments.bits));
+      if (arguments.bits == 0) {
+        std::memset(arguments.packed + group * static_cast<int64_t>(sizeof(SplitSteps)), 0, sizeof(SplitSteps));
+      }
+    }
+  }
+}
+
+template <class Element, class Store, ActivationFunction kFunction>
 void forward_groups(const NormActForward& arguments, int64_t first, int64_t last) {
   with_tag(arguments.layout, [&]<class Tag>(Tag /*tag*/) {
     const Forward<Tag> forward(arguments);
     for (int64_t group = first; group < last; ++group) {
-      forward_group<Element, Store>(forward, group);
+      forward_group<Element, Store, kFunction>(forward, group);
     }
   });
+}
+
+template <class Element>
+void groups_of_function(const NormActForward& forward, int64_t first, int64_t last) {
+  using enum ActivationFunction;
+  if (forward.derivative.function == kReLU6) {
+    return forward_groups<Element, StoreCached, kReLU6>(forward, first, last);
+  }
+  if (forward.derivative.function == kSiLU) {
+    return forward_groups<Element, StoreCached, kSiLU>(forward, first, last);
+  }
+  if (forward.derivative.function == kHardswish) {
+    return forward_groups<Element, StoreCached, kHardswish>(forward, first, last);
+  }
+  if (!forward.y) {
+    return forward_groups<Element, StoreNothing, kLeakyReLU>(forward, first, last);
+  }
+  if (streams(forward.layout, forward.type, forward.y, {forward.x, forward.residual})) {
+    forward_groups<Element, StoreStreaming, kLeakyReLU>(forward, first, last);
+    hwy::FlushStream();
+  } else {
+    forward_groups<Element, StoreCached, kLeakyReLU>(forward, first, last);
+  }
 }
 
 }  // namespace
 
 void norm_act(const NormActForward& forward, int64_t first, int64_t last) {
-  if (!has_whole_octets(forward.layout)) {
+  if (!has_whole_octets(forward.layout) || needs_reference(forward.derivative)) {
     return reference::norm_act(forward, first, last);
   }
-  with_element_type(forward.type, [&]<class Element>(Element /*tag*/) {
-    if (streams(forward.layout, forward.type, forward.y, {forward.x, forward.residual})) {
-      forward_groups<Element, StoreStreaming>(forward, first, last);
-      hwy::FlushStream();
-    } else {
-      forward_groups<Element, StoreCached>(forward, first, last);
-    }
-  });
+  with_element_type(forward.type,
+                    [&]<class Element>(Element /*tag*/) { groups_of_function<Element>(forward, first, last); });
 }
 
 #endif

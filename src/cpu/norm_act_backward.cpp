@@ -8,6 +8,7 @@
 #include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>  // includes this file once per instruction set
 
+#include "src/cpu/activation-inl.h"
 #include "src/cpu/double-inl.h"
 #include "src/cpu/split-inl.h"
 
@@ -54,8 +55,15 @@ struct VectorGrid {
   }
 };
 
+/// What is known of the activation at a vector of elements: sides of the bend, and derivatives where it has some.
+template <class Tag>
+struct OfActivation {
+  hn::Mask<Tag> side;
+  hn::Vec<Tag> derivative;
+};
+
 /// What all groups of a call share. `Map` says what is done with a channel, and of which kind it is.
-template <class Tag, class Element, class Map>
+template <class Tag, class Element, class Map, bool kDerived>
 class Backward {
  public:
   Backward(const NormActBackward& backward, const Map* channels)
@@ -66,24 +74,38 @@ class Backward {
         bend_(backward.slope),
         ahead_(prefetch_distance(backward.layout)) {}
 
-  const Bend<Tag>& bend() const { return bend_; }
-
   HWY_INLINE hn::Vec<Tag> field(float Map::*member, const Strip& strip) const {
     return maps_.field(Tag(), member, strip.channel);
   }
 
   /// dz of a vector of elements.
-  HWY_INLINE hn::Vec<Tag> gradient(int64_t index, hn::Mask<Tag> side) const {
+  HWY_INLINE hn::Vec<Tag> gradient(int64_t index, const OfActivation<Tag>& of) const {
     auto gradient = load_ahead(Tag(), static_cast<const Element*>(arguments_.grad) + index, ahead_);
     if (arguments_.second_grad) {
       gradient =
           hn::Add(gradient, load_ahead(Tag(), static_cast<const Element*>(arguments_.second_grad) + index, ahead_));
     }
-    return bend_.gradient(gradient, side);
+    if constexpr (kDerived) {
+      const auto flat = hn::Eq(of.derivative, hn::Zero(Tag()));
+      return hn::IfThenZeroElse(flat, hn::Mul(of.derivative, gradient));
+    } else {
+      return bend_.gradient(gradient, of.side);
+    }
   }
 
-  /// Calls `body(strip, rows)` for the strips of groups [first, last); `rows(element)` calls `element(index, side, s)` for each
-  /// of the strip's rows.
+  /// y of a vector of copies of z; of activations with derivatives, ReLU6's.
+  HWY_INLINE hn::Vec<Tag> output(hn::Vec<Tag> z, const OfActivation<Tag>& of) const {
+    if constexpr (kDerived) {
+      const auto on_slope = hn::Ne(of.derivative, hn::Zero(Tag()));
+      const auto above = hn::IfThenElse(on_slope, z, hn::Set(Tag(), 6.0F));
+      return hn::IfThenElse(hn::IsNaN(z), z, hn::IfThenElseZero(of.side, above));
+    } else {
+      return bend_.activated(z, of.side);
+    }
+  }
+
+  /// Calls `body(strip, rows)` for the strips of groups [first, last); `rows(element)` calls `element(index, of activation, s)` for
+  /// each of the strip's rows.
   template <class Body>
   void visit(int64_t first, int64_t last, Body&& body) const {
     for (int64_t group = first; group < last; ++group) {
@@ -102,10 +124,15 @@ class Backward {
     const Tag df;
     const hn::Rebind<uint32_t, Tag> d32;
     const hn::Rebind<uint8_t, Tag> d8;
-    const VectorGrid<Tag> grid(SplitGrid(kFromX ? SplitSteps{} : steps_of(group), arguments_.bits, arguments_.type));
+    const VectorGrid<Tag> grid(grid_of<kFromX>(group));
     const auto* x = static_cast<const Element*>(arguments_.x);
     HWY_ALIGN uint8_t codes[kGroupElements];
     load_codes<kFromX>(group, codes);
+    HWY_ALIGN uint8_t derivatives[kGroupElements];
+    if constexpr (kDerived) {
+      load_planes(words_ + group * group_bytes(arguments_.planes()) + group_bytes(arguments_.bits), kDerivativePlane,
+                  arguments_.derivative.bits, derivatives);
+    }
     GroupPlace(arguments_.layout, group).for_each_strip(df, [&](const Strip& strip) {
       const auto zero = hn::Zero(df);
       const auto is_linear = maps_.is_linear(df, strip.channel);
@@ -116,29 +143,45 @@ class Backward {
           const int64_t index = strip.index + j * strip.stride;
           const auto code = hn::PromoteTo(d32, load_row(d8, codes + strip.place + j * kOctet));
           const auto side = hn::RebindMask(df, hn::TestBit(code, hn::Set(d32, uint32_t{kSideOfCode})));
+          OfActivation<Tag> of{side, zero};
+          if constexpr (kDerived) {
+            of.derivative = derivative(hn::PromoteTo(d32, load_row(d8, derivatives + strip.place + j * kOctet)));
+          }
           if constexpr (kFromX) {
-            element(index, side, hn::Add(hn::Mul(s_scale, load_ahead(df, x + index, ahead_)), s_shift));
+            element(index, of, hn::Add(hn::Mul(s_scale, load_ahead(df, x + index, ahead_)), s_shift));
           } else {
-            element(index, side, grid.decode(code, side, is_linear));
+            element(index, of, grid.decode(code, side, is_linear));
           }
         }
       });
     });
   }
 
-  SplitSteps steps_of(int64_t group) const {
-    SplitSteps steps;
-    std::memcpy(&steps, arguments_.packed + group * static_cast<int64_t>(sizeof steps), sizeof steps);
-    return steps;
+  /// By `DerivativeGrid::decode`.
+  HWY_INLINE hn::Vec<Tag> derivative(hn::Vec<hn::Rebind<uint32_t, Tag>> codes) const {
+    const DerivativeGrid grid(arguments_.derivative);
+    const auto value = hn::ConvertTo(Tag(), hn::BitCast(hn::Rebind<int32_t, Tag>(), codes));
+    return hn::MulAdd(value, hn::Set(Tag(), grid.step), hn::Set(Tag(), grid.lowest));
   }
 
-  /// Only the sides if the copies come from x; all are above 0 if nothing is packed.
+  /// The grid of packed copies; one of no copies if they come from x, which perhaps has none packed.
+  template <bool kFromX>
+  SplitGrid grid_of(int64_t group) const {
+    SplitSteps steps{};
+    if constexpr (kFromX) {
+      return {steps, kMinSplitBits, arguments_.type};
+    }
+    std::memcpy(&steps, arguments_.packed + group * static_cast<int64_t>(sizeof steps), sizeof steps);
+    return {steps, arguments_.bits, arguments_.type};
+  }
+
+  /// Only the sides if the copies come from x; all are above 0 if none are packed.
   template <bool kFromX>
   HWY_INLINE void load_codes(int64_t group, uint8_t* codes) const {
-    if (!words_) {
+    if (!words_ || arguments_.bits == 0) {
       std::memset(codes, kSideOfCode, kGroupElements);
     } else {
-      load_planes(words_ + group * group_bytes(arguments_.bits), kFromX ? 1 : arguments_.bits, codes);
+      load_planes(words_ + group * group_bytes(arguments_.planes()), 0, kFromX ? 1 : arguments_.bits, codes);
     }
   }
 
@@ -150,15 +193,15 @@ class Backward {
   int64_t ahead_;
 };
 
-template <class Element, class Tag>
+template <class Element, bool kDerived, class Tag>
 void add_sums(Tag /*tag*/, const NormActBackward& arguments, const NormActInverse* channels, int64_t first,
               int64_t last, double* sums, double* copy_sums) {
-  const Backward<Tag, Element, NormActInverse> backward(arguments, channels);
+  const Backward<Tag, Element, NormActInverse, kDerived> backward(arguments, channels);
   backward.visit(first, last, [&](const Strip& strip, auto&& rows) {
     Doubles<Tag> sum(sums + strip.channel);
     Doubles<Tag> copy_sum(copy_sums + strip.channel);
-    rows([&](int64_t index, hn::Mask<Tag> side, hn::Vec<Tag> s) {
-      const Doubles<Tag> dz(backward.gradient(index, side));
+    rows([&](int64_t index, const OfActivation<Tag>& of, hn::Vec<Tag> s) {
+      const Doubles<Tag> dz(backward.gradient(index, of));
       sum.add(dz);
       copy_sum.add_product(dz, Doubles<Tag>(s));
     });
@@ -168,16 +211,16 @@ void add_sums(Tag /*tag*/, const NormActBackward& arguments, const NormActInvers
 }
 
 /// `grad_sum` mostly is in the place of a gradient, so that its lines are in the cache.
-template <class Store, class Element, class Tag>
+template <class Store, bool kDerived, class Element, class Tag>
 void input_gradients(Tag df, const NormActBackward& arguments, const NormActGradient* channels, Element* grad_input,
                      Element* grad_sum, int64_t first, int64_t last) {
-  const Backward<Tag, Element, NormActGradient> backward(arguments, channels);
+  const Backward<Tag, Element, NormActGradient, kDerived> backward(arguments, channels);
   backward.visit(first, last, [&](const Strip& strip, auto&& rows) {
     const auto scale = backward.field(&NormActGradient::scale, strip);
     const auto of_copy = backward.field(&NormActGradient::of_copy, strip);
     const auto shift = backward.field(&NormActGradient::shift, strip);
-    rows([&](int64_t index, hn::Mask<Tag> side, hn::Vec<Tag> s) {
-      const auto dz = backward.gradient(index, side);
+    rows([&](int64_t index, const OfActivation<Tag>& of, hn::Vec<Tag> s) {
+      const auto dz = backward.gradient(index, of);
       const auto sum = hn::Add(hn::Mul(scale, dz), hn::Mul(of_copy, s));
       store_floats(df, canonical_nan(df, hn::Add(sum, shift)), grad_input + index, Store());
       if (grad_sum) {
@@ -187,56 +230,66 @@ void input_gradients(Tag df, const NormActBackward& arguments, const NormActGrad
   });
 }
 
-template <class Store, class Element, class Tag>
+template <class Store, bool kDerived, class Element, class Tag>
 void outputs(Tag df, const NormActBackward& arguments, const NormActInverse* channels, Element* y, int64_t first,
              int64_t last) {
-  const Backward<Tag, Element, NormActInverse> backward(arguments, channels);
+  const Backward<Tag, Element, NormActInverse, kDerived> backward(arguments, channels);
   backward.visit(first, last, [&](const Strip& strip, auto&& rows) {
     const auto a = backward.field(&NormActInverse::a, strip);
     const auto b = backward.field(&NormActInverse::b, strip);
-    rows([&](int64_t index, hn::Mask<Tag> side, hn::Vec<Tag> s) {
+    rows([&](int64_t index, const OfActivation<Tag>& of, hn::Vec<Tag> s) {
       const auto z = hn::Add(hn::Mul(a, s), b);
-      store_floats(df, canonical_nan(df, backward.bend().activated(z, side)), y + index, Store());
+      store_floats(df, canonical_nan(df, backward.output(z, of)), y + index, Store());
     });
   });
 }
 
-/// Calls `body` with the way to write `result`.
+/// Calls `body.operator()<Store, kDerived>()` with the way to write `result`.
 template <class Body>
 HWY_INLINE void with_store(const NormActBackward& backward, const void* result, Body&& body) {
-  if (streams(backward.layout, backward.type, result, {backward.grad, backward.second_grad, backward.x})) {
-    body(StoreStreaming());
+  if (backward.derivative.function != ActivationFunction::kLeakyReLU) {
+    body.template operator()<StoreCached, true>();
+  } else if (streams(backward.layout, backward.type, result, {backward.grad, backward.second_grad, backward.x})) {
+    body.template operator()<StoreStreaming, false>();
     hwy::FlushStream();
   } else {
-    body(StoreCached());
+    body.template operator()<StoreCached, false>();
   }
+}
+
+bool is_for_reference(const NormActBackward& backward) {
+  return !has_whole_octets(backward.layout) || needs_reference(backward.derivative);
 }
 
 }  // namespace
 
 void norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, int64_t first, int64_t last,
                    double* sums, double* copy_sums) {
-  if (!has_whole_octets(backward.layout)) {
+  if (is_for_reference(backward)) {
     return reference::norm_act_sums(backward, channels, first, last, sums, copy_sums);
   }
   const int64_t blocks = backward.layout.channel_blocks();
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
     with_tag(backward.layout, [&](auto df) {
-      add_sums<Element>(df, backward, channels, first * blocks, last * blocks, sums, copy_sums);
+      if (backward.derivative.function != ActivationFunction::kLeakyReLU) {
+        add_sums<Element, true>(df, backward, channels, first * blocks, last * blocks, sums, copy_sums);
+      } else {
+        add_sums<Element, false>(df, backward, channels, first * blocks, last * blocks, sums, copy_sums);
+      }
     });
   });
 }
 
 void norm_act_input_gradient(const NormActBackward& backward, const NormActGradient* channels, void* grad_input,
                              void* grad_sum, int64_t first, int64_t last) {
-  if (!has_whole_octets(backward.layout)) {
+  if (is_for_reference(backward)) {
     return reference::norm_act_input_gradient(backward, channels, grad_input, grad_sum, first, last);
   }
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
-    with_store(backward, grad_input, [&]<class Store>(Store /*tag*/) {
+    with_store(backward, grad_input, [&]<class Store, bool kDerived>() {
       with_tag(backward.layout, [&](auto df) {
-        input_gradients<Store>(df, backward, channels, static_cast<Element*>(grad_input),
-                               static_cast<Element*>(grad_sum), first, last);
+        input_gradients<Store, kDerived>(df, backward, channels, static_cast<Element*>(grad_input),
+                                         static_cast<Element*>(grad_sum), first, last);
       });
     });
   });
@@ -244,13 +297,14 @@ void norm_act_input_gradient(const NormActBackward& backward, const NormActGradi
 
 void norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y, int64_t first,
                      int64_t last) {
-  if (!has_whole_octets(backward.layout)) {
+  if (is_for_reference(backward)) {
     return reference::norm_act_output(backward, channels, y, first, last);
   }
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
-    with_store(backward, y, [&]<class Store>(Store /*tag*/) {
-      with_tag(backward.layout,
-               [&](auto df) { outputs<Store>(df, backward, channels, static_cast<Element*>(y), first, last); });
+    with_store(backward, y, [&]<class Store, bool kDerived>() {
+      with_tag(backward.layout, [&](auto df) {
+        outputs<Store, kDerived>(df, backward, channels, static_cast<Element*>(y), first, last);
+      });
     });
   });
 }

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <type_traits>
 
 #include "actnn/core/layout.h"
 #include "actnn/cpu/norm_act.h"
@@ -40,46 +41,68 @@ struct LanePlace {
   }
 };
 
-/// The words of a lane: one of each plane, `kSplitLanes` apart.
+/// The words of a lane: one of each plane, `kSplitLanes` apart. Sides and values first, then derivatives.
 struct LaneWords {
-  uint32_t sides = 0;
-  std::array<uint32_t, kMaxBits - 1> planes{};
+  std::array<uint32_t, kMaxBits + kMostDerivativeBits> planes{};
 
-  void set(int place, bool side, uint32_t value, int bits) {
-    sides |= static_cast<uint32_t>(side) << place;
-    for (int plane = 0; plane < bits - 1; ++plane) {
-      planes[plane] |= ((value >> plane) & 1u) << place;
+  void set(int first_plane, int count, int place, uint32_t code) {
+    for (int plane = 0; plane < count; ++plane) {
+      planes[first_plane + plane] |= ((code >> plane) & 1u) << place;
     }
   }
-  bool side(int place) const { return ((sides >> place) & 1u) != 0; }
-  uint32_t value(int place, int bits) const {
-    uint32_t value = 0;
-    for (int plane = 0; plane < bits - 1; ++plane) {
-      value |= ((planes[plane] >> place) & 1u) << plane;
+  uint32_t code(int first_plane, int count, int place) const {
+    uint32_t code = 0;
+    for (int plane = 0; plane < count; ++plane) {
+      code |= ((planes[first_plane + plane] >> place) & 1u) << plane;
     }
-    return value;
+    return code;
   }
 };
 
-int64_t words_offset(const Layout& layout, int64_t group, int plane, int lane, int bits) {
+int64_t words_offset(const Layout& layout, int64_t group, int plane, int lane, int planes) {
   return codes_offset(layout.groups()) +
-         static_cast<int64_t>(sizeof(uint32_t)) * ((group * bits + plane) * kSplitLanes + lane);
+         static_cast<int64_t>(sizeof(uint32_t)) * ((group * planes + plane) * kSplitLanes + lane);
 }
 
-void store_words(const LaneWords& words, uint8_t* packed, const Layout& layout, int64_t group, int lane, int bits) {
-  std::memcpy(packed + words_offset(layout, group, 0, lane, bits), &words.sides, sizeof words.sides);
-  for (int plane = 1; plane < bits; ++plane) {
-    std::memcpy(packed + words_offset(layout, group, plane, lane, bits), &words.planes[plane - 1], sizeof(uint32_t));
+void store_words(const LaneWords& words, uint8_t* packed, const Layout& layout, int64_t group, int lane, int planes) {
+  for (int plane = 0; plane < planes; ++plane) {
+    std::memcpy(packed + words_offset(layout, group, plane, lane, planes), &words.planes[plane], sizeof(uint32_t));
   }
 }
 
-LaneWords load_words(const uint8_t* packed, const Layout& layout, int64_t group, int lane, int bits) {
+LaneWords load_words(const uint8_t* packed, const Layout& layout, int64_t group, int lane, int planes) {
   LaneWords words;
-  std::memcpy(&words.sides, packed + words_offset(layout, group, 0, lane, bits), sizeof words.sides);
-  for (int plane = 1; plane < bits; ++plane) {
-    std::memcpy(&words.planes[plane - 1], packed + words_offset(layout, group, plane, lane, bits), sizeof(uint32_t));
+  for (int plane = 0; plane < planes; ++plane) {
+    std::memcpy(&words.planes[plane], packed + words_offset(layout, group, plane, lane, planes), sizeof(uint32_t));
   }
   return words;
+}
+
+/// Calls `body` with the activation as a type.
+template <class Body>
+auto with_function(ActivationFunction function, Body&& body) {
+  using enum ActivationFunction;
+  switch (function) {
+    case kReLU6:
+      return body(std::integral_constant<ActivationFunction, kReLU6>());
+    case kSiLU:
+      return body(std::integral_constant<ActivationFunction, kSiLU>());
+    case kHardswish:
+      return body(std::integral_constant<ActivationFunction, kHardswish>());
+    case kLeakyReLU:
+      break;
+  }
+  return body(std::integral_constant<ActivationFunction, kLeakyReLU>());
+}
+
+ActivatedNumber activated_by(const NormActForward& forward, float z, bool side) {
+  return with_function(forward.derivative.function, [&](auto function) -> ActivatedNumber {
+    if constexpr (function == ActivationFunction::kLeakyReLU) {
+      return {activated(z, side, forward.slope), 0.0F};
+    } else {
+      return activate<function>(z);
+    }
+  });
 }
 
 template <class Element>
@@ -90,6 +113,7 @@ void forward_group(const NormActForward& forward, int64_t group) {
   auto* y = static_cast<Element*>(forward.y);
 
   std::array<Lane, kSplitLanes> copies{};
+  std::array<Lane, kSplitLanes> derivatives{};
   std::array<uint32_t, kSplitLanes> sides{};
   float above = 0.0F;
   float below = 0.0F;
@@ -104,7 +128,11 @@ void forward_group(const NormActForward& forward, int64_t group) {
         z = z + to_float(residual[index]);
       }
       const bool side = z > 0.0F;
-      store_rounded(with_canonical_nan(activated(z, side, forward.slope)), &y[index]);
+      const ActivatedNumber result = activated_by(forward, z, side);
+      if (y) {
+        store_rounded(with_canonical_nan(result.y), &y[index]);
+      }
+      derivatives[lane][place] = result.derivative;
       const float scaled_copy = map.s_scale * (map.linear != 0.0F ? input : z);
       float s = scaled_copy + map.s_shift;
       finite = finite && is_finite(s);
@@ -117,43 +145,85 @@ void forward_group(const NormActForward& forward, int64_t group) {
       below = -s > below ? -s : below;
     });
   }
-  if (forward.bits == 0) {
+  if (forward.planes() == 0) {
     return;
   }
 
   const float largest = finite ? 0.0F : float_of(kInfinityFloat32);
-  const SplitSteps steps = split_steps(std::max(above, largest), std::max(below, largest), forward.bits, forward.type);
+  const SplitSteps steps =
+      forward.bits == 0 ? SplitSteps{}
+                        : split_steps(std::max(above, largest), std::max(below, largest), forward.bits, forward.type);
   std::memcpy(forward.packed + group * static_cast<int64_t>(sizeof steps), &steps, sizeof steps);
-  const SplitEncoder encoder(steps, forward.bits, forward.type);
+  const SplitEncoder encoder(steps, std::max(forward.bits, kMinSplitBits), forward.type);
+  const DerivativeEncoder derivative_encoder(forward.derivative);
   for (int lane = 0; lane < kSplitLanes; ++lane) {
     LaneWords words;
     PhiloxBlock random{};
+    PhiloxBlock random_of_derivative{};
     LanePlace(layout, group, lane).for_each(layout, [&](int place, int64_t index, int64_t channel) {
       const int k = place % static_cast<int>(kOctet);
       if (k == 0 && forward.stochastic) {
-        random = forward.random.block(
-            static_cast<uint64_t>(index / layout.channels * layout.row_octets() + channel / kOctet));
+        const auto counter = static_cast<uint64_t>(index / layout.channels * layout.row_octets() + channel / kOctet);
+        random = forward.random.block(counter);
+        random_of_derivative = forward.random.block(derivative_counter(counter));
       }
-      const uint32_t noise = forward.stochastic ? random16(random, k) : half_step(forward.bits - 1);
-      const bool side = ((sides[lane] >> place) & 1u) != 0;
-      const bool linear = forward.channels[channel].linear != 0.0F;
-      words.set(place, side, encoder.encode(copies[lane][place], side, linear, noise), forward.bits);
+      const auto noise_of = [&](const PhiloxBlock& block) {
+        return forward.stochastic ? random16(block, k) : half_step(kMinBits);
+      };
+      if (forward.bits != 0) {
+        const bool side = ((sides[lane] >> place) & 1u) != 0;
+        const bool linear = forward.channels[channel].linear != 0.0F;
+        const uint32_t value = encoder.encode(copies[lane][place], side, linear, noise_of(random));
+        words.set(0, forward.bits, place, (value << 1) | static_cast<uint32_t>(side));
+      }
+      const uint32_t code = derivative_encoder.encode(derivatives[lane][place], noise_of(random_of_derivative));
+      words.set(forward.bits, forward.derivative.bits, place, code);
     });
-    store_words(words, forward.packed, layout, group, lane, forward.bits);
+    store_words(words, forward.packed, layout, group, lane, forward.planes());
   }
 }
 
-/// Calls `body(index, channel, side, s)` for the elements of a group, s from the normalization's input.
+/// What is known of the activation at an element: the side of the bend, or the derivative.
+struct OfActivation {
+  bool side;
+  float derivative;
+};
+
+/// The words of a lane. Where no copies are packed, all elements are above the bend.
+class KeptLane {
+ public:
+  KeptLane(const NormActBackward& backward, int64_t group, int lane) : backward_(backward) {
+    if (backward.packed) {
+      words_ = load_words(backward.packed, backward.layout, group, lane, backward.planes());
+    }
+  }
+
+  OfActivation of_activation(int place) const {
+    const PackedDerivative& packed = backward_.derivative;
+    const bool side = !backward_.packed || backward_.bits == 0 || words_.code(0, 1, place) != 0;
+    if (packed.function == ActivationFunction::kLeakyReLU) {
+      return {side, 0.0F};
+    }
+    const auto code = static_cast<float>(words_.code(backward_.bits, packed.bits, place));
+    return {side, DerivativeGrid(packed).decode(code)};
+  }
+  uint32_t value(int place) const { return words_.code(1, backward_.bits - 1, place); }
+
+ private:
+  const NormActBackward& backward_;
+  LaneWords words_;
+};
+
+/// Calls `body(index, channel, of activation, s)` for the elements of a group, s from the normalization's input.
 template <class Element, class Body>
 void for_each_exact(const NormActBackward& backward, int64_t group, Body&& body) {
   const auto* x = static_cast<const Element*>(backward.x);
   for (int lane = 0; lane < kSplitLanes; ++lane) {
-    const LaneWords words = backward.packed ? load_words(backward.packed, backward.layout, group, lane, backward.bits)
-                                            : LaneWords{.sides = ~0u};
+    const KeptLane kept(backward, group, lane);
     LanePlace(backward.layout, group, lane).for_each(backward.layout, [&](int place, int64_t index, int64_t channel) {
       const NormActChannel& map = backward.channels_of_x[channel];
       const float scaled = map.s_scale * to_float(x[index]);
-      body(index, channel, words.side(place), scaled + map.s_shift);
+      body(index, channel, kept.of_activation(place), scaled + map.s_shift);
     });
   }
 }
@@ -169,22 +239,30 @@ void for_each_copy(const NormActBackward& backward, int64_t group, IsLinear&& is
   std::memcpy(&steps, backward.packed + group * static_cast<int64_t>(sizeof steps), sizeof steps);
   const SplitGrid grid(steps, backward.bits, backward.type);
   for (int lane = 0; lane < kSplitLanes; ++lane) {
-    const LaneWords words = load_words(backward.packed, backward.layout, group, lane, backward.bits);
+    const KeptLane kept(backward, group, lane);
     LanePlace(backward.layout, group, lane).for_each(backward.layout, [&](int place, int64_t index, int64_t channel) {
-      const bool side = words.side(place);
-      body(index, channel, side, grid.decode(side, words.value(place, backward.bits), is_linear(channel)));
+      const OfActivation of = kept.of_activation(place);
+      body(index, channel, of, grid.decode(of.side, kept.value(place), is_linear(channel)));
     });
   }
 }
 
 /// dz of an element.
 template <class Element>
-float gradient_of(const NormActBackward& backward, int64_t index, bool side) {
+float gradient_of(const NormActBackward& backward, int64_t index, OfActivation of) {
   float gradient = to_float(static_cast<const Element*>(backward.grad)[index]);
   if (backward.second_grad) {
     gradient = gradient + to_float(static_cast<const Element*>(backward.second_grad)[index]);
   }
-  return activation_gradient(gradient, side, backward.slope);
+  return backward.derivative.function == ActivationFunction::kLeakyReLU
+             ? activation_gradient(gradient, of.side, backward.slope)
+             : derived_gradient(gradient, of.derivative);
+}
+
+/// y of a copy of z.
+float output_of(const NormActBackward& backward, float z, OfActivation of) {
+  return backward.derivative.function == ActivationFunction::kReLU6 ? relu6_of_copy(z, of.side, of.derivative != 0.0F)
+                                                                    : activated(z, of.side, backward.slope);
 }
 
 }  // namespace
@@ -229,8 +307,8 @@ void norm_act_sums(const NormActBackward& backward, const NormActInverse* channe
     for (int64_t group = first * blocks; group < last * blocks; ++group) {
       for_each_copy<Element>(
           backward, group, [&](int64_t channel) { return channels[channel].linear != 0.0F; },
-          [&](int64_t index, int64_t channel, bool side, float s) {
-            const float dz = gradient_of<Element>(backward, index, side);
+          [&](int64_t index, int64_t channel, OfActivation of, float s) {
+            const float dz = gradient_of<Element>(backward, index, of);
             sums[channel] += dz;
             copy_sums[channel] += static_cast<double>(dz) * s;
           });
@@ -244,9 +322,9 @@ void norm_act_input_gradient(const NormActBackward& backward, const NormActGradi
     for (int64_t group = first; group < last; ++group) {
       for_each_copy<Element>(
           backward, group, [&](int64_t channel) { return channels[channel].linear != 0.0F; },
-          [&](int64_t index, int64_t channel, bool side, float s) {
+          [&](int64_t index, int64_t channel, OfActivation of, float s) {
             const NormActGradient& map = channels[channel];
-            const float dz = gradient_of<Element>(backward, index, side);
+            const float dz = gradient_of<Element>(backward, index, of);
             const float of_gradient = map.scale * dz;
             const float of_copy = map.of_copy * s;
             const float sum = of_gradient + of_copy;
@@ -265,10 +343,10 @@ void norm_act_output(const NormActBackward& backward, const NormActInverse* chan
     for (int64_t group = first; group < last; ++group) {
       for_each_copy<Element>(
           backward, group, [&](int64_t channel) { return channels[channel].linear != 0.0F; },
-          [&](int64_t index, int64_t channel, bool side, float s) {
+          [&](int64_t index, int64_t channel, OfActivation of, float s) {
             const float scaled = channels[channel].a * s;
             const float z = scaled + channels[channel].b;
-            store_rounded(with_canonical_nan(activated(z, side, backward.slope)), &static_cast<Element*>(y)[index]);
+            store_rounded(with_canonical_nan(output_of(backward, z, of)), &static_cast<Element*>(y)[index]);
           });
     }
   });

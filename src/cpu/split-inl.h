@@ -181,27 +181,31 @@ using CodeTag = hn::CappedTag<uint8_t, 64>;
 
 constexpr uint8_t bit_of_plane(int plane) { return plane == 0 ? kSideOfCode : static_cast<uint8_t>(1 << (plane - 1)); }
 
-HWY_INLINE void store_planes(const uint8_t* HWY_RESTRICT codes, int planes, uint8_t* HWY_RESTRICT words) {
+/// Planes [first, first + planes) of a code; `words` begin with the first of them.
+HWY_INLINE void store_planes(const uint8_t* HWY_RESTRICT codes, int first, int planes, uint8_t* HWY_RESTRICT words) {
   const CodeTag d;
   for (int plane = 0; plane < planes; ++plane) {
-    const auto bit = hn::Set(d, bit_of_plane(plane));
+    const auto bit = hn::Set(d, bit_of_plane(first + plane));
     for (int64_t i = 0; i < kGroupElements; i += static_cast<int64_t>(hn::Lanes(d))) {
       hn::StoreMaskBits(d, hn::TestBit(hn::Load(d, codes + i), bit), words + (plane * kGroupElements + i) / 8);
     }
   }
 }
 
-HWY_INLINE void load_planes(const uint8_t* HWY_RESTRICT words, int planes, uint8_t* HWY_RESTRICT codes) {
+HWY_INLINE void load_planes(const uint8_t* HWY_RESTRICT words, int first, int planes, uint8_t* HWY_RESTRICT codes) {
   const CodeTag d;
   for (int64_t i = 0; i < kGroupElements; i += static_cast<int64_t>(hn::Lanes(d))) {
     auto code = hn::Zero(d);
     for (int plane = 0; plane < planes; ++plane) {
       const auto mask = hn::LoadMaskBits(d, words + (plane * kGroupElements + i) / 8);
-      code = hn::Or(code, hn::IfThenElseZero(mask, hn::Set(d, bit_of_plane(plane))));
+      code = hn::Or(code, hn::IfThenElseZero(mask, hn::Set(d, bit_of_plane(first + plane))));
     }
     hn::Store(code, d, codes + i);
   }
 }
+
+/// Codes of derivatives have values and no sides.
+inline constexpr int kDerivativePlane = 1;
 
 /// The activation of core/norm_act.h in vectors.
 template <class Tag>

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "actnn/core/activation.h"
 #include "actnn/core/norm_act.h"
 #include "actnn/cuda/norm_act.h"
 #include "src/cuda/split_tiles.cuh"
@@ -14,12 +15,16 @@
 
 namespace actnn::cuda {
 
+inline bool has_derivatives(const NormActBackward& backward) {
+  return backward.derivative.function != ActivationFunction::kLeakyReLU;
+}
+
 /// Arguments of the kernels.
 template <class Element>
 struct Backward {
   const SplitSteps* steps;
   const uint32_t* sides;  ///< null: every element is above the bend
-  int side_planes;        ///< all planes that sides are one of
+  int side_planes;        ///< all planes that sides, and derivatives, are some of
   const uint32_t* values;
   int value_planes;
   const Element* grad;
@@ -28,15 +33,22 @@ struct Backward {
   const NormActChannel* channels_of_x;
   float slope;
   int bits;  ///< that grids are of
+  const uint32_t* derivatives;
+  int derivative_bits;
+  DerivativeGrid derivative_grid;
 
   explicit Backward(const NormActBackward& backward)
-      : sides(words_of(backward, backward.packed)),
-        side_planes(backward.bits),
+      : sides(backward.bits == 0 ? nullptr : words_of(backward, backward.packed)),
+        side_planes(backward.planes()),
         grad(static_cast<const Element*>(backward.grad)),
         second_grad(static_cast<const Element*>(backward.second_grad)),
         x(static_cast<const Element*>(backward.x)),
         channels_of_x(backward.channels_of_x),
-        slope(backward.slope) {
+        slope(backward.slope),
+        derivatives(has_derivatives(backward) ? words_of(backward, backward.packed) + backward.bits * kSplitLanes
+                                              : nullptr),
+        derivative_bits(backward.derivative.bits),
+        derivative_grid(backward.derivative) {
     if (backward.normalized) {
       steps = reinterpret_cast<const SplitSteps*>(backward.normalized);
       values = words_of(backward, backward.normalized);
@@ -45,7 +57,8 @@ struct Backward {
     } else {
       steps = reinterpret_cast<const SplitSteps*>(backward.packed);
       values = sides ? sides + kSplitLanes : nullptr;
-      value_planes = bits = backward.bits;
+      value_planes = backward.planes();
+      bits = backward.bits;
     }
   }
 
@@ -67,6 +80,18 @@ enum class Way {
   kLinearRelu,  ///< all are linear
   kAny
 };
+
+/// Calls `body(pair, j)` for the rows of each pair of channels.
+template <class Body>
+__device__ void for_each_pair(Body&& body) {
+#pragma unroll
+  for (int pair = 0; pair < kOctetChannels; pair += 2) {
+#pragma unroll
+    for (int j = 0; j < kLaneRows; ++j) {
+      body(pair, j);
+    }
+  }
+}
 
 template <class Element, bool kVectors>
 class PackedCopies {
@@ -99,24 +124,18 @@ class PackedCopies {
     LaneValues values;
     for_each_plane(bits_, [&]<int plane>() { values.add_plane<plane>(planes_[plane]); });
     const SplitGrid grid(steps_, bits_, kTypeOf<Element>);
+    for_each_pair([&](int pair, int j) {
+      bool side[2];
+      float s[2];
 #pragma unroll
-    for (int pair = 0; pair < kOctetChannels; pair += 2) {
-#pragma unroll
-      for (int j = 0; j < kLaneRows; ++j) {
-        bool side[2];
-        float s[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          side[i] = is_above(sides_, j, pair + i);
-          // The byte in the mantissa of 2^23: conversions are slow.
-          const uint32_t mantissa = __byte_perm(values.channel[pair + i], bits_of(kIntegerInMantissa), 0x7650 + j);
-          const float value = float_of(mantissa) - kIntegerInMantissa;
-          const bool is_linear = kWay == Way::kLinearRelu || (kWay == Way::kAny && ((linear >> (pair + i)) & 1U) != 0);
-          s[i] = grid.copy_at(side[i], value, is_linear);
-        }
-        body(pair, j, side, s);
+      for (int i = 0; i < 2; ++i) {
+        side[i] = is_above(sides_, j, pair + i);
+        const float value = values.number(j, pair + i);
+        const bool is_linear = kWay == Way::kLinearRelu || (kWay == Way::kAny && ((linear >> (pair + i)) & 1U) != 0);
+        s[i] = grid.copy_at(side[i], value, is_linear);
       }
-    }
+      body(pair, j, side, s);
+    });
   }
 
  private:
@@ -159,22 +178,18 @@ class InputCopies {
 
   template <Way /*kWay*/, class Body>
   __device__ void decode(const Table& table, uint32_t /*linear*/, Body&& body) const {
+    for_each_pair([&](int pair, int j) {
+      bool side[2];
+      float s[2];
 #pragma unroll
-    for (int pair = 0; pair < kOctetChannels; pair += 2) {
-      const float2 maps[2] = {table.maps[pair], table.maps[pair + 1]};
-#pragma unroll
-      for (int j = 0; j < kLaneRows; ++j) {
-        bool side[2];
-        float s[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          side[i] = is_above(sides_, j, pair + i);
-          const float scaled = maps[i].x * x_[j][pair + i];
-          s[i] = scaled + maps[i].y;
-        }
-        body(pair, j, side, s);
+      for (int i = 0; i < 2; ++i) {
+        side[i] = is_above(sides_, j, pair + i);
+        const float2 map = table.maps[pair + i];
+        const float scaled = map.x * x_[j][pair + i];
+        s[i] = scaled + map.y;
       }
-    }
+      body(pair, j, side, s);
+    });
   }
 
  private:
@@ -182,13 +197,55 @@ class InputCopies {
   RowOctet<Element> x_[kLaneRows];
 };
 
+/// The derivatives of a lane, of an activation that has some; otherwise nothing.
+template <bool kDerived>
+class LaneDerivatives {
+ public:
+  template <class Element, class Place>
+  __device__ static LaneDerivatives load(const Backward<Element>& backward, const Place& place) {
+    LaneDerivatives derivatives(backward.derivative_grid);
+    const uint32_t* words = words_of_lane(backward.derivatives, place.group(), backward.side_planes);
+    for_each_plane(backward.derivative_bits + 1,
+                   [&]<int plane>() { derivatives.values_.template add_plane<plane>(words[plane * kSplitLanes]); });
+    return derivatives;
+  }
+
+  /// The gradient of z at row j, channel k, from that of y.
+  template <Way /*kWay*/, class Element>
+  __device__ float gradient(const Backward<Element>& /*backward*/, float gradient, int j, int k, bool /*side*/) const {
+    return derived_gradient(gradient, (*this)(j, k));
+  }
+  __device__ float operator()(int j, int k) const { return grid_.decode(values_.number(j, k)); }
+
+ private:
+  __device__ explicit LaneDerivatives(const DerivativeGrid& grid) : grid_(grid) {}
+
+  DerivativeGrid grid_;
+  LaneValues values_;
+};
+
+template <>
+class LaneDerivatives<false> {
+ public:
+  template <class Element, class Place>
+  __device__ static LaneDerivatives load(const Backward<Element>& /*backward*/, const Place& /*place*/) {
+    return {};
+  }
+
+  template <Way kWay, class Element>
+  __device__ float gradient(const Backward<Element>& backward, float gradient, int /*j*/, int /*k*/, bool side) const {
+    return activation_gradient(gradient, side, kWay == Way::kAny ? backward.slope : 0.0F);
+  }
+};
+
 template <class Element, bool kVectors, bool kFromX>
 using LaneCopies = std::conditional_t<kFromX, InputCopies<Element, kVectors>, PackedCopies<Element, kVectors>>;
 
-template <class Element>
+/// `kDerived`: gradients are those of derivatives, on every way.
+template <bool kDerived, class Element>
 __device__ Way way_of(const Backward<Element>& backward, uint32_t linear) {
   constexpr uint32_t kAll = (1U << kOctet) - 1;
-  const bool has_relu = backward.slope == 0.0F || !backward.sides;
+  const bool has_relu = kDerived || backward.slope == 0.0F || !backward.sides;
   return has_relu && __all_sync(~0U, linear == 0)      ? Way::kSplitRelu
          : has_relu && __all_sync(~0U, linear == kAll) ? Way::kLinearRelu
                                                        : Way::kAny;

@@ -91,6 +91,21 @@ __device__ inline uint32_t position_of_any(float s, bool side, bool linear, cons
   return bits_of(fminf(fmaxf(units, 0.0F), most) + kIntegerInMantissa);
 }
 
+/// The noise of an octet that is rounded to nearest.
+__device__ constexpr PhiloxBlock half_steps() {
+  constexpr uint32_t kHalves = both_halves(half_step(kMinBits));
+  return {{kHalves, kHalves, kHalves, kHalves}};
+}
+
+/// Rounds the value of row j, channel k by its noise.
+__device__ inline void add_value(LaneValues& values, const PhiloxBlock& noise, int j, int k, uint32_t position) {
+  // One instruction selects a half of a word of noise and adds it; the value is then in byte 2.
+  const uint32_t half = k % 2 == 0 ? 0x0001U : 0x0100U;
+  const uint32_t noisy = __dp2a_lo(noise.word[k / 2], half, position);
+  const uint32_t selector = 0x3210U + ((6U - j) << (4 * j));
+  values.channel[k] = __byte_perm(values.channel[k], noisy, selector);
+}
+
 /// The values of a lane, rounded by its noise; `position_of(j, k)`: of row j, channel k, in units of 2^-16 of a step, as the bits of
 /// 2^23 and that many more.
 template <class Place, class PositionOf>
@@ -99,18 +114,13 @@ __device__ LaneValues encode_lane(const Place& place, const RandomState& random,
   LaneValues values;
 #pragma unroll
   for (int j = 0; j < kLaneRows; ++j) {
-    constexpr uint32_t kHalves = both_halves(half_step(kMinBits));
-    PhiloxBlock noise{{kHalves, kHalves, kHalves, kHalves}};
+    PhiloxBlock noise = half_steps();
     if (stochastic) {
       noise = random.block(place.counter(j));
     }
 #pragma unroll
     for (int k = 0; k < kOctetChannels; ++k) {
-      // One instruction selects a half of a word of noise and adds it; the value is then in byte 2.
-      const uint32_t half = k % 2 == 0 ? 0x0001U : 0x0100U;
-      const uint32_t noisy = __dp2a_lo(noise.word[k / 2], half, position_of(j, k));
-      const uint32_t selector = 0x3210U + ((6U - j) << (4 * j));
-      values.channel[k] = __byte_perm(values.channel[k], noisy, selector);
+      add_value(values, noise, j, k, position_of(j, k));
     }
   }
   return values;

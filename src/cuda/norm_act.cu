@@ -2,6 +2,7 @@
 
 #include "actnn/cuda/norm_act.h"
 #include "src/cuda/lane_packing.cuh"
+#include "src/cuda/norm_act_derived.h"
 #include "src/cuda/quantize_segment.cuh"
 #include "src/cuda/split_tiles.cuh"
 
@@ -254,6 +255,9 @@ cudaError_t norm_act(const NormActForward& forward, cudaStream_t stream) {
   const int64_t groups = forward.layout.groups();
   if (groups == 0) {
     return cudaSuccess;
+  }
+  if (forward.derivative.function != ActivationFunction::kLeakyReLU) {
+    return norm_act_derived(forward, stream);
   }
   const Padding padding(forward.packed, groups);
   const bool vectors = has_vectors(forward.layout, forward.x, forward.residual, forward.y);

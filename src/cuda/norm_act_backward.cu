@@ -6,12 +6,12 @@ namespace actnn::cuda {
 namespace {
 
 /// Blocks of a multiprocessor, as many as have the registers for a tile.
-template <class Element, bool kVectors, bool kSecond, bool kFromX>
-constexpr int kGradientBlocks = sizeof(Element) == sizeof(float) || !kVectors || kSecond || kFromX ? 2 : 3;
+template <class Element, bool kVectors, bool kSecond, bool kFromX, bool kDerived>
+constexpr int kGradientBlocks = sizeof(Element) == sizeof(float) || !kVectors || kSecond || kFromX || kDerived ? 2 : 3;
 constexpr int kOutputBlocks = 3;
 
-template <class Element, bool kVectors, bool kSecond, bool kFromX, bool kSum>
-__global__ void __launch_bounds__(kBlockThreads, kGradientBlocks<Element, kVectors, kSecond, kFromX>)
+template <class Element, bool kVectors, bool kSecond, bool kFromX, bool kSum, bool kDerived>
+__global__ void __launch_bounds__(kBlockThreads, kGradientBlocks<Element, kVectors, kSecond, kFromX, kDerived>)
     input_gradient_kernel(const Backward<Element> backward, const SplitTiles tiles, const NormActGradient* channels,
                           Element* grad_input, Element* grad_sum) {
   using Place = SplitPlace<Element, kVectors>;
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kBlockThreads, kGradientBlocks<Element, kVecto
   __shared__ typename Copies::Table table;
   table.load(backward, place);
   const uint32_t linear = Copies::linear_channels(channels, place);
-  const Way way = way_of(backward, linear);
+  const Way way = way_of<kDerived>(backward, linear);
   __shared__ ChannelTable<float4> maps;
   maps.load(place, [&](int64_t channel) {
     const NormActGradient& map = channels[channel];
@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(kBlockThreads, kGradientBlocks<Element, kVecto
       place.template load<true>(backward.second_grad, second);
     }
     const auto copies = Copies::template load<true>(backward, place);
+    const auto derivatives = LaneDerivatives<kDerived>::load(backward, place);
     typename Place::Row sum[kLaneRows];
     FiniteCheck check;
     const auto map_back = [&]<Way kWay>() {
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(kBlockThreads, kGradientBlocks<Element, kVecto
               if constexpr (kSecond) {
                 gradient = gradient + second[j][pair + i];
               }
-              dz[i] = activation_gradient(gradient, side[i], kWay == Way::kAny ? backward.slope : 0.0F);
+              dz[i] = derivatives.template gradient<kWay>(backward, gradient, j, pair + i, side[i]);
               const float4 map = maps[pair + i];
               const float of_gradient = map.x * dz[i];
               const float of_copy = map.y * s[i];
@@ -77,7 +78,8 @@ __global__ void __launch_bounds__(kBlockThreads, kGradientBlocks<Element, kVecto
   }
 }
 
-template <class Element, bool kVectors>
+/// `kDerived`: of ReLU6.
+template <class Element, bool kVectors, bool kDerived>
 __global__ void __launch_bounds__(kBlockThreads, kOutputBlocks)
     output_kernel(const Backward<Element> backward, const SplitTiles tiles, const NormActInverse* channels,
                   Element* output) {
@@ -85,32 +87,37 @@ __global__ void __launch_bounds__(kBlockThreads, kOutputBlocks)
   using Copies = PackedCopies<Element, kVectors>;
   Place place(tiles);
   const uint32_t linear = linear_channels(channels, place);
-  const Way way = way_of(backward, linear);
+  const Way way = way_of<kDerived>(backward, linear);
   __shared__ ChannelTable<float2> maps;
   maps.load(place, [&](int64_t channel) { return make_float2(channels[channel].a, channels[channel].b); });
   for (int64_t tile = tiles.part(); tile < tiles.tiles; tile += tiles.parts) {
     place.move(tile);
     const auto copies = Copies::template load<false>(backward, place);
+    const auto derivatives = LaneDerivatives<kDerived>::load(backward, place);
     typename Place::Row y[kLaneRows];
     FiniteCheck check;
     const auto map_back = [&]<Way kWay>() {
-      copies.template decode<kWay>({}, derived_anew(linear),
-                                   [&](int pair, int j, const bool(&side)[2], const float(&s)[2]) {
-                                     float results[2];
+      copies.template decode<kWay>(
+          {}, derived_anew(linear), [&](int pair, int j, const bool(&side)[2], const float(&s)[2]) {
+            float results[2];
 #pragma unroll
-                                     for (int i = 0; i < 2; ++i) {
-                                       const float2 map = maps[pair + i];
-                                       const float scaled = map.x * s[i];
-                                       const float z = scaled + map.y;
-                                       // z of a split channel has the sign of its side.
-                                       results[i] = kWay == Way::kSplitRelu ? z : activated(z, side[i], backward.slope);
-                                       check.add(results[i]);
-                                     }
-                                     y[j].set_pair(pair, results[0], results[1]);
-                                     if constexpr (kWay == Way::kSplitRelu) {
-                                       y[j].rectify_pair(pair);
-                                     }
-                                   });
+            for (int i = 0; i < 2; ++i) {
+              const float2 map = maps[pair + i];
+              const float scaled = map.x * s[i];
+              const float z = scaled + map.y;
+              if constexpr (kDerived) {
+                results[i] = relu6_of_copy(z, side[i], derivatives(j, pair + i) != 0.0F);
+              } else {
+                // z of a split channel has the sign of its side.
+                results[i] = kWay == Way::kSplitRelu ? z : activated(z, side[i], backward.slope);
+              }
+              check.add(results[i]);
+            }
+            y[j].set_pair(pair, results[0], results[1]);
+            if constexpr (kWay == Way::kSplitRelu && !kDerived) {
+              y[j].rectify_pair(pair);
+            }
+          });
     };
     if (way == Way::kSplitRelu) {
       map_back.template operator()<Way::kSplitRelu>();
@@ -132,17 +139,18 @@ cudaError_t norm_act_input_gradient(const NormActBackward& backward, const NormA
       has_vectors(backward.layout, backward.grad, backward.second_grad, backward.x, grad_input, grad_sum);
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
     with_flags(
-        [&]<bool kVectors, bool kSecond, bool kFromX, bool kSum>() {
+        [&]<bool kVectors, bool kSecond, bool kFromX, bool kSum, bool kDerived>() {
           const SplitTiles tiles =
-              tiles_of_device(backward.layout, kGradientBlocks<Element, kVectors, kSecond, kFromX>);
+              tiles_of_device(backward.layout, kGradientBlocks<Element, kVectors, kSecond, kFromX, kDerived>);
           if (tiles.blocks() != 0) {
-            input_gradient_kernel<Element, kVectors, kSecond, kFromX, kSum>
+            input_gradient_kernel<Element, kVectors, kSecond, kFromX, kSum, kDerived>
                 <<<tiles.blocks(), kBlockThreads, 0, stream>>>(Backward<Element>(backward), tiles, channels,
                                                                static_cast<Element*>(grad_input),
                                                                static_cast<Element*>(grad_sum));
           }
         },
-        vectors, backward.second_grad != nullptr, backward.x != nullptr, grad_sum != nullptr);
+        vectors, backward.second_grad != nullptr, backward.x != nullptr, grad_sum != nullptr,
+        has_derivatives(backward));
   });
   return cudaGetLastError();
 }
@@ -154,9 +162,12 @@ cudaError_t norm_act_output(const NormActBackward& backward, const NormActInvers
     return cudaSuccess;
   }
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
-    const auto kernel = has_vectors(backward.layout, y) ? output_kernel<Element, true> : output_kernel<Element, false>;
-    kernel<<<tiles.blocks(), kBlockThreads, 0, stream>>>(Backward<Element>(backward), tiles, channels,
-                                                         static_cast<Element*>(y));
+    with_flags(
+        [&]<bool kVectors, bool kDerived>() {
+          output_kernel<Element, kVectors, kDerived><<<tiles.blocks(), kBlockThreads, 0, stream>>>(
+              Backward<Element>(backward), tiles, channels, static_cast<Element*>(y));
+        },
+        has_vectors(backward.layout, y), has_derivatives(backward));
   });
   return cudaGetLastError();
 }

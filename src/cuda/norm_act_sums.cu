@@ -9,11 +9,11 @@ namespace actnn::cuda {
 namespace {
 
 /// Blocks of a multiprocessor, as many as have the registers for a tile.
-template <class Element, bool kVectors, bool kSecond, bool kFromX>
-constexpr int kSumsBlocks = sizeof(Element) == sizeof(float) || !kVectors || kSecond || kFromX ? 2 : 3;
+template <class Element, bool kVectors, bool kSecond, bool kFromX, bool kDerived>
+constexpr int kSumsBlocks = sizeof(Element) == sizeof(float) || !kVectors || kSecond || kFromX || kDerived ? 2 : 3;
 
-template <class Element, bool kVectors, bool kSecond, bool kFromX>
-__global__ void __launch_bounds__(kBlockThreads, kSumsBlocks<Element, kVectors, kSecond, kFromX>)
+template <class Element, bool kVectors, bool kSecond, bool kFromX, bool kDerived>
+__global__ void __launch_bounds__(kBlockThreads, kSumsBlocks<Element, kVectors, kSecond, kFromX, kDerived>)
     sums_kernel(const Backward<Element> backward, const SplitTiles tiles, const NormActInverse* channels,
                 const PartialSums partial) {
   using Place = SplitPlace<Element, kVectors>;
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kBlockThreads, kSumsBlocks<Element, kVectors, 
   Place place(tiles);
   table.load(backward, place);
   const uint32_t linear = Copies::linear_channels(channels, place);
-  const Way way = way_of(backward, linear);
+  const Way way = way_of<kDerived>(backward, linear);
   ThreadSums sums;
   // Backwards, so that the next kernel, which begins at the front, meets what is still in the cache.
   const int64_t steps = ceil_div(tiles.tiles - tiles.part(), tiles.parts);
@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(kBlockThreads, kSumsBlocks<Element, kVectors, 
       place.template load<false>(backward.second_grad, second);
     }
     const auto copies = Copies::template load<false>(backward, place);
+    const auto derivatives = LaneDerivatives<kDerived>::load(backward, place);
     // All rows exist on the short ways.
     const auto add = [&]<Way kWay>() {
       copies.template decode<kWay>(
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(kBlockThreads, kSumsBlocks<Element, kVectors, 
               if constexpr (kSecond) {
                 gradient = gradient + second[j][pair + i];
               }
-              const float dz = activation_gradient(gradient, side[i], kWay == Way::kAny ? backward.slope : 0.0F);
+              const float dz = derivatives.template gradient<kWay>(backward, gradient, j, pair + i, side[i]);
               if (kWay != Way::kAny || j < place.rows()) {
                 sums.first[pair + i] += dz;
                 sums.second[pair + i] = __fmaf_rn(dz, s[i], sums.second[pair + i]);
@@ -99,11 +100,11 @@ cudaError_t add_up(const NormActBackward& backward, const NormActInverse* channe
     const bool vectors = has_vectors(layout, backward.grad, backward.second_grad, backward.x);
     with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
       with_flags(
-          [&]<bool kVectors, bool kSecond, bool kFromX>() {
-            sums_kernel<Element, kVectors, kSecond, kFromX>
+          [&]<bool kVectors, bool kSecond, bool kFromX, bool kDerived>() {
+            sums_kernel<Element, kVectors, kSecond, kFromX, kDerived>
                 <<<tiles.blocks(), kBlockThreads, 0, stream>>>(Backward<Element>(backward), tiles, channels, partial);
           },
-          vectors, backward.second_grad != nullptr, backward.x != nullptr);
+          vectors, backward.second_grad != nullptr, backward.x != nullptr, has_derivatives(backward));
     });
   }
   join_sums_kernel<<<blocks_for(layout.channels, kSlicedChannels), join_threads(tiles.parts), 0, stream>>>(partial,

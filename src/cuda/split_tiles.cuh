@@ -126,18 +126,24 @@ struct RowOctet {
   }
 };
 
-template <class Element>
-__device__ void make_nans_canonical(RowOctet<Element> (&rows)[kLaneRows]) {
+/// Replaces the words of rows by `body(word)`.
+template <class Element, class Body>
+__device__ void for_each_word(RowOctet<Element> (&rows)[kLaneRows], Body&& body) {
 #pragma unroll
   for (RowOctet<Element>& row : rows) {
 #pragma unroll
     for (Vector& vector : row.vectors) {
 #pragma unroll
       for (uint32_t& word : vector.word) {
-        word = with_canonical_nans<Element>(word);
+        word = body(word);
       }
     }
   }
+}
+
+template <class Element>
+__device__ void make_nans_canonical(RowOctet<Element> (&rows)[kLaneRows]) {
+  for_each_word(rows, [](uint32_t word) { return with_canonical_nans<Element>(word); });
 }
 
 /// Finds out whether numbers are finite with an instruction each: infinity and NaN times 0 is NaN.
@@ -337,22 +343,18 @@ __device__ inline uint32_t derived_anew(uint32_t number) {
 /// The same of rows, in their place.
 template <class Element>
 __device__ void derive_anew(RowOctet<Element> (&rows)[kLaneRows]) {
-#pragma unroll
-  for (RowOctet<Element>& row : rows) {
-#pragma unroll
-    for (Vector& vector : row.vectors) {
-#pragma unroll
-      for (uint32_t& word : vector.word) {
-        word = derived_anew(word);
-      }
-    }
-  }
+  for_each_word(rows, [](uint32_t word) { return derived_anew(word); });
 }
 
 /// The 32 values of a lane: row j of channel k is byte j of word k. A plane's bit 8 j + k is then bit k of byte j.
 struct LaneValues {
   static constexpr uint32_t kBytes = 0x01010101;
   uint32_t channel[kOctet] = {};
+
+  /// The value of row j, channel k. Its byte goes into the mantissa of 2^23: conversions are slow.
+  __device__ float number(int j, int k) const {
+    return float_of(__byte_perm(channel[k], bits_of(kIntegerInMantissa), 0x7650 + j)) - kIntegerInMantissa;
+  }
 
   template <int plane>
   __device__ uint32_t plane_word() const {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "actnn/core/activation.h"
 #include "actnn/core/norm_act.h"
 #include "actnn/core/philox.h"
 #include "actnn/core/scalar_types.h"
@@ -28,16 +29,19 @@ void join_moments(const double* means, const double* squares, const SplitLayout<
 struct NormActForward {
   const void* x;
   const void* residual;  ///< null: none
-  void* y;               ///< out
+  void* y;               ///< out; null: only copies are wanted, of an activation without derivatives
   ElementType type;
   SplitLayout<int64_t> layout;
   const NormActChannel* channels;
   float slope;
-  int bits;          ///< 2..8; 0: nothing is kept
+  int bits;          ///< 2..8; 0: no copies are kept
   bool keeps_below;  ///< false: copies below the bend are not wanted, and count as 0
-  uint8_t* packed;   ///< out: layout.bytes(bits)
+  uint8_t* packed;   ///< out: layout.bytes(planes())
   RandomState random;
   bool stochastic;
+  PackedDerivative derivative = {};
+
+  int planes() const { return bits + derivative.bits; }
 };
 
 /// Groups [first, last).
@@ -56,6 +60,10 @@ struct NormActBackward {
   /// sides then, and may be null if `slope` is 1. Null: none.
   const void* x = nullptr;
   const NormActChannel* channels_of_x = nullptr;
+  /// In the planes of `packed` behind those of the copies, of which there may be none then if there is x.
+  PackedDerivative derivative = {};
+
+  int planes() const { return bits + derivative.bits; }
 };
 
 /// Sums of dz and of dz s over blocks of rows [first, last): [channels] each, added to what is there.
@@ -67,7 +75,7 @@ void norm_act_sums(const NormActBackward& backward, const NormActInverse* channe
 void norm_act_input_gradient(const NormActBackward& backward, const NormActGradient* channels, void* grad_input,
                              void* grad_sum, int64_t first, int64_t last);
 
-/// y of groups [first, last) again, from the copies.
+/// y of groups [first, last) again, from the copies; not of smooth activations.
 void norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y, int64_t first,
                      int64_t last);
 

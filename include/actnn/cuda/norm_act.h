@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "actnn/core/activation.h"
 #include "actnn/core/norm_act.h"
 #include "actnn/core/scalar_types.h"
 #include "actnn/core/sign_split.h"
@@ -39,12 +40,15 @@ struct NormActForward {
   SplitLayout<int64_t> layout;
   const NormActChannel* channels;  ///< [channels]
   float slope;
-  int bits;          ///< 2..8; 0: nothing is kept
+  int bits;          ///< 2..8; 0: no copies are kept
   bool keeps_below;  ///< false: copies below the bend are not wanted, and count as 0
-  uint8_t* packed;   ///< out: layout.bytes(bits), all of them; begins at a multiple of 16 bytes
+  uint8_t* packed;   ///< out: layout.bytes(planes()), all of them; begins at a multiple of 16 bytes
   RandomSource random;
   bool stochastic;
-  NormalizedPacking normalized = {};  ///< with a residual: is packed beside what `packed` has
+  NormalizedPacking normalized = {};  ///< with a residual, of leaky ReLU: is packed beside what `packed` has
+  PackedDerivative derivative = {};
+
+  int planes() const { return bits + derivative.bits; }
 };
 
 cudaError_t norm_act(const NormActForward& forward, cudaStream_t stream);
@@ -65,6 +69,10 @@ struct NormActBackward {
   /// Copies of the normalized input, which take the place of those in `packed`, with sides as with `x`. All channels are linear then.
   const uint8_t* normalized = nullptr;
   int normalized_bits = 0;
+  /// In the planes of `packed` behind those of the copies, of which there may be none then if there is x.
+  PackedDerivative derivative = {};
+
+  int planes() const { return bits + derivative.bits; }
 };
 
 /// Sums of dz and of dz s: [channels] each.
@@ -75,7 +83,7 @@ cudaError_t norm_act_sums(const NormActBackward& backward, const NormActInverse*
 cudaError_t norm_act_input_gradient(const NormActBackward& backward, const NormActGradient* channels, void* grad_input,
                                     void* grad_sum, cudaStream_t stream);
 
-/// y again, from the copies.
+/// y again, from the copies; not of smooth activations.
 cudaError_t norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y,
                             cudaStream_t stream);
 

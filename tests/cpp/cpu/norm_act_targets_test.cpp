@@ -57,7 +57,9 @@ struct Problem {
   bool has_residual = false;
   bool special = false;
   bool stochastic = true;
+  PackedDerivative derivative = {};
 
+  int planes() const { return bits + derivative.bits; }
   int64_t count() const { return layout.rows * layout.channels; }
   /// Some thousand different ones, repeated.
   Bytes elements(unsigned seed) const {
@@ -124,7 +126,7 @@ Forward forward_of(const Problem& problem) {
   const Bytes x = problem.elements(3);
   const Bytes residual = problem.elements(5);
   const std::vector<NormActChannel> channels = problem.channels();
-  Forward result{problem.result(), guarded(problem.bits == 0 ? 0 : problem.layout.bytes(problem.bits))};
+  Forward result{problem.result(), guarded(problem.planes() == 0 ? 0 : problem.layout.bytes(problem.planes()))};
   const NormActForward forward{.x = x.data(),
                                .residual = problem.has_residual ? residual.data() : nullptr,
                                .y = result.y.data(),
@@ -136,7 +138,8 @@ Forward forward_of(const Problem& problem) {
                                .keeps_below = problem.keeps_below,
                                .packed = result.packed.data(),
                                .random = {0x123456789ABCDEF0, 77},
-                               .stochastic = problem.stochastic};
+                               .stochastic = problem.stochastic,
+                               .derivative = problem.derivative};
   in_parts(problem.layout.groups(), [&](int64_t first, int64_t last) { norm_act(forward, first, last); });
   expect_guard(result.y);
   expect_guard(result.packed);
@@ -193,15 +196,19 @@ Backward backward_of(const Problem& problem, const Source& source, const Bytes& 
                                  .layout = layout,
                                  .slope = source.has_sides ? problem.slope : 1.0F,
                                  .x = source.from_x ? x.data() : nullptr,
-                                 .channels_of_x = source.from_x ? channels.data() : nullptr};
+                                 .channels_of_x = source.from_x ? channels.data() : nullptr,
+                                 .derivative = problem.derivative};
   Backward result{problem.result(), problem.result(), problem.result(),
                   std::vector<double>(static_cast<size_t>(2 * layout.channels))};
   in_parts(layout.row_blocks(), [&](int64_t first, int64_t last) {
     norm_act_sums(backward, inverse.data(), first, last, result.sums.data(), result.sums.data() + layout.channels);
   });
-  in_parts(layout.groups(), [&](int64_t first, int64_t last) {
-    norm_act_output(backward, inverse.data(), result.y.data(), first, last);
-  });
+  const ActivationFunction function = problem.derivative.function;
+  if (function == ActivationFunction::kLeakyReLU || function == ActivationFunction::kReLU6) {
+    in_parts(layout.groups(), [&](int64_t first, int64_t last) {
+      norm_act_output(backward, inverse.data(), result.y.data(), first, last);
+    });
+  }
   Bytes& grad_input = source.in_place ? x : result.grad_input;
   Bytes& grad_sum = source.in_place ? grad : result.grad_sum;
   in_parts(layout.groups(), [&](int64_t first, int64_t last) {
@@ -238,8 +245,9 @@ std::vector<Problem> problems(ElementType type, int bits) {
 }
 
 std::string describe(const std::string& target, const Problem& problem) {
-  return target + ", " + std::to_string(problem.layout.rows) + " x " + std::to_string(problem.layout.channels) +
-         ", slope " + std::to_string(problem.slope) + (problem.special ? ", special" : "") +
+  return target + ", function " + std::to_string(static_cast<int>(problem.derivative.function)) + ", " +
+         std::to_string(problem.layout.rows) + " x " + std::to_string(problem.layout.channels) + ", slope " +
+         std::to_string(problem.slope) + (problem.special ? ", special" : "") +
          (problem.has_residual ? ", residual" : "");
 }
 
@@ -271,15 +279,68 @@ TEST_P(NormActTargets, AllGiveTheSameBytesInBackward) {
   }
 }
 
-class NormActTargetsOf : public testing::TestWithParam<ElementType> {};
-INSTANTIATE_TEST_SUITE_P(All, NormActTargetsOf, testing::ValuesIn(kElementTypes));
+/// Activations with derivatives, with copies and without.
+class NormActDerivedTargets : public testing::TestWithParam<std::tuple<ElementType, ActivationFunction, int>> {
+ public:
+  std::vector<Problem> derived_problems() const {
+    const auto [type, function, derivative_bits] = GetParam();
+    std::vector<Problem> result;
+    for (const int bits : {0, 2 + derivative_bits / 2}) {
+      for (Problem& problem : problems(type, bits)) {
+        problem.derivative = {function, derivative_bits};
+        result.push_back(std::move(problem));
+      }
+    }
+    return result;
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Relu6, NormActDerivedTargets,
+                         testing::Combine(testing::ValuesIn(kElementTypes), testing::Values(ActivationFunction::kReLU6),
+                                          testing::Values(1)));
+INSTANTIATE_TEST_SUITE_P(Smooth, NormActDerivedTargets,
+                         testing::Combine(testing::ValuesIn(kElementTypes),
+                                          testing::Values(ActivationFunction::kSiLU, ActivationFunction::kHardswish),
+                                          testing::Values(1, 4, 7)));
 
-TEST_P(NormActTargetsOf, AllGiveTheSameOutputWhereNothingIsKept) {
-  for (const Problem& problem : problems(GetParam(), 0)) {
+TEST_P(NormActDerivedTargets, AllGiveTheSameBytesInForward) {
+  for (const Problem& problem : derived_problems()) {
     select_target("reference");
     const Forward expected = forward_of(problem);
     for_vector_targets(
         [&](const std::string& target) { ASSERT_EQ(forward_of(problem), expected) << describe(target, problem); });
+  }
+}
+
+TEST_P(NormActDerivedTargets, AllGiveTheSameBytesInBackward) {
+  for (const Problem& problem : derived_problems()) {
+    select_target("reference");
+    const Bytes packed = forward_of(problem).packed;
+    for (const Source& source : kSources) {
+      if (!source.has_sides || (problem.bits == 0 && !source.from_x)) {
+        continue;
+      }
+      select_target("reference");
+      const Backward expected = backward_of(problem, source, packed);
+      for_vector_targets([&](const std::string& target) {
+        ASSERT_EQ(backward_of(problem, source, packed), expected) << describe(target, problem);
+      });
+    }
+  }
+}
+
+class NormActTargetsOf : public testing::TestWithParam<ElementType> {};
+INSTANTIATE_TEST_SUITE_P(All, NormActTargetsOf, testing::ValuesIn(kElementTypes));
+
+TEST_P(NormActTargetsOf, AllGiveTheSameOutputWhereNothingIsKept) {
+  using enum ActivationFunction;
+  for (Problem& problem : problems(GetParam(), 0)) {
+    for (const ActivationFunction function : {kLeakyReLU, kReLU6, kSiLU, kHardswish}) {
+      problem.derivative.function = function;
+      select_target("reference");
+      const Forward expected = forward_of(problem);
+      for_vector_targets(
+          [&](const std::string& target) { ASSERT_EQ(forward_of(problem), expected) << describe(target, problem); });
+    }
   }
 }
 

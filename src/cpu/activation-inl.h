@@ -1,0 +1,103 @@
+// The activations of core/activation.h in vectors. Included once per instruction set (Highway's foreach_target), hence the toggling
+// include guard instead of #pragma once.
+#if defined(ACTNN_CPU_ACTIVATION_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ACTNN_CPU_ACTIVATION_INL_H_
+#undef ACTNN_CPU_ACTIVATION_INL_H_
+#else
+#define ACTNN_CPU_ACTIVATION_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstdint>
+
+#include "actnn/core/activation.h"
+#include "src/cpu/vector-inl.h"
+
+#if HWY_TARGET != HWY_SCALAR
+
+HWY_BEFORE_NAMESPACE();
+namespace actnn::cpu::HWY_NAMESPACE {
+
+/// Where multiply-adds are not rounded once, the reference does what has derivatives.
+inline bool needs_reference(const PackedDerivative& derivative) {
+  return HWY_NATIVE_FMA == 0 && derivative.function != ActivationFunction::kLeakyReLU;
+}
+
+template <class Tag>
+HWY_INLINE hn::Vec<Tag> at_most(Tag df, hn::Vec<Tag> x, float highest) {
+  const auto limit = hn::Set(df, highest);
+  return hn::IfThenElse(hn::Lt(x, limit), x, limit);
+}
+template <class Tag>
+HWY_INLINE hn::Vec<Tag> at_least(Tag df, hn::Vec<Tag> x, float lowest) {
+  const auto limit = hn::Set(df, lowest);
+  return hn::IfThenElse(hn::Gt(x, limit), x, limit);
+}
+
+/// By `actnn::sigmoid`.
+template <class Tag>
+HWY_INLINE hn::Vec<Tag> sigmoid(Tag df, hn::Vec<Tag> z) {
+  using Numbers = SigmoidNumbers;
+  const hn::Rebind<uint32_t, Tag> d32;
+  const auto one = hn::Set(df, 1.0F);
+  const auto shifted = hn::MulAdd(z, hn::Set(df, -Numbers::kLog2E), hn::Set(df, Numbers::kShift));
+  const auto n = hn::Sub(shifted, hn::Set(df, Numbers::kShift));
+  const auto high = hn::MulAdd(n, hn::Set(df, -Numbers::kLog2High), hn::Neg(z));
+  const auto r = hn::MulAdd(n, hn::Set(df, -Numbers::kLog2Low), high);
+  auto p = hn::Set(df, Numbers::k0);
+  p = hn::MulAdd(p, r, hn::Set(df, Numbers::k1));
+  p = hn::MulAdd(p, r, hn::Set(df, Numbers::k2));
+  p = hn::MulAdd(p, r, hn::Set(df, Numbers::k3));
+  p = hn::MulAdd(p, r, hn::Set(df, Numbers::k4));
+  p = hn::MulAdd(p, r, hn::Set(df, Numbers::k5));
+  p = hn::MulAdd(p, r, one);
+  p = hn::MulAdd(p, r, one);
+  const auto power = hn::Add(hn::ShiftLeft<23>(hn::BitCast(d32, shifted)), hn::BitCast(d32, one));
+  return hn::Div(one, hn::MulAdd(p, hn::BitCast(df, power), one));
+}
+
+template <class Tag>
+struct ActivatedVector {
+  hn::Vec<Tag> y;
+  hn::Vec<Tag> derivative;
+};
+
+/// By `actnn::activate`.
+template <ActivationFunction function, class Tag>
+HWY_INLINE ActivatedVector<Tag> activate(Tag df, hn::Vec<Tag> z) {
+  const auto one = hn::Set(df, 1.0F);
+  if constexpr (function == ActivationFunction::kReLU6) {
+    const auto on_slope = hn::And(hn::Gt(z, hn::Zero(df)), hn::Lt(z, hn::Set(df, 6.0F)));
+    const auto y = hn::IfThenElse(hn::IsNaN(z), z, at_most(df, at_least(df, z, 0.0F), 6.0F));
+    return {y, hn::IfThenElseZero(on_slope, one)};
+  } else if constexpr (function == ActivationFunction::kSiLU) {
+    const auto lowest = hn::Set(df, -SigmoidNumbers::kFarthest);
+    const auto above = hn::IfThenElse(hn::Lt(z, lowest), lowest, z);
+    const auto near = at_most(df, above, SigmoidNumbers::kFarthest);
+    const auto share = sigmoid(df, near);
+    return {hn::Mul(above, share), hn::Mul(share, hn::MulAdd(near, hn::Sub(one, share), one))};
+  } else {
+    const auto half = hn::Set(df, 0.5F);
+    const auto share = at_most(df, at_least(df, hn::MulAdd(z, hn::Set(df, 1.0F / 6.0F), half), 0.0F), 1.0F);
+    const auto slope = hn::MulAdd(z, hn::Set(df, 1.0F / 3.0F), half);
+    const auto derivative =
+        hn::IfThenElseZero(hn::Gt(z, hn::Set(df, -3.0F)), hn::IfThenElse(hn::Lt(z, hn::Set(df, 3.0F)), slope, one));
+    return {hn::Mul(z, share), derivative};
+  }
+}
+
+/// By `DerivativeEncoder::position`.
+template <class Tag>
+HWY_INLINE hn::Vec<hn::Rebind<uint32_t, Tag>> derivative_position(Tag df, const DerivativeEncoder& encoder,
+                                                                  hn::Vec<Tag> derivative) {
+  const auto units = hn::MulAdd(derivative, hn::Set(df, encoder.scale), hn::Set(df, encoder.shift));
+  const auto limited = at_most(df, at_least(df, units, 0.0F), encoder.most);
+  return hn::BitCast(hn::Rebind<uint32_t, Tag>(), hn::Add(limited, hn::Set(df, kIntegerInMantissa)));
+}
+
+}  // namespace actnn::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // HWY_TARGET != HWY_SCALAR
+#endif  // include guard
