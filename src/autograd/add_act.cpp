@@ -9,6 +9,7 @@
 #include <torch/library.h>
 
 #include "actnn/core/sign_split.h"
+#include "src/autograd/add_act_gradient.h"
 #include "src/autograd/channel_matrix.h"
 #include "src/autograd/saved_activation.h"
 #include "src/autograd/shared_copy.h"
@@ -58,14 +59,9 @@ class AddAct : public torch::autograd::Function<AddAct> {
     refuse_double_backward(kOp);
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor grad = as_matrix(grad_outputs[0]);
-    const int64_t channels = grad.size(1);
-    const auto options = saved[1].options();
-    // As in evaluation mode: only the activation counts.
-    const at::Tensor gradients = std::get<0>(norm_act_gradients(at::zeros({2, channels}, options), saved[1], {},
-                                                                at::ones({channels}, options), /*count=*/0));
     const NormActCopies copies{saved[0], ctx->saved_data["slope"].toDouble(), ctx->saved_data["bits"].toInt()};
     const at::Tensor grad_sum =
-        from_matrix(norm_act_input_gradient(copies, grad, {}, gradients), grad_outputs[0].sym_sizes());
+        from_matrix(add_act_gradient(copies, grad, std::nullopt, saved[1]), grad_outputs[0].sym_sizes());
     return {ctx->needs_input_grad(0) ? grad_sum : at::Tensor(),
             ctx->needs_input_grad(1) ? grad_sum : at::Tensor(),
             {},
@@ -117,6 +113,15 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
 
 TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) { m.impl("add_act", add_act_plain); }
 TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("add_act", add_act_autograd); }
+
+at::Tensor add_act_gradient(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
+                            const at::Tensor& inverse) {
+  const int64_t channels = grad.size(1);
+  const at::Tensor no_sums = at::zeros({2, channels}, grad.options().dtype(at::kFloat));
+  const at::Tensor ones = at::ones({channels}, no_sums.options());
+  const auto numbers = std::get<0>(norm_act_gradients(no_sums, inverse, std::nullopt, ones, /*count=*/0));
+  return norm_act_input_gradient(copies, grad, second_grad, numbers);
+}
 
 at::Tensor add_act(const at::Tensor& input, const at::Tensor& residual, double negative_slope,
                    const SplitPacking& packing, const OptionalTensor& rng_state) {

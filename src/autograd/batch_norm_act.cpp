@@ -12,6 +12,8 @@
 #include "src/autograd/normalization.h"
 #include "src/autograd/saved_activation.h"
 #include "src/autograd/shared_copy.h"
+#include "src/ops/activation_names.h"
+#include "src/ops/tensors.h"
 
 namespace actnn {
 namespace {
@@ -22,18 +24,8 @@ using torch::autograd::variable_list;
 
 constexpr const char* kOp = "actnn::batch_norm_act";
 
-/// `tensor` itself if it has the dtype: an op below autograd must not return its argument.
-at::Tensor with_dtype(const at::Tensor& tensor, at::ScalarType dtype) {
-  return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
-}
-
 OptionalTensor if_defined(const OptionalTensor& tensor) {
   return tensor.has_value() && tensor->defined() ? tensor : std::nullopt;
-}
-
-OptionalTensor in_float(const OptionalTensor& tensor) {
-  return tensor.has_value() && tensor->defined() ? std::optional(with_dtype(*tensor, at::kFloat).contiguous())
-                                                 : std::nullopt;
 }
 
 /// What one forward found out.
@@ -48,7 +40,9 @@ Normalized normalize(const at::Tensor& input, const OptionalTensor& weight, cons
                      const BatchNormStatistics& statistics, double slope, const SplitPacking& packing,
                      const OptionalTensor& rng_state) {
   const at::Tensor x = as_matrix(input);
-  const bool has_bend = slope != 1.0;
+  const ActivationFunction function = packing.derivative.function;
+  const bool has_bend =
+      function == ActivationFunction::kLeakyReLU ? slope != 1.0 : function == ActivationFunction::kReLU6;
   auto [channels, inverse, inverse_deviation] =
       statistics.training
           ? batch_norm_channels(x, in_float(weight), in_float(bias), if_defined(statistics.running_mean),
@@ -60,8 +54,9 @@ Normalized normalize(const at::Tensor& input, const OptionalTensor& weight, cons
 }
 
 at::Tensor without_copies(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                          const BatchNormStatistics& statistics, double slope) {
-  const at::Tensor y = normalize(input, weight, bias, statistics, slope, {.bits = 0}, std::nullopt).y;
+                          const BatchNormStatistics& statistics, double slope, ActivationFunction function) {
+  const SplitPacking nothing{.bits = 0, .derivative = {.function = function}};
+  const at::Tensor y = normalize(input, weight, bias, statistics, slope, nothing, std::nullopt).y;
   return from_matrix(y, input.sym_sizes());
 }
 
@@ -82,8 +77,11 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
     data["training"] = statistics.training;
     data["slope"] = slope;
     data["bits"] = packing.bits;
+    remember_derivative(ctx, packing.derivative);
     at::Tensor output = from_matrix(normalized.y, input.sym_sizes());
-    share_copy(output, {normalized.packed, normalized.inverse, slope, packing.bits});
+    if (gives_output(packing.derivative.function)) {
+      share_copy(output, {normalized.packed, normalized.inverse, slope, packing.bits, packing.derivative});
+    }
     return output;
   }
 
@@ -93,7 +91,10 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
     auto& data = ctx->saved_data;
     const variable_list saved = ctx->get_saved_variables();
     const auto [wants_input, wants_weight, wants_bias] = wanted_gradients(ctx);
-    const NormActCopies copies{saved[0], data["slope"].toDouble(), data["bits"].toInt()};
+    const NormActCopies copies{.packed = saved[0],
+                               .slope = data["slope"].toDouble(),
+                               .bits = data["bits"].toInt(),
+                               .derivative = remembered_derivative(ctx)};
 
     const at::Tensor grad = as_matrix(grad_outputs[0]);
     const c10::SymInt count = data["training"].toBool() ? grad.sym_size(0) : c10::SymInt(0);
@@ -113,36 +114,51 @@ void check(const at::Tensor& input, const OptionalTensor& weight, const Optional
            const BatchNormStatistics& statistics, const SplitPacking& packing, const OptionalTensor& rng_state) {
   TORCH_CHECK_VALUE(packing.bits >= kMinSplitBits && packing.bits <= kMaxBits, kOp, ": bits must be in 2..8, got ",
                     packing.bits);
+  check_packed_derivative(kOp, packing.derivative, packing.bits);
   const Keeping keeping({.bits = packing.bits}, {}, rng_state);
   check_batch_norm(kOp, input, weight, bias, statistics, keeping);
+}
+
+/// ReLU6 has one bit of derivatives, whatever is asked for.
+SplitPacking packing_of(int64_t bits, bool stochastic, c10::string_view activation, int64_t derivative_bits) {
+  PackedDerivative derivative = packed_derivative(kOp, activation, derivative_bits);
+  if (derivative.function == ActivationFunction::kLeakyReLU) {
+    derivative.bits = 0;
+  } else if (derivative.function == ActivationFunction::kReLU6) {
+    derivative.bits = 1;
+  }
+  return {.bits = bits, .stochastic = stochastic, .derivative = derivative};
 }
 
 at::Tensor batch_norm_act_autograd(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                                    const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                                    double momentum, double eps, double negative_slope, int64_t bits, bool stochastic,
-                                   const OptionalTensor& rng_state) {
+                                   const OptionalTensor& rng_state, c10::string_view activation,
+                                   int64_t derivative_bits) {
   const BatchNormStatistics statistics{running_mean, running_var, training, momentum, eps};
-  const SplitPacking packing{.bits = bits, .stochastic = stochastic};
+  const SplitPacking packing = packing_of(bits, stochastic, activation, derivative_bits);
   check(input, weight, bias, statistics, packing, rng_state);
   if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(weight) || wants_grad(bias))) {
     return BatchNormAct::apply(input, weight, bias, statistics, negative_slope, packing, rng_state);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return without_copies(input, weight, bias, statistics, negative_slope);
+  return without_copies(input, weight, bias, statistics, negative_slope, packing.derivative.function);
 }
 
 /// Without autograd (inference mode) nothing is saved.
 at::Tensor batch_norm_act_plain(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                                 const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                                 double momentum, double eps, double negative_slope, int64_t bits, bool stochastic,
-                                const OptionalTensor& rng_state) {
+                                const OptionalTensor& rng_state, c10::string_view activation, int64_t derivative_bits) {
   const BatchNormStatistics statistics{running_mean, running_var, training, momentum, eps};
-  check(input, weight, bias, statistics, {.bits = bits, .stochastic = stochastic}, rng_state);
-  return without_copies(input, weight, bias, statistics, negative_slope);
+  const SplitPacking packing = packing_of(bits, stochastic, activation, derivative_bits);
+  check(input, weight, bias, statistics, packing, rng_state);
+  return without_copies(input, weight, bias, statistics, negative_slope, packing.derivative.function);
 }
 
 using Signature = at::Tensor(const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                             const OptionalTensor&, bool, double, double, double, int64_t, bool, const OptionalTensor&);
+                             const OptionalTensor&, bool, double, double, double, int64_t, bool, const OptionalTensor&,
+                             c10::string_view, int64_t);
 
 }  // namespace
 
@@ -150,7 +166,7 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def(
       "batch_norm_act(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
       "bool training, float momentum, float eps, float negative_slope=0.0, int bits=4, bool stochastic=True, "
-      "Tensor(z!)? rng_state=None) -> Tensor",
+      "Tensor(z!)? rng_state=None, str activation='leaky_relu', int derivative_bits=4) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }
 
@@ -163,7 +179,8 @@ at::Tensor batch_norm_act(const at::Tensor& input, const OptionalTensor& weight,
                           const OptionalTensor& rng_state) {
   static const auto kHandle = c10::Dispatcher::singleton().findSchemaOrThrow(kOp, "").typed<Signature>();
   return kHandle.call(input, weight, bias, running_mean, running_var, training, momentum, eps, negative_slope,
-                      packing.bits, packing.stochastic, rng_state);
+                      packing.bits, packing.stochastic, rng_state, name_of(packing.derivative.function),
+                      packing.derivative.bits);
 }
 
 }  // namespace actnn

@@ -103,6 +103,7 @@ KeptActivation keep_activation(torch::autograd::AutogradContext* ctx, const at::
   data["form"] = kShared;
   data["bits"] = shared->bits;
   data["slope"] = shared->slope;
+  remember_derivative(ctx, shared->derivative);
   return {shared->packed, shared->inverse};
 }
 
@@ -117,7 +118,9 @@ at::Tensor kept_activation(torch::autograd::AutogradContext* ctx, const KeptActi
   const auto stride = data["input_stride"].toSymIntVector();
   const at::ScalarType dtype = data["input_dtype"].toScalarType();
   if (data["form"].toInt() == kShared) {
-    return SharedCopy{local, kept.parameters, data["slope"].toDouble(), data["bits"].toInt()}.decoded(size, dtype);
+    return SharedCopy{local, kept.parameters, data["slope"].toDouble(), data["bits"].toInt(),
+                      remembered_derivative(ctx)}
+        .decoded(size, dtype);
   }
   const int64_t group_size = data["group_size"].toInt();
   return data["form"].toInt() == kPackedPerSample
@@ -159,6 +162,16 @@ at::Tensor activation_like(torch::autograd::AutogradContext* ctx, const at::Tens
   auto& data = ctx->saved_data;
   return at::empty_strided_symint(data["input_size"].toSymIntVector(), data["input_stride"].toSymIntVector(),
                                   like.options().dtype(data["input_dtype"].toScalarType()));
+}
+
+void remember_derivative(torch::autograd::AutogradContext* ctx, const PackedDerivative& derivative) {
+  ctx->saved_data["function"] = static_cast<int64_t>(derivative.function);
+  ctx->saved_data["derivative_bits"] = derivative.bits;
+}
+
+PackedDerivative remembered_derivative(torch::autograd::AutogradContext* ctx) {
+  return {static_cast<ActivationFunction>(ctx->saved_data["function"].toInt()),
+          static_cast<int>(ctx->saved_data["derivative_bits"].toInt())};
 }
 
 void refuse_double_backward(const char* op) {

@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "actnn/core/activation.h"
 #include "src/autograd/keeping.h"
 
 /// \file
@@ -48,6 +49,10 @@ void check_keeping(const char* op, const at::Tensor& input, const Keeping& keepi
 
 /// An uninitialized tensor of the remembered layout, for backward ops that take the activation but read only its shape.
 at::Tensor activation_like(torch::autograd::AutogradContext* ctx, const at::Tensor& like);
+
+/// The derivatives of a packed copy (core/activation.h), among what an op saves.
+void remember_derivative(torch::autograd::AutogradContext* ctx, const PackedDerivative& derivative);
+PackedDerivative remembered_derivative(torch::autograd::AutogradContext* ctx);
 
 /// Raises an error if a backward is being differentiated: `op`'s gradient contains a quantized copy, whose derivative with
 /// respect to the activation is lost.

@@ -1,6 +1,7 @@
 #include "src/autograd/shared_copy.h"
 
 #include <c10/util/intrusive_ptr.h>
+#include <torch/library.h>
 
 #include <mutex>
 #include <unordered_map>
@@ -27,6 +28,7 @@ struct Entry {
   WeakTensor inverse;
   double slope;
   int64_t bits;
+  PackedDerivative derivative;
 };
 
 class SharedCopies {
@@ -43,7 +45,8 @@ class SharedCopies {
                                          .packed = WeakTensor(copy.packed.getIntrusivePtr()),
                                          .inverse = WeakTensor(copy.inverse.getIntrusivePtr()),
                                          .slope = copy.slope,
-                                         .bits = copy.bits});
+                                         .bits = copy.bits,
+                                         .derivative = copy.derivative});
   }
 
   std::optional<SharedCopy> find(const at::Tensor& tensor) const {
@@ -63,7 +66,8 @@ class SharedCopies {
     if (!packed.defined() || !inverse.defined()) {
       return std::nullopt;
     }
-    return SharedCopy{at::Tensor(std::move(packed)), at::Tensor(std::move(inverse)), entry.slope, entry.bits};
+    return SharedCopy{at::Tensor(std::move(packed)), at::Tensor(std::move(inverse)), entry.slope, entry.bits,
+                      entry.derivative};
   }
 
  private:
@@ -80,6 +84,12 @@ bool can_be_known(const at::Tensor& tensor) {
   return !is_traced(tensor) && tensor.has_storage() && !tensor.is_inference() && tensor.numel() > 0;
 }
 
+/// What the copy of `tensor` is made of, for those who count bytes; nothing without one.
+std::vector<at::Tensor> tensors_of_copy(const at::Tensor& tensor) {
+  const std::optional<SharedCopy> copy = find_copy(tensor);
+  return copy ? std::vector{copy->packed, copy->inverse} : std::vector<at::Tensor>();
+}
+
 }  // namespace
 
 at::Tensor SharedCopy::decoded(c10::SymIntArrayRef size, at::ScalarType dtype) const {
@@ -87,7 +97,7 @@ at::Tensor SharedCopy::decoded(c10::SymIntArrayRef size, at::ScalarType dtype) c
   for (size_t dimension = 0; dimension < size.size(); ++dimension) {
     rows = dimension == 1 ? rows : rows * size[dimension];
   }
-  return from_matrix(norm_act_output(packed, inverse, rows, dtype, slope, bits), size);
+  return from_matrix(norm_act_output(packed, inverse, rows, dtype, slope, bits, derivative), size);
 }
 
 void share_copy(const at::Tensor& tensor, const SharedCopy& copy) {
@@ -99,5 +109,7 @@ void share_copy(const at::Tensor& tensor, const SharedCopy& copy) {
 std::optional<SharedCopy> find_copy(const at::Tensor& tensor) {
   return can_be_known(tensor) ? shared_copies().find(tensor) : std::nullopt;
 }
+
+TORCH_LIBRARY_FRAGMENT(actnn, m) { m.def("shared_copy(Tensor tensor) -> Tensor[]", tensors_of_copy); }
 
 }  // namespace actnn

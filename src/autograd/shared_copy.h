@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <optional>
 
+#include "actnn/core/activation.h"
+
 /// \file
 /// One packed copy for all who need a tensor in backward: the op that made the tensor and packed it tells, and those that read
 /// it find the copy instead of making their own.
@@ -17,6 +19,7 @@ struct SharedCopy {
   at::Tensor inverse;  ///< from the copy to the tensor: `NormActInverse` [C, 5]
   double slope;
   int64_t bits;
+  PackedDerivative derivative = {};
 
   /// The unbiased copy, channels_last.
   at::Tensor decoded(c10::SymIntArrayRef size, at::ScalarType dtype) const;

@@ -4,7 +4,6 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/addcmul.h>
 #include <ATen/ops/batch_norm_backward_elemt.h>
 #include <ATen/ops/batch_norm_backward_reduce.h>
 #include <ATen/ops/batch_norm_update_stats.h>
@@ -16,7 +15,6 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/var_mean.h>
 #include <ATen/ops/zeros.h>
-#include <c10/util/Exception.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -29,6 +27,7 @@
 #include "src/autograd/batch_norm_arguments.h"
 #include "src/autograd/keeping.h"
 #include "src/autograd/normalization.h"
+#include "src/autograd/over_ranks.h"
 #include "src/autograd/saved_activation.h"
 
 namespace actnn {
@@ -39,33 +38,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr const char* kOp = "actnn::sync_batch_norm";
-
-// --- Collectives -----------------------------------------------------------------------------------------------------
-
-/// An op of torch's distributed package. Found by name: a torch built without the package has none.
-c10::OperatorHandle collective(const char* name) {
-  const auto found = c10::Dispatcher::singleton().findSchema({name, ""});
-  TORCH_CHECK_NOT_IMPLEMENTED(found.has_value(), kOp, ": training mode needs torch's op ", name,
-                              ", but this torch was built without its distributed package");
-  return *found;
-}
-
-/// The sum of the ranks' `tensor`, on each of them.
-at::Tensor sum_over_ranks(const at::Tensor& tensor, const std::string& group_name) {
-  static const auto kAllReduce =
-      collective("_c10d_functional::all_reduce").typed<at::Tensor(const at::Tensor&, std::string, std::string)>();
-  static const auto kWait = collective("_c10d_functional::wait_tensor").typed<at::Tensor(const at::Tensor&)>();
-  try {
-    return kWait.call(kAllReduce.call(tensor, "sum", group_name));
-  } catch (const c10::Error& error) {
-    // There is no op that asks whether a group is registered.
-    TORCH_CHECK_VALUE(error.msg().find("rocess group registered under the name") == std::string::npos, kOp,
-                      ": group_name must be the name of a process group that is registered in this process (in Python "
-                      "group.group_name, in C++ what c10d::register_process_group was given), got '",
-                      group_name, "'");
-    throw;
-  }
-}
 
 // --- Forward ---------------------------------------------------------------------------------------------------------
 
@@ -88,62 +60,25 @@ std::vector<int64_t> all_but_channels(const at::Tensor& input) {
   return dimensions;
 }
 
-/// Mean and biased variance of this rank's batch, which is not empty, float32 [C] each.
+/// Mean and biased variance of this rank's batch, float32 [C] each; of an empty one zeros.
 std::tuple<at::Tensor, at::Tensor> local_moments(const at::Tensor& input) {
+  const auto zeros = [&] {
+    return at::zeros_symint({input.sym_size(1)}, input.options().dtype(at::kFloat).memory_format(std::nullopt));
+  };
+  if (input.sym_numel() == 0) {
+    return {zeros(), zeros()};
+  }
   if (is_traced(input)) {  // the op below has no Meta kernel; a compiler makes a loop of its own of this
     auto [var, mean] = at::var_mean(input.to(at::kFloat), all_but_channels(input), /*unbiased=*/false);
     return {std::move(mean), std::move(var)};
   }
-  // On the CPU, the running statistics say that those of a 16-bit input are wanted in float32.
-  const auto ignored = [&] { return at::zeros({input.size(1)}, input.options().dtype(at::kFloat)); };
-  return at::batch_norm_update_stats(input, ignored(), ignored(), /*momentum=*/0);
+  // On the CPU, the running statistics, here nobody's, say that those of a 16-bit input are wanted in float32.
+  return at::batch_norm_update_stats(input, zeros(), zeros(), /*momentum=*/0);
 }
 
-/// What all ranks' batches together have.
-struct Moments {
-  at::Tensor mean;      ///< float32 [C]
-  at::Tensor var;       ///< float32 [C], biased
-  at::Tensor count;     ///< float64 [1]: elements of a channel, at least 1
-  at::Tensor nonempty;  ///< float64 [1]: 1, or 0 if all batches are empty
-};
-
-/// The moments of all ranks' batches from one all-reduce of {n E[x], n E[x^2], n}. Var = E[x^2] - E[x]^2 cancels where the mean
-/// is large against the deviation, but in float64, of whose 53 bits it costs twice those that the rounding of the float32
-/// inputs costs of their 24: what is left is always more exact than the inputs. Central moments in float32, as by Chan,
-/// would need the mean of all first, and a second all-reduce. The sums within a rank are central (above).
-Moments moments_over_ranks(const at::Tensor& input, const std::string& group_name) {
-  const c10::SymInt channels = input.sym_size(1);
-  const c10::SymInt count = local_count(input);
-  const auto options = input.options().dtype(at::kDouble).memory_format(std::nullopt);
-  at::Tensor sums;
-  if (input.sym_numel() == 0) {
-    sums = at::zeros_symint({2 * channels + 1}, options);
-  } else {
-    const auto [mean, var] = local_moments(input);
-    const at::Tensor wide_mean = mean.to(at::kDouble);
-    sums = at::cat({wide_mean, at::addcmul(var.to(at::kDouble), wide_mean, wide_mean), at::ones({1}, options)});
-    sums.mul_(at::Scalar(count));
-  }
-  sums = sum_over_ranks(sums, group_name);
-  const at::Tensor total = sums.narrow_symint(0, 2 * channels, 1).clamp_min(1);
-  const at::Tensor expectations = sums / total;
-  const at::Tensor mean = expectations.narrow_symint(0, 0, channels);
-  const at::Tensor var =
-      at::addcmul(expectations.narrow_symint(0, channels, channels), mean, mean, /*value=*/-1).clamp_min_(0);
-  return {mean.to(at::kFloat), var.to(at::kFloat), total, expectations.narrow_symint(0, 2 * channels, 1)};
-}
-
-void update_running(const BatchNormStatistics& statistics, const Moments& moments) {
-  const at::Tensor momentum = moments.nonempty * statistics.momentum;
-  const auto update = [&](const OptionalTensor& running, const at::Tensor& value) {
-    if (running.has_value() && running->defined()) {
-      running->lerp_(value.to(running->scalar_type()), momentum.to(running->scalar_type()));
-    }
-  };
-  update(statistics.running_mean, moments.mean);
-  if (statistics.running_var.has_value()) {
-    update(statistics.running_var, moments.var * (moments.count / (moments.count - 1).clamp_min(1)));
-  }
+Moments joint_moments(const at::Tensor& input, const std::string& group_name) {
+  const auto [mean, var] = local_moments(input);
+  return moments_over_ranks(kOp, mean, var, local_count(input), group_name);
 }
 
 OptionalTensor to_float(const OptionalTensor& tensor) {
@@ -159,7 +94,7 @@ at::Tensor normalize(const at::Tensor& input, const OptionalTensor& weight, cons
 
 at::Tensor normalize_over_ranks(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                                 const BatchNormStatistics& statistics, const Moments& moments) {
-  update_running(statistics, moments);
+  update_running(statistics.running_mean, statistics.running_var, moments, statistics.momentum);
   if (input.sym_numel() == 0) {
     return at::empty_like(input);
   }
@@ -231,7 +166,7 @@ class SyncBatchNorm : public torch::autograd::Function<SyncBatchNorm> {
                             const OptionalTensor& bias, const BatchNormStatistics& statistics,
                             const std::string& group_name, const Keeping& keeping) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    const Moments moments = moments_over_ranks(input, group_name);
+    const Moments moments = joint_moments(input, group_name);
     const at::Tensor output = normalize_over_ranks(input, weight, bias, statistics, moments);
     KeptActivation kept;
     if (wants_grad(weight) || wants_grad(input)) {
@@ -264,7 +199,7 @@ class SyncBatchNorm : public torch::autograd::Function<SyncBatchNorm> {
     const at::Tensor sums = local_sums(grad, x);
     at::Tensor grad_input;
     if (wants_input) {
-      const auto expectations = sum_over_ranks(sums, data["group_name"].toStringRef()).div_(saved[3]).chunk(2);
+      const auto expectations = sum_over_ranks(kOp, sums, data["group_name"].toStringRef()).div_(saved[3]).chunk(2);
       grad_input = input_gradient(grad, x, to_float(saved[0]), expectations[0], expectations[1]);
     }
     const auto local = sums.chunk(2);
@@ -283,7 +218,7 @@ at::Tensor in_evaluation_mode(const at::Tensor& input, const OptionalTensor& wei
 
 at::Tensor in_training_mode(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                             const BatchNormStatistics& statistics, const std::string& group_name) {
-  return normalize_over_ranks(input, weight, bias, statistics, moments_over_ranks(input, group_name));
+  return normalize_over_ranks(input, weight, bias, statistics, joint_moments(input, group_name));
 }
 
 template <class... Arguments>

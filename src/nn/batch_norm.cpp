@@ -162,16 +162,17 @@ at::Tensor BatchNormNdImpl<D, Derived, TorchLayer_>::normalize(const at::Tensor&
 template <size_t D, typename Derived, typename TorchLayer_>
 at::Tensor BatchNormNdImpl<D, Derived, TorchLayer_>::forward_with_activation(const at::Tensor& input,
                                                                              double negative_slope,
-                                                                             std::optional<int64_t> bits) {
+                                                                             std::optional<int64_t> bits,
+                                                                             const PackedDerivative& derivative) {
   check_input(input);
   const double momentum = this->next_momentum();
   const Quantization& quantization = this->options.quantization();
   const bool tracked = !this->is_training() || this->options.track_running_stats();
-  return actnn::batch_norm_act(input, if_defined(this->weight), if_defined(this->bias),
-                               tracked ? if_defined(this->running_mean) : std::nullopt,
-                               tracked ? if_defined(this->running_var) : std::nullopt, this->uses_batch_statistics(),
-                               momentum, this->options.eps(), negative_slope,
-                               {.bits = bits.value_or(quantization.bits), .stochastic = quantization.stochastic});
+  return actnn::batch_norm_act(
+      input, if_defined(this->weight), if_defined(this->bias), tracked ? if_defined(this->running_mean) : std::nullopt,
+      tracked ? if_defined(this->running_var) : std::nullopt, this->uses_batch_statistics(), momentum,
+      this->options.eps(), negative_slope,
+      {.bits = bits.value_or(quantization.bits), .stochastic = quantization.stochastic, .derivative = derivative});
 }
 
 template class BatchNormBase<BatchNorm1dImpl>;

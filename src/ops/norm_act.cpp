@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "actnn/cpu/norm_act.h"
+#include "src/ops/activation_names.h"
 #include "src/ops/norm_act_checks.h"
 #include "src/ops/tensors.h"
 
@@ -22,6 +23,11 @@ namespace {
 using Layout = SplitLayout<int64_t>;
 using TwoTensors = std::tuple<at::Tensor, at::Tensor>;
 using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+constexpr const char* kNormAct = "actnn::norm_act";
+constexpr const char* kSums = "actnn::norm_act_sums";
+constexpr const char* kInputGradient = "actnn::norm_act_input_gradient";
+constexpr const char* kOutput = "actnn::norm_act_output";
 
 // --- CPU -------------------------------------------------------------------------------------------------------------
 
@@ -78,17 +84,13 @@ TwoTensors sum_channels_cpu(const OptionalTensor& channels, const at::Tensor& li
 }
 
 TwoTensors norm_act_cpu(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
-                        double slope, int64_t bits, bool keeps_below, bool stochastic,
-                        const OptionalTensor& rng_state) {
-  const ElementType type = check_norm_act(input, residual, channels, bits, rng_state);
+                        double slope, int64_t bits, bool keeps_below, bool stochastic, const OptionalTensor& rng_state,
+                        c10::string_view activation, int64_t derivative_bits) {
+  const SplitPacking packing{bits, keeps_below, stochastic, packed_derivative(kNormAct, activation, derivative_bits)};
+  const ElementType type = check_norm_act(input, residual, channels, packing, rng_state);
   const Layout layout = split_layout(input);
   at::Tensor y = at::empty_like(input);
-  at::Tensor packed = empty_bytes(bits == 0 ? 0 : layout.bytes(static_cast<int>(bits)), input);
-  auto* bytes = packed.mutable_data_ptr<uint8_t>();
-  if (bits != 0) {
-    std::fill(bytes + layout.groups() * static_cast<int64_t>(sizeof(SplitSteps)), bytes + codes_offset(layout.groups()),
-              uint8_t{0});
-  }
+  at::Tensor packed = empty_packed(layout, static_cast<int>(packing.planes()), input);
   const cpu::NormActForward forward{.x = input.const_data_ptr(),
                                     .residual = data_or_null(residual),
                                     .y = y.mutable_data_ptr(),
@@ -98,9 +100,10 @@ TwoTensors norm_act_cpu(const at::Tensor& input, const OptionalTensor& residual,
                                     .slope = static_cast<float>(slope),
                                     .bits = static_cast<int>(bits),
                                     .keeps_below = keeps_below,
-                                    .packed = bytes,
-                                    .random = bits == 0 ? RandomState{} : take_random_state(rng_state),
-                                    .stochastic = stochastic};
+                                    .packed = packed.mutable_data_ptr<uint8_t>(),
+                                    .random = packing.planes() == 0 ? RandomState{} : take_random_state(rng_state),
+                                    .stochastic = stochastic,
+                                    .derivative = packing.derivative};
   at::parallel_for(0, layout.groups(), parallel_grain(kSplitLanes * kLaneRows * kOctet),
                    [&](int64_t first, int64_t last) { cpu::norm_act(forward, first, last); });
   return {y, packed};
@@ -116,13 +119,22 @@ cpu::NormActBackward backward_of(const NormActCopies& copies, const at::Tensor& 
           .layout = split_layout(grad),
           .slope = static_cast<float>(copies.slope),
           .x = data_or_null(copies.input),
-          .channels_of_x = copies.channels ? rows_as<NormActChannel>(*copies.channels) : nullptr};
+          .channels_of_x = copies.channels ? rows_as<NormActChannel>(*copies.channels) : nullptr,
+          .derivative = copies.derivative};
 }
 
 at::Tensor sums_cpu(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
                     const at::Tensor& inverse, double slope, int64_t bits, const OptionalTensor& input,
-                    const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits) {
-  const NormActCopies given{packed, slope, bits, input, channels, normalized, normalized_bits};
+                    const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits,
+                    c10::string_view activation, int64_t derivative_bits) {
+  const NormActCopies given{packed,
+                            slope,
+                            bits,
+                            input,
+                            channels,
+                            normalized,
+                            normalized_bits,
+                            packed_derivative(kSums, activation, derivative_bits)};
   const ElementType type = check_norm_act_sums(given, grad, second_grad, inverse);
   const NormActCopies copies = with_sides(given, split_layout(grad));
   const cpu::NormActBackward backward = backward_of(copies, grad, second_grad, type);
@@ -170,8 +182,16 @@ ThreeTensors gradients_cpu(const at::Tensor& sums, const at::Tensor& inverse, co
 void input_gradient_out_cpu(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
                             const at::Tensor& gradients, double slope, int64_t bits, const OptionalTensor& input,
                             const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits,
-                            at::Tensor& grad_input, const OptionalTensor& grad_sum) {
-  const NormActCopies given{packed, slope, bits, input, channels, normalized, normalized_bits};
+                            at::Tensor& grad_input, const OptionalTensor& grad_sum, c10::string_view activation,
+                            int64_t derivative_bits) {
+  const NormActCopies given{packed,
+                            slope,
+                            bits,
+                            input,
+                            channels,
+                            normalized,
+                            normalized_bits,
+                            packed_derivative(kInputGradient, activation, derivative_bits)};
   const ElementType type = check_norm_act_input_gradient(given, grad, second_grad, gradients, grad_input, grad_sum);
   const NormActCopies copies = with_sides(given, split_layout(grad));
   const cpu::NormActBackward backward = backward_of(copies, grad, second_grad, type);
@@ -183,10 +203,12 @@ void input_gradient_out_cpu(const OptionalTensor& packed, const at::Tensor& grad
 }
 
 at::Tensor output_cpu(const at::Tensor& packed, const at::Tensor& inverse, int64_t rows, at::ScalarType dtype,
-                      double slope, int64_t bits) {
-  const ElementType type = check_norm_act_output(packed, inverse, rows, dtype, bits);
+                      double slope, int64_t bits, c10::string_view activation, int64_t derivative_bits) {
+  const PackedDerivative derivative = packed_derivative(kOutput, activation, derivative_bits);
+  const ElementType type = check_norm_act_output(packed, inverse, rows, dtype, bits, derivative);
   at::Tensor y = at::empty({rows, inverse.size(0)}, packed.options().dtype(dtype));
-  const cpu::NormActBackward backward = backward_of({packed, slope, bits}, y, std::nullopt, type);
+  const cpu::NormActBackward backward =
+      backward_of({.packed = packed, .slope = slope, .bits = bits, .derivative = derivative}, y, std::nullopt, type);
   at::parallel_for(
       0, backward.layout.groups(), parallel_grain(kSplitLanes * kLaneRows * kOctet), [&](int64_t first, int64_t last) {
         cpu::norm_act_output(backward, rows_as<NormActInverse>(inverse), y.mutable_data_ptr(), first, last);
@@ -215,35 +237,44 @@ TwoTensors sum_channels_meta(const OptionalTensor& channels, const at::Tensor& l
 }
 
 TwoTensors norm_act_meta(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
-                         double /*slope*/, int64_t bits, bool /*keeps_below*/, bool /*stochastic*/,
-                         const OptionalTensor& rng_state) {
-  check_norm_act(input, residual, channels, bits, rng_state);
+                         double /*slope*/, int64_t bits, bool keeps_below, bool stochastic,
+                         const OptionalTensor& rng_state, c10::string_view activation, int64_t derivative_bits) {
+  const SplitPacking packing{bits, keeps_below, stochastic, packed_derivative(kNormAct, activation, derivative_bits)};
+  check_norm_act(input, residual, channels, packing, rng_state);
   const SplitLayout<c10::SymInt> layout{input.sym_size(0), channels.size(0)};
-  return {at::empty_like(input), empty_bytes(bits == 0 ? 0 : layout.bytes(static_cast<int>(bits)), input)};
+  const int planes = static_cast<int>(packing.planes());
+  return {at::empty_like(input), empty_bytes(planes == 0 ? 0 : layout.bytes(planes), input)};
 }
 
 at::Tensor sums_meta(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
                      const at::Tensor& inverse, double slope, int64_t bits, const OptionalTensor& input,
-                     const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits) {
-  check_norm_act_sums({packed, slope, bits, input, channels, normalized, normalized_bits}, grad, second_grad, inverse);
+                     const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits,
+                     c10::string_view activation, int64_t derivative_bits) {
+  check_norm_act_sums({packed, slope, bits, input, channels, normalized, normalized_bits,
+                       packed_derivative(kSums, activation, derivative_bits)},
+                      grad, second_grad, inverse);
   return at::empty({2, inverse.size(0)}, inverse.options());
 }
 
 void input_gradient_out_meta(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
                              const at::Tensor& gradients, double slope, int64_t bits, const OptionalTensor& input,
                              const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits,
-                             at::Tensor& grad_input, const OptionalTensor& grad_sum) {
-  check_norm_act_input_gradient({packed, slope, bits, input, channels, normalized, normalized_bits}, grad, second_grad,
-                                gradients, grad_input, grad_sum);
+                             at::Tensor& grad_input, const OptionalTensor& grad_sum, c10::string_view activation,
+                             int64_t derivative_bits) {
+  check_norm_act_input_gradient({packed, slope, bits, input, channels, normalized, normalized_bits,
+                                 packed_derivative(kInputGradient, activation, derivative_bits)},
+                                grad, second_grad, gradients, grad_input, grad_sum);
 }
 
 /// On every device: the gradient in a new tensor.
 at::Tensor input_gradient(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
                           const at::Tensor& gradients, double slope, int64_t bits, const OptionalTensor& input,
-                          const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits) {
+                          const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits,
+                          c10::string_view activation, int64_t derivative_bits) {
   at::Tensor grad_input = at::empty_like(grad);
-  norm_act_input_gradient_out({packed, slope, bits, input, channels, normalized, normalized_bits}, grad, second_grad,
-                              gradients, grad_input, {});
+  norm_act_input_gradient_out({packed, slope, bits, input, channels, normalized, normalized_bits,
+                               packed_derivative(kInputGradient, activation, derivative_bits)},
+                              grad, second_grad, gradients, grad_input, {});
   return grad_input;
 }
 
@@ -260,15 +291,17 @@ ThreeTensors sums_and_gradients(const OptionalTensor& packed, const at::Tensor& 
                                 const at::Tensor& inverse, const OptionalTensor& weight,
                                 const at::Tensor& inverse_deviation, c10::SymInt count, double slope, int64_t bits,
                                 const OptionalTensor& input, const OptionalTensor& channels,
-                                const OptionalTensor& normalized, int64_t normalized_bits) {
-  const at::Tensor sums =
-      norm_act_sums({packed, slope, bits, input, channels, normalized, normalized_bits}, grad, second_grad, inverse);
+                                const OptionalTensor& normalized, int64_t normalized_bits, c10::string_view activation,
+                                int64_t derivative_bits) {
+  const at::Tensor sums = norm_act_sums({packed, slope, bits, input, channels, normalized, normalized_bits,
+                                         packed_derivative(kSums, activation, derivative_bits)},
+                                        grad, second_grad, inverse);
   return norm_act_gradients(sums, inverse, weight, inverse_deviation, count);
 }
 
 at::Tensor output_meta(const at::Tensor& packed, const at::Tensor& inverse, c10::SymInt rows, at::ScalarType dtype,
-                       double /*slope*/, int64_t bits) {
-  check_norm_act_output(packed, inverse, rows, dtype, bits);
+                       double /*slope*/, int64_t bits, c10::string_view activation, int64_t derivative_bits) {
+  check_norm_act_output(packed, inverse, rows, dtype, bits, packed_derivative(kOutput, activation, derivative_bits));
   return at::empty_symint({rows, inverse.sym_size(0)}, packed.options().dtype(dtype));
 }
 
@@ -289,18 +322,20 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
       {at::Tag::pt2_compliant_tag});
   m.def(
       "norm_act(Tensor input, Tensor? residual, Tensor channels, float slope, int bits=4, bool keeps_below=True, "
-      "bool stochastic=True, Tensor(a!)? rng_state=None) -> (Tensor y, Tensor packed)",
+      "bool stochastic=True, Tensor(a!)? rng_state=None, str activation='leaky_relu', int derivative_bits=0) -> "
+      "(Tensor y, Tensor packed)",
       {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
   m.def(
       "norm_act_sums(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor inverse, float slope, int bits, "
-      "Tensor? input=None, Tensor? channels=None, Tensor? normalized=None, int normalized_bits=0) -> Tensor",
+      "Tensor? input=None, Tensor? channels=None, Tensor? normalized=None, int normalized_bits=0, "
+      "str activation='leaky_relu', int derivative_bits=0) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def("sum_channels(Tensor? channels, Tensor like) -> (Tensor channels, Tensor inverse)",
         {at::Tag::pt2_compliant_tag});
   m.def(
       "norm_act_sums_and_gradients(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor inverse, Tensor? weight, "
       "Tensor inverse_deviation, SymInt count, float slope, int bits, Tensor? input=None, Tensor? channels=None, "
-      "Tensor? normalized=None, int normalized_bits=0) -> "
+      "Tensor? normalized=None, int normalized_bits=0, str activation='leaky_relu', int derivative_bits=0) -> "
       "(Tensor gradients, Tensor grad_weight, Tensor grad_bias)",
       {at::Tag::pt2_compliant_tag});
   m.def(
@@ -309,15 +344,17 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
       {at::Tag::pt2_compliant_tag});
   m.def(
       "norm_act_input_gradient(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor gradients, float slope, "
-      "int bits, Tensor? input=None, Tensor? channels=None, Tensor? normalized=None, int normalized_bits=0) -> Tensor",
+      "int bits, Tensor? input=None, Tensor? channels=None, Tensor? normalized=None, int normalized_bits=0, "
+      "str activation='leaky_relu', int derivative_bits=0) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "norm_act_input_gradient_out(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor gradients, float slope, "
       "int bits, Tensor? input, Tensor? channels, Tensor? normalized, int normalized_bits, Tensor(a!) grad_input, "
-      "Tensor(b!)? grad_sum) -> ()",
+      "Tensor(b!)? grad_sum, str activation='leaky_relu', int derivative_bits=0) -> ()",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "norm_act_output(Tensor packed, Tensor inverse, SymInt rows, ScalarType dtype, float slope, int bits) -> Tensor",
+      "norm_act_output(Tensor packed, Tensor inverse, SymInt rows, ScalarType dtype, float slope, int bits, "
+      "str activation='leaky_relu', int derivative_bits=0) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }
 
@@ -376,32 +413,35 @@ ThreeTensors norm_act_channels(const at::Tensor& mean, const at::Tensor& varianc
 
 TwoTensors norm_act(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels, double slope,
                     const SplitPacking& packing, const OptionalTensor& rng_state) {
-  static const auto kOp = find_op<TwoTensors(const at::Tensor&, const OptionalTensor&, const at::Tensor&, double,
-                                             int64_t, bool, bool, const OptionalTensor&)>("actnn::norm_act");
-  return kOp.call(input, residual, channels, slope, packing.bits, packing.keeps_below, packing.stochastic, rng_state);
+  static const auto kOp =
+      find_op<TwoTensors(const at::Tensor&, const OptionalTensor&, const at::Tensor&, double, int64_t, bool, bool,
+                         const OptionalTensor&, c10::string_view, int64_t)>("actnn::norm_act");
+  return kOp.call(input, residual, channels, slope, packing.bits, packing.keeps_below, packing.stochastic, rng_state,
+                  name_of(packing.derivative.function), packing.derivative.bits);
 }
 
 at::Tensor norm_act_sums(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
                          const at::Tensor& inverse) {
   static const auto kOp =
       find_op<at::Tensor(const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, double,
-                         int64_t, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t)>(
-          "actnn::norm_act_sums");
+                         int64_t, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t,
+                         c10::string_view, int64_t)>("actnn::norm_act_sums");
   return kOp.call(copies.packed, grad, second_grad, inverse, copies.slope, copies.bits, copies.input, copies.channels,
-                  copies.normalized, copies.normalized_bits);
+                  copies.normalized, copies.normalized_bits, name_of(copies.derivative.function),
+                  copies.derivative.bits);
 }
 
 ThreeTensors norm_act_sums_and_gradients(const NormActCopies& copies, const at::Tensor& grad,
                                          const OptionalTensor& second_grad, const at::Tensor& inverse,
                                          const OptionalTensor& weight, const at::Tensor& inverse_deviation,
                                          const c10::SymInt& count) {
-  static const auto kOp =
-      find_op<ThreeTensors(const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&,
-                           const OptionalTensor&, const at::Tensor&, c10::SymInt, double, int64_t,
-                           const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t)>(
-          "actnn::norm_act_sums_and_gradients");
+  static const auto kOp = find_op<ThreeTensors(
+      const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, const OptionalTensor&,
+      const at::Tensor&, c10::SymInt, double, int64_t, const OptionalTensor&, const OptionalTensor&,
+      const OptionalTensor&, int64_t, c10::string_view, int64_t)>("actnn::norm_act_sums_and_gradients");
   return kOp.call(copies.packed, grad, second_grad, inverse, weight, inverse_deviation, count, copies.slope,
-                  copies.bits, copies.input, copies.channels, copies.normalized, copies.normalized_bits);
+                  copies.bits, copies.input, copies.channels, copies.normalized, copies.normalized_bits,
+                  name_of(copies.derivative.function), copies.derivative.bits);
 }
 
 TwoTensors sum_channels(const OptionalTensor& channels, const at::Tensor& like) {
@@ -420,10 +460,11 @@ at::Tensor norm_act_input_gradient(const NormActCopies& copies, const at::Tensor
                                    const OptionalTensor& second_grad, const at::Tensor& gradients) {
   static const auto kOp =
       find_op<at::Tensor(const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, double,
-                         int64_t, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t)>(
-          "actnn::norm_act_input_gradient");
+                         int64_t, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t,
+                         c10::string_view, int64_t)>("actnn::norm_act_input_gradient");
   return kOp.call(copies.packed, grad, second_grad, gradients, copies.slope, copies.bits, copies.input, copies.channels,
-                  copies.normalized, copies.normalized_bits);
+                  copies.normalized, copies.normalized_bits, name_of(copies.derivative.function),
+                  copies.derivative.bits);
 }
 
 void norm_act_input_gradient_out(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
@@ -431,17 +472,17 @@ void norm_act_input_gradient_out(const NormActCopies& copies, const at::Tensor& 
   static const auto kOp =
       find_op<void(const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, double, int64_t,
                    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, at::Tensor&,
-                   const OptionalTensor&)>("actnn::norm_act_input_gradient_out");
+                   const OptionalTensor&, c10::string_view, int64_t)>("actnn::norm_act_input_gradient_out");
   kOp.call(copies.packed, grad, second_grad, gradients, copies.slope, copies.bits, copies.input, copies.channels,
-           copies.normalized, copies.normalized_bits, grad_input, grad_sum);
+           copies.normalized, copies.normalized_bits, grad_input, grad_sum, name_of(copies.derivative.function),
+           copies.derivative.bits);
 }
 
 at::Tensor norm_act_output(const at::Tensor& packed, const at::Tensor& inverse, const c10::SymInt& rows,
-                           at::ScalarType dtype, double slope, int64_t bits) {
-  static const auto kOp =
-      find_op<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, at::ScalarType, double, int64_t)>(
-          "actnn::norm_act_output");
-  return kOp.call(packed, inverse, rows, dtype, slope, bits);
+                           at::ScalarType dtype, double slope, int64_t bits, const PackedDerivative& derivative) {
+  static const auto kOp = find_op<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, at::ScalarType, double,
+                                             int64_t, c10::string_view, int64_t)>("actnn::norm_act_output");
+  return kOp.call(packed, inverse, rows, dtype, slope, bits, name_of(derivative.function), derivative.bits);
 }
 
 }  // namespace actnn

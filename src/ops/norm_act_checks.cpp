@@ -2,7 +2,11 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
+
+#include "src/ops/activation_names.h"
 #include "src/ops/checks.h"
+#include "src/ops/tensors.h"
 
 namespace actnn {
 namespace {
@@ -63,12 +67,11 @@ void check_normalized_bits(const char* op, int64_t bits) {
 }
 
 void check_copies(const char* op, const at::Tensor& packed, const at::Tensor& channels, int64_t members,
-                  const c10::SymInt& rows, int64_t bits) {
-  check_split_bits(op, bits);
+                  const c10::SymInt& rows, int64_t planes) {
   TORCH_CHECK_VALUE(channels.dim() == 2, op, ": the channels' numbers must be 2-D, got shape ", channels.sym_sizes());
   check_floats(op, "the channels' numbers", channels, {channels.sym_size(0), members}, packed.device());
   const SplitLayout<c10::SymInt> layout{rows, channels.size(0)};
-  check_packed(op, "packed", packed, layout.bytes(static_cast<int>(bits)));
+  check_packed(op, "packed", packed, layout.bytes(static_cast<int>(planes)));
 }
 
 ElementType check_gradient(const char* op, const NormActCopies& copies, const at::Tensor& grad,
@@ -79,12 +82,19 @@ ElementType check_gradient(const char* op, const NormActCopies& copies, const at
                     ": the channels' numbers must be [C, ", members, "] for a gradient [rows, C], got shapes ",
                     channels.sym_sizes(), " and ", grad.sym_sizes());
   check_floats(op, "the channels' numbers", channels, {grad.sym_size(1), members}, grad.device());
+  const bool has_derivatives = copies.derivative.function != ActivationFunction::kLeakyReLU;
+  check_packed_derivative(op, copies.derivative, /*bits=*/1);
   if (copies.packed) {
     TORCH_CHECK_VALUE(grad.device() == copies.packed->device(), op, ": grad must be on ", copies.packed->device(),
                       ", got ", grad.device());
-    check_copies(op, *copies.packed, channels, members, grad.sym_size(0), copies.bits);
+    if (!has_derivatives || !copies.input || copies.bits != 0) {
+      check_split_bits(op, copies.bits);
+    }
+    check_copies(op, *copies.packed, channels, members, grad.sym_size(0), copies.planes());
   }
   if (copies.normalized) {
+    TORCH_CHECK_VALUE(!has_derivatives, op, ": normalized copies go with leaky_relu, got activation ",
+                      name_of(copies.derivative.function));
     check_normalized_bits(op, copies.normalized_bits);
     const SplitLayout<c10::SymInt> layout{grad.sym_size(0), channels.size(0)};
     check_packed(op, "normalized", *copies.normalized, layout.bytes(static_cast<int>(copies.normalized_bits)));
@@ -92,8 +102,9 @@ ElementType check_gradient(const char* op, const NormActCopies& copies, const at
                       ", got ", copies.normalized->device());
   }
   TORCH_CHECK_VALUE(!copies.input || !copies.normalized, op, ": an input and normalized copies exclude each other");
-  TORCH_CHECK_VALUE(copies.packed || ((copies.input || copies.normalized) && copies.slope == 1.0), op,
-                    ": packed copies can be left out for an input or normalized copies, and a slope of 1, only");
+  TORCH_CHECK_VALUE(
+      copies.packed || ((copies.input || copies.normalized) && copies.slope == 1.0 && !has_derivatives), op,
+      ": packed copies can be left out for an input or normalized copies, and leaky_relu with a slope of 1, only");
   TORCH_CHECK_VALUE(copies.input.has_value() == copies.channels.has_value(), op,
                     ": an input and its channels' numbers go together");
   check_like(op, "input", copies.input, "grad", grad);
@@ -144,13 +155,14 @@ void check_sum_channels(const OptionalTensor& channels, const at::Tensor& like) 
 }
 
 ElementType check_norm_act(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
-                           int64_t bits, const OptionalTensor& rng_state) {
+                           const SplitPacking& packing, const OptionalTensor& rng_state) {
   const ElementType type = check_matrix(kNormAct, "input", input);
   check_like(kNormAct, "residual", residual, "input", input);
   check_floats(kNormAct, "channels", channels, {input.sym_size(1), kNormActChannel}, input.device());
-  if (bits != 0) {
-    check_split_bits(kNormAct, bits);
+  if (packing.bits != 0) {
+    check_split_bits(kNormAct, packing.bits);
   }
+  check_packed_derivative(kNormAct, packing.derivative, packing.bits);
   check_rng_state(kNormAct, rng_state, input.device());
   return type;
 }
@@ -196,15 +208,31 @@ ElementType check_norm_act_input_gradient(const NormActCopies& copies, const at:
 }
 
 ElementType check_norm_act_output(const at::Tensor& packed, const at::Tensor& inverse, const c10::SymInt& rows,
-                                  at::ScalarType dtype, int64_t bits) {
+                                  at::ScalarType dtype, int64_t bits, const PackedDerivative& derivative) {
   TORCH_CHECK_VALUE(rows >= 0, kOutput, ": rows must not be negative, got ", rows);
-  check_copies(kOutput, packed, inverse, kNormActInverse, rows, bits);
+  TORCH_CHECK_VALUE(gives_output(derivative.function), kOutput,
+                    ": activation must be leaky_relu or relu6, whose result the copies give without bias, got ",
+                    name_of(derivative.function));
+  check_split_bits(kOutput, bits);
+  check_packed_derivative(kOutput, derivative, bits);
+  check_copies(kOutput, packed, inverse, kNormActInverse, rows, bits + derivative.bits);
   return check_element_type(kOutput, dtype);
 }
 
 at::Tensor per_channel(const at::Tensor& like, int64_t channels, int64_t members) {
   const auto options = like.options().dtype(at::kFloat);
   return members == 0 ? at::empty({channels}, options) : at::empty({channels, members}, options);
+}
+
+at::Tensor empty_packed(const SplitLayout<int64_t>& layout, int planes, const at::Tensor& like) {
+  if (planes == 0) {
+    return empty_bytes(0, like);
+  }
+  at::Tensor packed = empty_bytes(layout.bytes(planes), like);
+  auto* bytes = packed.mutable_data_ptr<uint8_t>();
+  std::fill(bytes + layout.groups() * static_cast<int64_t>(sizeof(SplitSteps)), bytes + codes_offset(layout.groups()),
+            uint8_t{0});
+  return packed;
 }
 
 }  // namespace actnn

@@ -23,7 +23,7 @@ void check_norm_act_channels(const at::Tensor& mean, const at::Tensor& variance,
                              const OptionalTensor& bias);
 void check_sum_channels(const OptionalTensor& channels, const at::Tensor& like);
 ElementType check_norm_act(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
-                           int64_t bits, const OptionalTensor& rng_state);
+                           const SplitPacking& packing, const OptionalTensor& rng_state);
 ElementType check_norm_add_act(const at::Tensor& input, const at::Tensor& residual, const at::Tensor& channels,
                                const at::Tensor& norm_channels, int64_t bits, int64_t normalized_bits,
                                const OptionalTensor& rng_state);
@@ -39,7 +39,7 @@ ElementType check_norm_act_input_gradient(const NormActCopies& copies, const at:
                                           const OptionalTensor& grad_input = std::nullopt,
                                           const OptionalTensor& grad_sum = std::nullopt);
 ElementType check_norm_act_output(const at::Tensor& packed, const at::Tensor& inverse, const c10::SymInt& rows,
-                                  at::ScalarType dtype, int64_t bits);
+                                  at::ScalarType dtype, int64_t bits, const PackedDerivative& derivative);
 
 /// `batch_norm_channels` by the ops that there are for its parts, on every device.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> composed_batch_norm_channels(
@@ -70,5 +70,8 @@ Struct* mutable_rows_as(const at::Tensor& tensor) {
 
 /// A new float32 tensor [channels, members], or [channels] without members.
 at::Tensor per_channel(const at::Tensor& like, int64_t channels, int64_t members = 0);
+
+/// A new packed tensor on the CPU, with zeros between steps and words; without planes, one without elements.
+at::Tensor empty_packed(const SplitLayout<int64_t>& layout, int planes, const at::Tensor& like);
 
 }  // namespace actnn

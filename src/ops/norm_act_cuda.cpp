@@ -3,9 +3,11 @@
 #include <torch/library.h>
 
 #include <tuple>
+#include <utility>
 
 #include "actnn/cuda/norm_act.h"
 #include "actnn/cuda/norm_act_channels.h"
+#include "src/ops/activation_names.h"
 #include "src/ops/cuda_support.h"
 #include "src/ops/norm_act_checks.h"
 #include "src/ops/tensors.h"
@@ -16,6 +18,11 @@ namespace {
 using Layout = SplitLayout<int64_t>;
 using TwoTensors = std::tuple<at::Tensor, at::Tensor>;
 using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+constexpr const char* kNormAct = "actnn::norm_act";
+constexpr const char* kSums = "actnn::norm_act_sums";
+constexpr const char* kInputGradient = "actnn::norm_act_input_gradient";
+constexpr const char* kOutput = "actnn::norm_act_output";
 
 /// It belongs to the stream: the caching allocator hands it on only to later work of the same stream.
 at::Tensor scratch_for(const Layout& layout, const at::Tensor& like) {
@@ -106,31 +113,48 @@ ThreeTensors batch_norm_channels_cuda(const at::Tensor& input, const OptionalTen
   return {channels, inverse, inverse_deviation};
 }
 
-TwoTensors norm_act_cuda(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
-                         double slope, int64_t bits, bool keeps_below, bool stochastic,
-                         const OptionalTensor& rng_state) {
-  const ElementType type = check_norm_act(input, residual, channels, bits, rng_state);
-  const c10::cuda::CUDAGuard guard(input.device());
+/// New tensors for the results of a forward, and its arguments.
+struct ForwardPass {
+  at::Tensor y;
+  at::Tensor packed;
+  cuda::NormActForward arguments;
+};
+
+ForwardPass forward_pass(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
+                         ElementType type, double slope, const SplitPacking& packing, const OptionalTensor& rng_state) {
   const Layout layout = split_layout(input);
-  at::Tensor y = at::empty_like(input);
-  at::Tensor packed = empty_bytes(bits == 0 ? 0 : layout.bytes(static_cast<int>(bits)), input);
-  check_launch(cuda::norm_act({.x = input.const_data_ptr(),
-                               .residual = data_or_null(residual),
-                               .y = y.mutable_data_ptr(),
-                               .type = type,
-                               .layout = layout,
-                               .channels = rows_as<NormActChannel>(channels),
-                               .slope = static_cast<float>(slope),
-                               .bits = static_cast<int>(bits),
-                               .keeps_below = keeps_below,
-                               .packed = packed.mutable_data_ptr<uint8_t>(),
-                               .random = bits == 0 ? cuda::RandomSource{} : random_source(rng_state),
-                               .stochastic = stochastic},
-                              current_stream()));
-  if (bits != 0) {
+  const int planes = static_cast<int>(packing.planes());
+  ForwardPass pass{.y = at::empty_like(input),
+                   .packed = empty_bytes(planes == 0 ? 0 : layout.bytes(planes), input),
+                   .arguments = {}};
+  pass.arguments = {.x = input.const_data_ptr(),
+                    .residual = data_or_null(residual),
+                    .y = pass.y.mutable_data_ptr(),
+                    .type = type,
+                    .layout = layout,
+                    .channels = rows_as<NormActChannel>(channels),
+                    .slope = static_cast<float>(slope),
+                    .bits = static_cast<int>(packing.bits),
+                    .keeps_below = packing.keeps_below,
+                    .packed = pass.packed.mutable_data_ptr<uint8_t>(),
+                    .random = planes == 0 ? cuda::RandomSource{} : random_source(rng_state),
+                    .stochastic = packing.stochastic,
+                    .derivative = packing.derivative};
+  return pass;
+}
+
+TwoTensors norm_act_cuda(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
+                         double slope, int64_t bits, bool keeps_below, bool stochastic, const OptionalTensor& rng_state,
+                         c10::string_view activation, int64_t derivative_bits) {
+  const SplitPacking packing{bits, keeps_below, stochastic, packed_derivative(kNormAct, activation, derivative_bits)};
+  const ElementType type = check_norm_act(input, residual, channels, packing, rng_state);
+  const c10::cuda::CUDAGuard guard(input.device());
+  ForwardPass pass = forward_pass(input, residual, channels, type, slope, packing, rng_state);
+  check_launch(cuda::norm_act(pass.arguments, current_stream()));
+  if (packing.planes() != 0) {
     advance_random_state(rng_state);
   }
-  return {y, packed};
+  return {std::move(pass.y), std::move(pass.packed)};
 }
 
 ThreeTensors norm_add_act_cuda(const at::Tensor& input, const at::Tensor& residual, const at::Tensor& channels,
@@ -139,37 +163,22 @@ ThreeTensors norm_add_act_cuda(const at::Tensor& input, const at::Tensor& residu
   const ElementType type =
       check_norm_add_act(input, residual, channels, norm_channels, bits, normalized_bits, rng_state);
   const c10::cuda::CUDAGuard guard(input.device());
-  const Layout layout = split_layout(input);
-  at::Tensor y = at::empty_like(input);
-  at::Tensor packed = empty_bytes(bits == 0 ? 0 : layout.bytes(static_cast<int>(bits)), input);
-  at::Tensor normalized = empty_bytes(layout.bytes(static_cast<int>(normalized_bits)), input);
-  const cuda::RandomSource random = bits == 0 ? cuda::RandomSource{} : random_source(rng_state);
-  cuda::RandomSource random_of_normalized = random_source(rng_state);
+  ForwardPass pass = forward_pass(input, residual, channels, type, slope, {bits, keeps_below, stochastic}, rng_state);
+  const int planes = static_cast<int>(normalized_bits);
+  at::Tensor normalized = empty_bytes(pass.arguments.layout.bytes(planes), input);
+  pass.arguments.normalized = {.channels = rows_as<NormActChannel>(norm_channels),
+                               .bits = planes,
+                               .packed = normalized.mutable_data_ptr<uint8_t>(),
+                               .random = random_source(rng_state)};
   if (bits != 0 && rng_state) {
-    ++random_of_normalized.shift.offset;  // the tensor is not advanced yet
+    ++pass.arguments.normalized.random.shift.offset;  // the tensor is not advanced yet
   }
-  check_launch(cuda::norm_act({.x = input.const_data_ptr(),
-                               .residual = residual.const_data_ptr(),
-                               .y = y.mutable_data_ptr(),
-                               .type = type,
-                               .layout = layout,
-                               .channels = rows_as<NormActChannel>(channels),
-                               .slope = static_cast<float>(slope),
-                               .bits = static_cast<int>(bits),
-                               .keeps_below = keeps_below,
-                               .packed = packed.mutable_data_ptr<uint8_t>(),
-                               .random = random,
-                               .stochastic = stochastic,
-                               .normalized = {.channels = rows_as<NormActChannel>(norm_channels),
-                                              .bits = static_cast<int>(normalized_bits),
-                                              .packed = normalized.mutable_data_ptr<uint8_t>(),
-                                              .random = random_of_normalized}},
-                              current_stream()));
+  check_launch(cuda::norm_act(pass.arguments, current_stream()));
   if (bits != 0) {
     advance_random_state(rng_state);
   }
   advance_random_state(rng_state);
-  return {y, packed, normalized};
+  return {std::move(pass.y), std::move(pass.packed), std::move(normalized)};
 }
 
 cuda::NormActBackward backward_of(const NormActCopies& copies, const at::Tensor& grad,
@@ -184,7 +193,8 @@ cuda::NormActBackward backward_of(const NormActCopies& copies, const at::Tensor&
           .x = data_or_null(copies.input),
           .channels_of_x = copies.channels ? rows_as<NormActChannel>(*copies.channels) : nullptr,
           .normalized = static_cast<const uint8_t*>(data_or_null(copies.normalized)),
-          .normalized_bits = static_cast<int>(copies.normalized_bits)};
+          .normalized_bits = static_cast<int>(copies.normalized_bits),
+          .derivative = copies.derivative};
 }
 
 /// With bytes that begin where kernels want them.
@@ -199,8 +209,16 @@ NormActCopies aligned(NormActCopies copies) {
 
 at::Tensor sums_cuda(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
                      const at::Tensor& inverse, double slope, int64_t bits, const OptionalTensor& input,
-                     const OptionalTensor& input_channels, const OptionalTensor& normalized, int64_t normalized_bits) {
-  const NormActCopies given{packed, slope, bits, input, input_channels, normalized, normalized_bits};
+                     const OptionalTensor& input_channels, const OptionalTensor& normalized, int64_t normalized_bits,
+                     c10::string_view activation, int64_t derivative_bits) {
+  const NormActCopies given{packed,
+                            slope,
+                            bits,
+                            input,
+                            input_channels,
+                            normalized,
+                            normalized_bits,
+                            packed_derivative(kSums, activation, derivative_bits)};
   const ElementType type = check_norm_act_sums(given, grad, second_grad, inverse);
   const c10::cuda::CUDAGuard guard(grad.device());
   const NormActCopies copies = aligned(given);
@@ -240,8 +258,15 @@ ThreeTensors sums_and_gradients_cuda(const OptionalTensor& packed, const at::Ten
                                      const OptionalTensor& weight, const at::Tensor& inverse_deviation, int64_t count,
                                      double slope, int64_t bits, const OptionalTensor& input,
                                      const OptionalTensor& input_channels, const OptionalTensor& normalized,
-                                     int64_t normalized_bits) {
-  const NormActCopies given{packed, slope, bits, input, input_channels, normalized, normalized_bits};
+                                     int64_t normalized_bits, c10::string_view activation, int64_t derivative_bits) {
+  const NormActCopies given{packed,
+                            slope,
+                            bits,
+                            input,
+                            input_channels,
+                            normalized,
+                            normalized_bits,
+                            packed_derivative(kSums, activation, derivative_bits)};
   const ElementType type = check_norm_act_sums(given, grad, second_grad, inverse);
   check_norm_act_channels(inverse_deviation, inverse_deviation, weight, std::nullopt);
   const c10::cuda::CUDAGuard guard(grad.device());
@@ -266,8 +291,16 @@ ThreeTensors sums_and_gradients_cuda(const OptionalTensor& packed, const at::Ten
 void input_gradient_out_cuda(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
                              const at::Tensor& gradients, double slope, int64_t bits, const OptionalTensor& input,
                              const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits,
-                             at::Tensor& grad_input, const OptionalTensor& grad_sum) {
-  const NormActCopies given{packed, slope, bits, input, channels, normalized, normalized_bits};
+                             at::Tensor& grad_input, const OptionalTensor& grad_sum, c10::string_view activation,
+                             int64_t derivative_bits) {
+  const NormActCopies given{packed,
+                            slope,
+                            bits,
+                            input,
+                            channels,
+                            normalized,
+                            normalized_bits,
+                            packed_derivative(kInputGradient, activation, derivative_bits)};
   const ElementType type = check_norm_act_input_gradient(given, grad, second_grad, gradients, grad_input, grad_sum);
   const c10::cuda::CUDAGuard guard(grad.device());
   const NormActCopies copies = aligned(given);
@@ -277,10 +310,11 @@ void input_gradient_out_cuda(const OptionalTensor& packed, const at::Tensor& gra
 }
 
 at::Tensor output_cuda(const at::Tensor& packed, const at::Tensor& inverse, int64_t rows, at::ScalarType dtype,
-                       double slope, int64_t bits) {
-  const ElementType type = check_norm_act_output(packed, inverse, rows, dtype, bits);
+                       double slope, int64_t bits, c10::string_view activation, int64_t derivative_bits) {
+  const PackedDerivative derivative = packed_derivative(kOutput, activation, derivative_bits);
+  const ElementType type = check_norm_act_output(packed, inverse, rows, dtype, bits, derivative);
   const c10::cuda::CUDAGuard guard(packed.device());
-  const NormActCopies copies = aligned({packed, slope, bits});
+  const NormActCopies copies = aligned({.packed = packed, .slope = slope, .bits = bits, .derivative = derivative});
   at::Tensor y = at::empty({rows, inverse.size(0)}, packed.options().dtype(dtype));
   check_launch(cuda::norm_act_output(backward_of(copies, y, std::nullopt, type), rows_as<NormActInverse>(inverse),
                                      y.mutable_data_ptr(), current_stream()));

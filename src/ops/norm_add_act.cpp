@@ -6,8 +6,10 @@
 
 #include <algorithm>
 
+#include "actnn/cpu/norm_act.h"
 #include "actnn/cpu/normalized_copies.h"
 #include "actnn/ops/norm_act.h"
+#include "src/ops/activation_names.h"
 #include "src/ops/norm_act_checks.h"
 #include "src/ops/tensors.h"
 
@@ -17,31 +19,51 @@ namespace {
 using Layout = SplitLayout<int64_t>;
 using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-/// A new packed tensor, with zeros between steps and words.
-at::Tensor empty_packed(const Layout& layout, int bits, const at::Tensor& like) {
-  at::Tensor packed = empty_bytes(layout.bytes(bits), like);
-  auto* bytes = packed.mutable_data_ptr<uint8_t>();
-  std::fill(bytes + layout.groups() * static_cast<int64_t>(sizeof(SplitSteps)), bytes + codes_offset(layout.groups()),
-            uint8_t{0});
-  return packed;
-}
+/// Groups whose input stays in a processor's cache from one packing to the next.
+constexpr int64_t kGroupsAtOnce = 64;
 
-/// The norm by itself, without its sides.
+/// Two packings of a group of rows, one after the other: of the sum, and of the norm by itself, which loses its sides.
 ThreeTensors norm_add_act_cpu(const at::Tensor& input, const at::Tensor& residual, const at::Tensor& channels,
                               const at::Tensor& norm_channels, double slope, int64_t bits, int64_t normalized_bits,
                               bool keeps_below, bool stochastic, const OptionalTensor& rng_state) {
-  check_norm_add_act(input, residual, channels, norm_channels, bits, normalized_bits, rng_state);
+  const ElementType type =
+      check_norm_add_act(input, residual, channels, norm_channels, bits, normalized_bits, rng_state);
   const Layout layout = split_layout(input);
   const int planes = static_cast<int>(normalized_bits);
-  auto [y, packed] = norm_act(input, residual, channels, slope, {bits, keeps_below, stochastic}, rng_state);
-  const at::Tensor with_sides = std::get<1>(
-      norm_act(input, std::nullopt, norm_channels, /*slope=*/1.0, {split_bits(planes), true, stochastic}, rng_state));
+  at::Tensor y = at::empty_like(input);
+  at::Tensor packed = empty_packed(layout, static_cast<int>(bits), input);
+  at::Tensor with_sides = empty_packed(layout, split_bits(planes), input);
   at::Tensor normalized = empty_packed(layout, planes, input);
-  at::parallel_for(0, layout.groups(), parallel_grain(kSplitLanes * kLaneRows * kOctet),
-                   [&](int64_t first, int64_t last) {
-                     cpu::drop_sides(with_sides.const_data_ptr<uint8_t>(), layout, planes,
-                                     normalized.mutable_data_ptr<uint8_t>(), first, last);
-                   });
+  const cpu::NormActForward sum{.x = input.const_data_ptr(),
+                                .residual = residual.const_data_ptr(),
+                                .y = y.mutable_data_ptr(),
+                                .type = type,
+                                .layout = layout,
+                                .channels = rows_as<NormActChannel>(channels),
+                                .slope = static_cast<float>(slope),
+                                .bits = static_cast<int>(bits),
+                                .keeps_below = keeps_below,
+                                .packed = packed.mutable_data_ptr<uint8_t>(),
+                                .random = bits == 0 ? RandomState{} : take_random_state(rng_state),
+                                .stochastic = stochastic};
+  cpu::NormActForward norm = sum;
+  norm.residual = nullptr;
+  norm.y = nullptr;
+  norm.channels = rows_as<NormActChannel>(norm_channels);
+  norm.slope = 1.0F;
+  norm.bits = split_bits(planes);
+  norm.keeps_below = true;
+  norm.packed = with_sides.mutable_data_ptr<uint8_t>();
+  norm.random = take_random_state(rng_state);
+  at::parallel_for(
+      0, layout.groups(), parallel_grain(kSplitLanes * kLaneRows * kOctet), [&](int64_t begin, int64_t end) {
+        for (int64_t first = begin; first < end; first += kGroupsAtOnce) {
+          const int64_t last = std::min(end, first + kGroupsAtOnce);
+          cpu::norm_act(sum, first, last);
+          cpu::norm_act(norm, first, last);
+          cpu::drop_sides(norm.packed, layout, planes, normalized.mutable_data_ptr<uint8_t>(), first, last);
+        }
+      });
   return {y, packed, normalized};
 }
 
@@ -89,6 +111,9 @@ TORCH_LIBRARY_IMPL(actnn, ADInplaceOrView, m) {
 ThreeTensors norm_add_act(const at::Tensor& input, const at::Tensor& residual, const at::Tensor& channels,
                           const at::Tensor& norm_channels, double slope, const SplitPacking& packing,
                           int64_t normalized_bits, const OptionalTensor& rng_state) {
+  TORCH_CHECK_VALUE(packing.derivative.function == ActivationFunction::kLeakyReLU,
+                    "actnn::norm_add_act: the activation must be ReLU, leaky ReLU or none, got ",
+                    name_of(packing.derivative.function));
   static const auto kOp =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("actnn::norm_add_act", "")

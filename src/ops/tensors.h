@@ -43,6 +43,16 @@ at::Tensor storage_order(const at::Tensor& tensor);
 /// copy.
 at::Tensor samples_outermost(const at::Tensor& input);
 
+/// `tensor` itself if it has the dtype: below autograd, `Tensor::to` is not asked then.
+inline at::Tensor with_dtype(const at::Tensor& tensor, at::ScalarType dtype) {
+  return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
+}
+
+/// In float32 and contiguous; none for none, and for an undefined tensor.
+inline std::optional<at::Tensor> in_float(const std::optional<at::Tensor>& tensor) {
+  return tensor && tensor->defined() ? std::optional(with_dtype(*tensor, at::kFloat).contiguous()) : std::nullopt;
+}
+
 /// `tensor` on `device`, without a wait unless that is the host, where a copy may be read at once.
 at::Tensor on_device(const at::Tensor& tensor, c10::Device device);
 

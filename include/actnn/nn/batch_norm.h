@@ -12,6 +12,7 @@
 #include <ostream>
 #include <string>
 
+#include "actnn/core/activation.h"
 #include "actnn/nn/quantization_options.h"
 #include "actnn/nn/quantized_module.h"
 
@@ -87,9 +88,11 @@ class BatchNormNdImpl : public BatchNormBase<Derived> {
   explicit BatchNormNdImpl(const TorchLayer& source, const Quantization& quantization = {});
 
   /// The layer and the activation behind it as one op (`actnn::batch_norm_act`): ReLU for slope 0, none for 1, else leaky ReLU.
-  /// The packed copy has `bits`, or those of the layer's quantization if none are given, 2 or more; a policy is not asked.
+  /// The packed copy has `bits`, or those of the layer's quantization if none are given, 2 or more; a policy is not asked. `derivative`
+  /// names another activation (ReLU6, SiLU, hardswish) and the bits of its derivatives; the slope does not count then.
   at::Tensor forward_with_activation(const at::Tensor& input, double negative_slope,
-                                     std::optional<int64_t> bits = std::nullopt);
+                                     std::optional<int64_t> bits = std::nullopt,
+                                     const PackedDerivative& derivative = {});
 
  protected:
   at::Tensor normalize(const at::Tensor& input);

@@ -78,7 +78,8 @@ class ChainBuilder {
   template <class Convolution>
   Value convolution(Value input, const torch::nn::ModuleHolder<Convolution>& layer);
 
-  /// BatchNorm1d to BatchNorm3d of torch or actnn.
+  /// BatchNorm1d to BatchNorm3d of torch or actnn, or SyncBatchNorm. Errors (c10::ValueError): a SyncBatchNorm without running
+  /// statistics.
   template <class Norm>
   Value norm(Value input, const torch::nn::ModuleHolder<Norm>& layer);
 
@@ -142,6 +143,11 @@ Value ChainBuilder::norm(Value input, const torch::nn::ModuleHolder<Norm>& layer
   const auto module = layer.ptr();
   const auto& options = module->options;
   blocks::BatchNorm step{.input = input, .momentum = options.momentum(), .eps = options.eps()};
+  if constexpr (requires { module->group_name; }) {
+    // It takes those of its own batch in evaluation, which no step does that has a group.
+    TORCH_CHECK_VALUE(options.track_running_stats(), "Chain: a SyncBatchNorm must track running statistics");
+    step.group_name = module->group_name;
+  }
   if (options.affine()) {
     step.weight = add_parameter([module] { return module->weight; });
     step.bias = add_parameter([module] { return module->bias; });

@@ -7,12 +7,15 @@
 #include <optional>
 #include <tuple>
 
+#include "actnn/core/activation.h"
+
 /// \file
 /// The passes of a normalization with activation (core/norm_act.h) over a matrix of rows x channels, row-major: a channels_last
 /// tensor. Floating tensors are float32, float16 or bfloat16; what is one number per channel is float32. No host
 /// synchronization, deterministic but for the noise. Not differentiable: floor `autograd` puts them together.
 ///
-/// Errors (c10::ValueError, c10::TypeError): other dtypes, shapes or devices, tensors that are not contiguous, bits outside 2..8.
+/// Errors (c10::ValueError, c10::TypeError): other dtypes, shapes or devices, tensors that are not contiguous, bits outside 2..8, bits
+/// of derivatives that the activation has not.
 
 namespace actnn {
 
@@ -28,14 +31,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_act_channels(const at::Tenso
 
 /// How an activation is packed.
 struct SplitPacking {
-  int64_t bits = 4;         ///< 2..8, the side included; 0: nothing is packed
+  int64_t bits = 4;         ///< 2..8, the side included; 0: no copies are packed
   bool keeps_below = true;  ///< false: copies below the bend are not wanted, and count as 0
   bool stochastic = true;   ///< false: round to nearest
+  /// Another activation than leaky ReLU, and the bits of its derivatives, which are packed too: ReLU6 1, SiLU and hardswish 1..7; 0,
+  /// with no copies: nothing is packed.
+  PackedDerivative derivative = {};
+
+  int64_t planes() const { return bits + derivative.bits; }
 };
 
 /// (y, packed), with `channels` of `norm_act_channels`: y = activation of normalized `input` (+ `residual`, of its shape and
-/// dtype), with `slope` below 0. `packed`: uint8, without elements if `packing.bits` is 0. `rng_state`: int64 [2], advanced; none:
-/// torch's generator.
+/// dtype), leaky ReLU with `slope` below 0, or that of `packing.derivative`, for which `channels` have a bend if it is ReLU6. `packed`:
+/// uint8, without elements if nothing is packed. `rng_state`: int64 [2], advanced; none: torch's generator.
 std::tuple<at::Tensor, at::Tensor> norm_act(const at::Tensor& input, const std::optional<at::Tensor>& residual,
                                             const at::Tensor& channels, double slope, const SplitPacking& packing,
                                             const std::optional<at::Tensor>& rng_state = std::nullopt);
@@ -43,7 +51,7 @@ std::tuple<at::Tensor, at::Tensor> norm_act(const at::Tensor& input, const std::
 /// (y, packed, normalized) of a norm's sum with `residual`, in one pass: y and packed as of `norm_act` with `channels` of
 /// `sum_channels`, and copies of the normalized input of `normalized_bits` (2..7), with `norm_channels` of `norm_act_channels` without
 /// a bend. `normalized` has no sides (core/sign_split.h). `rng_state` is advanced for each of
-/// the two that is packed.
+/// the two that is packed. The activation must be leaky ReLU, of any slope.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_add_act(const at::Tensor& input, const at::Tensor& residual,
                                                             const at::Tensor& channels, const at::Tensor& norm_channels,
                                                             double slope, const SplitPacking& packing,
@@ -61,7 +69,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_channels(
 /// What backward knows of the elements of a norm: packed copies, or, in their place, the norm's own input, computed again, or copies of
 /// the normalized input of `norm_add_act`.
 struct NormActCopies {
-  /// With one of those in its place, only its sides count, and it may be none if the slope is 1.
+  /// With one of those in its place, only its sides and derivatives count, and it may be none if the slope is 1.
   std::optional<at::Tensor> packed;
   double slope = 1.0;
   int64_t bits = 0;                                   ///< of `packed`
@@ -69,6 +77,9 @@ struct NormActCopies {
   std::optional<at::Tensor> channels = std::nullopt;  ///< with an input: its `NormActChannel` [C, 5]
   std::optional<at::Tensor> normalized = std::nullopt;
   int64_t normalized_bits = 0;
+  PackedDerivative derivative = {};  ///< of `packed`, as `SplitPacking` has it; not with normalized copies
+
+  int64_t planes() const { return bits + derivative.bits; }
 };
 
 /// Sums over rows, float32 [2, C], of dz and of dz times the copy, where dz is the gradient `grad` (+ `second_grad`) of y before the
@@ -103,8 +114,8 @@ void norm_act_input_gradient_out(const NormActCopies& copies, const at::Tensor& 
                                  const std::optional<at::Tensor>& second_grad, const at::Tensor& gradients,
                                  at::Tensor& grad_input, const std::optional<at::Tensor>& grad_sum);
 
-/// An unbiased copy of y, [rows, C] of `dtype`, the one of `norm_act`.
+/// An unbiased copy of y, [rows, C] of `dtype`, the one of `norm_act`; of leaky ReLU and ReLU6.
 at::Tensor norm_act_output(const at::Tensor& packed, const at::Tensor& inverse, const c10::SymInt& rows,
-                           at::ScalarType dtype, double slope, int64_t bits);
+                           at::ScalarType dtype, double slope, int64_t bits, const PackedDerivative& derivative = {});
 
 }  // namespace actnn

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "actnn/nn/batch_norm.h"
+#include "actnn/nn/chain.h"
 #include "actnn/nn/convert.h"
 #include "tests/cpp/nn/layer_comparison.h"
 
@@ -41,19 +42,24 @@ class Twins : public c10d::Backend {
   }
 };
 
+/// Registers the twins' group, which the registry does not own.
+class RegisteredTwins {
+ public:
+  RegisteredTwins() {
+    group_->setBackend(at::kCPU, c10d::ProcessGroup::BackendType::CUSTOM, c10::make_intrusive<Twins>());
+    c10d::register_process_group(kGroup, group_);
+  }
+  ~RegisteredTwins() { c10d::unregister_process_group(kGroup); }
+  RegisteredTwins(const RegisteredTwins&) = delete;
+  RegisteredTwins& operator=(const RegisteredTwins&) = delete;
+
+ private:
+  c10::intrusive_ptr<c10d::ProcessGroup> group_ = c10::make_intrusive<c10d::ProcessGroup>(/*rank=*/0, /*size=*/2);
+};
+
 /// tests/python/test_sync_batch_norm.py has groups of several processes.
 class SyncBatchNormTest : public actnn_test::LayerTest {
  protected:
-  static void SetUpTestSuite() {
-    group = c10::make_intrusive<c10d::ProcessGroup>(/*rank=*/0, /*size=*/2);
-    group->setBackend(at::kCPU, c10d::ProcessGroup::BackendType::CUSTOM, c10::make_intrusive<Twins>());
-    c10d::register_process_group(kGroup, group);
-  }
-  static void TearDownTestSuite() {
-    c10d::unregister_process_group(kGroup);
-    group.reset();
-  }
-
   double rounding() const { return dtype() == at::kFloat ? 1e-5 : dtype() == at::kHalf ? 2e-3 : 2e-2; }
 
   /// Results, gradients and running statistics of two steps and an evaluation, against torch's on the batch twice.
@@ -89,7 +95,7 @@ class SyncBatchNormTest : public actnn_test::LayerTest {
     }
   }
 
-  static inline c10::intrusive_ptr<c10d::ProcessGroup> group;  // the registry does not own it
+  const RegisteredTwins twins;
 
   template <class Set>
   void compare_ranks(const Set& set) {
@@ -125,6 +131,36 @@ TEST_P(SyncBatchNormTest, WithoutAffine) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, SyncBatchNormTest, actnn_test::all_formats(), actnn_test::format_name);
+
+TEST(SyncBatchNorm, RunsInAChain) {
+  const RegisteredTwins twins;
+  torch::nn::Conv2d convolution(torch::nn::Conv2dOptions(3, 6, 3));
+  SyncBatchNorm norm(BatchNormOptions(6), kGroup);
+  torch::nn::BatchNorm2d expected_norm(6);
+  actnn::nn::ChainBuilder builder;
+  builder.activation(builder.norm(builder.convolution(builder.input(), convolution), norm),
+                     actnn::nn::ActivationKind::kReLU);
+  const actnn::nn::Chain chain = builder.build({.bits = 8});
+  const auto layers = [&](const at::Tensor& input) { return expected_norm->forward(convolution(input)).relu(); };
+  for (const bool training : {true, false}) {
+    norm->train(training);
+    expected_norm->train(training);
+    const at::Tensor our_input = at::randn({4, 3, 8, 8}).requires_grad_();
+    const at::Tensor their_input = our_input.detach().clone().requires_grad_();
+    const at::Tensor actual = chain.forward(our_input);
+    const at::Tensor expected = layers(at::cat({their_input, their_input}));
+    EXPECT_LT(relative_error(actual, expected.narrow(0, 0, 4)), 1e-5);
+    const at::Tensor gradient = at::randn_like(actual);
+    actual.backward(gradient);
+    expected.backward(at::cat({gradient, gradient}));
+    EXPECT_LT(relative_error(our_input.grad() * 2, their_input.grad()), 0.05);
+  }
+}
+
+TEST(SyncBatchNorm, WithoutRunningStatisticsIsInNoChain) {
+  const SyncBatchNorm untracked(BatchNormOptions(6).track_running_stats(false), kGroup);
+  EXPECT_THROW(actnn::nn::ChainBuilder().norm(0, untracked), c10::ValueError);
+}
 
 TEST(SyncBatchNorm, NeedsItsGroupInTrainingModeOnly) {
   SyncBatchNorm layer(BatchNormOptions(3), "absent");
