@@ -4,8 +4,6 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/from_blob.h>
-#include <ATen/ops/ones.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <utility>
@@ -14,8 +12,10 @@
 #include "actnn/ops/max_pool.h"
 #include "actnn/ops/norm_act.h"
 #include "actnn/ops/quantize.h"
+#include "src/autograd/add_act_gradient.h"
 #include "src/autograd/channel_matrix.h"
 #include "src/blocks/layers.h"
+#include "src/blocks/synchronized_norm.h"
 #include "src/ops/tensors.h"
 
 namespace actnn::blocks {
@@ -82,9 +82,6 @@ class Backward {
   bool wants_value(Value value) const { return kept_.wants_gradient[value]; }
   bool wants(std::optional<Index> index) const { return index && arguments_.wanted[plan_.program.inputs + *index]; }
   const at::Tensor& parameter(Index index) const { return arguments_.parameters[index]; }
-  OptionalTensor in_float(std::optional<Index> index) const {
-    return index ? OptionalTensor(with_dtype(parameter(*index), at::kFloat).contiguous()) : std::nullopt;
-  }
 
   /// A parameter may be used by several layers.
   void add_result(Index index, at::Tensor gradient) {
@@ -169,10 +166,7 @@ class Backward {
   /// The convolution that makes `value`, once more, of the copy of its input.
   at::Tensor recomputed(Value value) {
     const auto& convolution = std::get<Convolution>(plan_.program.step_of(value));
-    const OptionalTensor bias =
-        convolution.bias ? OptionalTensor(with_dtype(parameter(*convolution.bias), arguments_.dtype)) : std::nullopt;
-    return convolve(convolution, decoded(convolution.input),
-                    with_dtype(parameter(convolution.weight), arguments_.dtype), bias);
+    return convolve(convolution, with_dtype(decoded(convolution.input), arguments_.dtype), arguments_.parameters);
   }
 
   void run_stage(const NormActStage& pass) {
@@ -198,7 +192,8 @@ class Backward {
     const bool needs_normalized = wants_weight || (wants_input && kept.batch_statistics);
     NormActCopies copies{.packed = kept.packed.defined() ? OptionalTensor(kept.packed) : std::nullopt,
                          .slope = pass.slope,
-                         .bits = pass.bits};
+                         .bits = pass.bits,
+                         .derivative = pass.derivative};
     if (kept.normalized.defined()) {
       copies.normalized = kept.normalized;
       copies.normalized_bits = pass.norm_bits;
@@ -210,9 +205,12 @@ class Backward {
       copies.input = input;
       copies.channels = kept.channels;
     }
-    auto [numbers, grad_weight, grad_bias] =
-        norm_act_sums_and_gradients(copies, grad, second, kept.inverse, in_float(pass.norm->weight), kept.deviation,
-                                    kept.batch_statistics ? grad.size(0) : 0);
+    const OptionalTensor weight = in_float(at_index(arguments_.parameters, pass.norm->weight));
+    auto [numbers, grad_weight, grad_bias] = norm_act_sums_and_gradients(
+        copies, grad, second, kept.inverse, weight, kept.deviation, kept.batch_statistics ? grad.size(0) : 0);
+    if (wants_input && kept.rows.defined()) {
+      numbers = synchronized_gradients(*pass.norm, kept, weight, grad_weight, grad_bias);
+    }
     if (wants_weight) {
       add_result(*pass.norm->weight, std::move(grad_weight));
     }
@@ -242,13 +240,8 @@ class Backward {
       const at::Tensor grad = as_matrix(gradient.first);
       const OptionalTensor second =
           gradient.second.defined() ? OptionalTensor(as_matrix(gradient.second)) : std::nullopt;
-      const int64_t channels = grad.size(1);
-      const auto options = grad.options().dtype(at::kFloat);
-      const auto& inverse = kept_.copies.at(pass.output).split->inverse;
-      const at::Tensor numbers = std::get<0>(norm_act_gradients(at::zeros({2, channels}, options), inverse, {},
-                                                                at::ones({channels}, options), /*count=*/0));
-      const at::Tensor result = norm_act_input_gradient({.packed = kept.packed, .slope = pass.slope, .bits = pass.bits},
-                                                        grad, second, numbers);
+      const at::Tensor result = add_act_gradient({.packed = kept.packed, .slope = pass.slope, .bits = pass.bits}, grad,
+                                                 second, kept_.copies.at(pass.output).split->inverse);
       gradient = {from_matrix(result, size), {}};
     }
     gradient.join();

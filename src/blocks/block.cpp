@@ -14,8 +14,8 @@
 #include "src/autograd/saved_activation.h"
 #include "src/blocks/backward.h"
 #include "src/blocks/forward.h"
-#include "src/blocks/layers.h"
 #include "src/ops/checks.h"
+#include "src/ops/tensors.h"
 
 namespace actnn::blocks {
 namespace {
@@ -74,19 +74,13 @@ class BlockBackward : public torch::autograd::Node {
   bool released_ = false;
 };
 
-/// The type that activations are computed in.
-at::ScalarType compute_dtype(const at::Tensor& input) {
-  const c10::DeviceType device = input.device().type();
-  return at::autocast::is_autocast_enabled(device) ? at::autocast::get_autocast_dtype(device) : input.scalar_type();
-}
-
-/// Whether torch's layers would work in channels_last format: if an input or a convolution's weight is in it.
 bool is_channels_last(const at::Tensor& tensor) {
   const at::MemoryFormat format = tensor.suggest_memory_format();
   return format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d;
 }
 
-/// The result, which is channels_last, in the layout that the layers would give it.
+/// The result, which is channels_last, in the layout that torch's layers would give it: channels_last if an input or a convolution's
+/// weight is.
 at::Tensor in_layout_of_layers(const Program& program, const std::vector<at::Tensor>& inputs,
                                const std::vector<at::Tensor>& parameters, const ForwardResult& result) {
   bool channels_last = std::any_of(inputs.begin(), inputs.end(), is_channels_last);
@@ -137,14 +131,16 @@ Block::Block(Plan plan) : plan_(std::make_shared<const Plan>(std::move(plan))) {
 at::Tensor Block::run(const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& parameters,
                       const std::vector<at::Tensor>& buffers, const std::vector<bool>& batch_statistics) const {
   check_arguments(plan_->program, inputs, parameters, buffers, batch_statistics);
-  const at::ScalarType dtype = compute_dtype(inputs[0]);
+  // Asked here: below, autocast is excluded, and would seem to be off.
+  const c10::DeviceType device = inputs[0].device().type();
+  const bool autocast = at::autocast::is_autocast_enabled(device);
+  const at::ScalarType dtype = autocast ? at::autocast::get_autocast_dtype(device) : inputs[0].scalar_type();
   std::vector<bool> wanted;
   for (const auto* list : {&inputs, &parameters}) {
     for (const at::Tensor& tensor : *list) {
       wanted.push_back(at::GradMode::is_enabled() && tensor.requires_grad());
     }
   }
-  const bool casts = at::autocast::is_autocast_enabled(inputs[0].device().type());
   ForwardResult result;
   {
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
@@ -154,7 +150,7 @@ at::Tensor Block::run(const std::vector<at::Tensor>& inputs, const std::vector<a
                         .buffers = buffers,
                         .batch_statistics = batch_statistics,
                         .dtype = dtype,
-                        .casts_weights = casts};
+                        .casts_weights = autocast};
     for (const at::Tensor& input : inputs) {
       arguments.inputs.push_back(with_dtype(input, dtype));
     }

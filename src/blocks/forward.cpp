@@ -13,6 +13,7 @@
 #include "src/blocks/activation.h"
 #include "src/blocks/layers.h"
 #include "src/blocks/overloaded.h"
+#include "src/blocks/synchronized_norm.h"
 #include "src/ops/tensors.h"
 
 namespace actnn::blocks {
@@ -68,12 +69,7 @@ class Forward {
   bool wants(std::optional<Index> index) const { return index && parameter_wants_[*index]; }
   bool wants_value(Value value) const { return kept_.wants_gradient[value]; }
 
-  OptionalTensor buffer(std::optional<Index> index) const {
-    return index ? OptionalTensor(arguments_.buffers[*index]) : std::nullopt;
-  }
-  OptionalTensor in_float(std::optional<Index> index) const {
-    return index ? OptionalTensor(with_dtype(parameter(*index), at::kFloat).contiguous()) : std::nullopt;
-  }
+  OptionalTensor buffer(std::optional<Index> index) const { return at_index(arguments_.buffers, index); }
 
   void keep(const at::Tensor& tensor) { kept_bytes_ += static_cast<int64_t>(tensor.nbytes()); }
 
@@ -126,32 +122,35 @@ class Forward {
     TORCH_CHECK_TYPE(arguments_.casts_weights || parameter(convolution.weight).scalar_type() == arguments_.dtype,
                      "block: without autocast, a convolution's weight must have the inputs' dtype, ", arguments_.dtype,
                      ", got ", parameter(convolution.weight).scalar_type());
-    const at::Tensor weight = with_dtype(parameter(convolution.weight), arguments_.dtype);
-    const OptionalTensor bias =
-        convolution.bias ? OptionalTensor(with_dtype(parameter(*convolution.bias), arguments_.dtype)) : std::nullopt;
-    values_[stage.output] = convolve(convolution, input, weight, bias);
+    values_[stage.output] = convolve(convolution, input, arguments_.parameters);
   }
 
-  /// (channels, inverse, deviation) of a pass's norm.
-  std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize(const NormActStage& pass, const at::Tensor& x) {
+  /// (channels, inverse, deviation) of a pass's norm; `rows` if they are those of all ranks.
+  std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize(const NormActStage& pass, const at::Tensor& x,
+                                                           at::Tensor& rows) {
     const BatchNorm& norm = *pass.norm;
     const bool has_bend = pass.slope != 1.0 && !pass.residual;
+    const OptionalTensor weight = in_float(at_index(arguments_.parameters, norm.weight));
+    const OptionalTensor bias = in_float(at_index(arguments_.parameters, norm.bias));
     const OptionalTensor running_mean = buffer(norm.running_mean);
     const OptionalTensor running_var = buffer(norm.running_var);
     if (!arguments_.batch_statistics[pass.norm_number]) {
       TORCH_CHECK_VALUE(running_mean, "block: norm ", pass.norm_number, " must take batch statistics, for it has no ",
                         "running ones");
-      return norm_act_channels(with_dtype(*running_mean, at::kFloat), with_dtype(*running_var, at::kFloat),
-                               in_float(norm.weight), in_float(norm.bias), norm.eps, has_bend);
+      return norm_act_channels(with_dtype(*running_mean, at::kFloat), with_dtype(*running_var, at::kFloat), weight,
+                               bias, norm.eps, has_bend);
+    }
+    if (norm.group_name) {
+      return synchronized_channels(norm, x, arguments_.parameters, arguments_.buffers, has_bend, rows);
     }
     if (x.size(0) == 0) {
       const at::Tensor none = at::zeros({x.size(1)}, x.options().dtype(at::kFloat));
-      return norm_act_channels(none, none, in_float(norm.weight), in_float(norm.bias), norm.eps, has_bend);
+      return norm_act_channels(none, none, weight, bias, norm.eps, has_bend);
     }
     TORCH_CHECK_VALUE(x.size(0) > 1, "block: expected more than 1 value per channel when training, got input size ",
                       values_[pass.input].sizes());
-    return batch_norm_channels(x, in_float(norm.weight), in_float(norm.bias), running_mean, running_var,
-                               buffer(norm.num_batches_tracked), norm.momentum, norm.eps, has_bend);
+    return batch_norm_channels(x, weight, bias, running_mean, running_var, buffer(norm.num_batches_tracked),
+                               norm.momentum, norm.eps, has_bend);
   }
 
   void run_stage(const NormActStage& pass) {
@@ -160,14 +159,14 @@ class Forward {
     at::Tensor channels;
     KeptPass kept;
     if (pass.norm) {
-      std::tie(channels, kept.inverse, kept.deviation) = normalize(pass, x);
+      std::tie(channels, kept.inverse, kept.deviation) = normalize(pass, x, kept.rows);
       kept.batch_statistics = arguments_.batch_statistics[pass.norm_number];
     }
     const bool trains_norm = pass.norm && (wants(pass.norm->weight) || wants(pass.norm->bias));
     const bool wants = wants_value(pass.input) || (pass.residual && wants_value(*pass.residual)) || trains_norm;
     kept_.wants_gradient[pass.output] = wants;
 
-    if (!pass.norm && pass.slope == 1.0) {
+    if (!pass.norm && !pass.has_activation()) {
       values_[pass.output] = at::add(input, values_[*pass.residual]);
       return;
     }
@@ -186,10 +185,10 @@ class Forward {
     if (pass.residual) {
       residual = as_matrix(with_dtype(values_[*pass.residual], x.scalar_type()));
     }
-    const bool packs = wants && pass.bits != 0;
-    const SplitPacking packing{.bits = packs ? pass.bits : 0,
+    const SplitPacking packing{.bits = wants ? pass.bits : 0,
                                .keeps_below = pass.slope != 0.0 || (pass.norm && !pass.residual),
-                               .stochastic = plan_.options.stochastic};
+                               .stochastic = plan_.options.stochastic,
+                               .derivative = {pass.derivative.function, wants ? pass.derivative.bits : 0}};
     at::Tensor y;
     at::Tensor packed;
     if (packs_normalized) {
@@ -203,10 +202,12 @@ class Forward {
     if (!wants) {
       return;
     }
-    if (packs) {
+    if (packing.planes() != 0) {
       keep(packed);
       kept.packed = packed;
-      SharedCopy copy{packed, inverse, pass.slope, pass.bits};
+    }
+    if (packing.bits != 0 && gives_output(packing.derivative.function)) {
+      SharedCopy copy{packed, inverse, pass.slope, pass.bits, pass.derivative};
       share_copy(values_[pass.output], copy);
       kept_.copies.emplace(pass.output,
                            KeptCopy{.split = copy, .packed = {}, .shape = TensorShape(values_[pass.output])});

@@ -41,6 +41,7 @@ struct KeptPass {
   at::Tensor deviation;   ///< 1 / deviation of the norm
   at::Tensor channels;    ///< of the input, if that is computed again or only sides count
   bool batch_statistics = false;
+  at::Tensor rows;  ///< float64 [1]: of all ranks, if their batches together were the batch
 };
 
 /// Of an activation or of pooling.

@@ -4,11 +4,17 @@
 #include <ATen/ops/convolution_backward.h>
 
 #include "actnn/ops/quantize.h"
+#include "src/ops/tensors.h"
 
 namespace actnn::blocks {
 
-at::Tensor convolve(const Convolution& convolution, const at::Tensor& input, const at::Tensor& weight,
-                    const std::optional<at::Tensor>& bias) {
+at::Tensor convolve(const Convolution& convolution, const at::Tensor& input,
+                    const std::vector<at::Tensor>& parameters) {
+  const at::Tensor weight = with_dtype(parameters[convolution.weight], input.scalar_type());
+  std::optional<at::Tensor> bias = at_index(parameters, convolution.bias);
+  if (bias) {
+    bias = with_dtype(*bias, input.scalar_type());
+  }
   const std::vector<int64_t> no_padding(convolution.stride.size(), 0);
   return at::convolution(input, weight, bias, convolution.stride, convolution.padding, convolution.dilation,
                          /*transposed=*/false, no_padding, convolution.groups);

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <optional>
+#include <vector>
 
 #include "actnn/blocks/program.h"
 #include "src/blocks/kept.h"
@@ -13,13 +14,13 @@
 
 namespace actnn::blocks {
 
-/// `tensor` itself if it has the dtype: below autograd, `Tensor::to` is not asked then.
-inline at::Tensor with_dtype(const at::Tensor& tensor, at::ScalarType dtype) {
-  return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
+/// The parameter or buffer of an index, none for none.
+inline std::optional<at::Tensor> at_index(const std::vector<at::Tensor>& tensors, std::optional<Index> index) {
+  return index ? std::optional(tensors[*index]) : std::nullopt;
 }
 
-at::Tensor convolve(const Convolution& convolution, const at::Tensor& input, const at::Tensor& weight,
-                    const std::optional<at::Tensor>& bias);
+/// In the input's dtype, whatever that of the parameters is.
+at::Tensor convolve(const Convolution& convolution, const at::Tensor& input, const std::vector<at::Tensor>& parameters);
 
 /// Gradients of input, weight, bias, those that are wanted.
 std::array<at::Tensor, 3> convolution_gradients(const Convolution& convolution, const at::Tensor& grad,

@@ -14,21 +14,34 @@ namespace {
 /// The fewest bits of a copy that a convolution may be computed again from: its noise is in both factors of a weight's gradient then.
 constexpr int64_t kFewestRecomputeBits = 3;
 
-/// The slope below 0 of an activation that is linear on both sides of it.
-std::optional<double> slope_of(const Step& step) {
-  const auto* activation = std::get_if<Activation>(&step);
-  if (activation == nullptr) {
-    return std::nullopt;
+/// The slope of an activation below 0, and its function.
+struct PassActivation {
+  double slope;
+  ActivationFunction function;
+
+  explicit PassActivation(const Activation& activation)
+      : slope(activation.kind == ActivationKind::kReLU || activation.kind == ActivationKind::kReLU6 ? 0.0
+              : activation.kind == ActivationKind::kLeakyReLU                                       ? activation.slope
+                                                                                                    : 1.0),
+        function(function_of(activation.kind)) {}
+
+  /// Whether two slopes describe it.
+  bool has_two_slopes() const { return function == ActivationFunction::kLeakyReLU; }
+
+ private:
+  static ActivationFunction function_of(ActivationKind kind) {
+    switch (kind) {
+      case ActivationKind::kReLU6:
+        return ActivationFunction::kReLU6;
+      case ActivationKind::kSiLU:
+        return ActivationFunction::kSiLU;
+      case ActivationKind::kHardswish:
+        return ActivationFunction::kHardswish;
+      default:
+        return ActivationFunction::kLeakyReLU;
+    }
   }
-  switch (activation->kind) {
-    case ActivationKind::kReLU:
-      return 0.0;
-    case ActivationKind::kLeakyReLU:
-      return activation->slope;
-    default:
-      return std::nullopt;
-  }
-}
+};
 
 class Planner {
  public:
@@ -88,11 +101,11 @@ class Planner {
     return own == plan_.options.value_bits.end() ? otherwise : own->second;
   }
 
-  /// Bits of the copy of a value that is there already, in stage order.
+  /// Bits of the copy of a value that is there already, in stage order: of no smooth activation, whose pass has none of the output.
   int64_t copy_bits(Value value) const {
     for (const Stage& stage : plan_.stages) {
       const auto* pass = std::get_if<NormActStage>(&stage);
-      if (pass != nullptr && pass->output == value) {
+      if (pass != nullptr && pass->output == value && gives_output(pass->derivative.function)) {
         return pass->bits;
       }
     }
@@ -131,8 +144,9 @@ class Planner {
   }
 
   void add_stage(const Activation& activation, Value output) {
-    if (const auto slope = slope_of(activation)) {
-      add_pass({.input = activation.input, .slope = *slope}, output);
+    const PassActivation of_pass(activation);
+    if (of_pass.has_two_slopes()) {
+      add_pass({.input = activation.input, .slope = of_pass.slope}, output);
     } else {
       const bool is_mask = activation.kind == ActivationKind::kReLU6;
       plan_.stages.emplace_back(ActivationStage{activation, output, is_mask ? 0 : bits_of(output, plan_.options.bits)});
@@ -141,22 +155,39 @@ class Planner {
 
   void add_stage(const MaxPool& pool, Value output) { plan_.stages.emplace_back(MaxPoolStage{pool, output}); }
 
-  /// The pass with the activation behind it, if that is linear on both sides of 0, and what it packs.
-  void add_pass(NormActStage pass, Value output) {
+  /// The activation behind a pass that becomes part of it. What has derivatives needs a norm in the pass, and no second packing.
+  std::optional<PassActivation> activation_behind(const NormActStage& pass, Value output) const {
     const std::optional<size_t> reader = sole_reader(output);
-    const std::optional<double> slope = reader ? slope_of(program_.steps[*reader]) : std::nullopt;
-    if (pass.slope == 1.0 && slope) {
-      in_stage_of_[*reader] = *reader;
-      pass.slope = *slope;
-      pass.output = value_of(*reader);
-    } else {
-      pass.output = output;
+    const auto* activation = reader ? std::get_if<Activation>(&program_.steps[*reader]) : nullptr;
+    if (activation == nullptr || pass.has_activation()) {
+      return std::nullopt;
     }
-    const bool is_summand = pass.norm && !pass.residual && pass.slope == 1.0 && feeds_sum(pass.output);
+    const PassActivation behind(*activation);
+    return behind.has_two_slopes() || (pass.norm && pass.norm_bits == 0) ? std::optional(behind) : std::nullopt;
+  }
+
+  /// The pass with the activation behind it, and what it packs.
+  void add_pass(NormActStage pass, Value output) {
+    pass.output = output;
+    if (const std::optional<PassActivation> activation = activation_behind(pass, output)) {
+      const size_t reader = *sole_reader(output);
+      in_stage_of_[reader] = reader;
+      pass.output = value_of(reader);
+      pass.slope = activation->slope;
+      pass.derivative.function = activation->function;
+    }
+    const bool is_summand = pass.norm && !pass.residual && !pass.has_activation() && feeds_sum(pass.output);
     pass.recompute = pass.norm && (pass.residual || is_summand) && can_recompute(*pass.norm);
     if (pass.slope != 1.0 || (pass.norm && !pass.residual && !pass.recompute)) {
       const bool is_output = pass.residual || is_summand;
-      pass.bits = bits_of(pass.output, is_output ? plan_.options.output_bits : plan_.options.bits);
+      const Value copied = gives_output(pass.derivative.function) ? pass.output : output;
+      pass.bits = bits_of(copied, is_output ? plan_.options.output_bits : plan_.options.bits);
+    }
+    if (pass.derivative.function == ActivationFunction::kReLU6) {
+      pass.derivative.bits = 1;
+    } else if (pass.derivative.function != ActivationFunction::kLeakyReLU) {
+      const int64_t bits = bits_of(pass.output, plan_.options.bits);
+      pass.derivative.bits = static_cast<int>(std::min<int64_t>(bits, kMostDerivativeBits));
     }
     plan_.stages.emplace_back(pass);
   }

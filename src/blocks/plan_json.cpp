@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "actnn/blocks/plan.h"
+#include "src/ops/activation_names.h"
 
 namespace actnn::blocks {
 namespace {
@@ -15,7 +16,10 @@ json stage_to(const NormActStage& pass) {
   if (pass.residual) {
     append("add");
   }
-  if (pass.slope != 1.0) {
+  const ActivationFunction function = pass.derivative.function;
+  if (function != ActivationFunction::kLeakyReLU) {
+    append(name_of(function));
+  } else if (pass.slope != 1.0) {
     append(pass.slope == 0.0 ? "relu" : "leaky_relu");
   }
   json inputs = json::array({pass.input});
@@ -24,11 +28,22 @@ json stage_to(const NormActStage& pass) {
   }
   json stage{{"stage", name}, {"inputs", inputs}, {"output", pass.output}};
   if (pass.bits != 0) {
-    stage["keeps"] = pass.slope == 1.0 ? "copy" : "sides and copy";
+    stage["keeps"] = !gives_output(function) ? "normalized and derivative"
+                     : pass.slope == 1.0     ? "copy"
+                                             : "sides and copy";
     stage["bits"] = pass.bits;
+  }
+  if (pass.derivative.bits != 0) {
+    if (pass.bits == 0) {
+      stage["keeps"] = "derivative";
+    }
+    stage["derivative_bits"] = pass.derivative.bits;
   }
   if (pass.norm_bits != 0) {
     stage["normalized_bits"] = pass.norm_bits;
+  }
+  if (pass.norm && pass.norm->group_name) {
+    stage["group_name"] = *pass.norm->group_name;
   }
   if (pass.recompute) {
     stage["recomputes"] = pass.input;

@@ -63,6 +63,7 @@ Step step_from(const json& step) {
     const json parameters = step.value("parameters", json::array());
     const json buffers = step.value("buffers", json::array());
     const json momentum = step.value("momentum", json());
+    const json group_name = step.value("group_name", json());
     return BatchNorm{.input = inputs[0],
                      .weight = place(parameters, 0),
                      .bias = place(parameters, 1),
@@ -70,7 +71,8 @@ Step step_from(const json& step) {
                      .running_var = place(buffers, 1),
                      .num_batches_tracked = place(buffers, 2),
                      .momentum = momentum.is_null() ? std::nullopt : std::optional(momentum.get<double>()),
-                     .eps = step.at("eps")};
+                     .eps = step.at("eps"),
+                     .group_name = group_name.is_null() ? std::nullopt : std::optional(group_name.get<std::string>())};
   }
   if (op == "activation") {
     return Activation{inputs[0], kind_of(step.at("kind")), step.value("slope", 0.01)};
@@ -101,11 +103,15 @@ json step_to(const Step& step) {
                            {"groups", convolution.groups}};
                  },
                  [](const BatchNorm& norm) -> json {
-                   return {{"op", "batch_norm"},
-                           {"parameters", to_list({norm.weight, norm.bias})},
-                           {"buffers", to_list({norm.running_mean, norm.running_var, norm.num_batches_tracked})},
-                           {"momentum", norm.momentum ? json(*norm.momentum) : json()},
-                           {"eps", norm.eps}};
+                   json result{{"op", "batch_norm"},
+                               {"parameters", to_list({norm.weight, norm.bias})},
+                               {"buffers", to_list({norm.running_mean, norm.running_var, norm.num_batches_tracked})},
+                               {"momentum", norm.momentum ? json(*norm.momentum) : json()},
+                               {"eps", norm.eps}};
+                   if (norm.group_name) {
+                     result["group_name"] = *norm.group_name;
+                   }
+                   return result;
                  },
                  [](const Activation& activation) -> json {
                    json result{{"op", "activation"}, {"kind", name_of(activation.kind)}};

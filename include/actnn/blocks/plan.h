@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "actnn/blocks/program.h"
+#include "actnn/core/activation.h"
 
 /// \file
 /// How a program is run: which steps are one pass over memory, and what is kept of each value for backward. A plan is data: it
@@ -27,17 +28,21 @@ struct PlanOptions {
   std::map<Value, int64_t> value_bits = {};
 };
 
-/// Normalization, residual addition and piecewise linear activation in one pass (ops/norm_act.h); each of the three may be absent.
+/// Normalization, residual addition and activation in one pass (ops/norm_act.h); each of the three may be absent, but an activation that
+/// is not linear on two sides of 0 comes with a norm.
 struct NormActStage {
   Value input = 0;
   std::optional<BatchNorm> norm = std::nullopt;
   size_t norm_number = 0;  ///< among the program's norms
   std::optional<Value> residual = std::nullopt;
-  double slope = 1.0;  ///< below 0: 0 for ReLU, 1 for no activation
+  double slope = 1.0;  ///< below 0: 0 for ReLU and ReLU6, 1 for no activation and for SiLU and hardswish
   Value output = 0;
-  int64_t bits = 0;        ///< of the copy of the output that the pass packs
+  int64_t bits = 0;        ///< of the copy that the pass packs, of the output or, for SiLU and hardswish, of the norm's
   bool recompute = false;  ///< the norm's input is computed again in backward
   int64_t norm_bits = 0;   ///< of the copy of the normalized input that the pass packs beside that of its sum
+  PackedDerivative derivative = {};  ///< of ReLU6, SiLU and hardswish, which the pass packs too
+
+  bool has_activation() const { return slope != 1.0 || derivative.function != ActivationFunction::kLeakyReLU; }
 };
 
 struct ConvolutionStage {
@@ -45,7 +50,7 @@ struct ConvolutionStage {
   Value output = 0;
 };
 
-/// An activation that is not linear on two sides of 0: its derivative is kept.
+/// An activation that is not linear on two sides of 0, behind no norm: its derivative is kept.
 struct ActivationStage {
   Activation activation;
   Value output = 0;

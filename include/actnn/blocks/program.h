@@ -40,6 +40,8 @@ struct BatchNorm {
   std::optional<Index> num_batches_tracked = std::nullopt;
   std::optional<double> momentum = 0.1;  ///< none: the average over all batches
   double eps = 1e-5;
+  /// The process group whose ranks' batches together are the batch, by the name that it is registered under; none: this rank's is.
+  std::optional<std::string> group_name = std::nullopt;
 };
 
 enum class ActivationKind : int8_t { kReLU, kReLU6, kLeakyReLU, kSiLU, kHardswish };
@@ -95,7 +97,7 @@ void check_program(const Program& program);
 ///       {"op": "max_pool", "inputs": [4], "kernel_size": [3, 3], "stride": [2, 2], "padding": [1, 1], "dilation": [1, 1],
 ///        "ceil_mode": false}]}
 ///
-/// Kinds of activations: relu, relu6, leaky_relu (with "slope"), silu, hardswish. Throws c10::ValueError, with a sentence.
+/// A batch norm may have a "group_name" too. Kinds of activations: relu, relu6, leaky_relu (with "slope"), silu, hardswish. Throws c10::ValueError, with a sentence.
 std::string to_json(const Program& program);
 Program program_from_json(const std::string& json);
 
