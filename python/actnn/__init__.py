@@ -19,6 +19,7 @@ from .conf import Config, config, set_optimization_level  # noqa: E402
 from .convert import Report, convert, restore  # noqa: E402
 from .dataloader import DataLoader  # noqa: E402
 from .functional import CompressFunctions  # noqa: E402
+from .kept_bytes import KeptBytes, measure_kept_bytes  # noqa: E402
 from .layers import (  # noqa: E402
     QGELU,
     QAdaptiveAvgPool1d,
@@ -74,6 +75,7 @@ __all__ = [
     "CompressFunctions",
     "Config",
     "DataLoader",
+    "KeptBytes",
     "QAdaptiveAvgPool1d",
     "QAdaptiveAvgPool2d",
     "QAdaptiveAvgPool3d",
@@ -129,6 +131,7 @@ __all__ = [
     "get_memory_usage",
     "layers",
     "measure_gradient_noise",
+    "measure_kept_bytes",
     "module",
     "ops",
     "predicted_gradient_noise",

@@ -2,14 +2,25 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .blocks import NORMS, BlockForward, BlockOptions, find_forwards, is_available, why_not
+from .blocks import (
+    CONFIG,
+    BlockForward,
+    BlockOptions,
+    bits_of_steps,
+    find_forwards,
+    is_norm,
+    is_norm_with_more,
+    why_not,
+)
 from .conf import Config
 from .conf import config as default_config
+from .kept_bytes import bits_of
 from .layers import CONVERSIONS, DTYPES, QuantizedLayer
 from .layers.base import ATTRIBUTES, SAVES_NOTHING
 from .report import CONVERTED, LEFT, TRAVERSED, Block, Entry, Report
@@ -125,12 +136,13 @@ class _Converter:
         self.config, self.skipped, self.report = config, skipped, Report()
         self.seen: dict[nn.Module, str] = {}
         self.converted: list[nn.Module] = []
+        self.norms: list[nn.Module] = []
         self.with_blocks: list[nn.Module] = []
 
     def undo(self) -> None:
         for module in self.with_blocks:
             _restore_forward(module)
-        for module in self.converted:
+        for module in (*self.converted, *self.norms):
             _restore_layer(module)
 
     def visit(self, path: str, module: nn.Module) -> None:
@@ -141,7 +153,8 @@ class _Converter:
         elif module in self.seen:
             outcome = CONVERTED if isinstance(module, QuantizedLayer) else TRAVERSED
             replacement = name if outcome == CONVERTED else ""
-            self._report(path, name, outcome, replacement, f"the same as '{self.seen[module]}'")
+            remark = f"the same as '{self.seen[module]}'"
+            self._report(path, name, outcome, replacement, remark, bits=bits_of(module))
             return
         else:
             self.seen[module] = path
@@ -154,31 +167,46 @@ class _Converter:
     def form_blocks(self, model: nn.Module, options: BlockOptions) -> None:
         """Gives modules a forward in which parts run as blocks."""
         if reason := self._why_no_blocks(options):
-            if any(isinstance(module, NORMS) for module in model.modules()):
+            if any(map(is_norm, model.modules())):
                 self.report.without_blocks[""] = reason
             return
+        for module in model.modules():
+            if module not in self.skipped and not self._why_not_of_tensors(module) and self._is_norm_with_more(module):
+                vars(module)[CONFIG] = self.config
+                self.norms.append(module)
         for path, module, forward in find_forwards("", model, self.config, options, set(self.skipped)):
             self._form_blocks_in(path, module, forward)
+        self.report.entries = [
+            replace(entry, outcome=TRAVERSED, reason="its block computes it")
+            if entry.block and entry.outcome == LEFT
+            else entry
+            for entry in self.report.entries
+        ]
+
+    def _is_norm_with_more(self, module: nn.Module) -> bool:
+        return self.config.enable_quantized_bn and CONFIG not in vars(module) and is_norm_with_more(module)
 
     def _why_no_blocks(self, options: BlockOptions) -> str:
         if self.config.adaptive_conv_scheme or self.config.adaptive_bn_scheme:
             return "the configuration allocates bits among layers"
-        return why_not(self.config, options) or ("" if is_available() else "this libactnn.so has no blocks")
+        return why_not(self.config, options)
 
     def _form_blocks_in(self, path: str, module: nn.Module, forward: BlockForward) -> None:
         found, plan = self.report, forward.plan()
         prefix, name = (f"{path}.", path) if path else ("", "(root)")
-        blocks = [
-            Block(f"{name}#{i}", tuple(f"{prefix}{step}" if is_layer else step for step, is_layer in block.steps), kept)
-            for i, (block, kept) in enumerate(forward.described())
-        ]
+        described = [(f"{name}#{i}", block, stages) for i, (block, stages) in enumerate(forward.described())]
         found.without_blocks.update((f"{prefix}{layer}", reason) for layer, reason in plan.outside.items())
-        if not blocks:
+        if not described:
             found.without_blocks[path] = plan.reason or "nothing in its forward that blocks are made of"
             return
-        names = {step: block.name for block in reversed(blocks) for step in block.steps}
-        found.entries = [replace(e, block=names.get(e.path, e.block)) for e in found.entries]
-        found.blocks += blocks
+        places: dict[str, dict[str, Any]] = {}
+        for name, block, stages in described:
+            steps = [(f"{prefix}{step}" if is_layer else step, is_layer) for step, is_layer in block.steps]
+            found.blocks.append(Block(name, tuple(step for step, _ in steps), stages))
+            for (step, is_layer), bits in zip(steps, bits_of_steps(block.program, stages), strict=True):
+                if is_layer:
+                    places.setdefault(step, {"block": name, "bits": bits})
+        found.entries = [replace(entry, **places.get(entry.path, {})) for entry in found.entries]
         vars(module)["forward"] = forward
         self.with_blocks.append(module)
 
@@ -197,7 +225,7 @@ class _Converter:
         _rebase(module, compressed)
         self.converted.append(module)
         module._init_quantization(config=self.config, name=path or parent.__name__)
-        self._report(path, name, CONVERTED, compressed.__name__)
+        self._report(path, name, CONVERTED, compressed.__name__, bits=bits_of(module))
 
     def _why_not(self, module: nn.Module, parent: type[nn.Module] | None) -> str:
         flags = self.config
@@ -220,13 +248,17 @@ class _Converter:
             return "the configuration neither compresses nor swaps activations"
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and not flags.enable_quantized_bn:
             return "enable_quantized_bn is off"
+        return self._why_not_of_tensors(module)
+
+    @staticmethod
+    def _why_not_of_tensors(module: nn.Module) -> str:
         for key, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype not in DTYPES:
                 return f"{key} is {str(tensor.dtype).removeprefix('torch.')}, not float32, float16 or bfloat16"
         return ""
 
-    def _report(self, path: str, type_name: str, outcome: str, replacement: str = "", reason: str = "") -> None:
-        self.report.entries.append(Entry(path, type_name, outcome, replacement, reason))
+    def _report(self, path: str, type_name: str, outcome: str, replacement: str = "", reason: str = "", **more) -> None:
+        self.report.entries.append(Entry(path, type_name, outcome, replacement, reason, **more))
 
 
 def _torch_layer(module: nn.Module) -> type[nn.Module] | None:
@@ -247,7 +279,8 @@ def _restore_forward(module: nn.Module) -> None:
 
 
 def _restore_layer(module: nn.Module) -> None:
-    """Turns a compressed layer into torch's; other modules stay."""
+    """Turns a compressed layer into torch's, and forgets that a norm was part of blocks; other modules stay."""
+    vars(module).pop(CONFIG, None)
     parent = next((parent for parent, compressed in CONVERSIONS.items() if compressed is _base(module)), None)
     if parent is not None:
         _rebase(module, parent)

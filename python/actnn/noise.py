@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks
+from ._unchanged import unchanged
 from .conf import Config
 from .conf import config as default_config
 
@@ -44,12 +45,10 @@ def measure_gradient_noise(
     parameters = list(parameters) if isinstance(parameters, Iterable) else [parameters]
     if wrong := [value for value in parameters if not isinstance(value, Tensor)]:
         raise TypeError(f"{where}: model must be a module or parameters, got {_checks.describe(wrong[0])}")
-    buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
-    before = [parameter.grad for parameter in parameters]
-    kept = [buffer.clone() for buffer in buffers]
+    buffers = model.buffers() if isinstance(model, nn.Module) else ()
     noise = torch.classes.actnn.GradientNoise()
     predictions = []
-    try:
+    with unchanged(parameters, buffers):
         for _ in range(draws):
             for parameter in parameters:
                 parameter.grad = None
@@ -60,12 +59,6 @@ def measure_gradient_noise(
             noise.add([gradient.to_dense() if gradient.is_sparse else gradient for gradient in gradients])
             if correct is not None:
                 predictions.append(correct.policy.predicted_noise())
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, kept, strict=True):
-                buffer.copy_(value)
-        for parameter, gradient in zip(parameters, before, strict=True):
-            parameter.grad = gradient
     measured = noise.noise()
     if correct is not None:
         predicted = sum(predictions) / draws

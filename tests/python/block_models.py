@@ -223,6 +223,51 @@ class DenseNet(nn.Module):
         return F.adaptive_avg_pool2d(F.relu(self.features(x), inplace=True), 1)
 
 
+class BatchNormAct2d(nn.BatchNorm2d):
+    """timm's."""
+
+    def __init__(self, channels, activation=nn.ReLU, drop=None, momentum=0.1, affine=True, track_running_stats=True):
+        super().__init__(channels, momentum=momentum, affine=affine, track_running_stats=track_running_stats)
+        self.drop = drop() if drop else nn.Identity()
+        self.act = activation(inplace=True) if activation else nn.Identity()
+
+    def forward(self, x):
+        torch._assert(x.ndim == 4, f"expected 4D input (got {x.ndim}D input)")
+        exponential_average_factor = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                exponential_average_factor = 1.0 / float(self.num_batches_tracked)
+            else:
+                exponential_average_factor = self.momentum
+        bn_training = self.training or (self.running_mean is None and self.running_var is None)
+        x = F.batch_norm(
+            x,
+            self.running_mean if not self.training or self.track_running_stats else None,
+            self.running_var if not self.training or self.track_running_stats else None,
+            self.weight,
+            self.bias,
+            bn_training,
+            exponential_average_factor,
+            self.eps,
+        )
+        return self.act(self.drop(x))
+
+
+class ConvNormAct(nn.Module):
+    """timm's ConvNormAct and, with a shortcut, its EdgeResidual."""
+
+    def __init__(self, activation=nn.SiLU):
+        super().__init__()
+        self.conv_exp, self.bn1 = conv(8, 16), BatchNormAct2d(16, activation)
+        self.conv_pwl, self.bn2 = conv(16, 8, 1), BatchNormAct2d(8, None)
+
+    def forward(self, x):
+        shortcut = x
+        x = self.bn1(self.conv_exp(x))
+        return self.bn2(self.conv_pwl(x)) + shortcut
+
+
 class TimmBottleneck(nn.Module):
     """timm's ResNet-D: optional modules that are identities or None, an average pool in the shortcut."""
 
@@ -346,6 +391,8 @@ PATTERNS = {
     "timm": (TimmBottleneck, FEATURES, [
         "conv1 bn1 act1", "conv2 bn2 act2", "conv3 bn3 downsample.1 downsample.2 add act3",
     ]),
+    "timm's norms": (ConvNormAct, FEATURES, ["conv_exp bn1 bn1.act conv_pwl bn2 add"]),
+    "timm's norms with ReLU": (lambda: ConvNormAct(nn.ReLU), FEATURES, ["conv_exp bn1 bn1.act conv_pwl bn2 add"]),
     "functions": (Functional, IMAGE, [
         "norm0 conv1 norm1 leaky_relu max_pool", "conv2 norm2 relu conv2 norm2 silu add relu",
     ]),

@@ -116,11 +116,11 @@ def bottleneck(channels=16, width=8, stride=1, dtype=torch.float32):
     return p
 
 
-def basic_block(channels=8, dtype=torch.float32):
+def basic_block(channels=8, dtype=torch.float32, kind="relu"):
     p = Program(dtype=dtype)
-    y = p.activation(p.batch_norm(p.convolution(0, channels, channels, 3), channels))
+    y = p.activation(p.batch_norm(p.convolution(0, channels, channels, 3), channels), kind)
     y = p.batch_norm(p.convolution(y, channels, channels, 3), channels)
-    p.activation(p.add(0, y))
+    p.activation(p.add(0, y), kind)
     return p
 
 
@@ -169,10 +169,14 @@ PROGRAMS = {
     "identity bottleneck": (lambda: bottleneck(32), [(4, 32, 6, 5)]),
     "strided bottleneck": (lambda: bottleneck(stride=2), [(4, 16, 8, 8)]),
     "basic block": (basic_block, [(4, 8, 7, 6)]),
+    "basic block with ReLU6": (lambda: basic_block(kind="relu6"), [(4, 8, 7, 6)]),
+    "basic block with SiLU": (lambda: basic_block(kind="silu"), [(4, 8, 7, 6)]),
+    "basic block with hardswish": (lambda: basic_block(kind="hardswish"), [(4, 8, 7, 6)]),
     "stem": (stem, [(4, 3, 20, 20)]),
     "stem with SiLU": (lambda: stem("silu"), [(4, 3, 20, 20)]),
     "inverted residual": (inverted_residual, [(4, 8, 7, 7)]),
     "inverted residual with hardswish": (lambda: inverted_residual(kind="hardswish"), [(4, 8, 7, 7)]),
+    "inverted residual with SiLU": (lambda: inverted_residual(kind="silu"), [(4, 8, 7, 7)]),
     "dense layer": (dense_layer, [(4, 24, 6, 6)]),
     "1-D": (chain_1d, [(8, 6, 21)]),
     "two inputs": (two_inputs, [(4, 8, 6, 6), (4, 8, 6, 6)]),

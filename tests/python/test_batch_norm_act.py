@@ -376,3 +376,23 @@ def test_a_network_learns_as_with_exact_layers():
     for i, wanted in enumerate(expected):
         mean = torch.stack([draw[i] for draw in draws]).mean(0)
         assert (mean - wanted).norm() < 0.1 * wanted.norm()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [5, 64])
+@pytest.mark.parametrize("rows", [3, 600])
+def test_two_packings_at_once_are_those_of_two_passes(dtype, channels, rows):
+    """That of the sum, and that of the norm without the plane of sides; each has the random numbers of its own call."""
+    x, residual = torch.randn(rows, channels).to(dtype), torch.randn(rows, channels).to(dtype)
+    maps, norm_maps = torch.randn(channels, 5), torch.randn(channels, 5)
+    y, packed, normalized = ops.norm_add_act(x, residual, maps, norm_maps, 0.1, 4, 2, True, True, rng())
+    state = rng()
+    expected_y, expected_packed = ops.norm_act(x, residual, maps, 0.1, 4, True, True, state)
+    _, with_sides = ops.norm_act(x, None, norm_maps, 1.0, 3, True, True, state)
+    assert torch.equal(y, expected_y)
+    assert torch.equal(packed, expected_packed)
+    plane = 32
+    groups = (with_sides.numel() - normalized.numel()) // plane
+    codes = normalized.numel() - groups * 2 * plane
+    assert torch.equal(normalized[:codes], with_sides[:codes])
+    assert torch.equal(normalized[codes:].view(groups, 2, plane), with_sides[codes:].view(groups, 3, plane)[:, 1:])

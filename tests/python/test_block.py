@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from block_programs import PROGRAMS, basic_block, bottleneck, stem
+from block_programs import PROGRAMS, Program, basic_block, bottleneck, inverted_residual, stem
 from torch.utils.checkpoint import checkpoint
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -81,7 +81,10 @@ def test_gradients_of_many_draws_are_torchs(name, batch_statistics, recompute):
         assert error < 2 * noise / draws**0.5 + 1e-3 * float(wanted.norm()) + 1e-3 * largest
 
 
-@pytest.mark.parametrize(("name", "bits"), [("identity bottleneck", 4), ("bottleneck", 3), ("inverted residual", 4)])
+@pytest.mark.parametrize(("name", "bits"), [
+    ("identity bottleneck", 4), ("bottleneck", 3), ("inverted residual", 4), ("inverted residual with hardswish", 4),
+    ("inverted residual with SiLU", 3), ("basic block with ReLU6", 4), ("basic block with SiLU", 4),
+])  # fmt: skip
 @pytest.mark.parametrize("recompute", [True, False])
 def test_gradients_are_unbiased(name, bits, recompute):
     program, inputs = make(name)
@@ -172,6 +175,61 @@ def test_the_plan_says_what_is_kept():
     assert all("recomputes" not in stage for stage in coarse)
     chosen = json.loads(program.block(value_bits={"0": 8, "3": 2, "10": 5}).plan())
     assert [stage["bits"] for stage in chosen if "bits" in stage] == [8, 2, 4, 5]
+
+
+def kept_by(program, **options):
+    keys = ("stage", "keeps", "bits", "derivative_bits", "recomputes")
+    plan = json.loads(program.block(**options).plan())
+    return [tuple(stage[key] for key in keys if key in stage) for stage in plan if stage["stage"] != "convolution"]
+
+
+def test_activations_with_derivatives_are_in_the_pass_of_their_norm():
+    assert kept_by(inverted_residual(), bits=4) == [
+        ("copy", "copy", 4),
+        ("batch_norm + relu6", "sides and copy", 4, 1),
+        ("batch_norm + relu6", "sides and copy", 4, 1),
+        ("batch_norm + add", 7),
+    ]
+    # Whoever reads the result of a smooth activation has a copy of its own; 7 bits are the most of a derivative.
+    assert kept_by(inverted_residual(kind="silu"), bits=8, value_bits={"2": 5, "6": 3}) == [
+        ("copy", "copy", 8),
+        ("copy", "copy", 8),
+        ("copy", "copy", 3),
+        ("batch_norm + silu", "normalized and derivative", 5, 7),
+        ("batch_norm + silu", "normalized and derivative", 8, 3),
+        ("batch_norm + add", 7),
+    ]
+    # Of a sum only the derivative; where the norm keeps its input in a packing of its own, the activation is by itself.
+    assert kept_by(basic_block(kind="hardswish"))[-1] == ("batch_norm + add + hardswish", "derivative", 4, 4)
+    assert kept_by(basic_block(kind="relu6"))[-1] == ("batch_norm + add + relu6", "sides and copy", 4, 1, 4)
+    assert kept_by(basic_block(kind="silu"), recompute=False)[-2:] == [
+        ("batch_norm + add",),
+        ("activation", "derivative", 4),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["relu6", "silu", "hardswish"])
+def test_activations_behind_no_norm_are_passes_of_their_own(kind):
+    program = Program()
+    program.activation(program.convolution(0, 3, 8, bias=True), kind)
+    assert json.loads(program.block().plan())[-1]["stage"] == "activation"
+    x = torch.randn(4, 3, 6, 6, requires_grad=True)
+    expected = program.expected(x)
+    y = program.run(program.block(bits=8), x)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    for a, w in zip(gradients(y, [x]), gradients(expected, [x]), strict=True):
+        assert relative_error(a, w) < 0.05
+
+
+def test_kept_bytes_of_derivatives():
+    pixels = 4 * 16 * 16
+    x = torch.randn(4, 8, 16, 16, requires_grad=True)
+    for kind, bits in (("relu6", 2 * 32 * (4 + 1)), ("silu", 2 * 32 * (4 + 4 + 4.125))):
+        program = inverted_residual(hidden=32, kind=kind)
+        block = program.block(bits=4)
+        program.run(block, x)
+        total = pixels * (8 * 4.125 + bits)
+        assert total / 8 < block.kept_bytes() < 1.1 * total / 8
 
 
 def test_kept_bytes():

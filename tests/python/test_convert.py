@@ -348,11 +348,12 @@ def test_the_report(capsys):
     text = capsys.readouterr().out
     assert text == f"{report}\n"
     lines = text.splitlines()
-    assert lines[0].split() == ["(root)", "Sequential", "traversed"]
-    assert lines[1].split() == ["0", "Conv2d", "left", "alone", "skipped"]
-    assert lines[2].split() == ["1", "BatchNorm2d", "QBatchNorm2d"]
-    assert lines[-1] == "7 converted, 2 left alone" and len(lines) == 11
-    assert report["1"] == Entry("1", "BatchNorm2d", CONVERTED, "QBatchNorm2d")
+    assert lines[0].split() == ["module", "type", "outcome", "block", "bits", "kept", "bytes"]
+    assert lines[1].split() == ["(root)", "Sequential", "traversed", "-", "-", "-"]
+    assert lines[2].split() == ["0", "Conv2d", "left", "alone", "-", "-", "-", "skipped"]
+    assert lines[3].split() == ["1", "BatchNorm2d", "QBatchNorm2d", "-", "8", "-"]
+    assert lines[-1] == "7 converted, 2 left alone" and len(lines) == 13
+    assert report["1"] == Entry("1", "BatchNorm2d", CONVERTED, "QBatchNorm2d", bits=8)
     assert report[""].outcome == TRAVERSED and len(report.converted) == 7
     with pytest.raises(KeyError, match="nowhere"):
         report["nowhere"]

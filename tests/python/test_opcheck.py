@@ -28,6 +28,12 @@ def split_packed(rows, channels):
     return ops.norm_act(torch.randn(rows, channels), None, torch.rand(channels, 5), 0.1, 4, True, True, rng())[1]
 
 
+def relu6_packed(rows, channels):
+    """With 4 bits, and 1 of derivatives."""
+    x = torch.randn(rows, channels)
+    return ops.norm_act(x, None, torch.rand(channels, 5), 1.0, 4, True, True, rng(), "relu6", 1)[1]
+
+
 def normalized_packed(rows, channels):
     """With 2 bits."""
     x = torch.randn(rows, channels)
@@ -167,6 +173,9 @@ SAMPLES = {
         lambda: (grad(2, 4, 6, dtype=torch.bfloat16), grad(4), None, None, None, True, 0.1, 1e-5, 0.1, 3, True, rng()),
         lambda: (grad(2, 4), grad(4), grad(4), torch.zeros(4), torch.ones(4), False, 0.1, 1e-5, 1.0, 2, True, rng()),
         lambda: (torch.randn(2, 4), None, None, torch.zeros(4), torch.ones(4), True, 0.1, 1e-5),
+        lambda: (grad(2, 4, 6, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), True, 0.1, 1e-5, 0.0, 4, True,
+                 rng(), "relu6"),
+        lambda: (grad(2, 4, 6, 6), grad(4), grad(4), None, None, True, 0.1, 1e-5, 0.0, 4, True, rng(), "silu", 3),
     ],
     "batch_norm_channels": [
         lambda: (torch.randn(7, 5), torch.randn(5), None, torch.zeros(5), torch.ones(5), torch.tensor(3), None, 1e-5,
@@ -178,6 +187,8 @@ SAMPLES = {
     "norm_act": [
         lambda: (torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 5), 0.1, 3, True, True, rng()),
         lambda: (torch.randn(7, 5), None, torch.rand(5, 5), 0.0, 0),
+        lambda: (torch.randn(7, 5), None, torch.rand(5, 5), 1.0, 4, True, True, rng(), "hardswish", 5),
+        lambda: (torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 5), 1.0, 0, True, True, rng(), "silu", 2),
     ],
     "norm_add_act": [
         lambda: (torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 5), torch.rand(5, 5), 0.0, 3, 2, False, True,
@@ -189,12 +200,16 @@ SAMPLES = {
                       lambda: (None, torch.randn(7, 5), None, torch.rand(5, 5), 1.0, 0, torch.randn(7, 5),
                                torch.rand(5, 5)),
                       lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 5), 0.1, 4, None, None,
-                               normalized_packed(7, 5), 2)],
+                               normalized_packed(7, 5), 2),
+                      lambda: (relu6_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 5), 1.0, 4, None, None, None,
+                               0, "relu6", 1)],
     "sum_channels": [lambda: (None, torch.randn(7, 5)), lambda: (torch.rand(5, 5), torch.randn(7, 5))],
     "norm_act_sums_and_gradients": [
         lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 5), None, torch.rand(5), 7, 0.1, 4),
         lambda: (None, torch.randn(7, 5), None, torch.rand(5, 5), None, torch.rand(5), 7, 1.0, 0, None, None,
                  normalized_packed(7, 5), 2),
+        lambda: (relu6_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 5), None, torch.rand(5), 7, 1.0, 4, None,
+                 None, None, 0, "relu6", 1),
     ],
     "norm_act_gradients": [lambda: (torch.randn(2, 5), torch.rand(5, 5), torch.randn(5), torch.rand(5), 7)],
     "norm_act_input_gradient": [
@@ -203,12 +218,17 @@ SAMPLES = {
                  torch.rand(5, 5)),
         lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 4), 0.1, 4, None, None,
                  normalized_packed(7, 5), 2),
+        lambda: (relu6_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 4), 1.0, 4, torch.randn(7, 5),
+                 torch.rand(5, 5), None, 0, "relu6", 1),
     ],
     "norm_act_input_gradient_out": [
         lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 4), 0.1, 4, None, None, None, 0,
                  torch.empty(7, 5), torch.empty(7, 5)),
+        lambda: (relu6_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 4), 1.0, 4, None, None, None, 0,
+                 torch.empty(7, 5), None, "relu6", 1),
     ],
-    "norm_act_output": [lambda: (split_packed(7, 5), torch.rand(5, 5), 7, torch.bfloat16, 0.1, 4)],
+    "norm_act_output": [lambda: (split_packed(7, 5), torch.rand(5, 5), 7, torch.bfloat16, 0.1, 4),
+                        lambda: (relu6_packed(7, 5), torch.rand(5, 5), 7, torch.float32, 1.0, 4, "relu6", 1)],
     "sync_batch_norm": [
         lambda: (grad(2, 4, 6, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), True, 0.1, 1e-5, GROUP, 4, 256,
                  True, rng()),
@@ -218,6 +238,7 @@ SAMPLES = {
         lambda: (grad(2, 4, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), False, 0.1, 1e-5, "none", 4, 256, True,
                  rng()),
     ],
+    "shared_copy": [lambda: (torch.randn(5, 7),)],
     "relu": [lambda: (grad(5, 7),), lambda: (torch.randn(5, 7),)],
     "relu_": [lambda: (torch.randn(5, 7),)],
     "dropout": [lambda: (grad(5, 7), 0.3, rng())],

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
 from devices import rng
-from ranks import Ranks
+from ranks import AllReduces, Ranks
 
 ops = torch.ops.actnn
 EPS = 1e-5
@@ -255,20 +255,8 @@ def test_gradients_are_those_of_the_decoded_copy(one_rank):
 
 def sizes_of_collectives(_, wanted, training):
     """The elements of every all-reduce in forward and in backward."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Recorder(TorchDispatchMode):
-        def __init__(self):
-            super().__init__()
-            self.sizes = []
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func is torch.ops._c10d_functional.all_reduce.default:
-                self.sizes.append(args[0].numel())
-            return func(*args, **(kwargs or {}))
-
     tensors = [torch.randn(s).requires_grad_(w) for s, w in zip(((4, 5), (5,), (5,)), wanted, strict=True)]
-    with Recorder() as recorder:
+    with AllReduces() as recorder:
         output = ops.sync_batch_norm(*tensors, torch.zeros(5), torch.ones(5), training, MOMENTUM, EPS,
                                      dist.group.WORLD.group_name)  # fmt: skip
         forward = list(recorder.sizes)

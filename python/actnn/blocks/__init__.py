@@ -11,22 +11,31 @@ from torch import nn
 
 from .. import layers as q
 from ..conf import Config
+from .bits import bits_of_steps
 from .fitting import BlockFit, fit_blocks
-from .running import BlockForward, BlockOptions, is_available, why_not
+from .norm_act import CONFIG, is_norm_with_more
+from .running import BlockForward, BlockOptions, why_not
 
 __all__ = [
-    "NORMS",
+    "CONFIG",
     "BlockFit",
     "BlockForward",
     "BlockOptions",
+    "bits_of_steps",
     "find_forwards",
     "fit_blocks",
-    "is_available",
+    "is_norm",
+    "is_norm_with_more",
     "why_not",
 ]
 
-NORMS = (q.QBatchNorm1d, q.QBatchNorm2d, q.QBatchNorm3d, q.QSyncBatchNorm)
+_NORMS = (q.QBatchNorm1d, q.QBatchNorm2d, q.QBatchNorm3d, q.QSyncBatchNorm)
 COLLECTIONS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether blocks may have this batch norm."""
+    return isinstance(module, _NORMS) or CONFIG in vars(module)
 
 
 def find_forwards(
@@ -59,6 +68,5 @@ def _below(path, module, containers, config, options, seen) -> Iterator[tuple[st
 
 def _calls_norms(module: nn.Module) -> bool:
     return any(
-        isinstance(child, NORMS) or (isinstance(child, COLLECTIONS) and _calls_norms(child))
-        for child in module.children()
+        is_norm(child) or (isinstance(child, COLLECTIONS) and _calls_norms(child)) for child in module.children()
     )

@@ -129,14 +129,16 @@ def _may_end(piece: Sequence[fx.Node], rest: Sequence[fx.Node], steps: Steps) ->
     """Whether a piece may be a block that ends here.
 
     A block without a convolution, or behind it one without a batch norm, would keep a copy of its input that is a copy
-    of the other's output; and a pool keeps less if it comes with the activation that it pools.
+    of the other's output; a pool keeps less if it comes with the activation that it pools; and a sum and its activation
+    are one pass.
     """
-    ops, rest_ops = [steps[node].op for node in piece], [steps[node].op for node in rest]
+    ops, rest_ops = ([part.op for node in nodes for part in steps[node].parts] for nodes in (piece, rest))
     return (
         ops[-1] in ENDS
         and "convolution" in ops
         and "batch_norm" in rest_ops
         and not (rest_ops[0] == "max_pool" and ops[-1] != "max_pool")
+        and not (rest_ops[0] == "activation" and list(piece[-1].users) == [rest[0]])
     )
 
 
@@ -146,7 +148,8 @@ def _alive(done: Sequence[fx.Node], rest: Sequence[fx.Node]) -> set[fx.Node]:
 
 
 def _is_worth_it(piece: Sequence[fx.Node], steps: Steps) -> bool:
-    return len(piece) > 1 and any(steps[node].op == "batch_norm" for node in piece) and bool(ranks_of(piece, steps))
+    ops = [part.op for node in piece for part in steps[node].parts]
+    return len(ops) > 1 and "batch_norm" in ops and bool(ranks_of(piece, steps))
 
 
 def _undisturbed(pieces: list[list[fx.Node]], steps: Steps, order: dict[fx.Node, int]) -> list[list[fx.Node]]:

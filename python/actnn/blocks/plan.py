@@ -8,10 +8,12 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ..conf import Config
+from ..layers import QSyncBatchNorm
 from .cutting import Steps, find_blocks, inputs_of, ranks_of
+from .norm_act import CONFIG
 from .shapes import sums_agree
 from .steps import Step, UnsupportedError, attributes_of, operands, step_of
-from .tracing import UntraceableError, is_hooked, trace
+from .tracing import Kind, UntraceableError, is_hooked, trace
 
 PARAMETERS = {"convolution": ("weight", "bias"), "batch_norm": ("weight", "bias")}
 BUFFERS = {"batch_norm": ("running_mean", "running_var", "num_batches_tracked")}
@@ -35,6 +37,18 @@ class Block:
     one_by_one: Callable[..., Tensor]
     """The same steps as the model has them, of the module and the inputs."""
 
+    def groups(self) -> tuple[str | None, ...]:
+        """The name of the process group that each norm takes its statistics over, now; None: none."""
+        return tuple(norm.group_name() if isinstance(norm, QSyncBatchNorm) else None for norm in self.norms)
+
+    def program_over(self, groups: tuple[str | None, ...]) -> dict[str, Any]:
+        """The program, with these groups of its norms."""
+        steps, names = [], iter(groups)
+        for step in self.program["steps"]:
+            name = next(names) if step["op"] == "batch_norm" else None
+            steps.append(step if name is None else step | {"group_name": name})
+        return self.program | {"steps": steps}
+
 
 @dataclass
 class Plan:
@@ -48,29 +62,32 @@ class Plan:
     """Layers that are no steps, and why."""
     containers: list[nn.Module] = field(default_factory=list)
     """Modules that are never called, because their children are."""
-    asks: bool = False
-    """Whether it depends on the arguments' types."""
+    asked: frozenset[int] = frozenset()
+    """The arguments that were tensors, and may be meant to be lists."""
     function: Callable[..., Any] | None = None
-    """The forward: of the module, what runs its blocks, and the arguments."""
+    """The forward: of the module, what runs its blocks, and the arguments, the tensors of lists one after the other."""
     executors: dict[tuple, list[Any]] = field(default_factory=dict)
-    """The library's form of the blocks, by the options that it was made with."""
+    """The library's form of the blocks, by the options and process groups that it was made with."""
 
 
-def find_plan(module: nn.Module, config: Config, count: int, kind: type = Tensor) -> Plan:
-    """Looks for blocks in the forward of `module` for `count` arguments of the type `kind`."""
+def find_plan(module: nn.Module, config: Config, kinds: tuple[Kind, ...]) -> Plan:
+    """Looks for blocks in the forward of `module` for arguments of these kinds."""
     try:
-        traced = trace(module, count, kind)
+        traced = trace(module, kinds)
     except UntraceableError as error:
-        return Plan(Watched(module, [], []), str(error))
+        return Plan(Watched(module, [], []), str(error), asked=error.asked)
     graph = traced.graph
     called = [module.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"]
-    watched = Watched(module, _parents(module, graph, traced.containers), list(dict.fromkeys(called)))
+    norms = [layer for layer in called if CONFIG in vars(layer)]
+    called += [child for layer in norms for child in layer.modules() if child is not layer]
+    parents = _parents(module, graph, [*traced.containers, *norms])
+    watched = Watched(module, parents, list(dict.fromkeys(called)))
     steps, outside = _steps(graph, module, config)
     pieces = find_blocks(graph, steps, module)
     with graph.inserting_before(next(iter(graph.nodes))):
         runner = graph.placeholder("_blocks")
     blocks = [_cut_out(graph, runner, index, piece, steps) for index, piece in enumerate(pieces)]
-    return Plan(watched, "", blocks, outside, traced.containers, traced.asks, _function(graph))
+    return Plan(watched, "", blocks, outside, traced.containers, traced.asked, _function(graph))
 
 
 def _cut_out(graph: fx.Graph, runner: fx.Node, index: int, piece: list[fx.Node], steps: Steps) -> Block:
@@ -97,23 +114,29 @@ def _steps(graph: fx.Graph, module: nn.Module, config: Config) -> tuple[Steps, d
 
 
 def _block(piece: list[fx.Node], steps: Steps) -> Block:
-    values = {value: i for i, value in enumerate([*inputs_of(piece), *piece])}
-    parameters, buffers, written = [], [], []
+    inputs = inputs_of(piece)
+    values = {value: i for i, value in enumerate(inputs)}
+    parts, names, parameters, buffers, written = [], [], [], [], []
     for node in piece:
-        step = steps[node]
-        fields = {"op": step.op, "inputs": [values[value] for value in operands(node)]}
-        for key, names, lists in (("parameters", PARAMETERS, parameters), ("buffers", BUFFERS, buffers)):
-            if step.op in names:
-                fields[key] = [_place(lists, step.layer, name, key) for name in names[step.op]]
-        written.append(fields | step.fields | ({"in_place": True} if step.op == "add" and step.in_place else {}))
-    program = {"inputs": len(values) - len(piece), "steps": written, "output": len(values) - 1}
+        operands_of_part = [values[value] for value in operands(node)]
+        for part in steps[node].parts:
+            fields = {"op": part.op, "inputs": operands_of_part}
+            for key, own, lists in (("parameters", PARAMETERS, parameters), ("buffers", BUFFERS, buffers)):
+                if part.op in own:
+                    fields[key] = [_place(lists, part.layer, name, key) for name in own[part.op]]
+            written.append(fields | part.fields | ({"in_place": True} if part.op == "add" and part.in_place else {}))
+            operands_of_part = [len(inputs) + len(written) - 1]
+            parts.append(part)
+        names += _names(node, steps[node])
+        (values[node],) = operands_of_part
+    program = {"inputs": len(inputs), "steps": written, "output": len(inputs) + len(written) - 1}
     return Block(
-        tuple(_name(node, steps[node]) for node in piece),
+        tuple(names),
         program,
         ranks_of(piece, steps),
         parameters,
         buffers,
-        [steps[node].layer for node in piece if steps[node].op == "batch_norm"],
+        [part.layer for part in parts if part.op == "batch_norm"],
         sums_agree(program),
         _one_by_one(piece),
     )
@@ -127,8 +150,15 @@ def _place(collected: list[tuple[nn.Module, str]], layer: nn.Module, name: str, 
     return len(collected) - 1
 
 
-def _name(node: fx.Node, step: Step) -> tuple[str, bool]:
-    return (node.target, True) if node.op == "call_module" else (step.fields.get("kind", step.op), False)
+def _names(node: fx.Node, step: Step) -> list[tuple[str, bool]]:
+    """Of a step, and of those behind it."""
+    if node.op != "call_module":
+        return [(step.fields.get("kind", step.op), False)]
+    behind = [name for inner, part in step.behind for name in _names(inner, part)]
+    return [
+        (node.target, True),
+        *((f"{node.target}.{name}" if is_layer else name, is_layer) for name, is_layer in behind),
+    ]
 
 
 def _one_by_one(piece: list[fx.Node]) -> Callable[..., Tensor]:

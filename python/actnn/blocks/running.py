@@ -19,7 +19,7 @@ from .. import _checks
 from ..conf import Config
 from ..functional import is_transformed, takes
 from .plan import Block, Plan, find_plan
-from .tracing import arguments_of
+from .tracing import Kind, arguments_of, kind_of
 
 _NAMES = (
     "compress_activation", "training", "simulate", "swap", "pergroup", "debug_memory_op_forward",
@@ -27,6 +27,8 @@ _NAMES = (
 )  # fmt: skip
 _FLAGS = attrgetter(*_NAMES)
 _WANTED = (True, True, False, False, True, False, False, False, False, None, None)
+Observer = Callable[[nn.Module, int, Any, Tensor], None]
+"""What is told of each run of a block: the module, the block's number there, what ran it, and its result."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,6 @@ class BlockOptions:
                 _checks.integer("BlockOptions", name, getattr(self, name), 2, 8)
         _checks.integer("BlockOptions", "norm_bits", self.norm_bits, 2, 7)
         _checks.switch("BlockOptions", "recompute", self.recompute)
-
-
-def is_available() -> bool:
-    """Whether the library has blocks."""
-    try:
-        return torch.classes.actnn.Block is not None
-    except RuntimeError:
-        return False
 
 
 def executor(program: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -88,7 +82,8 @@ class BlockForward:
     def __init__(self, module: nn.Module, config: Config, options: BlockOptions) -> None:
         self._module = weakref.ref(module)  # a cycle would keep the model's memory until garbage is collected
         self.config, self.options = config, options
-        self._plans: dict[tuple[type, int], Plan] = {}
+        self._plans: dict[tuple[Kind, ...], Plan] = {}
+        self.observer: Observer | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -114,42 +109,59 @@ class BlockForward:
             values = _bind(type(module).forward, args, kwargs)
             plan = self._plan_of(values) if values is not None else None
             if plan is not None:
-                return plan.function(module, _Run(module, plan.blocks, self._executors(plan)), *values)
+                run = _Run(module, plan.blocks, self._executors(plan), self.observer)
+                return plan.function(module, run, *_tensors(values))
         return type(module).forward(module, *args, **kwargs)
 
-    def plan(self, kind: type = Tensor, count: int | None = None) -> Plan:
-        """What the forward is now for `count` arguments (None: those without a default), tensors or lists of them."""
+    def plan(self, kinds: tuple[Kind, ...] | None = None) -> Plan:
+        """What the forward is now for arguments of these kinds.
+
+        None: for tensors, as many as have no default; or, if the forward asks what they are and has no blocks then, for
+        lists of tensors, of two if that will do.
+        """
         module = self.module
-        count = arguments_of(type(module).forward)[1] if count is None else count
-        plan = self._plans.get((kind, count))
+        if kinds is None:
+            return self._plan_of_tensors_or_lists(arguments_of(type(module).forward)[1])
+        plan = self._plans.get(kinds)
         if plan is None or not plan.watched.is_unchanged(module):
-            plan = self._plans[kind, count] = find_plan(module, self.config, count, kind)
+            plan = self._plans[kinds] = find_plan(module, self.config, kinds)
         return plan
 
-    def described(self) -> list[tuple[Block, dict[str, Any]]]:
+    def _plan_of_tensors_or_lists(self, count: int) -> Plan:
+        plan = self.plan((Tensor,) * count)
+        lists: set[int] = set()
+        while not plan.blocks and plan.asked - lists:
+            lists |= plan.asked
+            by_length = [
+                self.plan(tuple((list, length) if place in lists else Tensor for place in range(count)))
+                for length in (2, 1, 3, 4)
+            ]
+            plan = next((p for p in by_length if p.blocks), by_length[0] if by_length[0].reason else plan)
+        return plan
+
+    def described(self) -> list[tuple[Block, list[dict[str, Any]]]]:
         """The blocks, and what the library keeps of their values."""
         plan = self.plan()
-        if plan.asks and not plan.blocks:
-            plan = self.plan(list)
         return [(b, json.loads(e.plan())) for b, e in zip(plan.blocks, self._executors(plan), strict=True)]
 
     def _plan_of(self, values: tuple) -> Plan | None:
         """The plan for these arguments, if it has blocks."""
-        are_lists = [isinstance(value, (list, tuple)) for value in values]
-        if not all(is_list or isinstance(value, Tensor) for is_list, value in zip(are_lists, values, strict=True)):
-            return None
-        plan = self.plan(list if any(are_lists) else Tensor, len(values))
-        is_mixed = any(are_lists) and not all(are_lists)
-        return plan if plan.blocks and not (plan.asks and is_mixed) else None
+        kinds = tuple(map(kind_of, values))
+        plan = None if None in kinds else self.plan(kinds)
+        return plan if plan is not None and plan.blocks else None
 
     def _executors(self, plan: Plan) -> list[Any]:
         bits = self.options.bits or self.config.activation_compression_bits[0]
-        key = (self.options, bits, self.config.stochastic)
+        groups = [block.groups() for block in plan.blocks]
+        key = (self.options, bits, self.config.stochastic, *groups)
         if key not in plan.executors:
             options = dataclasses.asdict(self.options) | {"bits": bits, "stochastic": self.config.stochastic}
             if options["output_bits"] is None:
                 options["output_bits"] = bits
-            plan.executors[key] = [executor(block.program, options) for block in plan.blocks]
+            plan.executors[key] = [
+                executor(block.program_over(of_block), options)
+                for block, of_block in zip(plan.blocks, groups, strict=True)
+            ]
         return plan.executors[key]
 
     def kept_bytes(self) -> int:
@@ -166,6 +178,7 @@ class _Run:
     module: nn.Module
     blocks: list[Block]
     executors: list[Any]
+    observer: Observer | None
 
     def run(self, index: int, *inputs: Any) -> Tensor:
         """What the forward calls in the place of a block's steps."""
@@ -175,7 +188,10 @@ class _Run:
             return block.one_by_one(self.module, *inputs)
         buffers = [layer._buffers[name] for layer, name in block.buffers]
         statistics = [norm.training or norm._buffers["running_mean"] is None for norm in block.norms]
-        return self.executors[index].run(list(inputs), parameters, buffers, statistics)
+        result = self.executors[index].run(list(inputs), parameters, buffers, statistics)
+        if self.observer is not None:
+            self.observer(self.module, index, self.executors[index], result)
+        return result
 
 
 def _bind(forward: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
@@ -185,6 +201,11 @@ def _bind(forward: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple | Non
     if len(given) != len(kwargs) or not required <= len(args) + len(given) <= len(names):
         return None
     return (*args, *(kwargs[name] for name in given))
+
+
+def _tensors(values: tuple) -> list[Tensor]:
+    """The arguments, and in the place of lists their elements."""
+    return [tensor for value in values for tensor in (value if isinstance(value, (list, tuple)) else (value,))]
 
 
 def _suit(block: Block, inputs: tuple, parameters: list[Tensor]) -> bool:

@@ -2,7 +2,8 @@
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from .. import layers as q
 from ..conf import Config
 from ..functional import expand
 from ..layers.base import QuantizedLayer
+from . import norm_act
 from .tracing import is_hooked
 
 ANY_RANK = frozenset(range(1, 6))
@@ -34,6 +36,13 @@ class Step:
     """Whether the model overwrites the first input with the result."""
     ranks: frozenset[int] = ANY_RANK
     """Dimensions that its inputs may have."""
+    behind: tuple[tuple[fx.Node, "Step"], ...] = ()
+    """What a layer computes of the step's result, with the nodes of the layer's own graph."""
+
+    @property
+    def parts(self) -> tuple["Step", ...]:
+        """The step, and those behind it."""
+        return (self, *(step for _, step in self.behind))
 
 
 def step_of(node: fx.Node, owner: nn.Module, config: Config) -> Step | None:
@@ -61,10 +70,8 @@ def attributes_of(layer: nn.Module) -> tuple:
 
 
 def _step_of_layer(node: fx.Node, layer: nn.Module, config: Config) -> Step | None:
-    describe = LAYERS.get(type(layer))
+    describe = _norm_with_more if norm_act.CONFIG in vars(layer) else LAYERS.get(type(layer))
     if describe is None:
-        if isinstance(layer, q.QSyncBatchNorm):
-            raise UnsupportedError("blocks have no SyncBatchNorm")
         return None
     if "forward" in vars(layer):
         raise UnsupportedError("its forward was replaced")
@@ -72,6 +79,8 @@ def _step_of_layer(node: fx.Node, layer: nn.Module, config: Config) -> Step | No
         raise UnsupportedError("it has hooks")
     if isinstance(layer, QuantizedLayer) and (layer.config is not config or layer.group != 0):
         raise UnsupportedError("it has a configuration or a group of its own")
+    if vars(layer).get(norm_act.CONFIG, config) is not config:
+        raise UnsupportedError("it has a configuration of its own")
     if getattr(layer, "scheme", None) is not None:
         raise UnsupportedError("its bits are allocated")
     if len(node.args) + len(node.kwargs) != 1:
@@ -97,14 +106,24 @@ def _convolution(layer: nn.Module) -> Step:
     return Step("convolution", fields, layer, ranks=frozenset({count + 2}))
 
 
-def _batch_norm(layer: nn.Module) -> Step:
+def _batch_norm(layer: nn.Module, ranks: frozenset[int]) -> Step:
     own = layer._buffers
     if layer.track_running_stats != (own.get("running_mean") is not None and own.get("running_var") is not None):
         raise UnsupportedError("its running statistics are not as track_running_stats says")
     _check_parameters(layer)
-    ranks = {q.QBatchNorm1d: {2, 3}, q.QBatchNorm2d: {4}, q.QBatchNorm3d: {5}}[type(layer)]
     fields = {"momentum": layer.momentum, "eps": layer.eps}
-    return Step("batch_norm", fields, layer, ranks=frozenset(ranks))
+    return Step("batch_norm", fields, layer, ranks=ranks)
+
+
+def _norm_with_more(layer: nn.Module) -> Step:
+    nodes = norm_act.nodes_behind(layer)
+    if nodes is None:
+        raise UnsupportedError("its forward is no batch norm any more")
+    steps = [(node, step_of(node, layer, vars(layer)[norm_act.CONFIG])) for node in nodes]
+    if unknown := next((node for node, step in steps if step is None or len(operands(node)) != 1), None):
+        raise UnsupportedError(f"blocks have no '{unknown.name}', which is part of it")
+    of_norm = _batch_norm(layer, RANKS_OF_NORMS[q.QBatchNorm2d])
+    return replace(of_norm, behind=tuple((node, step) for node, step in steps if step.op != "identity"))
 
 
 def _check_parameters(layer: nn.Module) -> None:
@@ -145,9 +164,16 @@ def _identity(layer: nn.Module) -> Step:
     return Step("identity", layer=layer)
 
 
+RANKS_OF_NORMS: dict[type[nn.Module], frozenset[int]] = {
+    q.QBatchNorm1d: frozenset({2, 3}),
+    q.QBatchNorm2d: frozenset({4}),
+    q.QBatchNorm3d: frozenset({5}),
+    q.QSyncBatchNorm: ANY_RANK - {1},
+}
+"""Dimensions that the inputs of batch norms may have."""
 LAYERS: dict[type[nn.Module], Callable[[nn.Module], Step]] = {
     **dict.fromkeys((q.QConv1d, q.QConv2d, q.QConv3d), _convolution),
-    **dict.fromkeys((q.QBatchNorm1d, q.QBatchNorm2d, q.QBatchNorm3d), _batch_norm),
+    **{kind: partial(_batch_norm, ranks=ranks) for kind, ranks in RANKS_OF_NORMS.items()},
     q.QReLU: _activation("relu"),
     q.QReLU6: _activation("relu6"),
     q.QLeakyReLU: _activation("leaky_relu"),
@@ -162,7 +188,7 @@ ATTRIBUTES: dict[type[nn.Module], Callable[[nn.Module], tuple]] = {
     kind: operator.attrgetter(*names, *(_OF_QUANTIZED if issubclass(kind, QuantizedLayer) else ("training",)))
     for kinds, names in {
         (q.QConv1d, q.QConv2d, q.QConv3d): ("stride", "padding", "dilation", "groups", "padding_mode"),
-        (q.QBatchNorm1d, q.QBatchNorm2d, q.QBatchNorm3d): ("momentum", "eps", "track_running_stats"),
+        tuple(RANKS_OF_NORMS): ("momentum", "eps", "track_running_stats"),
         (q.QReLU, q.QReLU6, q.QSiLU, q.QHardswish): ("inplace",),
         (q.QLeakyReLU,): ("inplace", "negative_slope"),
         (q.QMaxPool2d,): ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),

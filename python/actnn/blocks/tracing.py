@@ -6,6 +6,7 @@ refuses the rest.
 """
 
 import inspect
+import operator
 import random
 import sys
 from collections.abc import Callable
@@ -20,9 +21,15 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from ..layers.base import QuantizedLayer
 
+Kind = type[Tensor] | tuple[type, int]
+"""What an argument is: a tensor, or (list or tuple, how many tensors)."""
+
 
 class UntraceableError(Exception):
     """No graph can stand for the forward; the message says why."""
+
+    asked: frozenset[int] = frozenset()
+    """As of `Trace`."""
 
 
 @dataclass(frozen=True)
@@ -30,34 +37,41 @@ class Trace:
     """The graph of a forward. Its leaves are layers, and modules with a forward of their own."""
 
     graph: fx.Graph
-    asks: bool
-    """Whether the forward asks for the type of an argument."""
+    asked: frozenset[int]
+    """The tensors among the arguments of which the forward asks for the type, or that it takes for a list."""
     containers: list[nn.Module]
     """Modules whose children are called instead of them."""
 
 
-def trace(module: nn.Module, count: int, kind: type = Tensor) -> Trace:
-    """The graph of `module`'s forward for `count` arguments of the type `kind`, in training and in evaluation alike.
+def trace(module: nn.Module, kinds: tuple[Kind, ...]) -> Trace:
+    """The graph of `module`'s forward for arguments of these kinds, in training and in evaluation alike.
+
+    The graph has a placeholder for each tensor, of lists and tuples one after the other.
 
     Raises UntraceableError. The module is as it was afterwards.
     """
+    training, evaluation = traces(module, kinds)
+    if _structure(training.graph) != _structure(evaluation.graph):
+        raise UntraceableError("its forward differs between training and evaluation")
+    return training
+
+
+def traces(module: nn.Module, kinds: tuple[Kind, ...]) -> list[Trace]:
+    """The graphs of training and of evaluation, as `trace`."""
     forward = type(module).forward
     if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.KEYWORD_ONLY) for p in _parameters(forward)):
         raise UntraceableError("its forward takes *args, **kwargs, or arguments by keyword alone")
-    names = arguments_of(forward)[0][:count]
     modes = {m: m.training for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)}
+    found = []
     try:
-        traces = []
         for training in (True, False):
             for m in modes:
                 m.training = training
-            traces.append(_trace(module, names, kind))
+            found.append(_trace(module, kinds))
     finally:
         for m, training in modes.items():
             m.training = training
-    if _structure(traces[0].graph) != _structure(traces[1].graph):
-        raise UntraceableError("its forward differs between training and evaluation")
-    return traces[0]
+    return found
 
 
 def is_looked_through(module: nn.Module) -> bool:
@@ -97,13 +111,29 @@ def _parameters(forward: Callable) -> list[inspect.Parameter]:
     return list(inspect.signature(forward).parameters.values())[1:]
 
 
-def _trace(module: nn.Module, names: tuple[str, ...], kind: type) -> Trace:
+def kind_of(value: Any) -> Kind | None:
+    """The kind of an argument; None if it has none."""
+    if isinstance(value, Tensor):
+        return Tensor
+    is_list = type(value) in (list, tuple) and all(isinstance(element, Tensor) for element in value)
+    return (type(value), len(value)) if is_list else None
+
+
+def _trace(module: nn.Module, kinds: tuple[Kind, ...]) -> Trace:
     before, chances = _own_state(module), _random_state()
-    tracer = _Tracer(names, kind)
+    asked: set[int] = set()
+    try:
+        return _trace_once(module, before, chances, _Tracer(arguments_of(type(module).forward)[0], kinds, asked))
+    except UntraceableError as error:
+        error.asked = frozenset(asked)
+        raise
+
+
+def _trace_once(module: nn.Module, before: dict[str, tuple[Any, Any]], chances: tuple, tracer: "_Tracer") -> Trace:
     try:
         with torch.set_grad_enabled(torch.is_grad_enabled()), _RefuseConstants():
             graph = tracer.trace(module)
-        traced = Trace(graph, tracer.asked, tracer.containers)
+        traced = Trace(graph, frozenset(tracer.asked), tracer.containers)
     except UntraceableError:
         raise
     except Exception as error:  # whatever a forward may raise when its arguments are no tensors
@@ -129,6 +159,10 @@ class _Value(fx.Proxy):
         asker = sys._getframe(1).f_globals.get("__name__", "")
         return type(self) if asker.startswith(("torch.", "actnn.")) else self.tracer.type_of(self.node)
 
+    def __len__(self) -> int:
+        self.tracer.note(self.node)
+        return super().__len__()
+
 
 def _in_place(operator: Callable) -> Callable:
     def method(self: _Value, other: Any) -> fx.Proxy:
@@ -144,9 +178,10 @@ for _operator in (iadd, isub, imul, itruediv, iand, ior):
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, names: tuple[str, ...], kind: type) -> None:
+    def __init__(self, names: tuple[str, ...], kinds: tuple[Kind, ...], asked: set[int]) -> None:
         super().__init__()
-        self.names, self.kind, self.asked = names, kind, False
+        self.arguments, self.asked = tuple(zip(names, kinds, strict=False)), asked
+        self.places: dict[fx.Node, int] = {}
         self.containers: list[nn.Module] = []
         self.surroundings = _surroundings()
 
@@ -157,7 +192,38 @@ class _Tracer(fx.Tracer):
         return True
 
     def create_args_for_root(self, function: Callable, is_module: bool, concrete_args: Any = None) -> tuple:
-        return function, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in self.names)]
+        arguments = [self._argument(place, name, kind) for place, (name, kind) in enumerate(self.arguments)]
+        lists = [argument for argument in arguments if isinstance(argument, list)]
+        before = [list(argument) for argument in lists]
+
+        def forward(*args: Any) -> Any:
+            result = function(*args)
+            if any(len(a) != len(b) or any(map(operator.is_not, a, b)) for a, b in zip(lists, before, strict=True)):
+                raise UntraceableError("its forward changes a list that is its argument")
+            if _holds(result, lists):
+                raise UntraceableError("its forward returns a list that is its argument")
+            return result
+
+        return forward, [self.root, *arguments]
+
+    def _argument(self, place: int, name: str, kind: Kind) -> Any:
+        if isinstance(kind, tuple):
+            collection, count = kind
+            return collection([self.create_proxy("placeholder", f"{name}_{i}", (), {}) for i in range(count)])
+        proxy = self.create_proxy("placeholder", name, (), {})
+        self.places[proxy.node] = place
+        return proxy
+
+    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        given = (*args, *kwargs.values())
+        if any(isinstance(value, (list, dict, set)) for value in given) and not is_looked_through(module):
+            path = self.path_of_module(module)
+            raise UntraceableError(f"its forward gives '{path}' a collection, which that may change")
+        return super().call_module(module, forward, args, kwargs)
+
+    def iter(self, value: fx.Proxy) -> Any:
+        self.note(value.node)
+        return super().iter(value)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
@@ -176,8 +242,24 @@ class _Tracer(fx.Tracer):
     def type_of(self, node: fx.Node) -> type:
         if node.op != "placeholder":
             raise UntraceableError("its forward asks for the type of a value")
-        self.asked = True
-        return self.kind
+        self.note(node)
+        return Tensor
+
+    def note(self, node: fx.Node) -> None:
+        """Somebody asks what this value is, an argument or a part of one."""
+        while node.op == "call_function" and node.target is operator.getitem:
+            node = node.args[0]
+        if node in self.places:
+            self.asked.add(self.places[node])
+
+
+def _holds(result: Any, lists: list[list]) -> bool:
+    """Whether one of the lists is in a result."""
+    if isinstance(result, dict):
+        return any(_holds(value, lists) for value in result.values())
+    if not isinstance(result, (list, tuple)):
+        return False
+    return any(result is one for one in lists) or any(_holds(value, lists) for value in result)
 
 
 class _RefuseConstants(TorchFunctionMode):

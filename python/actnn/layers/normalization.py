@@ -55,11 +55,15 @@ class _SyncBatchNorm(_BatchNorm):
             raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
 
     def _normalize(self, input, mean, variance, batch_statistics, momentum) -> Tensor:
-        group = self.process_group or (torch.distributed.group.WORLD if torch.distributed.is_initialized() else None)
-        if not batch_statistics or not self.training or group is None or group.size() == 1:
-            return super()._normalize(input, mean, variance, batch_statistics, momentum)
         args = (input, mean, variance, batch_statistics, momentum)
-        return self._normalize_by(ops.sync_batch_norm, *args, group.group_name)
+        if (group_name := self.group_name()) is None:
+            return super()._normalize(*args)
+        return self._normalize_by(ops.sync_batch_norm, *args, group_name)
+
+    def group_name(self) -> str | None:
+        """Of the process group whose batches the statistics are of, now; None: of this process's, or running ones."""
+        group = self.process_group or (torch.distributed.group.WORLD if torch.distributed.is_initialized() else None)
+        return group.group_name if self.training and group is not None and group.size() > 1 else None
 
 
 class _LayerNorm(QuantizedLayer):
