@@ -106,7 +106,8 @@ def pretended_graphs(monkeypatch):
 
 
 def course(setting: str, graph: bool) -> training.Run:
-    run = training.Run(dataclasses.replace(SMOKE, graph=graph), setting, 0, images.synthetic(512, 0, CPU), CPU)
+    options = dataclasses.replace(SMOKE, graph=graph, lr=0.02)  # so slow that a rounding does not grow with the steps
+    run = training.Run(options, setting, 0, images.synthetic(512, 0, CPU), CPU)
     run.fit()
     return run
 
@@ -117,8 +118,8 @@ def test_replayed_steps_train_as_others_do(setting):
     replayed, eager = course(setting, True), course(setting, False)
     assert replayed.replayed.calls == SMOKE.steps - 1 and len(replayed.trace) == 1
     assert replayed.order == eager.order and replayed.trace[0]["bytes"] == eager.trace[0]["bytes"]
-    # The fused optimizer rounds otherwise, and what is done to a loss grows with the steps.
-    torch.testing.assert_close(torch.stack(replayed.losses), torch.stack(eager.losses), rtol=0, atol=0.02)
+    # The fused optimizer rounds otherwise.
+    torch.testing.assert_close(torch.stack(replayed.losses), torch.stack(eager.losses), rtol=0, atol=0.005)
     assert replayed.optimizer.param_groups[0]["lr"].item() == pytest.approx(eager.optimizer.param_groups[0]["lr"])
 
 
