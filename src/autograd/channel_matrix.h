@@ -3,20 +3,28 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <cstdint>
+#include <numeric>
 #include <vector>
 
 namespace actnn {
 
 /// A tensor [N, C, ...] as a matrix of rows x channels: a copy unless it is channels_last.
 inline at::Tensor as_matrix(const at::Tensor& tensor) {
-  return tensor.movedim(1, -1).contiguous().view_symint({-1, tensor.sym_size(1)});
+  std::vector<int64_t> channels_last(tensor.dim());
+  std::iota(channels_last.begin(), channels_last.end(), 0);
+  std::rotate(channels_last.begin() + 1, channels_last.begin() + 2, channels_last.end());
+  return tensor.permute(channels_last).contiguous().view_symint({-1, tensor.sym_size(1)});
 }
 
 /// The matrix as the channels_last tensor [N, C, ...] of `size`.
 inline at::Tensor from_matrix(const at::Tensor& matrix, c10::SymIntArrayRef size) {
   std::vector<c10::SymInt> channels_last(size.begin(), size.end());
   std::rotate(channels_last.begin() + 1, channels_last.begin() + 2, channels_last.end());
-  return matrix.view_symint(channels_last).movedim(-1, 1);
+  std::vector<int64_t> channels_first(size.size());
+  std::iota(channels_first.begin(), channels_first.end(), 0);
+  std::rotate(channels_first.begin() + 1, channels_first.end() - 1, channels_first.end());
+  return matrix.view_symint(channels_last).permute(channels_first);
 }
 
 }  // namespace actnn

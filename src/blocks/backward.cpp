@@ -62,6 +62,10 @@ class Backward {
         arguments_(std::move(arguments)),
         gradients_(plan.program.values()),
         results_(arguments_.wanted.size()) {
+    for (const at::Tensor& parameter : arguments_.parameters) {
+      types_.push_back(parameter.scalar_type());
+    }
+    cast_convolutions(plan.program, arguments_.parameters, arguments_.dtype);
     gradients_[plan.program.output()].first = std::move(arguments_.grad);
   }
 
@@ -75,10 +79,24 @@ class Backward {
         results_[input] = std::move(gradients_[input].first);
       }
     }
+    cast_results();
     return std::move(results_);
   }
 
  private:
+  /// Gradients of parameters in the parameters' dtypes.
+  void cast_results() {
+    std::vector<at::Tensor*> gradients;
+    std::vector<at::ScalarType> types;
+    for (size_t index = 0; index < types_.size(); ++index) {
+      if (at::Tensor& gradient = results_[plan_.program.inputs + index]; gradient.defined()) {
+        gradients.push_back(&gradient);
+        types.push_back(types_[index]);
+      }
+    }
+    cast_together(gradients, types);
+  }
+
   bool wants_value(Value value) const { return kept_.wants_gradient[value]; }
   bool wants(std::optional<Index> index) const { return index && arguments_.wanted[plan_.program.inputs + *index]; }
   const at::Tensor& parameter(Index index) const { return arguments_.parameters[index]; }
@@ -119,7 +137,7 @@ class Backward {
     gradient.join();
     at::Tensor grad = std::move(gradient.first);
     const bool wants_bias = wants(convolution.bias);
-    const at::Tensor weight = with_dtype(parameter(convolution.weight), arguments_.dtype);
+    const at::Tensor& weight = parameter(convolution.weight);
     if (wants(convolution.weight) || wants_bias) {
       const bool wants_weight = wants(convolution.weight);
       const at::Tensor input = wants_weight ? decoded(convolution.input) : shaped_like(convolution.input, grad);
@@ -283,6 +301,7 @@ class Backward {
   const Plan& plan_;
   const Kept& kept_;
   BackwardArguments arguments_;
+  std::vector<at::ScalarType> types_;  // of the parameters that forward was given
   std::vector<Gradient> gradients_;
   std::map<Value, at::Tensor> decoded_;
   std::vector<at::Tensor> results_;

@@ -38,6 +38,7 @@ class Forward {
           const std::vector<bool>& wants_gradient)
       : plan_(plan),
         arguments_(arguments),
+        parameters_(arguments.parameters),
         originals_(originals),
         parameter_wants_(wants_gradient.begin() + plan.program.inputs, wants_gradient.end()),
         values_(plan.program.values()),
@@ -45,6 +46,8 @@ class Forward {
     kept_.wants_gradient.assign(wants_gradient.begin(), wants_gradient.begin() + plan.program.inputs);
     kept_.wants_gradient.resize(plan.program.values());
     std::copy(arguments.inputs.begin(), arguments.inputs.end(), values_.begin());
+    check_weights();
+    cast_convolutions(plan.program, parameters_, arguments.dtype);
     for (size_t number = 0; number < plan.stages.size(); ++number) {
       for (const Value value : values_read_by(plan.stages[number])) {
         last_reader_[value] = static_cast<int64_t>(number);
@@ -65,7 +68,16 @@ class Forward {
   }
 
  private:
-  const at::Tensor& parameter(Index index) const { return arguments_.parameters[index]; }
+  void check_weights() const {
+    for (const Step& step : plan_.program.steps) {
+      const auto* convolution = std::get_if<Convolution>(&step);
+      TORCH_CHECK_TYPE(arguments_.casts_weights || convolution == nullptr ||
+                           parameters_[convolution->weight].scalar_type() == arguments_.dtype,
+                       "block: without autocast, a convolution's weight must have the inputs' dtype, ",
+                       arguments_.dtype, ", got ", parameters_[convolution->weight].scalar_type());
+    }
+  }
+
   bool wants(std::optional<Index> index) const { return index && parameter_wants_[*index]; }
   bool wants_value(Value value) const { return kept_.wants_gradient[value]; }
 
@@ -119,10 +131,7 @@ class Forward {
       }
       kept_.shapes.emplace(convolution.input, TensorShape(input));
     }
-    TORCH_CHECK_TYPE(arguments_.casts_weights || parameter(convolution.weight).scalar_type() == arguments_.dtype,
-                     "block: without autocast, a convolution's weight must have the inputs' dtype, ", arguments_.dtype,
-                     ", got ", parameter(convolution.weight).scalar_type());
-    values_[stage.output] = convolve(convolution, input, arguments_.parameters);
+    values_[stage.output] = convolve(convolution, input, parameters_);
   }
 
   /// (channels, inverse, deviation) of a pass's norm; `rows` if they are those of all ranks.
@@ -130,8 +139,8 @@ class Forward {
                                                            at::Tensor& rows) {
     const BatchNorm& norm = *pass.norm;
     const bool has_bend = pass.slope != 1.0 && !pass.residual;
-    const OptionalTensor weight = in_float(at_index(arguments_.parameters, norm.weight));
-    const OptionalTensor bias = in_float(at_index(arguments_.parameters, norm.bias));
+    const OptionalTensor weight = in_float(at_index(parameters_, norm.weight));
+    const OptionalTensor bias = in_float(at_index(parameters_, norm.bias));
     const OptionalTensor running_mean = buffer(norm.running_mean);
     const OptionalTensor running_var = buffer(norm.running_var);
     if (!arguments_.batch_statistics[pass.norm_number]) {
@@ -141,7 +150,7 @@ class Forward {
                                bias, norm.eps, has_bend);
     }
     if (norm.group_name) {
-      return synchronized_channels(norm, x, arguments_.parameters, arguments_.buffers, has_bend, rows);
+      return synchronized_channels(norm, x, parameters_, arguments_.buffers, has_bend, rows);
     }
     if (x.size(0) == 0) {
       const at::Tensor none = at::zeros({x.size(1)}, x.options().dtype(at::kFloat));
@@ -242,6 +251,7 @@ class Forward {
 
   const Plan& plan_;
   const Arguments& arguments_;
+  std::vector<at::Tensor> parameters_;  // those of convolutions in the dtype of activations
   const std::vector<at::Tensor>& originals_;
   std::vector<bool> parameter_wants_;
   std::vector<at::Tensor> values_;

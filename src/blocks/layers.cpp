@@ -3,20 +3,31 @@
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 
+#include <variant>
+
 #include "actnn/ops/quantize.h"
 #include "src/ops/tensors.h"
 
 namespace actnn::blocks {
 
+void cast_convolutions(const Program& program, std::vector<at::Tensor>& parameters, at::ScalarType dtype) {
+  std::vector<at::Tensor*> casts;
+  for (const Step& step : program.steps) {
+    if (const auto* convolution = std::get_if<Convolution>(&step)) {
+      casts.push_back(&parameters[convolution->weight]);
+      if (convolution->bias) {
+        casts.push_back(&parameters[*convolution->bias]);
+      }
+    }
+  }
+  cast_together(casts, std::vector(casts.size(), dtype));
+}
+
 at::Tensor convolve(const Convolution& convolution, const at::Tensor& input,
                     const std::vector<at::Tensor>& parameters) {
-  const at::Tensor weight = with_dtype(parameters[convolution.weight], input.scalar_type());
-  std::optional<at::Tensor> bias = at_index(parameters, convolution.bias);
-  if (bias) {
-    bias = with_dtype(*bias, input.scalar_type());
-  }
   const std::vector<int64_t> no_padding(convolution.stride.size(), 0);
-  return at::convolution(input, weight, bias, convolution.stride, convolution.padding, convolution.dilation,
+  return at::convolution(input, parameters[convolution.weight], at_index(parameters, convolution.bias),
+                         convolution.stride, convolution.padding, convolution.dilation,
                          /*transposed=*/false, no_padding, convolution.groups);
 }
 

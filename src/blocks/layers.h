@@ -19,7 +19,9 @@ inline std::optional<at::Tensor> at_index(const std::vector<at::Tensor>& tensors
   return index ? std::optional(tensors[*index]) : std::nullopt;
 }
 
-/// In the input's dtype, whatever that of the parameters is.
+/// Casts the weights and biases of all convolutions among a program's parameters.
+void cast_convolutions(const Program& program, std::vector<at::Tensor>& parameters, at::ScalarType dtype);
+
 at::Tensor convolve(const Convolution& convolution, const at::Tensor& input, const std::vector<at::Tensor>& parameters);
 
 /// Gradients of input, weight, bias, those that are wanted.

@@ -1,7 +1,11 @@
 #include "src/ops/tensors.h"
 
+#include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/empty_strided.h>
+
+#include <utility>
 
 #include "actnn/ops/random.h"
 
@@ -20,6 +24,20 @@ at::Tensor samples_outermost(const at::Tensor& input) {
       input.is_non_overlapping_and_dense() && (input.sym_numel() == 0 || input.sym_size(0) == 1 ||
                                                input.sym_stride(0) * input.sym_size(0) == input.sym_numel());
   return outermost ? input : input.contiguous();
+}
+
+void cast_together(const std::vector<at::Tensor*>& tensors, const std::vector<at::ScalarType>& dtypes) {
+  std::vector<at::Tensor> from;
+  std::vector<at::Tensor> to;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (tensors[i]->scalar_type() != dtypes[i]) {
+      to.push_back(at::empty_like(*tensors[i], tensors[i]->options().dtype(dtypes[i])));
+      from.push_back(std::exchange(*tensors[i], to.back()));
+    }
+  }
+  if (!from.empty()) {
+    at::_foreach_copy_(to, from);
+  }
 }
 
 at::Tensor on_device(const at::Tensor& tensor, c10::Device device) {

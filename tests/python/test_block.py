@@ -131,6 +131,27 @@ def test_autocast(device):
         assert actual.dtype == tensor.dtype == torch.float32
 
 
+def test_autocast_casts_a_shared_weight_and_biases(device):
+    program = Program()
+    first = program.convolution(0, 8, 8, 3, bias=True)
+    program.convolution(first, 8, 8, 3, bias=True)
+    program.steps[1]["parameters"][0] = program.steps[0]["parameters"][0]
+    del program.parameters[2]
+    program.steps[1]["parameters"][1] = 2
+    program.parameters[0] = program.parameters[0].detach().contiguous(memory_format=torch.channels_last)
+    program.parameters[0].requires_grad_()
+    x = torch.randn(4, 8, 6, 6, requires_grad=True)
+    with torch.autocast(device, torch.bfloat16):
+        y = program.run(program.block(bits=8), x)
+        expected = program.expected(x)
+    grad = torch.randn_like(y)
+    tensors = [x, *program.parameters]
+    actual, wanted = (torch.autograd.grad(result, tensors, grad) for result in (y, expected))
+    for tensor, a, w in zip(tensors, actual, wanted, strict=True):
+        assert a.dtype == torch.float32 and a.shape == tensor.shape and relative_error(a, w) < 0.05
+    assert actual[1].is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("shape", [(4, 8, 6, 6), (2, 8, 1, 1)])
 def test_the_layout_is_that_of_layers(shape):
     program = basic_block()
