@@ -6,6 +6,7 @@
 #include <ATen/ops/from_blob.h>
 
 #include <algorithm>
+#include <ranges>
 #include <utility>
 
 #include "actnn/ops/mask.h"
@@ -70,8 +71,8 @@ class Backward {
   }
 
   std::vector<at::Tensor> run() {
-    for (auto stage = plan_.stages.rbegin(); stage != plan_.stages.rend(); ++stage) {
-      std::visit([&](const auto& kind) { run_stage(kind); }, *stage);
+    for (const Stage& stage : plan_.stages | std::views::reverse) {
+      std::visit([&](const auto& kind) { run_stage(kind); }, stage);
     }
     for (Value input = 0; input < plan_.program.inputs; ++input) {
       if (arguments_.wanted[input]) {

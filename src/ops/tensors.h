@@ -50,7 +50,7 @@ inline at::Tensor with_dtype(const at::Tensor& tensor, at::ScalarType dtype) {
 }
 
 /// Replaces each tensor that has another dtype than `dtypes` says by a copy that has it, in the same layout. All copies are
-/// made at once, by one kernel where torch has one.
+/// made at once, by one kernel where torch has one, except in a capture.
 void cast_together(const std::vector<at::Tensor*>& tensors, const std::vector<at::ScalarType>& dtypes);
 
 /// In float32 and contiguous; none for none, and for an undefined tensor.

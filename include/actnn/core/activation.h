@@ -158,12 +158,12 @@ struct DerivativeGrid {
 
 /// The other way: codes, rounded by noise, of 16 bits. A number of the range is its code's expectation on the grid.
 struct DerivativeEncoder {
-  float scale;  ///< units of 2^-16 of a step
-  float shift;
+  float scale = 0;  ///< units of 2^-16 of a step
+  float shift = 0;
   float most;
 
   ACTNN_HOST_DEVICE constexpr explicit DerivativeEncoder(PackedDerivative packed)
-      : scale(0), shift(0), most(static_cast<float>(highest_code(packed.bits) << 16)) {
+      : most(static_cast<float>(highest_code(packed.bits) << 16)) {
     const DerivativeRange range = derivative_range(packed.function);
     scale = most / (range.highest - range.lowest);
     shift = -(range.lowest * scale);
