@@ -6,7 +6,6 @@
 #include <ATen/ops/from_blob.h>
 
 #include <algorithm>
-#include <ranges>
 #include <utility>
 
 #include "actnn/ops/mask.h"
@@ -71,9 +70,8 @@ class Backward {
   }
 
   std::vector<at::Tensor> run() {
-    for (const Stage& stage : plan_.stages | std::views::reverse) {
-      std::visit([&](const auto& kind) { run_stage(kind); }, stage);
-    }
+    std::for_each(plan_.stages.rbegin(), plan_.stages.rend(),
+                  [&](const Stage& stage) { std::visit([&](const auto& kind) { run_stage(kind); }, stage); });
     for (Value input = 0; input < plan_.program.inputs; ++input) {
       if (arguments_.wanted[input]) {
         gradients_[input].join();
