@@ -4,10 +4,16 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-# Parallel compilations; one that includes torch headers takes up to 2 GB of memory.
-JOBS ?= $(shell nproc)
+# Parallel compilations; one that includes torch headers takes up to 1 GB of memory.
+export JOBS ?= $(shell nproc)
 # Options of `actnn train`, e.g. make train ARGS="--epochs 2".
 ARGS ?=
+# Another version of torch than the pinned one, e.g. make test TORCH=2.15.0, in an environment and a build folder of its own.
+export TORCH ?=
+VENV := .venv$(addprefix -torch-,$(TORCH))
+BUILD := build$(addprefix -torch-,$(TORCH))
+# Options of pytest, e.g. make test PYTEST="-m 'not slow'".
+PYTEST ?=
 
 .PHONY: help
 help: ## show this list
@@ -18,44 +24,41 @@ bootstrap:
 	@tools/bootstrap
 
 # CMake reconfigures by itself when a CMake file changes.
-build/build.ninja: | bootstrap
-	cmake --preset release
+$(BUILD)/build.ninja: | bootstrap
+	@tools/configure $(BUILD) -DACTNN_PYTHON=$(CURDIR)/$(VENV)/bin/python
 
 build-sanitize/build.ninja: | bootstrap
-	cmake --preset sanitize
+	@cmake --preset sanitize --log-level=WARNING
 
 .PHONY: train
-train: bootstrap build/build.ninja ## install, build, fetch Fashion-MNIST and train; options in ARGS="..."
-	cmake --build build --parallel $(JOBS) --target actnn_app
-	tools/fetch-fashion-mnist
-	build/bin/actnn train $(ARGS)
+train: ## install, build, fetch Fashion-MNIST and train; options in ARGS="..."
+	@TORCH= tools/train $(ARGS)
 
 .PHONY: build
-build: bootstrap build/build.ninja ## the library, the program, tests and benchmarks, in build/
-	cmake --build build --parallel $(JOBS)
+build: bootstrap $(BUILD)/build.ninja ## the library, the program, tests and benchmarks, in build/
+	@tools/build $(BUILD)
 
 .PHONY: test
-test: build ## all C++ and Python tests
+test: build ## all C++ and Python tests; TORCH=2.15.0: with that version
 	@status=0; \
-	echo "== C++ tests"; ctest --test-dir build --output-on-failure --parallel $(JOBS) --no-tests=error || status=1; \
-	echo "== Python tests"; .venv/bin/python -m pytest || status=1; \
+	echo "== C++ tests"; ctest --test-dir $(BUILD) --output-on-failure --parallel $(JOBS) --no-tests=error || status=1; \
+	echo "== Python tests"; ACTNN_BUILD_DIR=$(BUILD) $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST) || status=1; \
 	exit $$status
 
 .PHONY: sanitize
 sanitize: build-sanitize/build.ninja ## tests of the kernels with the address and undefined-behaviour sanitizers
-	cmake --build build-sanitize --parallel $(JOBS)
+	@tools/build build-sanitize
 	ctest --test-dir build-sanitize --output-on-failure --parallel $(JOBS) --no-tests=error
 
 .PHONY: bench
-bench: bootstrap build/build.ninja ## CPU kernels against memcpy; table and benchmarks/results/cpu_kernels.json
-	cmake --build build --parallel $(JOBS) --target cpu_kernels_benchmark
+bench: bootstrap $(BUILD)/build.ninja ## CPU kernels against memcpy; table and benchmarks/results/cpu_kernels.json
+	@tools/build $(BUILD) cpu_kernels_benchmark
 	mkdir -p benchmarks/results
-	build/bin/cpu_kernels_benchmark --output benchmarks/results/cpu_kernels.json
+	$(BUILD)/bin/cpu_kernels_benchmark --output benchmarks/results/cpu_kernels.json
 
 .PHONY: lint
 lint: ## formatting, static analysis of what changed, floors
 	@tools/bootstrap lint
-	@cmake --preset release --log-level=WARNING
 	tools/lint
 
 .PHONY: format
@@ -64,5 +67,5 @@ format: ## rewrite C++ and Python sources in the project's format
 	tools/lint --fix
 
 .PHONY: clean
-clean: ## remove the build folders; .venv, data and runs stay
-	rm -rf build build-dev build-sanitize
+clean: ## remove the build folders; environments, data and runs stay
+	rm -rf build build-*

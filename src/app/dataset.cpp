@@ -18,7 +18,6 @@ constexpr const char* kProjectData = "data/fashion-mnist";
 constexpr const char* kSystemData = "/usr/share/datasets/fashion-mnist";
 
 constexpr int64_t kSide = 28;
-constexpr int64_t kClasses = 10;
 // Of the 60,000 training images, in units of a pixel's 0 to 255.
 constexpr double kMean = 72.94;
 constexpr double kDeviation = 90.02;

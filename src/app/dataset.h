@@ -9,10 +9,12 @@
 
 namespace actnn::app {
 
+inline constexpr int64_t kClasses = 10;
+
 /// Images with their labels.
 struct Batch {
   at::Tensor images;  ///< float32, [N, 1, 28, 28], normalized to zero mean and unit variance over the data set
-  at::Tensor labels;  ///< int64, [N], from 0 to 9
+  at::Tensor labels;  ///< int64, [N], from 0 to kClasses - 1
 };
 
 /// One half of Fashion-MNIST.

@@ -15,13 +15,12 @@
 #include <vector>
 
 #include "actnn/nn/chain.h"
+#include "src/app/dataset.h"
 
 namespace actnn::app {
 namespace {
 
 namespace nn = torch::nn;
-
-constexpr int64_t kClasses = 10;
 
 nn::Conv2d conv(int64_t in, int64_t out, int64_t kernel, int64_t stride) {
   return nn::Conv2d(nn::Conv2dOptions(in, out, kernel).stride(stride).padding(kernel / 2).bias(false));

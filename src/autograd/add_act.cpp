@@ -22,7 +22,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr const char* kOp = "actnn::add_act";
+constexpr const char* kAddActName = "actnn::add_act";
 
 struct Added {
   at::Tensor y;  ///< matrix
@@ -56,7 +56,7 @@ class AddAct : public torch::autograd::Function<AddAct> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
-    refuse_double_backward(kOp);
+    refuse_double_backward(kAddActName);
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor grad = as_matrix(grad_outputs[0]);
     const NormActCopies copies{saved[0], ctx->saved_data["slope"].toDouble(), ctx->saved_data["bits"].toInt()};
@@ -71,17 +71,17 @@ class AddAct : public torch::autograd::Function<AddAct> {
 };
 
 void check(const at::Tensor& input, const at::Tensor& residual, int64_t bits, const OptionalTensor& rng_state) {
-  check_floating(kOp, "input", input);
-  TORCH_CHECK_VALUE(input.dim() >= 2, kOp, ": input must have shape [N, C] or [N, C, ...], got shape ",
+  check_floating(kAddActName, "input", input);
+  TORCH_CHECK_VALUE(input.dim() >= 2, kAddActName, ": input must have shape [N, C] or [N, C, ...], got shape ",
                     input.sym_sizes());
-  TORCH_CHECK_VALUE(input.sym_size(1) > 0, kOp, ": input must have channels, got shape ", input.sym_sizes());
-  TORCH_CHECK_VALUE(residual.sym_sizes() == input.sym_sizes() && residual.device() == input.device(), kOp,
+  TORCH_CHECK_VALUE(input.sym_size(1) > 0, kAddActName, ": input must have channels, got shape ", input.sym_sizes());
+  TORCH_CHECK_VALUE(residual.sym_sizes() == input.sym_sizes() && residual.device() == input.device(), kAddActName,
                     ": residual must have shape and device of input, ", input.sym_sizes(), " on ", input.device(),
                     ", got ", residual.sym_sizes(), " on ", residual.device());
-  TORCH_CHECK_TYPE(residual.scalar_type() == input.scalar_type(), kOp, ": residual must have the dtype of input, ",
-                   input.scalar_type(), ", got ", residual.scalar_type());
-  TORCH_CHECK_VALUE(bits >= kMinSplitBits && bits <= kMaxBits, kOp, ": bits must be in 2..8, got ", bits);
-  check_rng_state(kOp, rng_state, input.device());
+  TORCH_CHECK_TYPE(residual.scalar_type() == input.scalar_type(), kAddActName,
+                   ": residual must have the dtype of input, ", input.scalar_type(), ", got ", residual.scalar_type());
+  TORCH_CHECK_VALUE(bits >= kMinSplitBits && bits <= kMaxBits, kAddActName, ": bits must be in 2..8, got ", bits);
+  check_rng_state(kAddActName, rng_state, input.device());
 }
 
 at::Tensor add_act_autograd(const at::Tensor& input, const at::Tensor& residual, double negative_slope, int64_t bits,
@@ -127,7 +127,7 @@ at::Tensor add_act(const at::Tensor& input, const at::Tensor& residual, double n
                    const SplitPacking& packing, const OptionalTensor& rng_state) {
   static const auto kOperator =
       c10::Dispatcher::singleton()
-          .findSchemaOrThrow(kOp, "")
+          .findSchemaOrThrow(kAddActName, "")
           .typed<at::Tensor(const at::Tensor&, const at::Tensor&, double, int64_t, bool, const OptionalTensor&)>();
   return kOperator.call(input, residual, negative_slope, packing.bits, packing.stochastic, rng_state);
 }

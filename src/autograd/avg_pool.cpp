@@ -126,9 +126,9 @@ class AdaptiveAvgPool : public torch::autograd::Function<AdaptiveAvgPool> {
 
 template <int kDimensions>
 at::Tensor adaptive_kernel(const at::Tensor& input, c10::IntArrayRef output_size) {
-  constexpr const char* kOp = kDimensions == 2 ? "actnn::adaptive_avg_pool2d" : "actnn::adaptive_avg_pool3d";
-  check_floating(kOp, "input", input);
-  const std::vector<int64_t> size = expand_list(kOp, "output_size", output_size, kDimensions);
+  constexpr const char* kAvgPoolName = kDimensions == 2 ? "actnn::adaptive_avg_pool2d" : "actnn::adaptive_avg_pool3d";
+  check_floating(kAvgPoolName, "input", input);
+  const std::vector<int64_t> size = expand_list(kAvgPoolName, "output_size", output_size, kDimensions);
   if (at::GradMode::is_enabled() && wants_grad(input)) {
     return AdaptiveAvgPool::apply(input, c10::IntArrayRef(size));
   }

@@ -26,7 +26,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr const char* kOp = "actnn::batch_norm";
+constexpr const char* kBatchNormName = "actnn::batch_norm";
 
 /// What `at::batch_norm` calls: (output, saved mean, saved inverse deviation, reserve, implementation).
 auto exact_batch_norm(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
@@ -86,7 +86,7 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
-    refuse_double_backward(kOp);
+    refuse_double_backward(kBatchNormName);
     auto& data = ctx->saved_data;
     const variable_list saved = ctx->get_saved_variables();
     const bool training = data["training"].toBool();
@@ -110,7 +110,7 @@ at::Tensor batch_norm_autograd(const at::Tensor& input, const OptionalTensor& we
                                double momentum, double eps, Arguments... arguments) {
   const BatchNormStatistics statistics{running_mean, running_var, training, momentum, eps};
   const Keeping keeping{arguments...};
-  check_batch_norm(kOp, input, weight, bias, statistics, keeping);
+  check_batch_norm(kBatchNormName, input, weight, bias, statistics, keeping);
   if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(weight) || wants_grad(bias))) {
     return BatchNorm::apply(input, weight, bias, statistics, keeping);
   }
@@ -124,12 +124,12 @@ at::Tensor batch_norm_plain(const at::Tensor& input, const OptionalTensor& weigh
                             const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                             double momentum, double eps, Arguments... arguments) {
   const BatchNormStatistics statistics{running_mean, running_var, training, momentum, eps};
-  check_batch_norm(kOp, input, weight, bias, statistics, Keeping{arguments...});
+  check_batch_norm(kBatchNormName, input, weight, bias, statistics, Keeping{arguments...});
   return std::get<0>(exact_batch_norm(input, weight, bias, statistics));
 }
 
-using Signature = KeepingSignature<const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
-                                   const OptionalTensor&, const OptionalTensor&, bool, double, double>;
+using BatchNormSignature = KeepingSignature<const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
+                                            const OptionalTensor&, const OptionalTensor&, bool, double, double>;
 
 }  // namespace
 
@@ -142,15 +142,16 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
 }
 
 TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) {
-  m.impl("batch_norm", static_cast<Signature*>(batch_norm_plain));
+  m.impl("batch_norm", static_cast<BatchNormSignature*>(batch_norm_plain));
 }
-TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("batch_norm", static_cast<Signature*>(batch_norm_autograd)); }
+TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("batch_norm", static_cast<BatchNormSignature*>(batch_norm_autograd)); }
 
 at::Tensor batch_norm(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                       const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                       double momentum, double eps, const Quantization& quantization, const OptionalTensor& rng_state,
                       const Retention& retention) {
-  static const auto kHandle = c10::Dispatcher::singleton().findSchemaOrThrow(kOp, "").typed<Signature>();
+  static const auto kHandle =
+      c10::Dispatcher::singleton().findSchemaOrThrow(kBatchNormName, "").typed<BatchNormSignature>();
   return call_keeping(kHandle, quantization, retention, rng_state, input, weight, bias, running_mean, running_var,
                       training, momentum, eps);
 }

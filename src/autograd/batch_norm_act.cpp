@@ -22,7 +22,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr const char* kOp = "actnn::batch_norm_act";
+constexpr const char* kBatchNormActName = "actnn::batch_norm_act";
 
 OptionalTensor if_defined(const OptionalTensor& tensor) {
   return tensor.has_value() && tensor->defined() ? tensor : std::nullopt;
@@ -87,7 +87,7 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
 
   // Gradients of weight and bias are float32; autograd casts them.
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
-    refuse_double_backward(kOp);
+    refuse_double_backward(kBatchNormActName);
     auto& data = ctx->saved_data;
     const variable_list saved = ctx->get_saved_variables();
     const auto [wants_input, wants_weight, wants_bias] = wanted_gradients(ctx);
@@ -112,16 +112,16 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
 
 void check(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
            const BatchNormStatistics& statistics, const SplitPacking& packing, const OptionalTensor& rng_state) {
-  TORCH_CHECK_VALUE(packing.bits >= kMinSplitBits && packing.bits <= kMaxBits, kOp, ": bits must be in 2..8, got ",
-                    packing.bits);
-  check_packed_derivative(kOp, packing.derivative, packing.bits);
+  TORCH_CHECK_VALUE(packing.bits >= kMinSplitBits && packing.bits <= kMaxBits, kBatchNormActName,
+                    ": bits must be in 2..8, got ", packing.bits);
+  check_packed_derivative(kBatchNormActName, packing.derivative, packing.bits);
   const Keeping keeping({.bits = packing.bits}, {}, rng_state);
-  check_batch_norm(kOp, input, weight, bias, statistics, keeping);
+  check_batch_norm(kBatchNormActName, input, weight, bias, statistics, keeping);
 }
 
 /// ReLU6 has one bit of derivatives, whatever is asked for.
 SplitPacking packing_of(int64_t bits, bool stochastic, c10::string_view activation, int64_t derivative_bits) {
-  PackedDerivative derivative = packed_derivative(kOp, activation, derivative_bits);
+  PackedDerivative derivative = packed_derivative(kBatchNormActName, activation, derivative_bits);
   if (derivative.function == ActivationFunction::kLeakyReLU) {
     derivative.bits = 0;
   } else if (derivative.function == ActivationFunction::kReLU6) {
@@ -156,9 +156,9 @@ at::Tensor batch_norm_act_plain(const at::Tensor& input, const OptionalTensor& w
   return without_copies(input, weight, bias, statistics, negative_slope, packing.derivative.function);
 }
 
-using Signature = at::Tensor(const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                             const OptionalTensor&, bool, double, double, double, int64_t, bool, const OptionalTensor&,
-                             c10::string_view, int64_t);
+using BatchNormActSignature = at::Tensor(const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
+                                         const OptionalTensor&, const OptionalTensor&, bool, double, double, double,
+                                         int64_t, bool, const OptionalTensor&, c10::string_view, int64_t);
 
 }  // namespace
 
@@ -177,7 +177,8 @@ at::Tensor batch_norm_act(const at::Tensor& input, const OptionalTensor& weight,
                           const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                           double momentum, double eps, double negative_slope, const SplitPacking& packing,
                           const OptionalTensor& rng_state) {
-  static const auto kHandle = c10::Dispatcher::singleton().findSchemaOrThrow(kOp, "").typed<Signature>();
+  static const auto kHandle =
+      c10::Dispatcher::singleton().findSchemaOrThrow(kBatchNormActName, "").typed<BatchNormActSignature>();
   return kHandle.call(input, weight, bias, running_mean, running_var, training, momentum, eps, negative_slope,
                       packing.bits, packing.stochastic, rng_state, name_of(packing.derivative.function),
                       packing.derivative.bits);

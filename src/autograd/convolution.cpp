@@ -26,7 +26,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr const char* kOp = "actnn::convolution";
+constexpr const char* kConvolutionName = "actnn::convolution";
 
 /// While it lives, cuDNN's benchmark mode is the one asked for.
 class CudnnBenchmark {
@@ -132,7 +132,7 @@ class Convolution : public torch::autograd::Function<Convolution> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
-    refuse_double_backward(kOp);
+    refuse_double_backward(kConvolutionName);
     auto& data = ctx->saved_data;
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor& weight = saved[0];
@@ -162,22 +162,22 @@ class Convolution : public torch::autograd::Function<Convolution> {
 ConvolutionGeometry check_arguments(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                                     const ConvolutionGeometry& geometry, const ConvolutionExecution& execution,
                                     const Keeping& keeping) {
-  check_floating(kOp, "input", input);
-  check_floating(kOp, "weight", weight);
-  check_keeping(kOp, input, keeping);
-  TORCH_CHECK_VALUE(weight.dim() >= 3 && weight.dim() <= 5, kOp,
+  check_floating(kConvolutionName, "input", input);
+  check_floating(kConvolutionName, "weight", weight);
+  check_keeping(kConvolutionName, input, keeping);
+  TORCH_CHECK_VALUE(weight.dim() >= 3 && weight.dim() <= 5, kConvolutionName,
                     ": weight must have 1 to 3 spatial dimensions (rank 3 to 5), got shape ", weight.sym_sizes());
-  TORCH_CHECK_VALUE(input.dim() == weight.dim(), kOp, ": input must have rank ", weight.dim(), " for weight of shape ",
-                    weight.sym_sizes(), ", got shape ", input.sym_sizes());
-  TORCH_CHECK_VALUE(!execution.pipeline_threshold || *execution.pipeline_threshold > 0, kOp,
+  TORCH_CHECK_VALUE(input.dim() == weight.dim(), kConvolutionName, ": input must have rank ", weight.dim(),
+                    " for weight of shape ", weight.sym_sizes(), ", got shape ", input.sym_sizes());
+  TORCH_CHECK_VALUE(!execution.pipeline_threshold || *execution.pipeline_threshold > 0, kConvolutionName,
                     ": pipeline_threshold must be a positive number of bytes, got ",
                     execution.pipeline_threshold.value_or(0));
   const auto dimensions = static_cast<size_t>(weight.dim() - 2);
-  return {.stride = expand_list(kOp, "stride", geometry.stride, dimensions),
-          .padding = expand_list(kOp, "padding", geometry.padding, dimensions),
-          .dilation = expand_list(kOp, "dilation", geometry.dilation, dimensions),
+  return {.stride = expand_list(kConvolutionName, "stride", geometry.stride, dimensions),
+          .padding = expand_list(kConvolutionName, "padding", geometry.padding, dimensions),
+          .dilation = expand_list(kConvolutionName, "dilation", geometry.dilation, dimensions),
           .transposed = geometry.transposed,
-          .output_padding = expand_list(kOp, "output_padding", geometry.output_padding, dimensions),
+          .output_padding = expand_list(kConvolutionName, "output_padding", geometry.output_padding, dimensions),
           .groups = geometry.groups};
 }
 
@@ -215,12 +215,13 @@ at::Tensor convolution_plain(const at::Tensor& input, const at::Tensor& weight, 
       execution);
 }
 
-using Signature =
+using ConvolutionSignature =
     KeepingSignature<const at::Tensor&, const at::Tensor&, const OptionalTensor&, c10::IntArrayRef, c10::IntArrayRef,
                      c10::IntArrayRef, bool, c10::IntArrayRef, int64_t, std::optional<bool>, std::optional<int64_t>>;
 
-const c10::TypedOperatorHandle<Signature>& convolution_op() {
-  static const auto kHandle = c10::Dispatcher::singleton().findSchemaOrThrow(kOp, "").typed<Signature>();
+const c10::TypedOperatorHandle<ConvolutionSignature>& convolution_op() {
+  static const auto kHandle =
+      c10::Dispatcher::singleton().findSchemaOrThrow(kConvolutionName, "").typed<ConvolutionSignature>();
   return kHandle;
 }
 
@@ -243,11 +244,17 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
 }
 
 TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) {
-  m.impl("convolution", static_cast<Signature*>(convolution_plain));
+  m.impl("convolution", static_cast<ConvolutionSignature*>(convolution_plain));
 }
-TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("convolution", static_cast<Signature*>(convolution_autograd)); }
-TORCH_LIBRARY_IMPL(actnn, AutocastCPU, m) { m.impl("convolution", static_cast<Signature*>(convolution_autocast)); }
-TORCH_LIBRARY_IMPL(actnn, AutocastCUDA, m) { m.impl("convolution", static_cast<Signature*>(convolution_autocast)); }
+TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
+  m.impl("convolution", static_cast<ConvolutionSignature*>(convolution_autograd));
+}
+TORCH_LIBRARY_IMPL(actnn, AutocastCPU, m) {
+  m.impl("convolution", static_cast<ConvolutionSignature*>(convolution_autocast));
+}
+TORCH_LIBRARY_IMPL(actnn, AutocastCUDA, m) {
+  m.impl("convolution", static_cast<ConvolutionSignature*>(convolution_autocast));
+}
 
 at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                        const ConvolutionGeometry& geometry, const Quantization& quantization,

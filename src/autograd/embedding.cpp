@@ -19,7 +19,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr const char* kOp = "actnn::embedding";
+constexpr const char* kEmbeddingName = "actnn::embedding";
 
 class Embedding : public torch::autograd::Function<Embedding> {
  public:
@@ -60,14 +60,14 @@ class Embedding : public torch::autograd::Function<Embedding> {
 // The dispatcher passes symbolic integers by value. NOLINTNEXTLINE(performance-unnecessary-value-param)
 at::Tensor embedding_kernel(const at::Tensor& weight, const at::Tensor& indices, c10::SymInt padding_idx,
                             bool scale_grad_by_freq, bool sparse) {
-  check_floating(kOp, "weight", weight);
-  TORCH_CHECK_VALUE(weight.dim() == 2, kOp, ": weight must have shape [num_embeddings, embedding_dim], got shape ",
-                    weight.sym_sizes());
-  TORCH_CHECK_TYPE(indices.scalar_type() == at::kLong || indices.scalar_type() == at::kInt, kOp,
+  check_floating(kEmbeddingName, "weight", weight);
+  TORCH_CHECK_VALUE(weight.dim() == 2, kEmbeddingName,
+                    ": weight must have shape [num_embeddings, embedding_dim], got shape ", weight.sym_sizes());
+  TORCH_CHECK_TYPE(indices.scalar_type() == at::kLong || indices.scalar_type() == at::kInt, kEmbeddingName,
                    ": indices must be int32 or int64, got ", indices.scalar_type());
-  TORCH_CHECK_VALUE(indices.device() == weight.device(), kOp, ": indices must be on the weight's device ",
+  TORCH_CHECK_VALUE(indices.device() == weight.device(), kEmbeddingName, ": indices must be on the weight's device ",
                     weight.device(), ", got ", indices.device());
-  TORCH_CHECK_VALUE(padding_idx >= -1 && padding_idx < weight.sym_size(0), kOp,
+  TORCH_CHECK_VALUE(padding_idx >= -1 && padding_idx < weight.sym_size(0), kEmbeddingName,
                     ": padding_idx must be -1 or below num_embeddings = ", weight.sym_size(0), ", got ", padding_idx);
   if (at::GradMode::is_enabled() && wants_grad(weight)) {
     return Embedding::apply(weight, indices, padding_idx, scale_grad_by_freq, sparse);
@@ -90,7 +90,7 @@ TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("embedding", embedding_kernel); 
 
 at::Tensor embedding(const at::Tensor& weight, const at::Tensor& indices, int64_t padding_idx, bool scale_grad_by_freq,
                      bool sparse) {
-  static const auto kHandle = find_op<decltype(embedding_kernel)>(kOp);
+  static const auto kHandle = find_op<decltype(embedding_kernel)>(kEmbeddingName);
   return kHandle.call(weight, indices, padding_idx, scale_grad_by_freq, sparse);
 }
 

@@ -21,7 +21,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr const char* kOp = "actnn::group_norm";
+constexpr const char* kGroupNormName = "actnn::group_norm";
 
 /// The layout in which torch's kernels take the input and its gradient.
 at::MemoryFormat layout_of(const at::Tensor& input) {
@@ -71,7 +71,7 @@ class GroupNorm : public torch::autograd::Function<GroupNorm> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
-    refuse_double_backward(kOp);
+    refuse_double_backward(kGroupNormName);
     const SavedNormalization saved = saved_normalization(ctx, grad_outputs[0]);
     const at::MemoryFormat layout = layout_of(saved.input);
     const Extents extents = extents_of(saved.input);
@@ -86,15 +86,15 @@ class GroupNorm : public torch::autograd::Function<GroupNorm> {
 at::Tensor group_norm_kernel(const at::Tensor& input, int64_t num_groups, const OptionalTensor& weight,
                              const OptionalTensor& bias, double eps, int64_t bits, int64_t group_size, bool stochastic,
                              const OptionalTensor& rng_state) {
-  check_floating(kOp, "input", input);
-  TORCH_CHECK_VALUE(input.dim() >= 2, kOp, ": input must have shape [N, C] or [N, C, ...], got shape ",
+  check_floating(kGroupNormName, "input", input);
+  TORCH_CHECK_VALUE(input.dim() >= 2, kGroupNormName, ": input must have shape [N, C] or [N, C, ...], got shape ",
                     input.sym_sizes());
-  TORCH_CHECK_VALUE(num_groups > 0 && input.sym_size(1) % num_groups == 0, kOp,
+  TORCH_CHECK_VALUE(num_groups > 0 && input.sym_size(1) % num_groups == 0, kGroupNormName,
                     ": num_groups must be positive and divide the number of channels ", input.sym_size(1), ", got ",
                     num_groups);
-  check_parameter(kOp, "weight", weight, "[C]", {input.sym_size(1)}, input);
-  check_parameter(kOp, "bias", bias, "[C]", {input.sym_size(1)}, input);
-  const Quantization quantization = check_quantization(kOp, input, bits, group_size, stochastic, rng_state);
+  check_parameter(kGroupNormName, "weight", weight, "[C]", {input.sym_size(1)}, input);
+  check_parameter(kGroupNormName, "bias", bias, "[C]", {input.sym_size(1)}, input);
+  const Quantization quantization = check_quantization(kGroupNormName, input, bits, group_size, stochastic, rng_state);
   if (at::GradMode::is_enabled() && wants_gradients(input, weight, bias)) {
     return GroupNorm::apply(input, weight, bias, num_groups, eps, quantization, rng_state);
   }
@@ -103,7 +103,7 @@ at::Tensor group_norm_kernel(const at::Tensor& input, int64_t num_groups, const 
 }
 
 const auto& group_norm_op() {
-  static const auto kHandle = find_op<decltype(group_norm_kernel)>(kOp);
+  static const auto kHandle = find_op<decltype(group_norm_kernel)>(kGroupNormName);
   return kHandle;
 }
 

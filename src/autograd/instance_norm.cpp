@@ -15,7 +15,7 @@ namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-constexpr const char* kOp = "actnn::instance_norm";
+constexpr const char* kInstanceNormName = "actnn::instance_norm";
 
 /// A tensor per channel as one per instance; differentiable: the gradient of the tensor is the sum over the batch.
 OptionalTensor per_instance(const OptionalTensor& tensor, const c10::SymInt& batch) {
@@ -41,18 +41,19 @@ at::Tensor instance_norm_kernel(const at::Tensor& input, const OptionalTensor& w
                                 const OptionalTensor& running_mean, const OptionalTensor& running_var,
                                 bool use_input_stats, double momentum, double eps, int64_t bits, int64_t group_size,
                                 bool stochastic, const OptionalTensor& rng_state) {
-  check_floating(kOp, "input", input);
-  TORCH_CHECK_VALUE(input.dim() >= 3, kOp, ": input must have shape [N, C, ...] of rank 3 or more, got shape ",
-                    input.sym_sizes());
+  check_floating(kInstanceNormName, "input", input);
+  TORCH_CHECK_VALUE(input.dim() >= 3, kInstanceNormName,
+                    ": input must have shape [N, C, ...] of rank 3 or more, got shape ", input.sym_sizes());
   const c10::SymInt batch = input.sym_size(0);
   const c10::SymInt channels = input.sym_size(1);
-  check_parameter(kOp, "weight", weight, "[C]", {channels}, input);
-  check_parameter(kOp, "bias", bias, "[C]", {channels}, input);
-  check_parameter(kOp, "running_mean", running_mean, "[C]", {channels}, input);
-  check_parameter(kOp, "running_var", running_var, "[C]", {channels}, input);
-  TORCH_CHECK_VALUE(use_input_stats || (running_mean.has_value() && running_var.has_value()), kOp,
+  check_parameter(kInstanceNormName, "weight", weight, "[C]", {channels}, input);
+  check_parameter(kInstanceNormName, "bias", bias, "[C]", {channels}, input);
+  check_parameter(kInstanceNormName, "running_mean", running_mean, "[C]", {channels}, input);
+  check_parameter(kInstanceNormName, "running_var", running_var, "[C]", {channels}, input);
+  TORCH_CHECK_VALUE(use_input_stats || (running_mean.has_value() && running_var.has_value()), kInstanceNormName,
                     ": running_mean and running_var must be given if use_input_stats is false, got none");
-  const Quantization quantization = check_quantization(kOp, input, bits, group_size, stochastic, rng_state);
+  const Quantization quantization =
+      check_quantization(kInstanceNormName, input, bits, group_size, stochastic, rng_state);
   std::vector<c10::SymInt> size = input.sym_sizes().vec();
   size[0] = 1;
   size[1] = batch * channels;
@@ -84,7 +85,7 @@ at::Tensor instance_norm(const at::Tensor& input, const OptionalTensor& weight, 
                          const OptionalTensor& running_mean, const OptionalTensor& running_var, bool use_input_stats,
                          double momentum, double eps, const Quantization& quantization,
                          const OptionalTensor& rng_state) {
-  static const auto kHandle = find_op<decltype(instance_norm_kernel)>(kOp);
+  static const auto kHandle = find_op<decltype(instance_norm_kernel)>(kInstanceNormName);
   return kHandle.call(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, quantization.bits,
                       quantization.group_size, quantization.stochastic, rng_state);
 }

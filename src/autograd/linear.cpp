@@ -21,7 +21,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr const char* kOp = "actnn::linear";
+constexpr const char* kLinearName = "actnn::linear";
 
 class Linear : public torch::autograd::Function<Linear> {
  public:
@@ -43,7 +43,7 @@ class Linear : public torch::autograd::Function<Linear> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
-    refuse_double_backward(kOp);
+    refuse_double_backward(kLinearName);
     const variable_list saved = ctx->get_saved_variables();
     const std::vector<c10::SymInt> input_size = ctx->saved_data["input_size"].toSymIntVector();
     const at::Tensor grad = grad_outputs[0].reshape_symint({-1, grad_outputs[0].sym_size(-1)});
@@ -66,15 +66,15 @@ class Linear : public torch::autograd::Function<Linear> {
 
 void check_arguments(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                      const Keeping& keeping) {
-  check_floating(kOp, "input", input);
-  check_floating(kOp, "weight", weight);
-  check_keeping(kOp, input, keeping);
-  TORCH_CHECK_VALUE(weight.dim() == 2, kOp, ": weight must have shape [out_features, in_features], got shape ",
+  check_floating(kLinearName, "input", input);
+  check_floating(kLinearName, "weight", weight);
+  check_keeping(kLinearName, input, keeping);
+  TORCH_CHECK_VALUE(weight.dim() == 2, kLinearName, ": weight must have shape [out_features, in_features], got shape ",
                     weight.sym_sizes());
-  TORCH_CHECK_VALUE(input.dim() >= 1 && input.sym_size(-1) == weight.sym_size(1), kOp,
+  TORCH_CHECK_VALUE(input.dim() >= 1 && input.sym_size(-1) == weight.sym_size(1), kLinearName,
                     ": input must have in_features = ", weight.sym_size(1), " as its last dimension, got shape ",
                     input.sym_sizes());
-  TORCH_CHECK_VALUE(!bias.has_value() || (bias->dim() == 1 && bias->sym_size(0) == weight.sym_size(0)), kOp,
+  TORCH_CHECK_VALUE(!bias.has_value() || (bias->dim() == 1 && bias->sym_size(0) == weight.sym_size(0)), kLinearName,
                     ": bias must have shape [out_features] = [", weight.sym_size(0), "], got shape ",
                     bias.has_value() ? bias->sym_sizes() : c10::SymIntArrayRef());
 }
@@ -99,10 +99,10 @@ at::Tensor linear_plain(const at::Tensor& input, const at::Tensor& weight, const
   return at::linear(input, weight, bias);
 }
 
-using Signature = KeepingSignature<const at::Tensor&, const at::Tensor&, const OptionalTensor&>;
+using LinearSignature = KeepingSignature<const at::Tensor&, const at::Tensor&, const OptionalTensor&>;
 
-const c10::TypedOperatorHandle<Signature>& linear_op() {
-  static const auto kHandle = c10::Dispatcher::singleton().findSchemaOrThrow(kOp, "").typed<Signature>();
+const c10::TypedOperatorHandle<LinearSignature>& linear_op() {
+  static const auto kHandle = c10::Dispatcher::singleton().findSchemaOrThrow(kLinearName, "").typed<LinearSignature>();
   return kHandle;
 }
 
@@ -120,10 +120,12 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
         {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) { m.impl("linear", static_cast<Signature*>(linear_plain)); }
-TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("linear", static_cast<Signature*>(linear_autograd)); }
-TORCH_LIBRARY_IMPL(actnn, AutocastCPU, m) { m.impl("linear", static_cast<Signature*>(linear_autocast)); }
-TORCH_LIBRARY_IMPL(actnn, AutocastCUDA, m) { m.impl("linear", static_cast<Signature*>(linear_autocast)); }
+TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) {
+  m.impl("linear", static_cast<LinearSignature*>(linear_plain));
+}
+TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("linear", static_cast<LinearSignature*>(linear_autograd)); }
+TORCH_LIBRARY_IMPL(actnn, AutocastCPU, m) { m.impl("linear", static_cast<LinearSignature*>(linear_autocast)); }
+TORCH_LIBRARY_IMPL(actnn, AutocastCUDA, m) { m.impl("linear", static_cast<LinearSignature*>(linear_autocast)); }
 
 at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                   const Quantization& quantization, const std::optional<at::Tensor>& rng_state,

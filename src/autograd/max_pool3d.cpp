@@ -25,7 +25,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr const char* kOp = "actnn::max_pool3d";
+constexpr const char* kMaxPool3dName = "actnn::max_pool3d";
 constexpr const char* kOpIndices = "actnn::max_pool3d_with_indices";
 
 /// The input's [D, H, W].
@@ -104,7 +104,7 @@ class MaxPool3d : public torch::autograd::Function<MaxPool3d> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
-    TORCH_CHECK_NOT_IMPLEMENTED(!at::GradMode::is_enabled(), kOp,
+    TORCH_CHECK_NOT_IMPLEMENTED(!at::GradMode::is_enabled(), kMaxPool3dName,
                                 ": its backward cannot be differentiated; call backward without create_graph, or use "
                                 "torch's own layer where second derivatives are needed");
     auto& data = ctx->saved_data;
@@ -159,7 +159,7 @@ variable_list max_pool(const at::Tensor& input, const MaxPoolGeometry& geometry)
 
 at::Tensor max_pool3d_kernel(const at::Tensor& input, c10::IntArrayRef kernel_size, c10::IntArrayRef stride,
                              c10::IntArrayRef padding, c10::IntArrayRef dilation, bool ceil_mode) {
-  return max_pool(input, check_arguments(kOp, input, kernel_size, stride, padding, dilation, ceil_mode))[0];
+  return max_pool(input, check_arguments(kMaxPool3dName, input, kernel_size, stride, padding, dilation, ceil_mode))[0];
 }
 
 std::tuple<at::Tensor, at::Tensor> max_pool3d_with_indices_kernel(const at::Tensor& input, c10::IntArrayRef kernel_size,
@@ -171,7 +171,7 @@ std::tuple<at::Tensor, at::Tensor> max_pool3d_with_indices_kernel(const at::Tens
 }
 
 const auto& max_pool3d_op() {
-  static const auto kHandle = find_op<decltype(max_pool3d_kernel)>(kOp);
+  static const auto kHandle = find_op<decltype(max_pool3d_kernel)>(kMaxPool3dName);
   return kHandle;
 }
 

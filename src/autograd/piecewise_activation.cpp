@@ -24,7 +24,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 struct LeakyRelu {
-  static constexpr const char* kOp = "actnn::leaky_relu";
+  static constexpr const char* kPiecewiseActivationName = "actnn::leaky_relu";
   double negative_slope;
 
   void check() const {}
@@ -35,12 +35,13 @@ struct LeakyRelu {
 };
 
 struct Hardtanh {
-  static constexpr const char* kOp = "actnn::hardtanh";
+  static constexpr const char* kPiecewiseActivationName = "actnn::hardtanh";
   double min_val;
   double max_val;
 
   void check() const {
-    TORCH_CHECK_VALUE(min_val <= max_val, kOp, ": min_val must be at most max_val, got ", min_val, " and ", max_val);
+    TORCH_CHECK_VALUE(min_val <= max_val, kPiecewiseActivationName, ": min_val must be at most max_val, got ", min_val,
+                      " and ", max_val);
   }
   at::Tensor value(const at::Tensor& input) const { return at::hardtanh(input, min_val, max_val); }
   at::Tensor& overwrite(at::Tensor& input) const { return at::hardtanh_(input, min_val, max_val); }
@@ -100,7 +101,7 @@ class PiecewiseInPlace : public torch::autograd::Function<PiecewiseInPlace<Activ
 
 template <class Activation>
 at::Tensor piecewise(const at::Tensor& input, const Activation& activation) {
-  check_floating(Activation::kOp, "input", input);
+  check_floating(Activation::kPiecewiseActivationName, "input", input);
   activation.check();
   if (at::GradMode::is_enabled() && wants_grad(input)) {
     return Piecewise<Activation>::apply(input, activation);
@@ -111,7 +112,7 @@ at::Tensor piecewise(const at::Tensor& input, const Activation& activation) {
 
 template <class Activation>
 at::Tensor& piecewise_in_place(at::Tensor& input, const Activation& activation, bool differentiable) {
-  check_floating(Activation::kOp, "input", input);
+  check_floating(Activation::kPiecewiseActivationName, "input", input);
   activation.check();
   if (differentiable && at::GradMode::is_enabled() && wants_grad(input)) {
     PiecewiseInPlace<Activation>::apply(input, activation);
@@ -163,7 +164,7 @@ TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
 }
 
 at::Tensor leaky_relu(const at::Tensor& input, double negative_slope) {
-  static const auto kHandle = find_op<decltype(leaky_relu_kernel)>(LeakyRelu::kOp);
+  static const auto kHandle = find_op<decltype(leaky_relu_kernel)>(LeakyRelu::kPiecewiseActivationName);
   return kHandle.call(input, negative_slope);
 }
 
@@ -173,7 +174,7 @@ at::Tensor& leaky_relu_(at::Tensor& input, double negative_slope) {
 }
 
 at::Tensor hardtanh(const at::Tensor& input, double min_val, double max_val) {
-  static const auto kHandle = find_op<decltype(hardtanh_kernel)>(Hardtanh::kOp);
+  static const auto kHandle = find_op<decltype(hardtanh_kernel)>(Hardtanh::kPiecewiseActivationName);
   return kHandle.call(input, min_val, max_val);
 }
 

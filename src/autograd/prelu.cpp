@@ -22,7 +22,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr const char* kOp = "actnn::prelu";
+constexpr const char* kPreluName = "actnn::prelu";
 
 /// The shape in which `weight` is broadcast to a tensor of `dimensions` dimensions.
 std::vector<c10::SymInt> broadcast_size(const at::Tensor& weight, size_t dimensions) {
@@ -50,7 +50,7 @@ class Prelu : public torch::autograd::Function<Prelu> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
-    refuse_double_backward(kOp);
+    refuse_double_backward(kPreluName);
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor& grad = grad_outputs[0];
     const at::Tensor& weight = saved[2];
@@ -71,16 +71,16 @@ class Prelu : public torch::autograd::Function<Prelu> {
 
 Quantization check_arguments(const at::Tensor& input, const at::Tensor& weight, int64_t bits, int64_t group_size,
                              bool stochastic, const OptionalTensor& rng_state) {
-  check_floating(kOp, "input", input);
-  check_floating(kOp, "weight", weight);
-  TORCH_CHECK_TYPE(weight.scalar_type() == input.scalar_type(), kOp, ": weight must have the input's dtype ",
+  check_floating(kPreluName, "input", input);
+  check_floating(kPreluName, "weight", weight);
+  TORCH_CHECK_TYPE(weight.scalar_type() == input.scalar_type(), kPreluName, ": weight must have the input's dtype ",
                    input.scalar_type(), ", got ", weight.scalar_type());
-  TORCH_CHECK_VALUE(weight.device() == input.device(), kOp, ": weight must be on the input's device ", input.device(),
-                    ", got ", weight.device());
+  TORCH_CHECK_VALUE(weight.device() == input.device(), kPreluName, ": weight must be on the input's device ",
+                    input.device(), ", got ", weight.device());
   const c10::SymInt channels = input.dim() > 1 ? input.sym_size(1) : 1;
-  TORCH_CHECK_VALUE(weight.dim() <= 1 && (weight.sym_numel() == 1 || weight.sym_numel() == channels), kOp,
+  TORCH_CHECK_VALUE(weight.dim() <= 1 && (weight.sym_numel() == 1 || weight.sym_numel() == channels), kPreluName,
                     ": weight must have shape [1] or [C] = [", channels, "], got shape ", weight.sym_sizes());
-  return check_quantization(kOp, input, bits, group_size, stochastic, rng_state);
+  return check_quantization(kPreluName, input, bits, group_size, stochastic, rng_state);
 }
 
 at::Tensor prelu_kernel(const at::Tensor& input, const at::Tensor& weight, int64_t bits, int64_t group_size,
@@ -94,7 +94,7 @@ at::Tensor prelu_kernel(const at::Tensor& input, const at::Tensor& weight, int64
 }
 
 const auto& prelu_op() {
-  static const auto kHandle = find_op<decltype(prelu_kernel)>(kOp);
+  static const auto kHandle = find_op<decltype(prelu_kernel)>(kPreluName);
   return kHandle;
 }
 

@@ -164,7 +164,7 @@ at::Tensor& in_place_plain(at::Tensor& input, int64_t bits, int64_t group_size, 
   return activation_of(kKind).overwrite(input);
 }
 
-using Signature = decltype(kernel<kSilu>);
+using SmoothActivationSignature = decltype(kernel<kSilu>);
 using InPlaceSignature = decltype(in_place_plain<kSilu>);
 
 }  // namespace
@@ -226,7 +226,7 @@ at::Tensor gelu(const at::Tensor& input, std::string_view approximate, const Qua
 }
 
 at::Tensor silu(const at::Tensor& input, const Quantization& q, const OptionalTensor& rng_state) {
-  static const auto kHandle = find_op<Signature>("actnn::silu");
+  static const auto kHandle = find_op<SmoothActivationSignature>("actnn::silu");
   return kHandle.call(input, q.bits, q.group_size, q.stochastic, rng_state);
 }
 
@@ -236,7 +236,7 @@ at::Tensor& silu_(at::Tensor& input, const Quantization& q, const OptionalTensor
 }
 
 at::Tensor hardswish(const at::Tensor& input, const Quantization& q, const OptionalTensor& rng_state) {
-  static const auto kHandle = find_op<Signature>("actnn::hardswish");
+  static const auto kHandle = find_op<SmoothActivationSignature>("actnn::hardswish");
   return kHandle.call(input, q.bits, q.group_size, q.stochastic, rng_state);
 }
 
@@ -246,12 +246,12 @@ at::Tensor& hardswish_(at::Tensor& input, const Quantization& q, const OptionalT
 }
 
 at::Tensor sigmoid(const at::Tensor& input, const Quantization& q, const OptionalTensor& rng_state) {
-  static const auto kHandle = find_op<Signature>("actnn::sigmoid");
+  static const auto kHandle = find_op<SmoothActivationSignature>("actnn::sigmoid");
   return kHandle.call(input, q.bits, q.group_size, q.stochastic, rng_state);
 }
 
 at::Tensor tanh(const at::Tensor& input, const Quantization& q, const OptionalTensor& rng_state) {
-  static const auto kHandle = find_op<Signature>("actnn::tanh");
+  static const auto kHandle = find_op<SmoothActivationSignature>("actnn::tanh");
   return kHandle.call(input, q.bits, q.group_size, q.stochastic, rng_state);
 }
 

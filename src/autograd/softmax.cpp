@@ -23,7 +23,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 struct Softmax {
-  static constexpr const char* kOp = "actnn::softmax";
+  static constexpr const char* kSoftmaxName = "actnn::softmax";
 
   static at::Tensor value(const at::Tensor& input, int64_t dim) { return at::softmax(input, dim); }
 
@@ -42,7 +42,7 @@ struct Softmax {
 };
 
 struct LogSoftmax {
-  static constexpr const char* kOp = "actnn::log_softmax";
+  static constexpr const char* kSoftmaxName = "actnn::log_softmax";
 
   static at::Tensor value(const at::Tensor& input, int64_t dim) { return at::log_softmax(input, dim); }
 
@@ -72,7 +72,7 @@ class Normalized : public torch::autograd::Function<Normalized<Kind>> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
-    refuse_double_backward(Kind::kOp);
+    refuse_double_backward(Kind::kSoftmaxName);
     return {Kind::gradient(ctx, grad_outputs[0], ctx->saved_data["dim"].toInt()), {}, {}, {}};
   }
 };
@@ -80,11 +80,12 @@ class Normalized : public torch::autograd::Function<Normalized<Kind>> {
 template <class Kind>
 at::Tensor kernel(const at::Tensor& input, int64_t dim, int64_t bits, int64_t group_size, bool stochastic,
                   const OptionalTensor& rng_state) {
-  check_floating(Kind::kOp, "input", input);
+  check_floating(Kind::kSoftmaxName, "input", input);
   const int64_t rank = std::max<int64_t>(input.dim(), 1);
-  TORCH_CHECK_INDEX(dim >= -rank && dim < rank, Kind::kOp, ": dim must be in ", -rank, "..", rank - 1,
+  TORCH_CHECK_INDEX(dim >= -rank && dim < rank, Kind::kSoftmaxName, ": dim must be in ", -rank, "..", rank - 1,
                     " for an input of shape ", input.sym_sizes(), ", got ", dim);
-  const Quantization quantization = check_quantization(Kind::kOp, input, bits, group_size, stochastic, rng_state);
+  const Quantization quantization =
+      check_quantization(Kind::kSoftmaxName, input, bits, group_size, stochastic, rng_state);
   if (at::GradMode::is_enabled() && wants_grad(input)) {
     return Normalized<Kind>::apply(input, dim, quantization, rng_state);
   }
@@ -94,7 +95,7 @@ at::Tensor kernel(const at::Tensor& input, int64_t dim, int64_t bits, int64_t gr
 
 template <class Kind>
 const auto& op() {
-  static const auto kHandle = find_op<decltype(kernel<Kind>)>(Kind::kOp);
+  static const auto kHandle = find_op<decltype(kernel<Kind>)>(Kind::kSoftmaxName);
   return kHandle;
 }
 

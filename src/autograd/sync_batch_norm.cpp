@@ -37,7 +37,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr const char* kOp = "actnn::sync_batch_norm";
+constexpr const char* kSyncBatchNormName = "actnn::sync_batch_norm";
 
 // --- Forward ---------------------------------------------------------------------------------------------------------
 
@@ -78,7 +78,7 @@ std::tuple<at::Tensor, at::Tensor> local_moments(const at::Tensor& input) {
 
 Moments joint_moments(const at::Tensor& input, const std::string& group_name) {
   const auto [mean, var] = local_moments(input);
-  return moments_over_ranks(kOp, mean, var, local_count(input), group_name);
+  return moments_over_ranks(kSyncBatchNormName, mean, var, local_count(input), group_name);
 }
 
 OptionalTensor to_float(const OptionalTensor& tensor) {
@@ -104,7 +104,7 @@ at::Tensor normalize_over_ranks(const at::Tensor& input, const OptionalTensor& w
 // --- Backward --------------------------------------------------------------------------------------------------------
 
 /// Forward's input, as it was kept, with the statistics of all ranks.
-struct Normalized {
+struct NormalizedOverRanks {
   at::Tensor input;
   at::Tensor mean;
   at::Tensor var;
@@ -117,7 +117,7 @@ struct Normalized {
 };
 
 /// Sums over this rank's batch of grad and of grad times the normalized input: float32 [2 C].
-at::Tensor local_sums(const at::Tensor& grad, const Normalized& x) {
+at::Tensor local_sums(const at::Tensor& grad, const NormalizedOverRanks& x) {
   if (x.input.sym_numel() == 0) {
     return at::zeros_symint({2 * x.mean.sym_size(0)}, x.mean.options());
   }
@@ -136,7 +136,7 @@ at::Tensor local_sums(const at::Tensor& grad, const Normalized& x) {
 }
 
 /// weight / deviation * (grad - E[grad] - x-hat * E[grad x-hat]), with the expectations over all ranks' batches.
-at::Tensor input_gradient(const at::Tensor& grad, const Normalized& x, const OptionalTensor& weight,
+at::Tensor input_gradient(const at::Tensor& grad, const NormalizedOverRanks& x, const OptionalTensor& weight,
                           const at::Tensor& expectation, const at::Tensor& expectation_normalized) {
   if (x.input.sym_numel() == 0) {
     return at::empty_like(x.input);
@@ -182,7 +182,7 @@ class SyncBatchNorm : public torch::autograd::Function<SyncBatchNorm> {
 
   // Gradients of weight and bias are float32; autograd casts them.
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
-    refuse_double_backward(kOp);
+    refuse_double_backward(kSyncBatchNormName);
     auto& data = ctx->saved_data;
     const variable_list saved = ctx->get_saved_variables();
     const auto [wants_input, wants_weight, wants_bias] = wanted_gradients(ctx);
@@ -190,7 +190,7 @@ class SyncBatchNorm : public torch::autograd::Function<SyncBatchNorm> {
     if (!wants_input && !wants_weight) {
       return {{}, {}, wants_bias ? grad.sum(all_but_channels(grad), false, at::kFloat) : at::Tensor(), {}, {}, {}};
     }
-    Normalized x{kept_activation(ctx, {saved[4], saved[5]}), saved[1], saved[2], data["eps"].toDouble()};
+    NormalizedOverRanks x{kept_activation(ctx, {saved[4], saved[5]}), saved[1], saved[2], data["eps"].toDouble()};
     if (x.has_own_kernels()) {
       const at::MemoryFormat format = x.input.suggest_memory_format();
       x.input = x.input.contiguous(format);
@@ -199,7 +199,8 @@ class SyncBatchNorm : public torch::autograd::Function<SyncBatchNorm> {
     const at::Tensor sums = local_sums(grad, x);
     at::Tensor grad_input;
     if (wants_input) {
-      const auto expectations = sum_over_ranks(kOp, sums, data["group_name"].toStringRef()).div_(saved[3]).chunk(2);
+      const auto expectations =
+          sum_over_ranks(kSyncBatchNormName, sums, data["group_name"].toStringRef()).div_(saved[3]).chunk(2);
       grad_input = input_gradient(grad, x, to_float(saved[0]), expectations[0], expectations[1]);
     }
     const auto local = sums.chunk(2);
@@ -228,7 +229,7 @@ at::Tensor sync_batch_norm_autograd(const at::Tensor& input, const OptionalTenso
                                     Arguments... arguments) {
   const BatchNormStatistics statistics{running_mean, running_var, training, momentum, eps};
   const Keeping keeping{arguments...};
-  check_batch_norm(kOp, input, weight, bias, statistics, keeping);
+  check_batch_norm(kSyncBatchNormName, input, weight, bias, statistics, keeping);
   if (!training) {
     return in_evaluation_mode(input, weight, bias, statistics, keeping);
   }
@@ -246,12 +247,12 @@ at::Tensor sync_batch_norm_plain(const at::Tensor& input, const OptionalTensor& 
                                  double momentum, double eps, c10::string_view group_name, Arguments... arguments) {
   const BatchNormStatistics statistics{running_mean, running_var, training, momentum, eps};
   const Keeping keeping{arguments...};
-  check_batch_norm(kOp, input, weight, bias, statistics, keeping);
+  check_batch_norm(kSyncBatchNormName, input, weight, bias, statistics, keeping);
   return training ? in_training_mode(input, weight, bias, statistics, std::string(group_name))
                   : in_evaluation_mode(input, weight, bias, statistics, keeping);
 }
 
-using Signature =
+using SyncBatchNormSignature =
     KeepingSignature<const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
                      const OptionalTensor&, bool, double, double, c10::string_view>;
 
@@ -266,15 +267,18 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
 }
 
 TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) {
-  m.impl("sync_batch_norm", static_cast<Signature*>(sync_batch_norm_plain));
+  m.impl("sync_batch_norm", static_cast<SyncBatchNormSignature*>(sync_batch_norm_plain));
 }
-TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("sync_batch_norm", static_cast<Signature*>(sync_batch_norm_autograd)); }
+TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
+  m.impl("sync_batch_norm", static_cast<SyncBatchNormSignature*>(sync_batch_norm_autograd));
+}
 
 at::Tensor sync_batch_norm(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                            const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                            double momentum, double eps, const std::string& group_name, const Quantization& quantization,
                            const OptionalTensor& rng_state, const Retention& retention) {
-  static const auto kHandle = c10::Dispatcher::singleton().findSchemaOrThrow(kOp, "").typed<Signature>();
+  static const auto kHandle =
+      c10::Dispatcher::singleton().findSchemaOrThrow(kSyncBatchNormName, "").typed<SyncBatchNormSignature>();
   return call_keeping(kHandle, quantization, retention, rng_state, input, weight, bias, running_mean, running_var,
                       training, momentum, eps, c10::string_view(group_name));
 }

@@ -13,7 +13,7 @@
 namespace actnn::blocks {
 namespace {
 
-constexpr const char* kName = "block";
+constexpr const char* kSynchronizedNormName = "block";
 
 std::tuple<at::Tensor, at::Tensor> local_moments(const at::Tensor& x) {
   if (x.size(0) == 0) {
@@ -30,7 +30,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> synchronized_channels(const Batch
                                                                      const std::vector<at::Tensor>& buffers,
                                                                      bool has_bend, at::Tensor& rows) {
   const auto [mean, var] = local_moments(x);
-  const Moments moments = moments_over_ranks(kName, mean, var, x.size(0), *norm.group_name);
+  const Moments moments = moments_over_ranks(kSynchronizedNormName, mean, var, x.size(0), *norm.group_name);
   const std::optional<at::Tensor> num_batches_tracked = at_index(buffers, norm.num_batches_tracked);
   if (num_batches_tracked) {
     num_batches_tracked->add_(1);
@@ -45,7 +45,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> synchronized_channels(const Batch
 /// What is summed are the gradients of weight and bias, as by `sync_batch_norm`: they do not depend on how a rank keeps its copies, s.
 at::Tensor synchronized_gradients(const BatchNorm& norm, const KeptPass& kept, const std::optional<at::Tensor>& weight,
                                   const at::Tensor& grad_weight, const at::Tensor& grad_bias) {
-  const at::Tensor sums = sum_over_ranks(kName, at::cat({grad_bias, grad_weight}), *norm.group_name);
+  const at::Tensor sums = sum_over_ranks(kSynchronizedNormName, at::cat({grad_bias, grad_weight}), *norm.group_name);
   const auto expectations = sums.div_(kept.rows).chunk(2);
   // E[dz x-hat] as E[dz s]: x-hat = p s + q.
   const at::Tensor p = kept.inverse.select(1, 0);

@@ -23,7 +23,7 @@ namespace {
 
 /// "actnn::nn::BatchNorm2d"
 template <typename Derived>
-std::string layer_name() {
+std::string norm_name() {
   const std::string name = c10::demangle(typeid(Derived).name());
   return name.substr(0, name.size() - std::string_view("Impl").size());
 }
@@ -32,7 +32,7 @@ std::string layer_name() {
 
 template <typename Derived>
 void BatchNormBase<Derived>::reset() {
-  check_quantization(layer_name<Derived>(), options.quantization());
+  check_quantization(norm_name<Derived>(), options.quantization());
   const auto parameter = [&](const char* name) {
     return options.affine() ? this->register_parameter(name, at::empty({options.num_features()}))
                             : this->register_parameter(name, {}, /*requires_grad=*/false);
@@ -66,7 +66,7 @@ void BatchNormBase<Derived>::reset_running_stats() {
 
 template <typename Derived>
 void BatchNormBase<Derived>::pretty_print(std::ostream& stream) const {
-  stream << std::boolalpha << layer_name<Derived>() << '(' << options.num_features() << ", eps=" << options.eps()
+  stream << std::boolalpha << norm_name<Derived>() << '(' << options.num_features() << ", eps=" << options.eps()
          << ", momentum=";
   if (options.momentum()) {
     stream << *options.momentum();
@@ -115,7 +115,7 @@ BatchNormNdImpl<D, Derived, TorchLayer_>::BatchNormNdImpl(const BatchNormOptions
 template <size_t D, typename Derived, typename TorchLayer_>
 BatchNormNdImpl<D, Derived, TorchLayer_>::BatchNormNdImpl(const TorchLayer& source, const Quantization& quantization)
     : BatchNormBase<Derived>(BatchNormOptions(source.options)) {
-  check_quantization(layer_name<Derived>(), quantization);
+  check_quantization(norm_name<Derived>(), quantization);
   this->options.quantization(quantization);
   this->weight = source.weight;
   this->bias = source.bias;
@@ -130,10 +130,10 @@ BatchNormNdImpl<D, Derived, TorchLayer_>::BatchNormNdImpl(const TorchLayer& sour
 template <size_t D, typename Derived, typename TorchLayer_>
 void BatchNormNdImpl<D, Derived, TorchLayer_>::check_input(const at::Tensor& input) const {
   if constexpr (D == 1) {
-    TORCH_CHECK_VALUE(input.dim() == 2 || input.dim() == 3, layer_name<Derived>(),
+    TORCH_CHECK_VALUE(input.dim() == 2 || input.dim() == 3, norm_name<Derived>(),
                       ": input must be 2-D or 3-D, got shape ", input.sizes());
   } else {
-    TORCH_CHECK_VALUE(input.dim() == D + 2, layer_name<Derived>(), ": input must be ", D + 2, "-D, got shape ",
+    TORCH_CHECK_VALUE(input.dim() == D + 2, norm_name<Derived>(), ": input must be ", D + 2, "-D, got shape ",
                       input.sizes());
   }
   if (this->uses_batch_statistics()) {
@@ -141,7 +141,7 @@ void BatchNormNdImpl<D, Derived, TorchLayer_>::check_input(const at::Tensor& inp
     for (const int64_t extent : input.sizes().slice(2)) {
       values *= extent;
     }
-    TORCH_CHECK_VALUE(values != 1, layer_name<Derived>(),
+    TORCH_CHECK_VALUE(values != 1, norm_name<Derived>(),
                       ": input must have more than one value per channel in training, got shape ", input.sizes());
   }
 }
@@ -191,8 +191,8 @@ SyncBatchNormImpl::SyncBatchNormImpl(const BatchNormOptions& options_, std::stri
 }
 
 at::Tensor SyncBatchNormImpl::forward(const at::Tensor& input) {
-  TORCH_CHECK_VALUE(input.dim() >= 2, detail::layer_name<SyncBatchNormImpl>(),
-                    ": input must be 2-D or more, got shape ", input.sizes());
+  TORCH_CHECK_VALUE(input.dim() >= 2, detail::norm_name<SyncBatchNormImpl>(), ": input must be 2-D or more, got shape ",
+                    input.sizes());
   const double momentum = next_momentum();
   return planned(*this, input, wants_copy(input), [&](const Quantization& quantization, const Retention& retention) {
     if (!is_training()) {

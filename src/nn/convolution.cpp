@@ -20,7 +20,7 @@ std::vector<int64_t> to_vector(const torch::ExpandingArray<D>& array) {
 }
 
 template <size_t D, bool transposed>
-std::string layer_name() {
+std::string convolution_name() {
   return std::string("actnn::nn::Conv") + (transposed ? "Transpose" : "") + std::to_string(D) + "d";
 }
 
@@ -122,7 +122,7 @@ at::Tensor convolve(Layer& layer, const at::Tensor& input) {
 template <size_t D>
 std::vector<int64_t> output_padding_for(const ConvTransposeOptions<D>& options, const at::Tensor& input,
                                         at::IntArrayRef output_size) {
-  TORCH_CHECK_VALUE(output_size.size() == D || output_size.size() == D + 2, layer_name<D, true>(),
+  TORCH_CHECK_VALUE(output_size.size() == D || output_size.size() == D + 2, convolution_name<D, true>(),
                     ": output_size must have ", D, " or ", D + 2, " elements, got ", output_size);
   output_size = output_size.slice(output_size.size() - D);
   const auto input_size = input.sizes().slice(input.dim() - D);
@@ -131,7 +131,7 @@ std::vector<int64_t> output_padding_for(const ConvTransposeOptions<D>& options, 
     const int64_t smallest = (input_size[i] - 1) * options.stride()->at(i) - 2 * options.padding()->at(i) +
                              options.dilation()->at(i) * (options.kernel_size()->at(i) - 1) + 1;
     const int64_t largest = smallest + options.stride()->at(i) - 1;
-    TORCH_CHECK_VALUE(smallest <= output_size[i] && output_size[i] <= largest, layer_name<D, true>(),
+    TORCH_CHECK_VALUE(smallest <= output_size[i] && output_size[i] <= largest, convolution_name<D, true>(),
                       ": output_size of spatial dimension ", i, " must be in ", smallest, "..", largest,
                       " for an input of shape ", input.sizes(), ", got ", output_size[i]);
     output_padding.push_back(output_size[i] - smallest);
@@ -143,10 +143,10 @@ template <size_t D, class Layer>
 at::Tensor convolve_transposed(Layer& layer, const at::Tensor& input,
                                const std::optional<at::IntArrayRef>& output_size) {
   TORCH_CHECK_VALUE(std::holds_alternative<torch::enumtype::kZeros>(layer.options.padding_mode()),
-                    layer_name<D, true>(), ": padding_mode must be zeros, got ",
+                    convolution_name<D, true>(), ": padding_mode must be zeros, got ",
                     torch::enumtype::get_enum_name(layer.options.padding_mode()));
-  TORCH_CHECK_VALUE(input.dim() == D + 1 || input.dim() == D + 2, layer_name<D, true>(), ": input must be ", D + 1,
-                    "-D or ", D + 2, "-D, got shape ", input.sizes());
+  TORCH_CHECK_VALUE(input.dim() == D + 1 || input.dim() == D + 2, convolution_name<D, true>(), ": input must be ",
+                    D + 1, "-D or ", D + 2, "-D, got shape ", input.sizes());
   ConvolutionGeometry geometry = geometry_of(layer);
   geometry.padding = to_vector(layer.options.padding());
   geometry.output_padding =
@@ -187,7 +187,7 @@ ConvNdImpl<D, Options, Derived, TorchLayer_>::ConvNdImpl(const Options& options_
 template <size_t D, typename Options, typename Derived, typename TorchLayer_>
 ConvNdImpl<D, Options, Derived, TorchLayer_>::ConvNdImpl(const TorchLayer& source, const Quantization& quantization)
     : options(source.options), weight(source.weight), bias(source.bias) {
-  check_quantization(layer_name<D, kTransposed>(), quantization);
+  check_quantization(convolution_name<D, kTransposed>(), quantization);
   options.quantization(quantization);
   adopt_parameters(*this, source, {"weight", "bias"});
   this->train(source.is_training());
@@ -195,7 +195,7 @@ ConvNdImpl<D, Options, Derived, TorchLayer_>::ConvNdImpl(const TorchLayer& sourc
 
 template <size_t D, typename Options, typename Derived, typename TorchLayer_>
 void ConvNdImpl<D, Options, Derived, TorchLayer_>::check_options() const {
-  const std::string layer = layer_name<D, kTransposed>();
+  const std::string layer = convolution_name<D, kTransposed>();
   check_quantization(layer, options.quantization());
   TORCH_CHECK_VALUE(options.in_channels() > 0 && options.out_channels() > 0 && options.groups() > 0, layer,
                     ": in_channels, out_channels and groups must be positive, got ", options.in_channels(), ", ",
@@ -231,7 +231,7 @@ void ConvNdImpl<D, Options, Derived, TorchLayer_>::reset_parameters() {
 
 template <size_t D, typename Options, typename Derived, typename TorchLayer_>
 void ConvNdImpl<D, Options, Derived, TorchLayer_>::pretty_print(std::ostream& stream) const {
-  stream << layer_name<D, kTransposed>() << '(' << options.in_channels() << ", " << options.out_channels()
+  stream << convolution_name<D, kTransposed>() << '(' << options.in_channels() << ", " << options.out_channels()
          << ", kernel_size=" << options.kernel_size() << ", stride=" << options.stride();
   print_padding<D>(stream, options.padding());
   if (*options.dilation() != *torch::ExpandingArray<D>(1)) {

@@ -108,7 +108,7 @@ namespace detail {
 namespace {
 
 template <size_t D>
-std::string layer_name() {
+std::string instance_norm_name() {
   return "actnn::nn::InstanceNorm" + std::to_string(D) + "d";
 }
 
@@ -129,7 +129,7 @@ InstanceNormNdImpl<D, Derived, TorchLayer_>::InstanceNormNdImpl(const TorchLayer
       running_mean(source.running_mean),
       running_var(source.running_var),
       num_batches_tracked(source.num_batches_tracked) {
-  check_quantization(layer_name<D>(), quantization);
+  check_quantization(instance_norm_name<D>(), quantization);
   options.quantization(quantization);
   adopt_parameters(*this, source, {"weight", "bias"});
   adopt_buffers(*this, source, {"running_mean", "running_var", "num_batches_tracked"});
@@ -138,7 +138,7 @@ InstanceNormNdImpl<D, Derived, TorchLayer_>::InstanceNormNdImpl(const TorchLayer
 
 template <size_t D, typename Derived, typename TorchLayer_>
 void InstanceNormNdImpl<D, Derived, TorchLayer_>::reset() {
-  check_quantization(layer_name<D>(), options.quantization());
+  check_quantization(instance_norm_name<D>(), options.quantization());
   register_affine(*this, {options.num_features()}, options.affine());
   const bool track = options.track_running_stats();
   running_mean = this->register_buffer("running_mean", track ? at::zeros({options.num_features()}) : at::Tensor());
@@ -164,8 +164,8 @@ void InstanceNormNdImpl<D, Derived, TorchLayer_>::reset_running_stats() {
 
 template <size_t D, typename Derived, typename TorchLayer_>
 at::Tensor InstanceNormNdImpl<D, Derived, TorchLayer_>::normalize(const at::Tensor& input) {
-  TORCH_CHECK_VALUE(input.dim() == D + 1 || input.dim() == D + 2, layer_name<D>(), ": input must be ", D + 1, "-D or ",
-                    D + 2, "-D, got shape ", input.sizes());
+  TORCH_CHECK_VALUE(input.dim() == D + 1 || input.dim() == D + 2, instance_norm_name<D>(), ": input must be ", D + 1,
+                    "-D or ", D + 2, "-D, got shape ", input.sizes());
   if (input.dim() == D + 1) {
     return normalize(input.unsqueeze(0)).squeeze(0);
   }
@@ -174,7 +174,7 @@ at::Tensor InstanceNormNdImpl<D, Derived, TorchLayer_>::normalize(const at::Tens
   for (const int64_t extent : input.sizes().slice(2)) {
     values *= extent;
   }
-  TORCH_CHECK_VALUE(!use_input_stats || values != 1, layer_name<D>(),
+  TORCH_CHECK_VALUE(!use_input_stats || values != 1, instance_norm_name<D>(),
                     ": input must have more than one spatial element in training, got shape ", input.sizes());
   if (!is_compressible(input.scalar_type())) {
     return at::instance_norm(input, if_defined(weight), if_defined(bias), if_defined(running_mean),
@@ -188,7 +188,7 @@ at::Tensor InstanceNormNdImpl<D, Derived, TorchLayer_>::normalize(const at::Tens
 
 template <size_t D, typename Derived, typename TorchLayer_>
 void InstanceNormNdImpl<D, Derived, TorchLayer_>::pretty_print(std::ostream& stream) const {
-  stream << std::boolalpha << layer_name<D>() << '(' << options.num_features() << ", eps=" << options.eps()
+  stream << std::boolalpha << instance_norm_name<D>() << '(' << options.num_features() << ", eps=" << options.eps()
          << ", momentum=" << options.momentum() << ", affine=" << options.affine()
          << ", track_running_stats=" << options.track_running_stats() << ", bits=" << options.bits() << ')';
 }

@@ -10,7 +10,7 @@ namespace {
 
 using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-constexpr const char* kOp = "actnn::batch_norm_channels";
+constexpr const char* kBatchNormChannelsName = "actnn::batch_norm_channels";
 
 /// `running += momentum (value - running)`, momentum none: 1 / count.
 void update(const OptionalTensor& running, const at::Tensor& value, std::optional<double> momentum,
@@ -65,7 +65,7 @@ ThreeTensors batch_norm_channels(const at::Tensor& input, const OptionalTensor& 
                                  bool has_bend) {
   static const auto kHandle =
       c10::Dispatcher::singleton()
-          .findSchemaOrThrow(kOp, "")
+          .findSchemaOrThrow(kBatchNormChannelsName, "")
           .typed<ThreeTensors(const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
                               const OptionalTensor&, const OptionalTensor&, std::optional<double>, double, bool)>();
   return kHandle.call(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, has_bend);

@@ -24,11 +24,6 @@ using Layout = SplitLayout<int64_t>;
 using TwoTensors = std::tuple<at::Tensor, at::Tensor>;
 using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-constexpr const char* kNormAct = "actnn::norm_act";
-constexpr const char* kSums = "actnn::norm_act_sums";
-constexpr const char* kInputGradient = "actnn::norm_act_input_gradient";
-constexpr const char* kOutput = "actnn::norm_act_output";
-
 // --- CPU -------------------------------------------------------------------------------------------------------------
 
 TwoTensors moments_cpu(const at::Tensor& input) {

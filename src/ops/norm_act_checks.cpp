@@ -11,17 +11,6 @@
 namespace actnn {
 namespace {
 
-constexpr const char* kMoments = "actnn::channel_moments";
-constexpr const char* kChannels = "actnn::norm_act_channels";
-constexpr const char* kBatchNormChannels = "actnn::batch_norm_channels";
-constexpr const char* kSumChannels = "actnn::sum_channels";
-constexpr const char* kNormAct = "actnn::norm_act";
-constexpr const char* kNormAddAct = "actnn::norm_add_act";
-constexpr const char* kSums = "actnn::norm_act_sums";
-constexpr const char* kGradients = "actnn::norm_act_gradients";
-constexpr const char* kInputGradient = "actnn::norm_act_input_gradient";
-constexpr const char* kOutput = "actnn::norm_act_output";
-
 ElementType check_matrix(const char* op, const char* argument, const at::Tensor& matrix) {
   const ElementType type = check_floating(op, argument, matrix);
   TORCH_CHECK_VALUE(matrix.dim() == 2, op, ": ", argument, " must be [rows, channels], got shape ", matrix.sym_sizes());

@@ -18,6 +18,18 @@ namespace actnn {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
+// What the ops are called in errors.
+inline constexpr const char* kMoments = "actnn::channel_moments";
+inline constexpr const char* kChannels = "actnn::norm_act_channels";
+inline constexpr const char* kBatchNormChannels = "actnn::batch_norm_channels";
+inline constexpr const char* kSumChannels = "actnn::sum_channels";
+inline constexpr const char* kNormAct = "actnn::norm_act";
+inline constexpr const char* kNormAddAct = "actnn::norm_add_act";
+inline constexpr const char* kSums = "actnn::norm_act_sums";
+inline constexpr const char* kGradients = "actnn::norm_act_gradients";
+inline constexpr const char* kInputGradient = "actnn::norm_act_input_gradient";
+inline constexpr const char* kOutput = "actnn::norm_act_output";
+
 ElementType check_channel_moments(const at::Tensor& input);
 void check_norm_act_channels(const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& weight,
                              const OptionalTensor& bias);

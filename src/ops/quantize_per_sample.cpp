@@ -17,8 +17,8 @@
 namespace actnn {
 namespace {
 
-constexpr const char* kQuantize = "actnn::quantize_per_sample";
-constexpr const char* kDequantize = "actnn::dequantize_per_sample";
+constexpr const char* kQuantizePerSample = "actnn::quantize_per_sample";
+constexpr const char* kDequantizePerSample = "actnn::dequantize_per_sample";
 
 void check_bits_tensor(const char* op, const at::Tensor& bits, const c10::SymInt& samples, c10::Device device) {
   TORCH_CHECK_VALUE(bits.defined() && bits.scalar_type() == at::kByte && bits.dim() == 1 && bits.is_contiguous(), op,
@@ -34,30 +34,30 @@ void check_bits_tensor(const char* op, const at::Tensor& bits, const c10::SymInt
 
 ElementType check_quantize_per_sample(const at::Tensor& input, const at::Tensor& bits, const c10::SymInt& code_bytes,
                                       int64_t group_size, const std::optional<at::Tensor>& rng_state) {
-  const ElementType type = check_floating(kQuantize, "input", input);
-  TORCH_CHECK_VALUE(input.dim() >= 1, kQuantize, ": input must have a sample dimension, got a 0-D tensor");
-  check_group_size(kQuantize, group_size);
-  check_bits_tensor(kQuantize, bits, input.sym_size(0), input.device());
-  check_rng_state(kQuantize, rng_state, input.device());
-  TORCH_CHECK_VALUE(code_bytes >= 0, kQuantize, ": code_bytes must not be negative, got ", code_bytes);
+  const ElementType type = check_floating(kQuantizePerSample, "input", input);
+  TORCH_CHECK_VALUE(input.dim() >= 1, kQuantizePerSample, ": input must have a sample dimension, got a 0-D tensor");
+  check_group_size(kQuantizePerSample, group_size);
+  check_bits_tensor(kQuantizePerSample, bits, input.sym_size(0), input.device());
+  check_rng_state(kQuantizePerSample, rng_state, input.device());
+  TORCH_CHECK_VALUE(code_bytes >= 0, kQuantizePerSample, ": code_bytes must not be negative, got ", code_bytes);
   return type;
 }
 
 ElementType check_dequantize_per_sample(const at::Tensor& packed, const at::Tensor& bits, c10::SymIntArrayRef size,
                                         c10::SymIntArrayRef stride, at::ScalarType dtype, int64_t group_size) {
-  check_group_size(kDequantize, group_size);
-  TORCH_CHECK_VALUE(!size.empty(), kDequantize, ": size must have a sample dimension, got []");
-  check_dense(kDequantize, size, stride);
+  check_group_size(kDequantizePerSample, group_size);
+  TORCH_CHECK_VALUE(!size.empty(), kDequantizePerSample, ": size must have a sample dimension, got []");
+  check_dense(kDequantizePerSample, size, stride);
   const c10::SymInt count = element_count(size);
-  TORCH_CHECK_VALUE(count == 0 || size[0] == 1 || stride[0] * size[0] == count, kDequantize,
+  TORCH_CHECK_VALUE(count == 0 || size[0] == 1 || stride[0] * size[0] == count, kDequantizePerSample,
                     ": stride must have the sample dimension outermost, got ", stride, " for size ", size);
-  check_bits_tensor(kDequantize, bits, size[0], packed.device());
+  check_bits_tensor(kDequantizePerSample, bits, size[0], packed.device());
   const c10::SymInt codes = codes_offset(all_groups(count, size[0], group_size));
   TORCH_CHECK_VALUE(
       packed.scalar_type() == at::kByte && packed.dim() == 1 && packed.is_contiguous() && packed.sym_numel() >= codes,
-      kDequantize, ": packed must be a contiguous 1-D uint8 tensor of at least ", codes, " bytes, got ",
+      kDequantizePerSample, ": packed must be a contiguous 1-D uint8 tensor of at least ", codes, " bytes, got ",
       packed.toString(), " with ", packed.sym_numel(), " elements");
-  return check_element_type(kDequantize, dtype);
+  return check_element_type(kDequantizePerSample, dtype);
 }
 
 namespace {
@@ -87,15 +87,15 @@ void for_samples(int64_t samples, int64_t groups, int64_t group_size, Body&& bod
   });
 }
 
-at::Tensor quantize_cpu(const at::Tensor& input, const at::Tensor& bits, int64_t room, int64_t group_size,
-                        bool stochastic, const std::optional<at::Tensor>& rng_state) {
+at::Tensor quantize_per_sample_cpu(const at::Tensor& input, const at::Tensor& bits, int64_t room, int64_t group_size,
+                                   bool stochastic, const std::optional<at::Tensor>& rng_state) {
   const ElementType type = check_quantize_per_sample(input, bits, room, group_size, rng_state);
   const at::Tensor dense = samples_outermost(input);
   const int64_t samples = dense.size(0);
   const int64_t elements = elements_per_sample(dense.numel(), samples);
   const int64_t groups = group_count(elements, group_size);
-  const std::vector<int64_t> offsets = code_offsets(kQuantize, bits, elements);
-  TORCH_CHECK_VALUE(offsets.back() <= room, kQuantize, ": code_bytes must be at least ", offsets.back(),
+  const std::vector<int64_t> offsets = code_offsets(kQuantizePerSample, bits, elements);
+  TORCH_CHECK_VALUE(offsets.back() <= room, kQuantizePerSample, ": code_bytes must be at least ", offsets.back(),
                     " for these bits, got ", room);
 
   const int64_t codes = codes_offset(samples * groups);
@@ -128,14 +128,15 @@ at::Tensor quantize_cpu(const at::Tensor& input, const at::Tensor& bits, int64_t
 }
 
 // The dispatcher passes symbolic integers by value. NOLINTNEXTLINE(performance-unnecessary-value-param)
-at::Tensor quantize_meta(const at::Tensor& input, const at::Tensor& bits, c10::SymInt room, int64_t group_size,
-                         bool /*stochastic*/, const std::optional<at::Tensor>& rng_state) {
+at::Tensor quantize_per_sample_meta(const at::Tensor& input, const at::Tensor& bits, c10::SymInt room,
+                                    int64_t group_size, bool /*stochastic*/,
+                                    const std::optional<at::Tensor>& rng_state) {
   check_quantize_per_sample(input, bits, room, group_size, rng_state);
   return empty_bytes(codes_offset(all_groups(input.sym_numel(), input.sym_size(0), group_size)) + room, input);
 }
 
-at::Tensor dequantize_cpu(const at::Tensor& packed, const at::Tensor& bits, c10::IntArrayRef size,
-                          c10::IntArrayRef stride, at::ScalarType dtype, int64_t group_size) {
+at::Tensor dequantize_per_sample_cpu(const at::Tensor& packed, const at::Tensor& bits, c10::IntArrayRef size,
+                                     c10::IntArrayRef stride, at::ScalarType dtype, int64_t group_size) {
   const ElementType type = check_dequantize_per_sample(packed, bits, c10::fromIntArrayRefSlow(size),
                                                        c10::fromIntArrayRefSlow(stride), dtype, group_size);
   at::Tensor output = at::empty_strided(size, stride, packed.options().dtype(dtype));
@@ -143,8 +144,8 @@ at::Tensor dequantize_cpu(const at::Tensor& packed, const at::Tensor& bits, c10:
   const int64_t elements = elements_per_sample(output.numel(), samples);
   const int64_t groups = group_count(elements, group_size);
   const int64_t codes = codes_offset(samples * groups);
-  const std::vector<int64_t> offsets = code_offsets(kDequantize, bits, elements);
-  TORCH_CHECK_VALUE(codes + offsets.back() <= packed.numel(), kDequantize, ": packed must have at least ",
+  const std::vector<int64_t> offsets = code_offsets(kDequantizePerSample, bits, elements);
+  TORCH_CHECK_VALUE(codes + offsets.back() <= packed.numel(), kDequantizePerSample, ": packed must have at least ",
                     codes + offsets.back(), " bytes for these bits, got ", packed.numel());
   const auto* values = bits.const_data_ptr<uint8_t>();
   const auto* bytes = packed.const_data_ptr<uint8_t>();
@@ -162,8 +163,8 @@ at::Tensor dequantize_cpu(const at::Tensor& packed, const at::Tensor& bits, c10:
   return output;
 }
 
-at::Tensor dequantize_meta(const at::Tensor& packed, const at::Tensor& bits, c10::SymIntArrayRef size,
-                           c10::SymIntArrayRef stride, at::ScalarType dtype, int64_t group_size) {
+at::Tensor dequantize_per_sample_meta(const at::Tensor& packed, const at::Tensor& bits, c10::SymIntArrayRef size,
+                                      c10::SymIntArrayRef stride, at::ScalarType dtype, int64_t group_size) {
   check_dequantize_per_sample(packed, bits, size, stride, dtype, group_size);
   return at::empty_strided_symint(size, stride, packed.options().dtype(dtype));
 }
@@ -182,13 +183,13 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
 }
 
 TORCH_LIBRARY_IMPL(actnn, CPU, m) {
-  m.impl("quantize_per_sample", quantize_cpu);
-  m.impl("dequantize_per_sample", dequantize_cpu);
+  m.impl("quantize_per_sample", quantize_per_sample_cpu);
+  m.impl("dequantize_per_sample", dequantize_per_sample_cpu);
 }
 
 TORCH_LIBRARY_IMPL(actnn, Meta, m) {
-  m.impl("quantize_per_sample", quantize_meta);
-  m.impl("dequantize_per_sample", dequantize_meta);
+  m.impl("quantize_per_sample", quantize_per_sample_meta);
+  m.impl("dequantize_per_sample", dequantize_per_sample_meta);
 }
 
 TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
@@ -203,7 +204,7 @@ TORCH_LIBRARY_IMPL(actnn, ADInplaceOrView, m) {
 at::Tensor quantize_per_sample(const at::Tensor& input, const at::Tensor& bits, const c10::SymInt& code_bytes,
                                int64_t group_size, bool stochastic, const std::optional<at::Tensor>& rng_state) {
   static const auto kOp = c10::Dispatcher::singleton()
-                              .findSchemaOrThrow(kQuantize, "")
+                              .findSchemaOrThrow(kQuantizePerSample, "")
                               .typed<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, int64_t, bool,
                                                 const std::optional<at::Tensor>&)>();
   return kOp.call(input, bits, code_bytes, group_size, stochastic, rng_state);
@@ -212,7 +213,7 @@ at::Tensor quantize_per_sample(const at::Tensor& input, const at::Tensor& bits, 
 at::Tensor dequantize_per_sample(const at::Tensor& packed, const at::Tensor& bits, c10::SymIntArrayRef size,
                                  c10::SymIntArrayRef stride, at::ScalarType dtype, int64_t group_size) {
   static const auto kOp = c10::Dispatcher::singleton()
-                              .findSchemaOrThrow(kDequantize, "")
+                              .findSchemaOrThrow(kDequantizePerSample, "")
                               .typed<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymIntArrayRef,
                                                 c10::SymIntArrayRef, at::ScalarType, int64_t)>();
   return kOp.call(packed, bits, size, stride, dtype, group_size);

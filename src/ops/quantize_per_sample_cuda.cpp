@@ -23,8 +23,8 @@ cuda::SampleBits sample_bits(const at::Tensor& bits, int64_t room, const at::Ten
           .code_offsets = offsets.mutable_data_ptr<int64_t>()};
 }
 
-at::Tensor quantize_cuda(const at::Tensor& input, const at::Tensor& bits, int64_t room, int64_t group_size,
-                         bool stochastic, const std::optional<at::Tensor>& rng_state) {
+at::Tensor quantize_per_sample_cuda(const at::Tensor& input, const at::Tensor& bits, int64_t room, int64_t group_size,
+                                    bool stochastic, const std::optional<at::Tensor>& rng_state) {
   const ElementType type = check_quantize_per_sample(input, bits, room, group_size, rng_state);
   const c10::cuda::CUDAGuard guard(input.device());
   const at::Tensor dense = samples_outermost(input);
@@ -44,8 +44,8 @@ at::Tensor quantize_cuda(const at::Tensor& input, const at::Tensor& bits, int64_
   return packed;
 }
 
-at::Tensor dequantize_cuda(const at::Tensor& packed, const at::Tensor& bits, c10::IntArrayRef size,
-                           c10::IntArrayRef stride, at::ScalarType dtype, int64_t group_size) {
+at::Tensor dequantize_per_sample_cuda(const at::Tensor& packed, const at::Tensor& bits, c10::IntArrayRef size,
+                                      c10::IntArrayRef stride, at::ScalarType dtype, int64_t group_size) {
   const ElementType type = check_dequantize_per_sample(packed, bits, c10::fromIntArrayRefSlow(size),
                                                        c10::fromIntArrayRefSlow(stride), dtype, group_size);
   const c10::cuda::CUDAGuard guard(packed.device());
@@ -66,8 +66,8 @@ at::Tensor dequantize_cuda(const at::Tensor& packed, const at::Tensor& bits, c10
 }  // namespace
 
 TORCH_LIBRARY_IMPL(actnn, CUDA, m) {
-  m.impl("quantize_per_sample", quantize_cuda);
-  m.impl("dequantize_per_sample", dequantize_cuda);
+  m.impl("quantize_per_sample", quantize_per_sample_cuda);
+  m.impl("dequantize_per_sample", dequantize_per_sample_cuda);
 }
 
 }  // namespace actnn

@@ -20,7 +20,7 @@
 namespace actnn {
 namespace {
 
-constexpr const char* kOp = "actnn::allocate_bits";
+constexpr const char* kBitAllocationName = "actnn::allocate_bits";
 constexpr const char* kNoiseOp = "actnn::allocate_bits_for_noise";
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
@@ -86,7 +86,7 @@ at::Tensor take(const at::Tensor& bits, const Decrements& all, const at::Tensor&
 }
 
 at::Tensor allocate(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight, int64_t target) {
-  check_arguments(kOp, bits, sensitivity, weight);
+  check_arguments(kBitAllocationName, bits, sensitivity, weight);
   const Decrements all = decrements(bits, sensitivity, weight);
   const at::Tensor gains = all.in_order(all.gains);
   const at::Tensor excess = (bits * weight).sum() - target;
@@ -139,7 +139,7 @@ at::Tensor allocate_bits(const at::Tensor& bits, const at::Tensor& sensitivity, 
                          int64_t target) {
   static const auto kHandle =
       c10::Dispatcher::singleton()
-          .findSchemaOrThrow(kOp, "")
+          .findSchemaOrThrow(kBitAllocationName, "")
           .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t)>();
   return kHandle.call(bits, sensitivity, weight, target);
 }

@@ -15,7 +15,7 @@
 namespace actnn {
 namespace {
 
-constexpr const char* kOp = "actnn::allocate_bits_dp";
+constexpr const char* kBitAllocationDpName = "actnn::allocate_bits_dp";
 constexpr int64_t kMaxStates = 1024;
 constexpr int64_t kMaxTable = int64_t{1} << 30;
 
@@ -47,22 +47,24 @@ std::vector<Choice> all_choices(int64_t max_bits, int64_t states) {
 }
 
 void check_vector(const char* argument, const at::Tensor& tensor, const at::Tensor& first) {
-  TORCH_CHECK_TYPE(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble, kOp, ": ", argument,
-                   " must be float32 or float64, got ", tensor.scalar_type());
-  TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.sym_numel() == first.sym_numel(), kOp, ": ", argument,
+  TORCH_CHECK_TYPE(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble, kBitAllocationDpName,
+                   ": ", argument, " must be float32 or float64, got ", tensor.scalar_type());
+  TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.sym_numel() == first.sym_numel(), kBitAllocationDpName, ": ", argument,
                     " must be 1-D with ", first.sym_numel(), " elements, as square_norm, got shape ",
                     tensor.sym_sizes());
-  TORCH_CHECK_VALUE(tensor.device() == first.device(), kOp, ": ", argument, " must be on the device of square_norm, ",
-                    first.device(), ", got ", tensor.device());
+  TORCH_CHECK_VALUE(tensor.device() == first.device(), kBitAllocationDpName, ": ", argument,
+                    " must be on the device of square_norm, ", first.device(), ", got ", tensor.device());
 }
 
 void check_arguments(const at::Tensor& square_norm, const at::Tensor& sensitivity, int64_t max_bits, double target,
                      int64_t states) {
   check_vector("square_norm", square_norm, square_norm);
   check_vector("sensitivity", sensitivity, square_norm);
-  TORCH_CHECK_VALUE(max_bits >= kMinBits && max_bits <= kMaxBits, kOp, ": max_bits must be in 1..8, got ", max_bits);
-  TORCH_CHECK_VALUE(states >= 1 && states <= kMaxStates, kOp, ": states must be in 1..", kMaxStates, ", got ", states);
-  TORCH_CHECK_VALUE(std::isfinite(target) && target * static_cast<double>(states) >= 1.0, kOp,
+  TORCH_CHECK_VALUE(max_bits >= kMinBits && max_bits <= kMaxBits, kBitAllocationDpName,
+                    ": max_bits must be in 1..8, got ", max_bits);
+  TORCH_CHECK_VALUE(states >= 1 && states <= kMaxStates, kBitAllocationDpName, ": states must be in 1..", kMaxStates,
+                    ", got ", states);
+  TORCH_CHECK_VALUE(std::isfinite(target) && target * static_cast<double>(states) >= 1.0, kBitAllocationDpName,
                     ": target must be finite and at least 1 / states, the cheapest choice, got ", target, " with ",
                     states, " states");
 }
@@ -78,15 +80,15 @@ std::vector<double> cleaned(const at::Tensor& tensor) {
   return result;
 }
 
-std::tuple<at::Tensor, at::Tensor> allocate(const at::Tensor& square_norm, const at::Tensor& sensitivity,
-                                            int64_t max_bits, double target, int64_t states) {
+std::tuple<at::Tensor, at::Tensor> allocate_dp(const at::Tensor& square_norm, const at::Tensor& sensitivity,
+                                               int64_t max_bits, double target, int64_t states) {
   check_arguments(square_norm, sensitivity, max_bits, target, states);
   const std::vector<double> norms = cleaned(square_norm);
   const std::vector<double> sensitivities = cleaned(sensitivity);
   const auto count = static_cast<int64_t>(norms.size());
   // More than the dearest choice for every element changes nothing.
   const double budget = std::min(target, static_cast<double>(max_bits)) * static_cast<double>(count * states);
-  TORCH_CHECK_VALUE(budget * static_cast<double>(count) <= static_cast<double>(kMaxTable), kOp,
+  TORCH_CHECK_VALUE(budget * static_cast<double>(count) <= static_cast<double>(kMaxTable), kBitAllocationDpName,
                     ": N * N * target * states must be at most 2^30, got ", budget * static_cast<double>(count));
   // Every element costs at least a unit; rounding must not make the budget smaller than that.
   const int64_t units = std::max(static_cast<int64_t>(budget), count);
@@ -127,15 +129,15 @@ std::tuple<at::Tensor, at::Tensor> allocate(const at::Tensor& square_norm, const
   return {bits.to(square_norm.device()), probability.to(square_norm.options())};
 }
 
-std::tuple<at::Tensor, at::Tensor> allocate_meta(const at::Tensor& square_norm, const at::Tensor& sensitivity,
-                                                 int64_t max_bits, double target, int64_t states) {
+std::tuple<at::Tensor, at::Tensor> allocate_dp_meta(const at::Tensor& square_norm, const at::Tensor& sensitivity,
+                                                    int64_t max_bits, double target, int64_t states) {
   check_arguments(square_norm, sensitivity, max_bits, target, states);
   return {at::empty_symint(square_norm.sym_sizes(), square_norm.options().dtype(at::kByte)),
           at::empty_symint(square_norm.sym_sizes(), square_norm.options())};
 }
 
-std::tuple<at::Tensor, at::Tensor> allocate_autograd(const at::Tensor& square_norm, const at::Tensor& sensitivity,
-                                                     int64_t max_bits, double target, int64_t states) {
+std::tuple<at::Tensor, at::Tensor> allocate_dp_autograd(const at::Tensor& square_norm, const at::Tensor& sensitivity,
+                                                        int64_t max_bits, double target, int64_t states) {
   const at::AutoDispatchBelowADInplaceOrView guard;
   return allocate_bits_dp(square_norm, sensitivity, max_bits, target, states);
 }
@@ -149,15 +151,15 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
       {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) { m.impl("allocate_bits_dp", allocate); }
-TORCH_LIBRARY_IMPL(actnn, Meta, m) { m.impl("allocate_bits_dp", allocate_meta); }
-TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("allocate_bits_dp", allocate_autograd); }
+TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) { m.impl("allocate_bits_dp", allocate_dp); }
+TORCH_LIBRARY_IMPL(actnn, Meta, m) { m.impl("allocate_bits_dp", allocate_dp_meta); }
+TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("allocate_bits_dp", allocate_dp_autograd); }
 
 std::tuple<at::Tensor, at::Tensor> allocate_bits_dp(const at::Tensor& square_norm, const at::Tensor& sensitivity,
                                                     int64_t max_bits, double target, int64_t states) {
   static const auto kHandle =
       c10::Dispatcher::singleton()
-          .findSchemaOrThrow(kOp, "")
+          .findSchemaOrThrow(kBitAllocationDpName, "")
           .typed<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, int64_t, double, int64_t)>();
   return kHandle.call(square_norm, sensitivity, max_bits, target, states);
 }

@@ -58,8 +58,8 @@ at::Tensor empty_sample_bits(const at::Tensor& range) {
 
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> allocate_cpu(const at::Tensor& range, const OptionalTensor& gradient, double factor,
-                                                int64_t initial_bits, int64_t total_bits) {
+std::tuple<at::Tensor, at::Tensor> allocate_sample_bits_cpu(const at::Tensor& range, const OptionalTensor& gradient,
+                                                            double factor, int64_t initial_bits, int64_t total_bits) {
   check_allocate_sample_bits(range, gradient, initial_bits);
   const int64_t samples = range.size(0);
   const at::Tensor dense = range.contiguous();
@@ -88,8 +88,9 @@ at::Tensor update_cpu(at::Tensor& gradient, const at::Tensor& norms) {
   return known;
 }
 
-std::tuple<at::Tensor, at::Tensor> allocate_meta(const at::Tensor& range, const OptionalTensor& gradient,
-                                                 double /*factor*/, int64_t initial_bits, int64_t /*total_bits*/) {
+std::tuple<at::Tensor, at::Tensor> allocate_sample_bits_meta(const at::Tensor& range, const OptionalTensor& gradient,
+                                                             double /*factor*/, int64_t initial_bits,
+                                                             int64_t /*total_bits*/) {
   check_allocate_sample_bits(range, gradient, initial_bits);
   return {at::empty_like(range, at::MemoryFormat::Contiguous), empty_sample_bits(range)};
 }
@@ -100,8 +101,9 @@ at::Tensor update_meta(at::Tensor& gradient, const at::Tensor& norms) {
 }
 
 // What is chosen has no gradient.
-std::tuple<at::Tensor, at::Tensor> allocate_autograd(const at::Tensor& range, const OptionalTensor& gradient,
-                                                     double factor, int64_t initial_bits, int64_t total_bits) {
+std::tuple<at::Tensor, at::Tensor> allocate_sample_bits_autograd(const at::Tensor& range,
+                                                                 const OptionalTensor& gradient, double factor,
+                                                                 int64_t initial_bits, int64_t total_bits) {
   const at::AutoDispatchBelowADInplaceOrView guard;
   return allocate_sample_bits(range, gradient, factor, initial_bits, total_bits);
 }
@@ -117,17 +119,17 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
 }
 
 TORCH_LIBRARY_IMPL(actnn, CPU, m) {
-  m.impl("allocate_sample_bits", allocate_cpu);
+  m.impl("allocate_sample_bits", allocate_sample_bits_cpu);
   m.impl("update_gradient_norm_", update_cpu);
 }
 
 TORCH_LIBRARY_IMPL(actnn, Meta, m) {
-  m.impl("allocate_sample_bits", allocate_meta);
+  m.impl("allocate_sample_bits", allocate_sample_bits_meta);
   m.impl("update_gradient_norm_", update_meta);
 }
 
 TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
-  m.impl("allocate_sample_bits", allocate_autograd);
+  m.impl("allocate_sample_bits", allocate_sample_bits_autograd);
   m.impl("update_gradient_norm_", torch::autograd::autogradNotImplementedFallback());
 }
 

@@ -124,7 +124,7 @@ std::vector<int64_t> padding_of(const Options& options, size_t dimensions) {
 
 template <class Convolution>
 Value ChainBuilder::convolution(Value input, const torch::nn::ModuleHolder<Convolution>& layer) {
-  const auto module = layer.ptr();
+  const auto& module = layer.ptr();
   const auto& options = module->options;
   const auto list = [](const auto& entries) { return std::vector<int64_t>(entries->begin(), entries->end()); };
   const std::vector<int64_t> stride = list(options.stride());
@@ -140,7 +140,7 @@ Value ChainBuilder::convolution(Value input, const torch::nn::ModuleHolder<Convo
 
 template <class Norm>
 Value ChainBuilder::norm(Value input, const torch::nn::ModuleHolder<Norm>& layer) {
-  const auto module = layer.ptr();
+  const auto& module = layer.ptr();
   const auto& options = module->options;
   blocks::BatchNorm step{.input = input, .momentum = options.momentum(), .eps = options.eps()};
   if constexpr (requires { module->group_name; }) {
