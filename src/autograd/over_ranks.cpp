@@ -2,10 +2,13 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/stack.h>
 #include <ATen/ops/addcmul.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/ones.h>
 #include <c10/util/Exception.h>
+
+#include <utility>
 
 namespace actnn {
 namespace {
@@ -18,14 +21,22 @@ c10::OperatorHandle collective(const char* caller, const char* name) {
   return *found;
 }
 
+/// Called with boxed arguments: which of them are strings, and which of any type, differs between versions of torch.
+template <class... Arguments>
+at::Tensor call(const c10::OperatorHandle& op, Arguments&&... arguments) {
+  torch::jit::Stack stack;
+  torch::jit::push(stack, std::forward<Arguments>(arguments)...);
+  op.callBoxed(stack);
+  return torch::jit::pop(stack).toTensor();
+}
+
 }  // namespace
 
 at::Tensor sum_over_ranks(const char* caller, const at::Tensor& tensor, const std::string& group_name) {
-  static const auto kAllReduce = collective(caller, "_c10d_functional::all_reduce")
-                                     .typed<at::Tensor(const at::Tensor&, std::string, std::string)>();
-  static const auto kWait = collective(caller, "_c10d_functional::wait_tensor").typed<at::Tensor(const at::Tensor&)>();
+  static const c10::OperatorHandle kAllReduce = collective(caller, "_c10d_functional::all_reduce");
+  static const c10::OperatorHandle kWait = collective(caller, "_c10d_functional::wait_tensor");
   try {
-    return kWait.call(kAllReduce.call(tensor, "sum", group_name));
+    return call(kWait, call(kAllReduce, tensor, "sum", group_name));
   } catch (const c10::Error& error) {
     // There is no op that asks whether a group is registered.
     TORCH_CHECK_VALUE(error.msg().find("rocess group registered under the name") == std::string::npos, caller,

@@ -16,6 +16,7 @@
 #include "src/blocks/forward.h"
 #include "src/ops/checks.h"
 #include "src/ops/tensors.h"
+#include "src/ops/torch_version.h"
 
 namespace actnn::blocks {
 namespace {
@@ -23,7 +24,7 @@ namespace {
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-constexpr const char* kName = "block";
+constexpr const char* kBlockName = "block";
 
 class BlockBackward : public torch::autograd::Node {
  public:
@@ -38,7 +39,7 @@ class BlockBackward : public torch::autograd::Node {
   std::string name() const override { return "ActnnBlockBackward"; }
 
   variable_list apply(variable_list&& grads) override {
-    refuse_double_backward(kName);
+    refuse_double_backward(kBlockName);
     const std::lock_guard lock(mutex_);
     TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
     const size_t count = plan_->program.inputs + parameters_.size();
@@ -101,7 +102,7 @@ at::Tensor in_layout_of_layers(const Program& program, const std::vector<at::Ten
 
 template <class List>
 void check_length(const char* what, const List& list, int64_t expected) {
-  TORCH_CHECK_VALUE(static_cast<int64_t>(list.size()) == expected, kName, ": ", what, " must have ", expected,
+  TORCH_CHECK_VALUE(static_cast<int64_t>(list.size()) == expected, kBlockName, ": ", what, " must have ", expected,
                     " entries, got ", list.size());
 }
 
@@ -115,10 +116,10 @@ void check_arguments(const Program& program, const std::vector<at::Tensor>& inpu
                std::count_if(program.steps.begin(), program.steps.end(),
                              [](const Step& step) { return std::holds_alternative<BatchNorm>(step); }));
   for (const at::Tensor& input : inputs) {
-    check_floating(kName, "an input", input);
-    TORCH_CHECK_VALUE(input.dim() >= 2 && input.size(1) > 0, kName,
+    check_floating(kBlockName, "an input", input);
+    TORCH_CHECK_VALUE(input.dim() >= 2 && input.size(1) > 0, kBlockName,
                       ": an input must have shape [N, C] or [N, C, ...], with channels, got shape ", input.sizes());
-    TORCH_CHECK_VALUE(input.device() == inputs[0].device(), kName, ": inputs must be on one device, got ",
+    TORCH_CHECK_VALUE(input.device() == inputs[0].device(), kBlockName, ": inputs must be on one device, got ",
                       inputs[0].device(), " and ", input.device());
   }
 }
@@ -161,10 +162,9 @@ at::Tensor Block::run(const std::vector<at::Tensor>& inputs, const std::vector<a
     *kept_bytes_ = result.kept_bytes;
     variable_list sources(inputs);
     sources.insert(sources.end(), parameters.begin(), parameters.end());
-    torch::autograd::set_history(result.output, std::shared_ptr<BlockBackward>(
-                                                    new BlockBackward(torch::autograd::collect_next_edges(sources),
-                                                                      plan_, std::move(result.kept), parameters, dtype),
-                                                    torch::autograd::deleteNode));
+    torch::autograd::set_history(result.output,
+                                 make_node<BlockBackward>(torch::autograd::collect_next_edges(sources), plan_,
+                                                          std::move(result.kept), parameters, dtype));
   }
   return std::move(result.output);
 }
