@@ -1,7 +1,8 @@
 # Finds the LibTorch inside a PyTorch wheel (or an unpacked LibTorch), without torch's own CMake package, which needs a CUDA
 # toolkit even for CPU programs.
 #
-#   ACTNN_TORCH_DIR        torch's folder (with include/ and lib/); when empty, Python's `torch` is asked for
+#   ACTNN_TORCH_DIR        torch's folder (with include/ and lib/); when empty, the environment variable of the same name, then
+#                          Python's `torch`
 #   ACTNN_PYTHON           the Python to ask; when empty, the one that builds the Python package (scikit-build-core says which),
 #                          then the .venv of the project, then python3 on the PATH
 #
@@ -11,6 +12,9 @@ set(ACTNN_TORCH_DIR "" CACHE PATH "Folder of torch: with include/ and lib/")
 set(ACTNN_PYTHON "" CACHE FILEPATH "Python whose torch is used")
 
 set(_actnn_torch_dir "${ACTNN_TORCH_DIR}")
+if(NOT _actnn_torch_dir)
+  set(_actnn_torch_dir "$ENV{ACTNN_TORCH_DIR}")
+endif()
 if(NOT _actnn_torch_dir)
   set(_actnn_python "${ACTNN_PYTHON}")
   if(NOT _actnn_python AND SKBUILD)

@@ -54,9 +54,11 @@ def check_torch_version(library: Path, running: str) -> None:
     """Raises ImportError if the library was built for another major or minor version of torch than `running`."""
     built_for = torch_version_built_for(library)
     if built_for is not None and built_for.split(".")[:2] != running.split(".")[:2]:
+        minor = ".".join(running.split(".")[:2])
         raise ImportError(
-            f"actnn: {library} was built for torch {built_for}, but torch {running} is running; install torch "
-            f"{built_for} or build actnn again for torch {running}."
+            f"actnn: {library} was built for torch {built_for}, but torch {running} is running. Install the wheel for "
+            f"torch {minor} (its version ends in +torch{minor}; `pip install .` in this environment builds it), or "
+            f"torch {built_for}."
         )
 
 
