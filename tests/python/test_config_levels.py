@@ -137,7 +137,7 @@ def test_swap_keeps_the_data_in_pinned_host_memory(level):
         sizes[name] = sum(t.nbytes for t in kept if t.is_cuda)
         assert all(t.is_pinned() for t in kept if not t.is_cuda)
         assert any(not t.is_cuda for t in kept) == (name == "swapped")
-        assert torch.equal(y, exact(x))
+        torch.testing.assert_close(y, exact(x), rtol=1e-4, atol=1e-5)  # the exact layer may choose another algorithm
     assert sizes["swapped"] < sizes["plain"] / 3
     results = []
     for one in (model, plain):

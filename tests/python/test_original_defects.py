@@ -43,7 +43,9 @@ def test_1_conversion_keeps_weights_dtype_device_requires_grad_and_hooks(wrap, d
         same, value, *rest = before[name]
         assert p is same and torch.equal(p, value) and [p.dtype, p.device, p.requires_grad] == rest
     assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
-    assert torch.equal(model(x), expected) and calls == [1]
+    # A block rounds once where separate layers round three times.
+    torch.testing.assert_close(model(x), expected, rtol=0.02, atol=0.01)
+    assert calls == [1]
 
 
 # 2. AvgPool2d becomes max pooling.
