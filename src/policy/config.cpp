@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <functional>
+#include <iterator>
 #include <type_traits>
 #include <utility>
 
@@ -207,6 +208,7 @@ std::string_view allocator_setting(std::string_view level) { return find_level(l
 
 std::vector<std::string> level_names() {
   std::vector<std::string> names;
+  names.reserve(std::size(kLevels));
   for (const Level& level : kLevels) {
     names.emplace_back(level.name);
   }
