@@ -486,3 +486,13 @@ def test_nothing_waits_for_the_device():
         program.run(block, x).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_graph_of_many_blocks_is_freed_without_recursion():
+    program = Program()
+    program.activation(0)
+    block = program.block()
+    y = torch.rand(1, 8, requires_grad=True)
+    for _ in range(50_000):
+        y = program.run(block, y)
+    del y  # a recursion so deep would overflow the stack of the process
