@@ -17,6 +17,9 @@ __global__ void __launch_bounds__(kBlockThreads, kGradientBlocks<Element, kVecto
   using Place = SplitPlace<Element, kVectors>;
   using Copies = LaneCopies<Element, kVectors, kFromX>;
   Place place(tiles);
+  // Kernels without vectors are rare: they ask at run time, so that there are fewer of them to compile.
+  const bool has_second = kVectors ? kSecond : backward.second_grad != nullptr;
+  const bool has_sum = kVectors ? kSum : grad_sum != nullptr;
   __shared__ typename Copies::Table table;
   table.load(backward, place);
   const uint32_t linear = Copies::linear_channels(channels, place);
@@ -32,7 +35,7 @@ __global__ void __launch_bounds__(kBlockThreads, kGradientBlocks<Element, kVecto
     typename Place::Row grad[kLaneRows];
     typename Place::Row second[kLaneRows];
     place.template load<true>(backward.grad, grad);
-    if constexpr (kSecond) {
+    if (has_second) {
       place.template load<true>(backward.second_grad, second);
     }
     const auto copies = Copies::template load<true>(backward, place);
@@ -47,7 +50,7 @@ __global__ void __launch_bounds__(kBlockThreads, kGradientBlocks<Element, kVecto
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
               float gradient = grad[j][pair + i];
-              if constexpr (kSecond) {
+              if (has_second) {
                 gradient = gradient + second[j][pair + i];
               }
               dz[i] = derivatives.template gradient<kWay>(backward, gradient, j, pair + i, side[i]);
@@ -59,7 +62,7 @@ __global__ void __launch_bounds__(kBlockThreads, kGradientBlocks<Element, kVecto
               check.add(results[i]);
             }
             grad[j].set_pair(pair, results[0], results[1]);
-            if constexpr (kSum) {
+            if (has_sum) {
               sum[j].set_pair(pair, dz[0], dz[1]);
             }
           });
@@ -67,12 +70,12 @@ __global__ void __launch_bounds__(kBlockThreads, kGradientBlocks<Element, kVecto
     with_way<kFromX>(way, map_back);
     if (!check.all_finite()) {
       make_nans_canonical(grad);
-      if constexpr (kSum) {
+      if (has_sum) {
         make_nans_canonical(sum);
       }
     }
     place.store(grad, grad_input);
-    if constexpr (kSum) {
+    if (has_sum) {
       place.store(sum, grad_sum);
     }
   }
@@ -140,16 +143,18 @@ cudaError_t norm_act_input_gradient(const NormActBackward& backward, const NormA
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
     with_flags(
         [&]<bool kVectors, bool kSecond, bool kFromX, bool kSum, bool kDerived>() {
-          const SplitTiles tiles =
-              tiles_of_device(backward.layout, kGradientBlocks<Element, kVectors, kSecond, kFromX, kDerived>);
-          if (tiles.blocks() != 0) {
-            input_gradient_kernel<Element, kVectors, kSecond, kFromX, kSum, kDerived>
-                <<<tiles.blocks(), kBlockThreads, 0, stream>>>(Backward<Element>(backward), tiles, channels,
-                                                               static_cast<Element*>(grad_input),
-                                                               static_cast<Element*>(grad_sum));
+          if constexpr (kVectors || !(kSecond || kSum)) {
+            const SplitTiles tiles =
+                tiles_of_device(backward.layout, kGradientBlocks<Element, kVectors, kSecond, kFromX, kDerived>);
+            if (tiles.blocks() != 0) {
+              input_gradient_kernel<Element, kVectors, kSecond, kFromX, kSum, kDerived>
+                  <<<tiles.blocks(), kBlockThreads, 0, stream>>>(Backward<Element>(backward), tiles, channels,
+                                                                 static_cast<Element*>(grad_input),
+                                                                 static_cast<Element*>(grad_sum));
+            }
           }
         },
-        vectors, backward.second_grad != nullptr, backward.x != nullptr, grad_sum != nullptr,
+        vectors, vectors && backward.second_grad != nullptr, backward.x != nullptr, vectors && grad_sum != nullptr,
         has_derivatives(backward));
   });
   return cudaGetLastError();

@@ -21,6 +21,8 @@ __global__ void __launch_bounds__(kBlockThreads, kSumsBlocks<Element, kVectors, 
   __shared__ WarpSums of_warps;
   __shared__ typename Copies::Table table;
   Place place(tiles);
+  // Kernels without vectors are rare: they ask at run time, so that there are fewer of them to compile.
+  const bool has_second = kVectors ? kSecond : backward.second_grad != nullptr;
   table.load(backward, place);
   const uint32_t linear = Copies::linear_channels(channels, place);
   const Way way = way_of<kDerived>(backward, linear);
@@ -32,7 +34,7 @@ __global__ void __launch_bounds__(kBlockThreads, kSumsBlocks<Element, kVectors, 
     typename Place::Row grad[kLaneRows];
     typename Place::Row second[kLaneRows];
     place.template load<false>(backward.grad, grad);
-    if constexpr (kSecond) {
+    if (has_second) {
       place.template load<false>(backward.second_grad, second);
     }
     const auto copies = Copies::template load<false>(backward, place);
@@ -44,7 +46,7 @@ __global__ void __launch_bounds__(kBlockThreads, kSumsBlocks<Element, kVectors, 
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
               float gradient = grad[j][pair + i];
-              if constexpr (kSecond) {
+              if (has_second) {
                 gradient = gradient + second[j][pair + i];
               }
               const float dz = derivatives.template gradient<kWay>(backward, gradient, j, pair + i, side[i]);
@@ -101,10 +103,12 @@ cudaError_t add_up(const NormActBackward& backward, const NormActInverse* channe
     with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
       with_flags(
           [&]<bool kVectors, bool kSecond, bool kFromX, bool kDerived>() {
-            sums_kernel<Element, kVectors, kSecond, kFromX, kDerived>
-                <<<tiles.blocks(), kBlockThreads, 0, stream>>>(Backward<Element>(backward), tiles, channels, partial);
+            if constexpr (kVectors || !kSecond) {
+              sums_kernel<Element, kVectors, kSecond, kFromX, kDerived>
+                  <<<tiles.blocks(), kBlockThreads, 0, stream>>>(Backward<Element>(backward), tiles, channels, partial);
+            }
           },
-          vectors, backward.second_grad != nullptr, backward.x != nullptr, has_derivatives(backward));
+          vectors, vectors && backward.second_grad != nullptr, backward.x != nullptr, has_derivatives(backward));
     });
   }
   join_sums_kernel<<<blocks_for(layout.channels, kSlicedChannels), join_threads(tiles.parts), 0, stream>>>(partial,
