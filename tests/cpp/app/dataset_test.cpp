@@ -55,7 +55,9 @@ TEST_F(Data, RefusesOtherSizesCountsAndLabels) {
   EXPECT_THAT(error<RunError>(), EndsWith("must hold images of 28 x 28 pixels, found 14 x 56"));
   write_file(images_path, idx_bytes(0x803, {19, 28, 28}, std::string(14896, 'x')));
   EXPECT_EQ(error<RunError>(), images_path.string() + " has 19 images, but " + labels_path.string() + " has 20 labels");
-  write_file(labels_path, idx_bytes(0x801, {19}, std::string(18, '\0') + '\12'));
+  std::string labels(19, '\0');
+  labels.back() = '\12';
+  write_file(labels_path, idx_bytes(0x801, {19}, labels));
   EXPECT_EQ(error<RunError>(), labels_path.string() + " must hold labels from 0 to 9, found 10 at position 18");
 }
 

@@ -43,7 +43,7 @@ class ActivationTest : public actnn_test::LayerTest {
 };
 
 /// Of 8-bit copies, also in evaluation mode.
-constexpr actnn_test::Tolerance kEightBits{.input = 0.02, .exact_input_in_evaluation = false};
+constexpr actnn_test::Tolerance kEightBitDerivative{.input = 0.02, .exact_input_in_evaluation = false};
 
 TEST_P(ActivationTest, PiecewiseLinearOnesAreTorchs) {
   const auto slope = torch::nn::LeakyReLUOptions().negative_slope(0.2);
@@ -77,12 +77,12 @@ TEST_P(ActivationTest, SmoothOnesAreTorchsUpToTheCopy) {
   using namespace actnn::nn;
   for (const char* approximate : {"none", "tanh"}) {
     compare<GELU, torch::nn::GELU>(GELUOptions().approximate(approximate).bits(8),
-                                   torch::nn::GELUOptions().approximate(approximate), kEightBits);
+                                   torch::nn::GELUOptions().approximate(approximate), kEightBitDerivative);
   }
   const auto same = [&](auto ours, auto theirs) {
     ours->options.bits(8);
     for (const std::vector<int64_t>& size : {std::vector<int64_t>{40, 6}, {2, 6, 5, 7}}) {
-      expect_same(ours, theirs, input(size), kEightBits);
+      expect_same(ours, theirs, input(size), kEightBitDerivative);
     }
   };
   same(SiLU(), torch::nn::SiLU());
@@ -98,13 +98,14 @@ TEST_P(ActivationTest, PReLU) {
 TEST_P(ActivationTest, SoftmaxIsTorchsUpToTheCopies) {
   using namespace actnn::nn;
   for (const int64_t dim : {0, 1, -1}) {
-    compare<Softmax, torch::nn::Softmax>(SoftmaxOptions(dim).bits(8), torch::nn::SoftmaxOptions(dim), kEightBits);
+    compare<Softmax, torch::nn::Softmax>(SoftmaxOptions(dim).bits(8), torch::nn::SoftmaxOptions(dim),
+                                         kEightBitDerivative);
     compare<LogSoftmax, torch::nn::LogSoftmax>(LogSoftmaxOptions(dim).bits(8), torch::nn::LogSoftmaxOptions(dim),
-                                               kEightBits);
+                                               kEightBitDerivative);
   }
   Softmax2d ours(Softmax2dOptions().bits(8));
   torch::nn::Softmax2d theirs;
-  expect_same(ours, theirs, input({2, 6, 5, 7}), kEightBits);
+  expect_same(ours, theirs, input({2, 6, 5, 7}), kEightBitDerivative);
   EXPECT_THROW(ours->forward(input({2, 6})), c10::ValueError);
 }
 

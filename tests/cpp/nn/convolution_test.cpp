@@ -9,9 +9,6 @@ namespace {
 
 using actnn_test::bit_equal;
 using actnn_test::expect_same_layers;
-using actnn_test::Tolerance;
-
-constexpr Tolerance kEightBits{.weight = 0.05};
 
 class ConvolutionTest : public actnn_test::LayerTest {
  protected:
@@ -23,7 +20,8 @@ class ConvolutionTest : public actnn_test::LayerTest {
     auto theirs = make_options<Theirs>(in_channels, out_channels, kernel_size);
     set(ours);
     set(theirs);
-    expect_same_layers<typename Ours::Layer, typename Theirs::Layer>(ours.bits(8), theirs, input(size), kEightBits);
+    expect_same_layers<typename Ours::Layer, typename Theirs::Layer>(ours.bits(8), theirs, input(size),
+                                                                     actnn_test::kEightBitProduct);
   }
 
  private:

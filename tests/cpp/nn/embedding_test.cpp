@@ -5,14 +5,15 @@
 namespace {
 
 using actnn_test::bit_equal;
-using Options = torch::nn::EmbeddingOptions;
+using TorchOptions = torch::nn::EmbeddingOptions;
 
 TEST(Embedding, ResultAndGradientAreTorchs) {
   const at::Tensor indices = at::randint(0, 9, {4, 7}, at::kLong);
   for (const auto dtype : {at::kFloat, at::kHalf, at::kBFloat16, at::kDouble}) {
-    for (const Options& options :
-         {Options(9, 5), Options(9, 5).padding_idx(3), Options(9, 5).padding_idx(-2).scale_grad_by_freq(true),
-          Options(9, 5).sparse(true), Options(9, 5).max_norm(0.7).norm_type(1)}) {
+    for (const TorchOptions& options :
+         {TorchOptions(9, 5), TorchOptions(9, 5).padding_idx(3),
+          TorchOptions(9, 5).padding_idx(-2).scale_grad_by_freq(true), TorchOptions(9, 5).sparse(true),
+          TorchOptions(9, 5).max_norm(0.7).norm_type(1)}) {
       at::manual_seed(3);
       actnn::nn::Embedding ours(options);
       at::manual_seed(3);
@@ -37,10 +38,10 @@ TEST(Embedding, ResultAndGradientAreTorchs) {
 
 TEST(Embedding, TakesAGivenTable) {
   const at::Tensor table = at::randn({3, 2});
-  const actnn::nn::Embedding layer(Options(3, 2)._weight(table));
+  const actnn::nn::Embedding layer(TorchOptions(3, 2)._weight(table));
   EXPECT_TRUE(bit_equal(layer->weight, table));
-  EXPECT_THROW(actnn::nn::Embedding(Options(4, 2)._weight(table)), c10::ValueError);
-  EXPECT_THROW(actnn::nn::Embedding(Options(4, 2).padding_idx(4)), c10::ValueError);
+  EXPECT_THROW(actnn::nn::Embedding(TorchOptions(4, 2)._weight(table)), c10::ValueError);
+  EXPECT_THROW(actnn::nn::Embedding(TorchOptions(4, 2).padding_idx(4)), c10::ValueError);
 }
 
 }  // namespace

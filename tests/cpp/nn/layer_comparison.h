@@ -77,6 +77,9 @@ struct Tolerance {
   bool exact_input_in_evaluation = true;
 };
 
+/// Of a product whose input is kept with 8 bits.
+inline constexpr Tolerance kEightBitProduct{.weight = 0.05};
+
 /// Runs forward, with and without gradients, and backward of both in evaluation and training mode. The layers have
 /// equal parameters.
 template <class Ours, class Theirs>

@@ -6,22 +6,21 @@ namespace {
 
 using actnn_test::expect_same_layers;
 
-constexpr actnn_test::Tolerance kEightBits{.weight = 0.05};
-
 using LinearTest = actnn_test::LayerTest;
 
 TEST_P(LinearTest, EveryRankOfInput) {
   for (const std::vector<int64_t>& size : {std::vector<int64_t>{9}, {5, 9}, {3, 4, 9}, {2, 3, 4, 9}}) {
     SCOPED_TRACE(size.size());
     expect_same_layers<actnn::nn::Linear, torch::nn::Linear>(actnn::nn::LinearOptions(9, 7).bits(8),
-                                                             torch::nn::LinearOptions(9, 7), input(size), kEightBits);
+                                                             torch::nn::LinearOptions(9, 7), input(size),
+                                                             actnn_test::kEightBitProduct);
   }
 }
 
 TEST_P(LinearTest, WithoutBias) {
   expect_same_layers<actnn::nn::Linear, torch::nn::Linear>(actnn::nn::LinearOptions(9, 7).bits(8).bias(false),
                                                            torch::nn::LinearOptions(9, 7).bias(false), input({5, 9}),
-                                                           kEightBits);
+                                                           actnn_test::kEightBitProduct);
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, LinearTest,

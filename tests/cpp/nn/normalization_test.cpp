@@ -9,7 +9,7 @@ using actnn_test::expect_same_layers;
 using actnn_test::Tolerance;
 
 /// Of 8-bit copies: gradients contain them in evaluation mode, too.
-constexpr Tolerance kEightBits{.input = 0.1, .weight = 0.1, .exact_input_in_evaluation = false};
+constexpr Tolerance kEightBitNorm{.input = 0.1, .weight = 0.1, .exact_input_in_evaluation = false};
 
 using NormalizationTest = actnn_test::LayerTest;
 
@@ -18,7 +18,7 @@ TEST_P(NormalizationTest, LayerNorm) {
     for (const bool affine : {true, false}) {
       expect_same_layers<actnn::nn::LayerNorm, torch::nn::LayerNorm>(
           actnn::nn::LayerNormOptions(shape).elementwise_affine(affine).eps(1e-3).bits(8),
-          torch::nn::LayerNormOptions(shape).elementwise_affine(affine).eps(1e-3), input({4, 8, 9}), kEightBits);
+          torch::nn::LayerNormOptions(shape).elementwise_affine(affine).eps(1e-3), input({4, 8, 9}), kEightBitNorm);
     }
   }
 }
@@ -28,7 +28,7 @@ TEST_P(NormalizationTest, GroupNorm) {
     for (const bool affine : {true, false}) {
       expect_same_layers<actnn::nn::GroupNorm, torch::nn::GroupNorm>(
           actnn::nn::GroupNormOptions(2, 6).affine(affine).bits(8), torch::nn::GroupNormOptions(2, 6).affine(affine),
-          input(size), kEightBits);
+          input(size), kEightBitNorm);
     }
   }
 }
@@ -37,7 +37,7 @@ TEST_P(NormalizationTest, InstanceNorm) {
   for (const bool affine : {true, false}) {
     for (const bool track : {true, false}) {
       const auto compare = [&]<class Ours, class Theirs>(at::IntArrayRef size) {
-        Tolerance tolerance = kEightBits;
+        Tolerance tolerance = kEightBitNorm;
         tolerance.exact_input_in_evaluation = track;
         expect_same_layers<Ours, Theirs>(
             actnn::nn::InstanceNormOptions(6).affine(affine).track_running_stats(track).momentum(0.3).bits(8),
