@@ -40,6 +40,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem in TORCH_INTERFACES:
             item.add_marker("torch_interfaces")
+    # First, so that the processes of pytest-xdist end together.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -38,14 +38,15 @@ print(actnn._library.find(), importlib.metadata.version('actnn'))
 """
 
 
-def distributions_of(name, found=None):
-    """A distribution of this environment and all that it depends on."""
+def distributions_of(name, extras=frozenset(), found=None):
+    """A distribution of this environment, with extras, and all that it depends on."""
     found = {} if found is None else found
-    if name not in found:
-        found[name] = distribution(name)
-        for requirement in map(Requirement, found[name].requires or []):
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                distributions_of(requirement.name, found)
+    if (name, extras) not in found:
+        found[name, extras] = distribution(name)
+        for requirement in map(Requirement, found[name, extras].requires or []):
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+                distributions_of(requirement.name, frozenset(requirement.extras), found)
     return found
 
 
