@@ -21,21 +21,21 @@ struct FlagType;
 
 template <>
 struct FlagType<bool> {
-  static constexpr const char* kConfigName = "a bool";
+  static constexpr const char* kName = "a bool";
   static bool accepts(const c10::IValue& value) { return value.isBool(); }
   static bool from(const c10::IValue& value) { return value.toBool(); }
 };
 
 template <>
 struct FlagType<int64_t> {
-  static constexpr const char* kConfigName = "an int";
+  static constexpr const char* kName = "an int";
   static bool accepts(const c10::IValue& value) { return value.isInt(); }
   static int64_t from(const c10::IValue& value) { return value.toInt(); }
 };
 
 template <>
 struct FlagType<double> {
-  static constexpr const char* kConfigName = "a number";
+  static constexpr const char* kName = "a number";
   static bool accepts(const c10::IValue& value) { return value.isDouble() || value.isInt(); }
   static double from(const c10::IValue& value) {
     return value.isInt() ? static_cast<double>(value.toInt()) : value.toDouble();
@@ -44,7 +44,7 @@ struct FlagType<double> {
 
 template <>
 struct FlagType<std::vector<int64_t>> {
-  static constexpr const char* kConfigName = "a list of ints";
+  static constexpr const char* kName = "a list of ints";
   static bool accepts(const c10::IValue& value) { return value.isIntList(); }
   static std::vector<int64_t> from(const c10::IValue& value) { return value.toIntVector(); }
 };
@@ -59,7 +59,7 @@ struct FlagType<std::optional<T>> {
 
 template <class T>
 std::string type_name() {
-  return FlagType<T>::kConfigName;
+  return FlagType<T>::kName;
 }
 template <>
 std::string type_name<std::optional<int64_t>>() {

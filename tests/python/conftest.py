@@ -1,6 +1,7 @@
 """Loads libactnn.so of the build in ACTNN_BUILD_DIR (default: build/) into torch; the devices that tests run on."""
 
 import os
+from pathlib import Path
 
 # pytest-xdist's processes share the cores, instead of each starting a thread on every one of them.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
@@ -27,6 +28,8 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "cuda: needs a CUDA device and a libactnn.so with CUDA kernels")
     config.addinivalue_line("markers", "torch_interfaces: of what a version of torch can break")
     config.addinivalue_line("markers", "slow: takes minutes")
+    if gone := [name for name in TORCH_INTERFACES if not (Path(__file__).parent / f"{name}.py").exists()]:
+        raise pytest.UsageError(f"TORCH_INTERFACES names tests that are not there: {', '.join(gone)}")
     try:
         import actnn  # noqa: F401  # pyproject.toml puts python/ on the path; this loads the library
     except ImportError as error:
