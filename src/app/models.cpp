@@ -51,7 +51,7 @@ class ResidualBlockImpl : public nn::Module, public Fusible {
   }
 
   void fuse(const blocks::PlanOptions& options) override {
-    using actnn::nn::ActivationKind;
+    using actnn::ActivationKind;
     actnn::nn::ChainBuilder builder;
     actnn::nn::Value output = add_layers(builder, builder.input(), *body_, 0);
     output = add_layers(builder, builder.activation(output, ActivationKind::kReLU), *body_, 3);

@@ -1,3 +1,5 @@
+#include "src/autograd/avg_pool.h"
+
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_adaptive_avg_pool2d_backward.h>
@@ -20,48 +22,63 @@
 #include "src/ops/checks.h"
 #include "src/ops/tensors.h"
 
-// The backward ops of torch take the activation but read only its shape, so an uninitialized tensor of that shape serves.
-
 namespace actnn {
+
+at::Tensor exact_avg_pool(const at::Tensor& input, const AvgPoolGeometry& g) {
+  const auto pool = g.kernel_size.size() == 2 ? at::avg_pool2d : at::avg_pool3d;
+  return pool(input, g.kernel_size, g.stride, g.padding, g.ceil_mode, g.count_include_pad, g.divisor_override);
+}
+
+at::Tensor avg_pool_gradient(const at::Tensor& grad, const at::Tensor& input, const AvgPoolGeometry& g) {
+  const auto backward = g.kernel_size.size() == 2 ? at::avg_pool2d_backward : at::avg_pool3d_backward;
+  return backward(grad, input, g.kernel_size, g.stride, g.padding, g.ceil_mode, g.count_include_pad,
+                  g.divisor_override);
+}
+
+at::Tensor exact_adaptive_avg_pool(const at::Tensor& input, c10::IntArrayRef output_size) {
+  return output_size.size() == 2 ? at::adaptive_avg_pool2d(input, output_size)
+                                 : at::adaptive_avg_pool3d(input, output_size);
+}
+
+bool is_global_pool(c10::IntArrayRef output_size) {
+  return std::all_of(output_size.begin(), output_size.end(), [](int64_t extent) { return extent == 1; });
+}
+
+at::Tensor adaptive_avg_pool_gradient(const at::Tensor& grad, const at::Tensor& input, size_t dimensions) {
+  return dimensions == 2 ? at::_adaptive_avg_pool2d_backward(grad, input)
+                         : at::_adaptive_avg_pool3d_backward(grad, input);
+}
+
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-at::Tensor exact_avg_pool(const at::Tensor& input, size_t dimensions, const AvgPoolGeometry& g) {
-  return dimensions == 2 ? at::avg_pool2d(input, g.kernel_size, g.stride, g.padding, g.ceil_mode, g.count_include_pad,
-                                          g.divisor_override)
-                         : at::avg_pool3d(input, g.kernel_size, g.stride, g.padding, g.ceil_mode, g.count_include_pad,
-                                          g.divisor_override);
-}
-
 class AvgPool : public torch::autograd::Function<AvgPool> {
  public:
   static constexpr bool is_traceable = true;
 
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, int64_t dimensions,
-                            const AvgPoolGeometry& geometry) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const AvgPoolGeometry& geometry) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     remember_layout(ctx, storage_order(input));
-    ctx->saved_data["dimensions"] = dimensions;
     ctx->saved_data["kernel_size"] = geometry.kernel_size;
     ctx->saved_data["stride"] = geometry.stride;
     ctx->saved_data["padding"] = geometry.padding;
     ctx->saved_data["ceil_mode"] = geometry.ceil_mode;
     ctx->saved_data["count_include_pad"] = geometry.count_include_pad;
     ctx->saved_data["divisor_override"] = geometry.divisor_override;
-    return exact_avg_pool(input, static_cast<size_t>(dimensions), geometry);
+    return exact_avg_pool(input, geometry);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     auto& data = ctx->saved_data;
-    const at::Tensor input = activation_like(ctx, grad_outputs[0]);
-    const auto backward = data["dimensions"].toInt() == 2 ? at::avg_pool2d_backward : at::avg_pool3d_backward;
-    return {backward(grad_outputs[0], input, data["kernel_size"].toIntVector(), data["stride"].toIntVector(),
-                     data["padding"].toIntVector(), data["ceil_mode"].toBool(), data["count_include_pad"].toBool(),
-                     data["divisor_override"].toOptional<int64_t>()),
-            {},
-            {}};
+    const AvgPoolGeometry geometry{.kernel_size = data["kernel_size"].toIntVector(),
+                                   .stride = data["stride"].toIntVector(),
+                                   .padding = data["padding"].toIntVector(),
+                                   .ceil_mode = data["ceil_mode"].toBool(),
+                                   .count_include_pad = data["count_include_pad"].toBool(),
+                                   .divisor_override = data["divisor_override"].toOptional<int64_t>()};
+    return {avg_pool_gradient(grad_outputs[0], activation_like(ctx, grad_outputs[0]), geometry), {}};
   }
 };
 
@@ -76,10 +93,10 @@ at::Tensor avg_pool(const char* op, const at::Tensor& input, size_t dimensions, 
                                  .count_include_pad = count_include_pad,
                                  .divisor_override = divisor_override};
   if (at::GradMode::is_enabled() && wants_grad(input)) {
-    return AvgPool::apply(input, static_cast<int64_t>(dimensions), geometry);
+    return AvgPool::apply(input, geometry);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return exact_avg_pool(input, dimensions, geometry);
+  return exact_avg_pool(input, geometry);
 }
 
 template <int kDimensions>
@@ -90,11 +107,6 @@ at::Tensor avg_pool_kernel(const at::Tensor& input, c10::IntArrayRef kernel_size
                   padding, ceil_mode, count_include_pad, divisor_override);
 }
 
-at::Tensor exact_adaptive(const at::Tensor& input, c10::IntArrayRef output_size) {
-  return output_size.size() == 2 ? at::adaptive_avg_pool2d(input, output_size)
-                                 : at::adaptive_avg_pool3d(input, output_size);
-}
-
 class AdaptiveAvgPool : public torch::autograd::Function<AdaptiveAvgPool> {
  public:
   static constexpr bool is_traceable = true;
@@ -103,24 +115,20 @@ class AdaptiveAvgPool : public torch::autograd::Function<AdaptiveAvgPool> {
     const at::AutoDispatchBelowADInplaceOrView guard;
     remember_layout(ctx, storage_order(input));
     ctx->saved_data["output_size"] = output_size.vec();
-    return exact_adaptive(input, output_size);
+    return exact_adaptive_avg_pool(input, output_size);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     const at::Tensor& grad = grad_outputs[0];
     const std::vector<int64_t> output_size = ctx->saved_data["output_size"].toIntVector();
     const std::vector<c10::SymInt> size = ctx->saved_data["input_size"].toSymIntVector();
-    const bool global = std::all_of(output_size.begin(), output_size.end(), [](int64_t extent) { return extent == 1; });
-    if (global) {
+    if (is_global_pool(output_size)) {
       // Torch pools to one element by a mean, whose gradient is this.
       const c10::SymInt count = element_count(
           std::vector<c10::SymInt>(size.end() - static_cast<std::ptrdiff_t>(output_size.size()), size.end()));
       return {grad.expand_symint(size).div(c10::Scalar(count)), {}};
     }
-    const at::Tensor input = activation_like(ctx, grad);
-    return {output_size.size() == 2 ? at::_adaptive_avg_pool2d_backward(grad, input)
-                                    : at::_adaptive_avg_pool3d_backward(grad, input),
-            {}};
+    return {adaptive_avg_pool_gradient(grad, activation_like(ctx, grad), output_size.size()), {}};
   }
 };
 
@@ -133,7 +141,7 @@ at::Tensor adaptive_kernel(const at::Tensor& input, c10::IntArrayRef output_size
     return AdaptiveAvgPool::apply(input, c10::IntArrayRef(size));
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return exact_adaptive(input, size);
+  return exact_adaptive_avg_pool(input, size);
 }
 
 using AvgPoolSignature = at::Tensor(const at::Tensor&, c10::IntArrayRef, c10::IntArrayRef, c10::IntArrayRef, bool, bool,

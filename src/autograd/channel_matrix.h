@@ -14,7 +14,11 @@ inline at::Tensor as_matrix(const at::Tensor& tensor) {
   std::vector<int64_t> channels_last(tensor.dim());
   std::iota(channels_last.begin(), channels_last.end(), 0);
   std::rotate(channels_last.begin() + 1, channels_last.begin() + 2, channels_last.end());
-  return tensor.permute(channels_last).contiguous().view_symint({-1, tensor.sym_size(1)});
+  c10::SymInt rows = tensor.sym_size(0);
+  for (const c10::SymInt& extent : tensor.sym_sizes().slice(2)) {
+    rows = rows * extent;
+  }
+  return tensor.permute(channels_last).contiguous().view_symint({rows, tensor.sym_size(1)});
 }
 
 /// The matrix as the channels_last tensor [N, C, ...] of `size`.

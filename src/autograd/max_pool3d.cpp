@@ -1,3 +1,5 @@
+#include "src/autograd/max_pool3d.h"
+
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
@@ -78,11 +80,25 @@ at::Tensor indices_of(const at::Tensor& positions, const Extents& extents, const
   return index;
 }
 
-Extents extents_of(const std::vector<c10::SymInt>& size) { return {size.end() - 3, size.end()}; }
+Extents extents_of(c10::SymIntArrayRef size) { return {size.end() - 3, size.end()}; }
 
-auto exact_max_pool(const at::Tensor& input, const MaxPoolGeometry& g) {
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> exact_max_pool3d(const at::Tensor& input, const MaxPoolGeometry& g) {
   return at::max_pool3d_with_indices(input, g.kernel_size, g.stride, g.padding, g.dilation, g.ceil_mode);
 }
+
+at::Tensor max_pool3d_positions(const at::Tensor& indices, c10::SymIntArrayRef size, const MaxPoolGeometry& geometry) {
+  return positions_of(indices, extents_of(size), geometry);
+}
+
+at::Tensor max_pool3d_gradient(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& positions,
+                               const MaxPoolGeometry& g) {
+  return at::max_pool3d_with_indices_backward(grad, input, g.kernel_size, g.stride, g.padding, g.dilation, g.ceil_mode,
+                                              indices_of(positions, extents_of(input.sym_sizes()), g));
+}
+
+namespace {
 
 /// Returns (output, indices).
 class MaxPool3d : public torch::autograd::Function<MaxPool3d> {
@@ -91,9 +107,9 @@ class MaxPool3d : public torch::autograd::Function<MaxPool3d> {
 
   static variable_list forward(AutogradContext* ctx, const at::Tensor& input, const MaxPoolGeometry& geometry) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    auto [output, indices] = exact_max_pool(input, geometry);
+    auto [output, indices] = exact_max_pool3d(input, geometry);
     remember_layout(ctx, storage_order(input));
-    ctx->save_for_backward({positions_of(indices, extents_of(input.sym_sizes().vec()), geometry)});
+    ctx->save_for_backward({max_pool3d_positions(indices, input.sym_sizes(), geometry)});
     ctx->saved_data["kernel_size"] = geometry.kernel_size;
     ctx->saved_data["stride"] = geometry.stride;
     ctx->saved_data["padding"] = geometry.padding;
@@ -113,11 +129,8 @@ class MaxPool3d : public torch::autograd::Function<MaxPool3d> {
                                    .padding = data["padding"].toIntVector(),
                                    .dilation = data["dilation"].toIntVector(),
                                    .ceil_mode = data["ceil_mode"].toBool()};
-    const at::Tensor input = activation_like(ctx, grad_outputs[0]);  // only its shape is read
-    const at::Tensor indices = indices_of(ctx->get_saved_variables()[0], extents_of(input.sym_sizes().vec()), geometry);
-    return {at::max_pool3d_with_indices_backward(grad_outputs[0], input, geometry.kernel_size, geometry.stride,
-                                                 geometry.padding, geometry.dilation, geometry.ceil_mode, indices),
-            {}};
+    const at::Tensor input = activation_like(ctx, grad_outputs[0]);
+    return {max_pool3d_gradient(grad_outputs[0], input, ctx->get_saved_variables()[0], geometry), {}};
   }
 };
 
@@ -153,7 +166,7 @@ variable_list max_pool(const at::Tensor& input, const MaxPoolGeometry& geometry)
     return MaxPool3d::apply(input, geometry);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
-  auto [output, indices] = exact_max_pool(input, geometry);
+  auto [output, indices] = exact_max_pool3d(input, geometry);
   return {output, indices};
 }
 

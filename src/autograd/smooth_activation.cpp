@@ -1,16 +1,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/gelu.h>
-#include <ATen/ops/gelu_backward.h>
 #include <ATen/ops/hardswish.h>
-#include <ATen/ops/hardswish_backward.h>
-#include <ATen/ops/ones_like.h>
-#include <ATen/ops/sigmoid.h>
-#include <ATen/ops/sigmoid_backward.h>
 #include <ATen/ops/silu.h>
-#include <ATen/ops/silu_backward.h>
-#include <ATen/ops/tanh.h>
-#include <ATen/ops/tanh_backward.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -20,6 +11,7 @@
 #include "src/autograd/arguments.h"
 #include "src/autograd/dispatch.h"
 #include "src/autograd/saved_activation.h"
+#include "src/ops/activation_functions.h"
 #include "src/ops/checks.h"
 
 // What is saved is the derivative, a quantized copy of it.
@@ -31,55 +23,33 @@ using OptionalTensor = std::optional<at::Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// A smooth function of one number.
-struct Activation {
-  const char* op;
-  at::Tensor (*value)(const at::Tensor& input);
-  at::Tensor& (*overwrite)(at::Tensor& input);  ///< or none
-  /// Torch's backward for a gradient of ones. `output` is none before an input is overwritten.
-  at::Tensor (*derivative)(const at::Tensor& ones, const at::Tensor& input, const at::Tensor& output);
+/// An op of a smooth function of one number.
+struct SmoothOp {
+  const char* name;
+  ActivationKind kind;
+  at::Tensor& (*overwrite)(at::Tensor& input) = nullptr;  ///< or none
 };
 
-enum Kind : int64_t { kGelu, kGeluTanh, kSilu, kHardswish, kSigmoid, kTanh };
+enum Op : int64_t { kGelu, kGeluTanh, kSilu, kHardswish, kSigmoid, kTanh };
 
-constexpr std::array kActivations{
-    Activation{"actnn::gelu", [](const at::Tensor& input) { return at::gelu(input); }, nullptr,
-               [](const at::Tensor& ones, const at::Tensor& input, const at::Tensor& /*output*/) {
-                 return at::gelu_backward(ones, input);
-               }},
-    Activation{"actnn::gelu", [](const at::Tensor& input) { return at::gelu(input, "tanh"); }, nullptr,
-               [](const at::Tensor& ones, const at::Tensor& input, const at::Tensor& /*output*/) {
-                 return at::gelu_backward(ones, input, "tanh");
-               }},
-    Activation{"actnn::silu", at::silu, at::silu_,
-               [](const at::Tensor& ones, const at::Tensor& input, const at::Tensor& /*output*/) {
-                 return at::silu_backward(ones, input);
-               }},
-    Activation{"actnn::hardswish", at::hardswish, at::hardswish_,
-               [](const at::Tensor& ones, const at::Tensor& input, const at::Tensor& /*output*/) {
-                 return at::hardswish_backward(ones, input);
-               }},
-    Activation{"actnn::sigmoid", at::sigmoid, nullptr,
-               [](const at::Tensor& ones, const at::Tensor& /*input*/, const at::Tensor& output) {
-                 return at::sigmoid_backward(ones, output);
-               }},
-    Activation{"actnn::tanh", at::tanh, nullptr,
-               [](const at::Tensor& ones, const at::Tensor& /*input*/, const at::Tensor& output) {
-                 return at::tanh_backward(ones, output);
-               }},
-};
+constexpr std::array kOps{SmoothOp{"actnn::gelu", ActivationKind::kGELU},
+                          SmoothOp{"actnn::gelu", ActivationKind::kGELUTanh},
+                          SmoothOp{"actnn::silu", ActivationKind::kSiLU, at::silu_},
+                          SmoothOp{"actnn::hardswish", ActivationKind::kHardswish, at::hardswish_},
+                          SmoothOp{"actnn::sigmoid", ActivationKind::kSigmoid},
+                          SmoothOp{"actnn::tanh", ActivationKind::kTanh}};
 
-constexpr const Activation& activation_of(int64_t kind) { return kActivations.at(static_cast<size_t>(kind)); }
+constexpr const SmoothOp& op_of(int64_t number) { return kOps.at(static_cast<size_t>(number)); }
 
-void save_derivative(AutogradContext* ctx, int64_t kind, const at::Tensor& input, const at::Tensor& output,
+void save_derivative(AutogradContext* ctx, int64_t op, const at::Tensor& input, const at::Tensor& output,
                      const Quantization& quantization, const OptionalTensor& rng_state) {
-  const at::Tensor derivative = activation_of(kind).derivative(at::ones_like(input), input, output);
+  const at::Tensor derivative = smooth_derivative(op_of(op).kind, input, output);
   ctx->save_for_backward({pack_activation(ctx, derivative, quantization, rng_state)});
-  ctx->saved_data["kind"] = kind;
+  ctx->saved_data["op"] = op;
 }
 
 at::Tensor scaled_gradient(AutogradContext* ctx, const at::Tensor& grad) {
-  refuse_double_backward(activation_of(ctx->saved_data["kind"].toInt()).op);
+  refuse_double_backward(op_of(ctx->saved_data["op"].toInt()).name);
   const variable_list saved = ctx->get_saved_variables();
   return grad.mul(unpack_activation(ctx, saved[0]));
 }
@@ -88,11 +58,11 @@ class Smooth : public torch::autograd::Function<Smooth> {
  public:
   static constexpr bool is_traceable = true;
 
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, int64_t kind,
-                            const Quantization& quantization, const OptionalTensor& rng_state) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, int64_t op, const Quantization& quantization,
+                            const OptionalTensor& rng_state) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    at::Tensor output = activation_of(kind).value(input);
-    save_derivative(ctx, kind, input, output, quantization, rng_state);
+    at::Tensor output = activate(op_of(op).kind, input);
+    save_derivative(ctx, op, input, output, quantization, rng_state);
     return output;
   }
 
@@ -103,11 +73,11 @@ class Smooth : public torch::autograd::Function<Smooth> {
 
 class SmoothInPlace : public torch::autograd::Function<SmoothInPlace> {
  public:
-  static at::Tensor forward(AutogradContext* ctx, at::Tensor input, int64_t kind, const Quantization& quantization,
+  static at::Tensor forward(AutogradContext* ctx, at::Tensor input, int64_t op, const Quantization& quantization,
                             const OptionalTensor& rng_state) {
     const at::AutoDispatchBelowAutograd guard;
-    save_derivative(ctx, kind, input, {}, quantization, rng_state);
-    activation_of(kind).overwrite(input);
+    save_derivative(ctx, op, input, {}, quantization, rng_state);
+    op_of(op).overwrite(input);
     ctx->mark_dirty({input});
     return input;
   }
@@ -117,26 +87,26 @@ class SmoothInPlace : public torch::autograd::Function<SmoothInPlace> {
   }
 };
 
-Quantization check_arguments(int64_t kind, const at::Tensor& input, int64_t bits, int64_t group_size, bool stochastic,
+Quantization check_arguments(int64_t op, const at::Tensor& input, int64_t bits, int64_t group_size, bool stochastic,
                              const OptionalTensor& rng_state) {
-  check_floating(activation_of(kind).op, "input", input);
-  return check_quantization(activation_of(kind).op, input, bits, group_size, stochastic, rng_state);
+  check_floating(op_of(op).name, "input", input);
+  return check_quantization(op_of(op).name, input, bits, group_size, stochastic, rng_state);
 }
 
-at::Tensor smooth(int64_t kind, const at::Tensor& input, int64_t bits, int64_t group_size, bool stochastic,
+at::Tensor smooth(int64_t op, const at::Tensor& input, int64_t bits, int64_t group_size, bool stochastic,
                   const OptionalTensor& rng_state) {
-  const Quantization quantization = check_arguments(kind, input, bits, group_size, stochastic, rng_state);
+  const Quantization quantization = check_arguments(op, input, bits, group_size, stochastic, rng_state);
   if (at::GradMode::is_enabled() && wants_grad(input)) {
-    return Smooth::apply(input, kind, quantization, rng_state);
+    return Smooth::apply(input, op, quantization, rng_state);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return activation_of(kind).value(input);
+  return activate(op_of(op).kind, input);
 }
 
-template <Kind kKind>
+template <Op kOp>
 at::Tensor kernel(const at::Tensor& input, int64_t bits, int64_t group_size, bool stochastic,
                   const OptionalTensor& rng_state) {
-  return smooth(kKind, input, bits, group_size, stochastic, rng_state);
+  return smooth(kOp, input, bits, group_size, stochastic, rng_state);
 }
 
 at::Tensor gelu_kernel(const at::Tensor& input, c10::string_view approximate, int64_t bits, int64_t group_size,
@@ -146,22 +116,22 @@ at::Tensor gelu_kernel(const at::Tensor& input, c10::string_view approximate, in
   return smooth(approximate == "none" ? kGelu : kGeluTanh, input, bits, group_size, stochastic, rng_state);
 }
 
-template <Kind kKind>
+template <Op kOp>
 at::Tensor& in_place_autograd(at::Tensor& input, int64_t bits, int64_t group_size, bool stochastic,
                               const OptionalTensor& rng_state) {
-  const Quantization quantization = check_arguments(kKind, input, bits, group_size, stochastic, rng_state);
+  const Quantization quantization = check_arguments(kOp, input, bits, group_size, stochastic, rng_state);
   if (at::GradMode::is_enabled() && wants_grad(input)) {
-    SmoothInPlace::apply(input, kKind, quantization, rng_state);
+    SmoothInPlace::apply(input, kOp, quantization, rng_state);
     return input;
   }
-  return activation_of(kKind).overwrite(input);
+  return op_of(kOp).overwrite(input);
 }
 
-template <Kind kKind>
+template <Op kOp>
 at::Tensor& in_place_plain(at::Tensor& input, int64_t bits, int64_t group_size, bool stochastic,
                            const OptionalTensor& rng_state) {
-  check_arguments(kKind, input, bits, group_size, stochastic, rng_state);
-  return activation_of(kKind).overwrite(input);
+  check_arguments(kOp, input, bits, group_size, stochastic, rng_state);
+  return op_of(kOp).overwrite(input);
 }
 
 using SmoothActivationSignature = decltype(kernel<kSilu>);

@@ -5,19 +5,19 @@
 #include <vector>
 
 #include "actnn/blocks/plan.h"
-#include "src/blocks/kept.h"
+#include "src/blocks/forward.h"
+#include "src/blocks/schedule.h"
 
 namespace actnn::blocks {
 
-/// What backward is given. `grad` is its own: the memory is used again if nobody else holds it.
-struct BackwardArguments {
-  std::vector<at::Tensor> parameters;  ///< those that forward was given
-  std::vector<bool> wanted;            ///< gradients, of inputs, then of parameters
-  at::ScalarType dtype;                ///< of activations
-  at::Tensor grad;
+struct BackwardArguments : RunArguments {
+  std::vector<std::vector<c10::SymInt>> sizes;  ///< of inputs
+  std::vector<at::Tensor> saved;                ///< by the schedule's slots
+  std::vector<at::Tensor> grads;                ///< of results; undefined ones count as zeros. The memory of those that nobody else holds is used again
 };
 
-/// The gradients of inputs, then of parameters; undefined where not wanted.
-std::vector<at::Tensor> run_backward(const Plan& plan, const Kept& kept, BackwardArguments arguments);
+/// The gradients of inputs, then of parameters, in their dtypes; undefined where not wanted. `wanted` as for the schedule, or fewer.
+std::vector<at::Tensor> run_backward(const Plan& plan, const Schedule& schedule, BackwardArguments arguments,
+                                     const std::vector<bool>& wanted, const std::vector<at::ScalarType>& input_dtypes);
 
 }  // namespace actnn::blocks

@@ -9,11 +9,15 @@
 #include <torch/csrc/autograd/saved_variable.h>
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "src/autograd/saved_activation.h"
-#include "src/blocks/backward.h"
-#include "src/blocks/forward.h"
+#include "src/autograd/shared_copy.h"
+#include "src/blocks/batched_gradients.h"
+#include "src/blocks/program_ops.h"
+#include "src/blocks/run_prepared.h"
+#include "src/blocks/steps/convolution.h"
 #include "src/ops/checks.h"
 #include "src/ops/tensors.h"
 #include "src/ops/torch_version.h"
@@ -26,15 +30,51 @@ using torch::autograd::variable_list;
 
 constexpr const char* kBlockName = "block";
 
-class BlockBackward : public torch::autograd::Node {
+/// Tensors that wait for backward, as hooks may have packed them.
+class SavedTensors {
  public:
-  BlockBackward(torch::autograd::edge_list&& edges, std::shared_ptr<const Plan> plan, Kept kept,
-                const std::vector<at::Tensor>& parameters, at::ScalarType dtype)
-      : Node(std::move(edges)), plan_(std::move(plan)), kept_(std::move(kept)), dtype_(dtype) {
-    for (const at::Tensor& parameter : parameters) {
-      parameters_.emplace_back(parameter, /*is_output=*/false);
+  SavedTensors() = default;
+  explicit SavedTensors(const std::vector<at::Tensor>& tensors) {
+    for (const at::Tensor& tensor : tensors) {
+      variables_.emplace_back(tensor, /*is_output=*/false);
     }
   }
+
+  std::vector<at::Tensor> unpack() const {
+    std::vector<at::Tensor> tensors;
+    std::transform(variables_.begin(), variables_.end(), std::back_inserter(tensors),
+                   [](const SavedVariable& variable) { return variable.unpack(); });
+    return tensors;
+  }
+
+  void release() {
+    for (SavedVariable& variable : variables_) {
+      variable.reset_data();
+    }
+  }
+
+ private:
+  std::vector<SavedVariable> variables_;
+};
+
+/// What backward is given besides tensors.
+struct RunRecord {
+  std::shared_ptr<const PreparedPlan> prepared;
+  std::shared_ptr<const Schedule> schedule;
+  std::vector<bool> wanted;
+  bool exports;
+  bool is_traced;
+  at::ScalarType dtype;
+  std::vector<c10::SymInt> integers;
+  std::vector<Sizes> sizes;
+  std::vector<at::ScalarType> input_dtypes;
+};
+
+class BlockBackward : public torch::autograd::Node {
+ public:
+  BlockBackward(torch::autograd::edge_list&& edges, RunRecord run, const std::vector<at::Tensor>& saved,
+                const std::vector<at::Tensor>& copies, const std::vector<at::Tensor>& parameters)
+      : Node(std::move(edges)), run_(std::move(run)), saved_(saved), copies_(copies), parameters_(parameters) {}
 
   std::string name() const override { return "ActnnBlockBackward"; }
 
@@ -42,62 +82,89 @@ class BlockBackward : public torch::autograd::Node {
     refuse_double_backward(kBlockName);
     const std::lock_guard lock(mutex_);
     TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
-    const size_t count = plan_->program.inputs + parameters_.size();
-    if (!grads[0].defined()) {
-      return variable_list(count);
+    if (std::none_of(grads.begin(), grads.end(), [](const at::Tensor& grad) { return grad.defined(); })) {
+      return variable_list(run_.wanted.size());
     }
-    BackwardArguments arguments{.parameters = {}, .wanted = {}, .dtype = dtype_, .grad = std::move(grads[0])};
-    for (const SavedVariable& parameter : parameters_) {
-      arguments.parameters.push_back(parameter.unpack());
-    }
-    for (size_t gradient = 0; gradient < count; ++gradient) {
-      arguments.wanted.push_back(task_should_compute_output(gradient));
+    std::vector<bool> wanted;
+    for (size_t gradient = 0; gradient < run_.wanted.size(); ++gradient) {
+      wanted.push_back(run_.wanted[gradient] && task_should_compute_output(gradient));
     }
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return run_backward(*plan_, kept_, std::move(arguments));
+    if (are_batched(grads)) {
+      const std::vector<at::Tensor> batches = std::move(grads);
+      return for_each_of_batch(batches, [&](std::vector<at::Tensor> of_entry) {
+        return gradients(std::move(of_entry), wanted);
+      });
+    }
+    return gradients(std::move(grads), wanted);
   }
 
   void release_variables() override {
     const std::lock_guard lock(mutex_);
     released_ = true;
-    kept_ = {};
-    for (SavedVariable& parameter : parameters_) {
-      parameter.reset_data();
-    }
+    saved_.release();
+    copies_.release();
+    parameters_.release();
   }
 
  private:
-  std::shared_ptr<const Plan> plan_;
-  Kept kept_;
-  std::vector<SavedVariable> parameters_;
-  at::ScalarType dtype_;
+  variable_list gradients(variable_list grads, const std::vector<bool>& wanted) const {
+    BackwardArguments arguments;
+    arguments.parameters = parameters_.unpack();
+    arguments.integers = run_.integers;
+    arguments.copies = copies_.unpack();
+    arguments.dtype = run_.dtype;
+    arguments.sizes = run_.sizes;
+    arguments.saved = saved_.unpack();
+    arguments.grads = std::move(grads);
+    if (run_.is_traced) {
+      return traced_backward(*run_.prepared, arguments, run_.wanted, run_.exports, wanted, run_.input_dtypes);
+    }
+    return run_backward(run_.prepared->plan, *run_.schedule, std::move(arguments), wanted, run_.input_dtypes);
+  }
+
+  RunRecord run_;
+  SavedTensors saved_;
+  SavedTensors copies_;
+  SavedTensors parameters_;
   bool released_ = false;
 };
 
 bool is_channels_last(const at::Tensor& tensor) {
+  if (tensor.dim() != 4 && tensor.dim() != 5) {
+    return false;
+  }
+  if (is_traced(tensor)) {  // its strides may be symbols
+    const auto format = tensor.dim() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::ChannelsLast3d;
+    return tensor.is_contiguous(format) && !tensor.is_contiguous();
+  }
   const at::MemoryFormat format = tensor.suggest_memory_format();
   return format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d;
 }
 
-/// The result, which is channels_last, in the layout that torch's layers would give it: channels_last if an input or a convolution's
-/// weight is.
-at::Tensor in_layout_of_layers(const Program& program, const std::vector<at::Tensor>& inputs,
-                               const std::vector<at::Tensor>& parameters, const ForwardResult& result) {
-  bool channels_last = std::any_of(inputs.begin(), inputs.end(), is_channels_last);
-  for (const Step& step : program.steps) {
-    const auto* convolution = std::get_if<Convolution>(&step);
-    channels_last = channels_last || (convolution != nullptr && is_channels_last(parameters[convolution->weight]));
+/// Whether results are channels_last, as torch's layers would give them: if an input or a convolution's weight is.
+bool gives_channels_last(const Program& program, const std::vector<at::Tensor>& inputs,
+                         const std::vector<at::Tensor>& parameters) {
+  return std::any_of(inputs.begin(), inputs.end(), is_channels_last) ||
+         std::any_of(program.steps.begin(), program.steps.end(), [&](const StepPointer& step) {
+           const auto* convolution = dynamic_cast<const Convolution*>(step.get());
+           return convolution != nullptr && is_channels_last(parameters[convolution->weight.number]);
+         });
+}
+
+/// Tells the layers behind the block of the sign-split copies of its results.
+void share_copies(const Plan& plan, const Schedule& schedule, const ForwardResult& run) {
+  for (size_t number = 0; number < run.results.size(); ++number) {
+    const Value value = plan.program.results[number];
+    const auto slot = schedule.slots.find({value, Form::kCopy});
+    const auto format = plan.copies.find(value);
+    if (slot != schedule.slots.end() && format->second.kind == CopyFormat::Kind::kSplit) {
+      const size_t first = slot->second.first;
+      share_copy(run.results[number], {run.saved[first], run.saved[first + 1], format->second.slope,
+                                       format->second.bits, format->second.derivative});
+    }
   }
-  if (channels_last || result.output.is_contiguous()) {
-    return result.output;
-  }
-  at::Tensor contiguous = result.output.contiguous();
-  const auto copy = result.kept.copies.find(program.output());
-  if (copy != result.kept.copies.end() && copy->second.split) {
-    share_copy(contiguous, *copy->second.split);
-  }
-  return contiguous;
 }
 
 template <class List>
@@ -106,67 +173,140 @@ void check_length(const char* what, const List& list, int64_t expected) {
                     " entries, got ", list.size());
 }
 
-void check_arguments(const Program& program, const std::vector<at::Tensor>& inputs,
-                     const std::vector<at::Tensor>& parameters, const std::vector<at::Tensor>& buffers,
-                     const std::vector<bool>& batch_statistics) {
+void check_arguments(const Plan& plan, const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& parameters,
+                     const std::vector<at::Tensor>& buffers, const std::vector<c10::SymInt>& integers,
+                     const std::vector<at::Tensor>& copies) {
+  const Program& program = plan.program;
   check_length("inputs", inputs, program.inputs);
   check_length("parameters", parameters, program.parameters());
   check_length("buffers", buffers, program.buffers());
-  check_length("batch_statistics", batch_statistics,
-               std::count_if(program.steps.begin(), program.steps.end(),
-                             [](const Step& step) { return std::holds_alternative<BatchNorm>(step); }));
+  check_length("integers", integers, program.integers);
+  int64_t imported = 0;
+  for (const Import& import : plan.imports) {
+    imported += static_cast<int64_t>(import.format.parts());
+  }
+  check_length("copies", copies, imported);
+  check_floating(kBlockName, "an input", inputs[0]);
   for (const at::Tensor& input : inputs) {
-    check_floating(kBlockName, "an input", input);
-    TORCH_CHECK_VALUE(input.dim() >= 2 && input.size(1) > 0, kBlockName,
-                      ": an input must have shape [N, C] or [N, C, ...], with channels, got shape ", input.sizes());
     TORCH_CHECK_VALUE(input.device() == inputs[0].device(), kBlockName, ": inputs must be on one device, got ",
                       inputs[0].device(), " and ", input.device());
   }
 }
 
-}  // namespace
-
-Block::Block(Program program, const PlanOptions& options) : Block(make_plan(std::move(program), options)) {}
-Block::Block(Plan plan) : plan_(std::make_shared<const Plan>(std::move(plan))) {}
-
-at::Tensor Block::run(const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& parameters,
-                      const std::vector<at::Tensor>& buffers, const std::vector<bool>& batch_statistics) const {
-  check_arguments(plan_->program, inputs, parameters, buffers, batch_statistics);
-  // Asked here: below, autocast is excluded, and would seem to be off.
-  const c10::DeviceType device = inputs[0].device().type();
-  const bool autocast = at::autocast::is_autocast_enabled(device);
-  const at::ScalarType dtype = autocast ? at::autocast::get_autocast_dtype(device) : inputs[0].scalar_type();
-  std::vector<bool> wanted;
-  for (const auto* list : {&inputs, &parameters}) {
-    for (const at::Tensor& tensor : *list) {
-      wanted.push_back(at::GradMode::is_enabled() && tensor.requires_grad());
+/// Without autocast, and where the program names no dtypes, nothing is cast.
+void check_dtypes(const Program& program, const std::vector<at::Tensor>& parameters, at::ScalarType dtype) {
+  for (const StepPointer& step : program.steps) {
+    for (const ParameterIndex index : step->cast_parameters()) {
+      const at::ScalarType found = parameters[index.number].scalar_type();
+      TORCH_CHECK_TYPE(found == dtype, kBlockName, ": without autocast, a ", step->name(),
+                       "'s weight must have the inputs' dtype, ", dtype, ", got ", found);
     }
   }
+}
+
+}  // namespace
+
+std::vector<at::Tensor> run_prepared(const std::shared_ptr<const PreparedPlan>& prepared,
+                                     const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& parameters,
+                                     const std::vector<at::Tensor>& buffers, const std::vector<c10::SymInt>& integers,
+                                     const std::vector<at::Tensor>& copies) {
+  const Plan& plan = prepared->plan;
+  check_arguments(plan, inputs, parameters, buffers, integers, copies);
+  // Asked here: below, autocast is excluded, and would seem to be off.
+  const c10::DeviceType device = inputs[0].device().type();
+  const bool autocast = device != c10::DeviceType::Meta && at::autocast::is_autocast_enabled(device);
+  const at::ScalarType dtype = autocast ? at::autocast::get_autocast_dtype(device) : inputs[0].scalar_type();
+  if (!autocast && plan.program.dtypes.empty()) {
+    check_dtypes(plan.program, parameters, dtype);
+  }
+  const bool traced = !prepared->text.empty() && is_traced(inputs[0]);
+  RunRecord run{.prepared = prepared,
+                .schedule = nullptr,
+                .wanted = {},
+                .exports = at::GradMode::is_enabled(),
+                .is_traced = traced,
+                .dtype = dtype,
+                .integers = integers,
+                .sizes = {},
+                .input_dtypes = {}};
+  for (const auto* list : {&inputs, &parameters}) {
+    for (const at::Tensor& tensor : *list) {
+      run.wanted.push_back(at::GradMode::is_enabled() && tensor.requires_grad());
+    }
+  }
+  for (const at::Tensor& input : inputs) {
+    run.sizes.push_back(input.sym_sizes().vec());
+    run.input_dtypes.push_back(input.scalar_type());
+  }
+  run.schedule = prepared->schedule(run.wanted, run.exports);
   ForwardResult result;
   {
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const at::AutoDispatchBelowADInplaceOrView guard;
-    Arguments arguments{.inputs = {},
-                        .parameters = parameters,
-                        .buffers = buffers,
-                        .batch_statistics = batch_statistics,
-                        .dtype = dtype,
-                        .casts_weights = autocast};
-    for (const at::Tensor& input : inputs) {
-      arguments.inputs.push_back(with_dtype(input, dtype));
+    ForwardArguments arguments;
+    arguments.parameters = parameters;
+    arguments.integers = integers;
+    arguments.copies = copies;
+    arguments.dtype = dtype;
+    arguments.inputs = inputs;
+    arguments.buffers = buffers;
+    if (traced) {
+      TracedForward forward = traced_forward(*prepared, *run.schedule, arguments, run.wanted, run.exports);
+      for (size_t buffer = 0; buffer < buffers.size(); ++buffer) {
+        buffers[buffer].copy_(forward.buffers[buffer]);
+      }
+      result = std::move(forward.result);
+    } else {
+      result = run_forward(plan, *run.schedule, arguments);
     }
-    result = run_forward(*plan_, arguments, inputs, wanted);
-    result.output = in_layout_of_layers(plan_->program, inputs, parameters, result);
+    for (size_t number = 0; number < result.results.size(); ++number) {
+      at::Tensor& tensor = result.results[number];
+      const bool is_channels = plan.layouts[plan.program.results[number].number] == Layout::kChannels;
+      if (is_channels && !gives_channels_last(plan.program, inputs, parameters)) {
+        tensor = tensor.contiguous();
+      }
+      // A result is nobody else's memory: an input may have passed through views only.
+      const auto is_alias = [&](const at::Tensor& other) { return tensor.is_alias_of(other); };
+      const auto before = result.results.begin() + static_cast<int64_t>(number);
+      if (std::any_of(inputs.begin(), inputs.end(), is_alias) || std::any_of(result.results.begin(), before, is_alias)) {
+        tensor = tensor.clone();
+      }
+    }
+    if (!traced) {
+      share_copies(plan, *run.schedule, result);
+    }
   }
-  if (std::find(wanted.begin(), wanted.end(), true) != wanted.end()) {
-    *kept_bytes_ = result.kept_bytes;
+  if (std::find(run.wanted.begin(), run.wanted.end(), true) != run.wanted.end()) {
+    if (!traced) {
+      int64_t bytes = 0;
+      for (const at::Tensor& tensor : result.saved) {
+        bytes += static_cast<int64_t>(tensor.nbytes());
+      }
+      prepared->saved_bytes = bytes;
+    }
     variable_list sources(inputs);
     sources.insert(sources.end(), parameters.begin(), parameters.end());
-    torch::autograd::set_history(result.output,
-                                 make_node<BlockBackward>(torch::autograd::collect_next_edges(sources), plan_,
-                                                          std::move(result.kept), parameters, dtype));
+    torch::autograd::set_history(result.results,
+                                 make_node<BlockBackward>(torch::autograd::collect_next_edges(sources), std::move(run),
+                                                          result.saved, copies, parameters));
   }
-  return std::move(result.output);
+  result.results.insert(result.results.end(), result.exported.begin(), result.exported.end());
+  return std::move(result.results);
 }
+
+Block::Block(Program program, const PlanOptions& options) : Block(make_plan(std::move(program), options)) {}
+Block::Block(Plan plan) {
+  check_plan(plan);
+  prepared_ = std::make_shared<const PreparedPlan>(std::move(plan));
+}
+
+std::vector<at::Tensor> Block::run(const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& parameters,
+                                   const std::vector<at::Tensor>& buffers, const std::vector<c10::SymInt>& integers,
+                                   const std::vector<at::Tensor>& copies) const {
+  return run_prepared(prepared_, inputs, parameters, buffers, integers, copies);
+}
+
+const Plan& Block::plan() const { return prepared_->plan; }
+int64_t Block::saved_bytes() const { return prepared_->saved_bytes; }
 
 }  // namespace actnn::blocks

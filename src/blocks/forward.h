@@ -2,32 +2,38 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <vector>
 
 #include "actnn/blocks/plan.h"
-#include "src/blocks/kept.h"
+#include "src/blocks/schedule.h"
 
 namespace actnn::blocks {
 
-/// What a run is given.
-struct Arguments {
-  std::vector<at::Tensor> inputs;      ///< of the type that is computed in
+/// What a run is given, of backward too.
+struct RunArguments {
   std::vector<at::Tensor> parameters;  ///< as they are
-  std::vector<at::Tensor> buffers;
-  std::vector<bool> batch_statistics;
-  at::ScalarType dtype;        ///< of activations
-  bool casts_weights = false;  ///< under autocast
+  std::vector<c10::SymInt> integers;
+  std::vector<at::Tensor> copies;  ///< tensors of the imports
+  at::ScalarType dtype;            ///< of values, where the program does not say
+};
+
+struct ForwardArguments : RunArguments {
+  std::vector<at::Tensor> inputs;
+  std::vector<at::Tensor> buffers;  ///< batch norms update theirs
 };
 
 struct ForwardResult {
-  at::Tensor output;
-  Kept kept;
-  int64_t kept_bytes = 0;
+  std::vector<at::Tensor> results;
+  std::vector<at::Tensor> saved;     ///< by the schedule's slots
+  std::vector<at::Tensor> exported;  ///< tensors of the exported copies
 };
 
-/// Runs a plan. `wants_gradient`: of inputs, then of parameters; all false: nothing is kept. `originals` are the inputs before casts,
-/// whose copies may be known.
-ForwardResult run_forward(const Plan& plan, const Arguments& arguments, const std::vector<at::Tensor>& originals,
-                          const std::vector<bool>& wants_gradient);
+/// The tensors of the copies that a plan exports, among what was saved.
+std::vector<at::Tensor> exported_copies(const Plan& plan, const Schedule& schedule,
+                                        const std::vector<at::Tensor>& saved);
+
+/// Runs a plan.
+ForwardResult run_forward(const Plan& plan, const Schedule& schedule, const ForwardArguments& arguments);
 
 }  // namespace actnn::blocks

@@ -3,95 +3,73 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "actnn/core/bit_packing.h"
 #include "actnn/core/sign_split.h"
+#include "src/blocks/fusions/fusion.h"
+#include "src/blocks/layouts.h"
+#include "src/blocks/schedule.h"
+#include "src/blocks/steps/add.h"
+#include "src/blocks/steps/convolution.h"
+#include "src/blocks/steps/linear.h"
 
 namespace actnn::blocks {
 namespace {
 
-/// The fewest bits of a copy that a convolution may be computed again from: its noise is in both factors of a weight's gradient then.
-constexpr int64_t kFewestRecomputeBits = 3;
-
-/// The slope of an activation below 0, and its function.
-struct PassActivation {
-  double slope;
-  ActivationFunction function;
-
-  explicit PassActivation(const Activation& activation)
-      : slope(activation.kind == ActivationKind::kReLU || activation.kind == ActivationKind::kReLU6 ? 0.0
-              : activation.kind == ActivationKind::kLeakyReLU                                       ? activation.slope
-                                                                                                    : 1.0),
-        function(function_of(activation.kind)) {}
-
-  /// Whether two slopes describe it.
-  bool has_two_slopes() const { return function == ActivationFunction::kLeakyReLU; }
-
- private:
-  static ActivationFunction function_of(ActivationKind kind) {
-    switch (kind) {
-      case ActivationKind::kReLU6:
-        return ActivationFunction::kReLU6;
-      case ActivationKind::kSiLU:
-        return ActivationFunction::kSiLU;
-      case ActivationKind::kHardswish:
-        return ActivationFunction::kHardswish;
-      default:
-        return ActivationFunction::kLeakyReLU;
-    }
-  }
+class AllWanted : public Wants {
+ public:
+  bool wants(Value /*value*/) const override { return true; }
+  bool wants(ParameterIndex /*index*/) const override { return true; }
 };
 
 class Planner {
  public:
-  Planner(Program program, const PlanOptions& options)
-      : plan_{.program = std::move(program), .options = options, .stages = {}, .packed_values = {}},
-        program_(plan_.program),
-        readers_(program_.values()),
-        in_stage_of_(program_.steps.size()) {
-    for (size_t step = 0; step < program_.steps.size(); ++step) {
-      for (const Value value : operands(program_.steps[step])) {
-        readers_[value].push_back(step);
-      }
-      norm_numbers_.push_back(norms_);
-      norms_ += std::holds_alternative<BatchNorm>(program_.steps[step]) ? 1 : 0;
-    }
+  Planner(Program program, const PlanOptions& options, std::vector<Import> imports)
+      : plan_{.program = std::move(program), .options = options, .stages = {}, .fusions = {}, .layouts = {}} {
+    plan_.imports = std::move(imports);
+    plan_.layouts = infer_layouts(plan_.program);
   }
 
   Plan plan() {
-    fuse_sums();
-    for (size_t step = 0; step < program_.steps.size(); ++step) {
-      if (!in_stage_of_[step]) {
-        std::visit([&](const auto& layer) { add_stage(layer, value_of(step)); }, program_.steps[step]);
+    make_stages();
+    for (const StepPointer& stage : plan_.stages) {
+      for (const Need& need : stage->needs(AllWanted())) {
+        if (need.form == Form::kCopy) {
+          demanded_.insert(need.value);
+        } else if (need.form == Form::kNormalized || need.form == Form::kDerivative) {
+          plan_.saves[{need.value, need.form}] = need.bits.value_or(bits_of(need.value, plan_.options.bits));
+        }
       }
+    }
+    for (auto value = demanded_.rbegin(); value != demanded_.rend(); ++value) {
+      find_copy(*value);
     }
     return std::move(plan_);
   }
 
  private:
-  Value value_of(size_t step) const { return program_.inputs + static_cast<Value>(step); }
-
-  /// The step that alone reads `value`, if there is one and the value is not the result.
-  std::optional<size_t> sole_reader(Value value) const {
-    const bool is_sole = readers_[value].size() == 1 && value != program_.output();
-    return is_sole ? std::optional(readers_[value].front()) : std::nullopt;
-  }
-
-  const BatchNorm* norm_of(Value value) const {
-    return value < program_.inputs ? nullptr : std::get_if<BatchNorm>(&program_.step_of(value));
-  }
-
-  /// The norm of each sum that is part of its pass: the later one, whose pass can read the other summand.
-  void fuse_sums() {
-    for (size_t step = 0; step < program_.steps.size(); ++step) {
-      if (const auto* sum = std::get_if<Add>(&program_.steps[step])) {
-        const Value later = std::max(sum->first, sum->second);
-        const Value earlier = std::min(sum->first, sum->second);
-        const Value summand = norm_of(later) && sole_reader(later) ? later : earlier;
-        if (norm_of(summand) && sole_reader(summand)) {
-          in_stage_of_[summand - program_.inputs] = step;
-        }
+  void make_stages() {
+    const Program& program = plan_.program;
+    const Window window(program, plan_.options, plan_.layouts);
+    std::vector<bool> fused(program.steps.size());
+    std::vector<StepPointer> passes(program.steps.size());
+    for (FusedPass& found : find_norm_act_passes(window)) {
+      for (const size_t step : found.steps) {
+        fused[step] = true;
+      }
+      plan_.fusions.push_back({found.pass->name(), found.steps});
+      passes[found.place] = std::move(found.pass);
+    }
+    for (size_t step = 0; step < program.steps.size(); ++step) {
+      if (passes[step] || !fused[step]) {
+        plan_.stages.push_back(passes[step] ? passes[step] : program.steps[step]);
+      }
+    }
+    for (const StepPointer& stage : plan_.stages) {
+      for (const Value output : stage->outputs) {
+        makers_[output] = stage.get();
       }
     }
   }
@@ -101,144 +79,137 @@ class Planner {
     return own == plan_.options.value_bits.end() ? otherwise : own->second;
   }
 
-  /// Bits of the copy of a value that is there already, in stage order: of no smooth activation, whose pass has none of the output.
-  int64_t copy_bits(Value value) const {
-    for (const Stage& stage : plan_.stages) {
-      const auto* pass = std::get_if<NormActStage>(&stage);
-      if (pass != nullptr && pass->output == value && gives_output(pass->derivative.function)) {
-        return pass->bits;
-      }
-    }
-    return 0;
+  bool is_imported(Value value) const {
+    return std::any_of(plan_.imports.begin(), plan_.imports.end(),
+                       [&](const Import& import) { return import.input == value; });
   }
 
-  void add_stage(const Convolution& convolution, Value output) {
-    if (copy_bits(convolution.input) == 0) {
-      plan_.packed_values[convolution.input] = bits_of(convolution.input, plan_.options.bits);
-    }
-    plan_.stages.emplace_back(ConvolutionStage{convolution, output});
-  }
-
-  void add_stage(const BatchNorm& norm, Value output) {
-    NormActStage pass{.input = norm.input, .norm = norm, .norm_number = norm_numbers_[output - program_.inputs]};
-    add_pass(pass, output);
-  }
-
-  void add_stage(const Add& sum, Value output) {
-    const size_t step = output - program_.inputs;
-    const auto fused = std::find(in_stage_of_.begin(), in_stage_of_.end(), std::optional(step));
-    if (fused == in_stage_of_.end()) {
-      add_pass({.input = sum.first, .residual = sum.second}, output);
+  /// Where the copy of a value comes from.
+  void find_copy(Value value) {
+    if (is_imported(value) || plan_.copies.contains(value) || plan_.recomputes.contains(value)) {
       return;
     }
-    const Value summand = value_of(fused - in_stage_of_.begin());
-    const BatchNorm& norm = *norm_of(summand);
-    NormActStage pass{.input = norm.input,
-                      .norm = norm,
-                      .norm_number = norm_numbers_[summand - program_.inputs],
-                      .residual = summand == sum.first ? sum.second : sum.first};
-    if (!can_recompute(norm)) {
-      pass.norm_bits = std::min<int64_t>(bits_of(summand, plan_.options.norm_bits), kMostNormalizedBits);
-    }
-    add_pass(pass, output);
-  }
-
-  void add_stage(const Activation& activation, Value output) {
-    const PassActivation of_pass(activation);
-    if (of_pass.has_two_slopes()) {
-      add_pass({.input = activation.input, .slope = of_pass.slope}, output);
+    const auto maker = makers_.find(value);
+    const Step* stage = maker == makers_.end() ? nullptr : maker->second;
+    if (const auto packed = stage != nullptr ? stage->packs(value) : std::nullopt) {
+      plan_.copies[value] = *packed;
+    } else if (plan_.options.exact.contains(value)) {
+      plan_.copies[value] = {.kind = CopyFormat::Kind::kExact};
+    } else if (stage != nullptr && is_recomputed(*stage, value)) {
+      plan_.recomputes.insert(value);
+      for (const Value input : stage->inputs) {
+        find_copy(input);
+      }
     } else {
-      const bool is_mask = activation.kind == ActivationKind::kReLU6;
-      plan_.stages.emplace_back(ActivationStage{activation, output, is_mask ? 0 : bits_of(output, plan_.options.bits)});
+      const bool is_sum = dynamic_cast<const Add*>(stage) != nullptr;
+      plan_.copies[value] = {.bits = bits_of(value, is_sum ? plan_.options.output_bits : plan_.options.bits)};
     }
   }
 
-  void add_stage(const MaxPool& pool, Value output) { plan_.stages.emplace_back(MaxPoolStage{pool, output}); }
-
-  /// The activation behind a pass that becomes part of it. What has derivatives needs a norm in the pass, and no second packing.
-  std::optional<PassActivation> activation_behind(const NormActStage& pass, Value output) const {
-    const std::optional<size_t> reader = sole_reader(output);
-    const auto* activation = reader ? std::get_if<Activation>(&program_.steps[*reader]) : nullptr;
-    if (activation == nullptr || pass.has_activation()) {
-      return std::nullopt;
+  /// Views never have copies of their own. Of other linear steps the copy is computed again if it costs no product and the copies
+  /// that it takes are there; a sum's is not, for it would have the noise of all that was ever added. What a norm computes again is.
+  bool is_recomputed(const Step& stage, Value value) const {
+    if (stage.is_view()) {
+      return true;
     }
-    const PassActivation behind(*activation);
-    return behind.has_two_slopes() || (pass.norm && pass.norm_bits == 0) ? std::optional(behind) : std::nullopt;
-  }
-
-  /// The pass with the activation behind it, and what it packs.
-  void add_pass(NormActStage pass, Value output) {
-    pass.output = output;
-    if (const std::optional<PassActivation> activation = activation_behind(pass, output)) {
-      const size_t reader = *sole_reader(output);
-      in_stage_of_[reader] = reader;
-      pass.output = value_of(reader);
-      pass.slope = activation->slope;
-      pass.derivative.function = activation->function;
-    }
-    const bool is_summand = pass.norm && !pass.residual && !pass.has_activation() && feeds_sum(pass.output);
-    pass.recompute = pass.norm && (pass.residual || is_summand) && can_recompute(*pass.norm);
-    if (pass.slope != 1.0 || (pass.norm && !pass.residual && !pass.recompute)) {
-      const bool is_output = pass.residual || is_summand;
-      const Value copied = gives_output(pass.derivative.function) ? pass.output : output;
-      pass.bits = bits_of(copied, is_output ? plan_.options.output_bits : plan_.options.bits);
-    }
-    if (pass.derivative.function == ActivationFunction::kReLU6) {
-      pass.derivative.bits = 1;
-    } else if (pass.derivative.function != ActivationFunction::kLeakyReLU) {
-      const int64_t bits = bits_of(pass.output, plan_.options.bits);
-      pass.derivative.bits = static_cast<int>(std::min<int64_t>(bits, kMostDerivativeBits));
-    }
-    plan_.stages.emplace_back(pass);
-  }
-
-  bool feeds_sum(Value value) const {
-    const std::optional<size_t> reader = sole_reader(value);
-    return reader && std::holds_alternative<Add>(program_.steps[*reader]);
-  }
-
-  /// Whether a convolution makes the norm's input, for it alone, of a value with a copy that is fine enough. Not of an input of
-  /// the program: its copy is somebody else's, of whatever bits.
-  bool can_recompute(const BatchNorm& norm) const {
-    if (!plan_.options.recompute || norm.input < program_.inputs || !sole_reader(norm.input)) {
+    std::vector<bool> exact;
+    std::transform(stage.inputs.begin(), stage.inputs.end(), std::back_inserter(exact),
+                   [&](Value input) { return plan_.options.exact.contains(input); });
+    if (!stage.is_linear(exact) || dynamic_cast<const Add*>(&stage) != nullptr) {
       return false;
     }
-    const auto* convolution = std::get_if<Convolution>(&program_.step_of(norm.input));
-    if (convolution == nullptr || convolution->input < program_.inputs) {
-      return false;
-    }
-    const auto packed = plan_.packed_values.find(convolution->input);
-    return (packed == plan_.packed_values.end() ? copy_bits(convolution->input) : packed->second) >=
-           kFewestRecomputeBits;
+    const bool is_product = dynamic_cast<const Convolution*>(&stage) || dynamic_cast<const Linear*>(&stage);
+    return is_product ? is_read_by_norm(value)
+                      : std::all_of(stage.inputs.begin(), stage.inputs.end(), [&](Value input) { return has_copy(input); });
+  }
+
+  bool is_read_by_norm(Value value) const {
+    return std::any_of(plan_.stages.begin(), plan_.stages.end(), [&](const StepPointer& stage) {
+      const std::vector<Need> needs = stage->needs(AllWanted());
+      return stage->recomputes_inputs() && std::any_of(needs.begin(), needs.end(), [&](const Need& need) {
+        return need.value == value && need.form == Form::kCopy;
+      });
+    });
+  }
+
+  bool has_copy(Value value) const {
+    const auto maker = makers_.find(value);
+    return demanded_.contains(value) || is_imported(value) || plan_.options.exact.contains(value) ||
+           (maker != makers_.end() && maker->second->packs(value));
   }
 
   Plan plan_;
-  const Program& program_;
-  std::vector<std::vector<size_t>> readers_;
-  /// Steps that belong to the stage of a later step, or of an earlier one that has been planned.
-  std::vector<std::optional<size_t>> in_stage_of_;
-  std::vector<size_t> norm_numbers_;
-  size_t norms_ = 0;
+  std::map<Value, const Step*> makers_;
+  std::set<Value> demanded_;
 };
 
-void check_split_bits(const char* name, int64_t bits) {
-  TORCH_CHECK_VALUE(bits >= kMinSplitBits && bits <= kMaxBits, "block: ", name, " must be in 2..8, got ", bits);
+void check_bits(const char* name, int64_t bits, int64_t most) {
+  TORCH_CHECK_VALUE(bits >= kMinSplitBits && bits <= most, "block: ", name, " must be in 2..", most, ", got ", bits);
+}
+
+void check_options(const Program& program, const PlanOptions& options) {
+  check_bits("bits", options.bits, kMaxBits);
+  check_bits("output_bits", options.output_bits, kMaxBits);
+  check_bits("norm_bits", options.norm_bits, kMostNormalizedBits);
+  for (const auto& [value, bits] : options.value_bits) {
+    TORCH_CHECK_VALUE(value.number >= 0 && value.number < program.values(), "block: value_bits must name values in 0..",
+                      program.values() - 1, ", got ", value.number);
+    check_bits("value_bits", bits, kMaxBits);
+  }
+  for (const Value value : options.exact) {
+    TORCH_CHECK_VALUE(value.number >= 0 && value.number < program.values(), "block: exact must name values in 0..",
+                      program.values() - 1, ", got ", value.number);
+  }
 }
 
 }  // namespace
 
-Plan make_plan(Program program, const PlanOptions& options) {
-  check_program(program);
-  check_split_bits("bits", options.bits);
-  check_split_bits("output_bits", options.output_bits);
-  TORCH_CHECK_VALUE(options.norm_bits >= kMinSplitBits && options.norm_bits <= kMostNormalizedBits,
-                    "block: norm_bits must be in 2..7, got ", options.norm_bits);
-  for (const auto& [value, bits] : options.value_bits) {
-    TORCH_CHECK_VALUE(value >= 0 && value < program.values(), "block: value_bits must name values in 0..",
-                      program.values() - 1, ", got ", value);
-    check_split_bits("value_bits", bits);
+int64_t Plan::saved_bits(Value output) const {
+  for (const Form form : {Form::kNormalized, Form::kDerivative}) {
+    if (const auto found = saves.find({output, form}); found != saves.end()) {
+      return found->second;
+    }
   }
-  return Planner(std::move(program), options).plan();
+  return options.bits;
+}
+
+Plan make_plan(Program program, const PlanOptions& options, std::vector<Import> imports) {
+  check_program(program);
+  check_options(program, options);
+  Plan plan = Planner(std::move(program), options, std::move(imports)).plan();
+  check_plan(plan);
+  return plan;
+}
+
+void check_plan(const Plan& plan) {
+  check_program(plan.program);
+  std::set<Value> made;
+  for (int64_t input = 0; input < plan.program.inputs; ++input) {
+    made.insert({input});
+  }
+  for (const StepPointer& stage : plan.stages) {
+    for (const Value input : stage->inputs) {
+      TORCH_CHECK_VALUE(made.contains(input), "block: the plan's ", stage->name(), " reads value ", input.number,
+                        ", which no stage before it makes");
+    }
+    made.insert(stage->outputs.begin(), stage->outputs.end());
+  }
+  for (const Value result : plan.program.results) {
+    TORCH_CHECK_VALUE(made.contains(result), "block: no stage of the plan makes the result, value ", result.number);
+  }
+  for (const Import& import : plan.imports) {
+    TORCH_CHECK_VALUE(import.input.number >= 0 && import.input.number < plan.program.inputs,
+                      "block: imports must name inputs, got value ", import.input.number);
+    if (import.format.kind != CopyFormat::Kind::kExact) {
+      check_bits("bits of an import", import.format.bits, kMaxBits);
+    }
+  }
+  for (const Value value : plan.exports) {
+    TORCH_CHECK_VALUE(plan.copies.contains(value), "block: the copy of value ", value.number,
+                      " cannot be exported, for the plan saves none");
+  }
+  // Throws for a copy that is nowhere.
+  make_schedule(plan, std::vector<bool>(plan.program.inputs + plan.program.parameters(), true), /*exports=*/true);
 }
 
 }  // namespace actnn::blocks

@@ -1,8 +1,10 @@
-#include <c10/util/Exception.h>
+#include <algorithm>
+#include <array>
+#include <iterator>
+#include <utility>
 
-#include <nlohmann/json.hpp>
-
-#include "actnn/blocks/plan.h"
+#include "src/blocks/json.h"
+#include "src/blocks/schedule.h"
 #include "src/ops/activation_names.h"
 
 namespace actnn::blocks {
@@ -10,108 +12,148 @@ namespace {
 
 using nlohmann::json;
 
-json stage_to(const NormActStage& pass) {
-  std::string name = pass.norm ? "batch_norm" : "";
-  const auto append = [&](const char* part) { name += (name.empty() ? "" : " + ") + std::string(part); };
-  if (pass.residual) {
-    append("add");
+const char* form_name(Form form) {
+  switch (form) {
+    case Form::kCopy:
+      return "copy";
+    case Form::kExact:
+      return "exact";
+    case Form::kNormalized:
+      return "normalized";
+    case Form::kDerivative:
+      return "derivative";
+    case Form::kMask:
+      return "mask";
+    case Form::kPositions:
+      return "positions";
+    case Form::kRandomState:
+      return "random state";
+    case Form::kStatistics:
+      return "statistics";
   }
-  const ActivationFunction function = pass.derivative.function;
-  if (function != ActivationFunction::kLeakyReLU) {
-    append(name_of(function));
-  } else if (pass.slope != 1.0) {
-    append(pass.slope == 0.0 ? "relu" : "leaky_relu");
+  return "";
+}
+
+constexpr std::array<std::pair<const char*, CopyFormat::Kind>, 3> kCopyKinds{
+    {{"packed", CopyFormat::Kind::kPacked}, {"split", CopyFormat::Kind::kSplit}, {"exact", CopyFormat::Kind::kExact}}};
+
+json to_json_object(const CopyFormat& format) {
+  json written{{"kind", kCopyKinds.at(static_cast<size_t>(format.kind)).first}, {"bits", format.bits}};
+  if (format.kind == CopyFormat::Kind::kSplit) {
+    written["slope"] = format.slope;
+    written["activation"] = actnn::name_of(format.derivative.function);
+    written["derivative_bits"] = format.derivative.bits;
   }
-  json inputs = json::array({pass.input});
-  if (pass.residual) {
-    inputs.push_back(*pass.residual);
-  }
-  json stage{{"stage", name}, {"inputs", inputs}, {"output", pass.output}};
-  if (pass.bits != 0) {
-    stage["keeps"] = !gives_output(function) ? "normalized and derivative"
-                     : pass.slope == 1.0     ? "copy"
-                                             : "sides and copy";
-    stage["bits"] = pass.bits;
-  }
-  if (pass.derivative.bits != 0) {
-    if (pass.bits == 0) {
-      stage["keeps"] = "derivative";
+  return written;
+}
+
+CopyFormat copy_format_from_json(const json& written) {
+  check_keys("a copy", written, {"kind", "bits", "slope", "activation", "derivative_bits"});
+  for (const auto& [name, kind] : kCopyKinds) {
+    if (written.at("kind") == name) {
+      return {.kind = kind,
+              .bits = written.at("bits"),
+              .slope = written.value("slope", 1.0),
+              .derivative = packed_derivative("block", written.value("activation", std::string("leaky_relu")),
+                                              written.value("derivative_bits", int64_t{0}))};
     }
-    stage["derivative_bits"] = pass.derivative.bits;
   }
-  if (pass.norm_bits != 0) {
-    stage["normalized_bits"] = pass.norm_bits;
-  }
-  if (pass.norm && pass.norm->group_name) {
-    stage["group_name"] = *pass.norm->group_name;
-  }
-  if (pass.recompute) {
-    stage["recomputes"] = pass.input;
-  }
-  return stage;
+  TORCH_CHECK_VALUE(false, "block: a copy must be packed, split or exact, got ", written.at("kind").dump());
 }
 
-json stage_to(const ConvolutionStage& stage) {
-  return {{"stage", "convolution"}, {"inputs", {stage.convolution.input}}, {"output", stage.output}};
-}
-
-json stage_to(const ActivationStage& stage) {
-  return {{"stage", "activation"},
-          {"inputs", {stage.activation.input}},
-          {"output", stage.output},
-          {"keeps", stage.bits == 0 ? "mask" : "derivative"},
-          {"bits", stage.bits == 0 ? 1 : stage.bits}};
-}
-
-json stage_to(const MaxPoolStage& stage) {
-  return {{"stage", "max_pool"}, {"inputs", {stage.pool.input}}, {"output", stage.output}, {"keeps", "positions"}};
-}
-
-}  // namespace
-
-PlanOptions plan_options_from_json(const std::string& text) {
+PlanOptions options_from_json(const json& written) {
+  check_keys("options", written,
+             {"bits", "output_bits", "recompute", "norm_bits", "stochastic", "value_bits", "exact"});
   PlanOptions options;
-  try {
-    const json parsed = json::parse(text);
-    for (const auto& [key, value] : parsed.items()) {
-      if (key == "bits") {
-        options.bits = value;
-      } else if (key == "output_bits") {
-        options.output_bits = value;
-      } else if (key == "recompute") {
-        options.recompute = value;
-      } else if (key == "norm_bits") {
-        options.norm_bits = value;
-      } else if (key == "stochastic") {
-        options.stochastic = value;
-      } else if (key == "value_bits") {
-        for (const auto& [name, bits] : value.items()) {
-          options.value_bits[std::stoll(name)] = bits;
-        }
-      } else {
-        C10_THROW_ERROR(ValueError,
-                        "block: an option of plans must be bits, output_bits, recompute, norm_bits, stochastic or "
-                        "value_bits, got \"" +
-                            key + "\"");
-      }
-    }
-  } catch (const json::exception& error) {
-    C10_THROW_ERROR(ValueError, std::string("block: not options of a plan: ") + error.what());
-  } catch (const std::invalid_argument&) {
-    C10_THROW_ERROR(ValueError, "block: value_bits must name values by their numbers");
+  options.bits = written.value("bits", options.bits);
+  options.output_bits = written.value("output_bits", options.output_bits);
+  options.recompute = written.value("recompute", options.recompute);
+  options.norm_bits = written.value("norm_bits", options.norm_bits);
+  options.stochastic = written.value("stochastic", options.stochastic);
+  const json value_bits = written.value("value_bits", json::object());
+  for (const auto& [value, bits] : value_bits.items()) {
+    options.value_bits[{json::parse(value).get<int64_t>()}] = bits;
+  }
+  for (const json& value : written.value("exact", json::array())) {
+    options.exact.insert({value.get<int64_t>()});
   }
   return options;
 }
 
+size_t maker_of(const Program& program, Value value) {
+  const auto step = std::find_if(program.steps.begin(), program.steps.end(), [&](const StepPointer& pointer) {
+    return std::find(pointer->outputs.begin(), pointer->outputs.end(), value) != pointer->outputs.end();
+  });
+  return step - program.steps.begin();
+}
+
+json save_to_json(const Plan& plan, Value value, Form form) {
+  json written{{"value", value.number}, {"form", form_name(form)}};
+  if (value.number >= plan.program.inputs) {
+    written["step"] = maker_of(plan.program, value);
+  }
+  if (form == Form::kCopy) {
+    const CopyFormat& format = plan.copies.at(value);
+    if (format.kind == CopyFormat::Kind::kExact) {
+      written["form"] = form_name(Form::kExact);
+    } else {
+      written["bits"] = format.bits;
+    }
+    if (format.derivative.bits != 0) {
+      written["derivative_bits"] = format.derivative.bits;
+    }
+  } else if (const auto bits = plan.saves.find({value, form}); bits != plan.saves.end()) {
+    written["bits"] = bits->second;
+  }
+  return written;
+}
+
+}  // namespace
+
 std::string to_json(const Plan& plan) {
-  json stages = json::array();
-  for (const auto& [value, bits] : plan.packed_values) {
-    stages.push_back({{"stage", "copy"}, {"inputs", {value}}, {"keeps", "copy"}, {"bits", bits}});
+  const Program& program = plan.program;
+  const Schedule schedule =
+      make_schedule(plan, std::vector<bool>(program.inputs + program.parameters(), true), /*exports=*/true);
+  json written{{"saves", json::array()},
+               {"recomputes", json::array()},
+               {"fusions", json::array()},
+               {"copies", json::object()}};
+  for (const auto& [key, slot] : schedule.slots) {
+    written["saves"].push_back(save_to_json(plan, key.first, key.second));
   }
-  for (const Stage& stage : plan.stages) {
-    stages.push_back(std::visit([](const auto& kind) { return stage_to(kind); }, stage));
+  for (const Value value : plan.recomputes) {
+    written["recomputes"].push_back(value.number);
   }
-  return stages.dump();
+  for (const Fusion& fusion : plan.fusions) {
+    written["fusions"].push_back({{"name", fusion.name}, {"steps", fusion.steps}});
+  }
+  for (const auto& [value, format] : plan.copies) {
+    const bool is_result =
+        std::find(program.results.begin(), program.results.end(), value) != program.results.end();
+    if (is_result || value.number < program.inputs) {
+      written["copies"][std::to_string(value.number)] = {{"copy", to_json_object(format)}, {"tensors", format.parts()}};
+    }
+  }
+  return written.dump();
+}
+
+Plan plan_from_json(const std::string& text) {
+  try {
+    const json written = json::parse(text);
+    check_keys("the text of a program", written, {"program", "options", "imports", "exports"});
+    std::vector<Import> imports;
+    for (const json& import : written.value("imports", json::array())) {
+      check_keys("an import", import, {"input", "copy"});
+      imports.push_back({{import.at("input").get<int64_t>()}, copy_format_from_json(import.at("copy"))});
+    }
+    Plan plan = make_plan(program_from_json_object(written.at("program")),
+                          options_from_json(written.value("options", json::object())), std::move(imports));
+    plan.exports = Json<std::vector<Value>>::read(written.value("exports", json::array()));
+    check_plan(plan);
+    return plan;
+  } catch (const json::exception& error) {
+    C10_THROW_ERROR(ValueError, std::string("block: not a program: ") + error.what());
+  }
 }
 
 }  // namespace actnn::blocks

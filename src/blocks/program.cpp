@@ -3,34 +3,34 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <utility>
 
-#include "src/blocks/overloaded.h"
+#include "src/blocks/indices.h"
+#include "src/blocks/step.h"
 
 namespace actnn::blocks {
-namespace {
 
-int64_t highest(std::initializer_list<std::optional<Index>> places) {
-  int64_t highest = -1;
-  for (const auto& place : places) {
-    highest = std::max(highest, place.value_or(-1));
+Value Program::add(std::shared_ptr<Step> step) {
+  const int64_t made = values();
+  step->check();
+  for (const Value value : step->inputs) {
+    TORCH_CHECK_VALUE(value.number >= 0 && value.number < made, "block: step ", steps.size(), ", ", step->name(),
+                      ", must read values in 0..", made - 1, ", which are there before it, got ", value.number);
   }
-  return highest;
-}
-
-}  // namespace
-
-Value Program::add(Step step) {
+  for (size_t output = 0; output < step->output_count(); ++output) {
+    step->outputs.push_back({made + static_cast<int64_t>(output)});
+  }
   steps.push_back(std::move(step));
-  return output();
+  return {made};
 }
+
+int64_t Program::values() const { return steps.empty() ? inputs : steps.back()->outputs.back().number + 1; }
 
 int64_t Program::parameters() const {
   int64_t count = 0;
-  for (const Step& step : steps) {
-    if (const auto* convolution = std::get_if<Convolution>(&step)) {
-      count = std::max(count, highest({convolution->weight, convolution->bias}) + 1);
-    } else if (const auto* norm = std::get_if<BatchNorm>(&step)) {
-      count = std::max(count, highest({norm->weight, norm->bias}) + 1);
+  for (const StepPointer& step : steps) {
+    for (const ParameterIndex index : indices_of(*step).parameters) {
+      count = std::max(count, index.number + 1);
     }
   }
   return count;
@@ -38,46 +38,35 @@ int64_t Program::parameters() const {
 
 int64_t Program::buffers() const {
   int64_t count = 0;
-  for (const Step& step : steps) {
-    if (const auto* norm = std::get_if<BatchNorm>(&step)) {
-      count = std::max(count, highest({norm->running_mean, norm->running_var, norm->num_batches_tracked}) + 1);
+  for (const StepPointer& step : steps) {
+    for (const BufferIndex index : indices_of(*step).buffers) {
+      count = std::max(count, index.number + 1);
     }
   }
   return count;
 }
 
-std::vector<Value> operands(const Step& step) {
-  return std::visit(Overloaded{[](const Add& add) {
-                                 return std::vector{add.first, add.second};
-                               },
-                               [](const auto& other) { return std::vector{other.input}; }},
-                    step);
-}
-
 void check_program(const Program& program) {
   TORCH_CHECK_VALUE(program.inputs >= 1, "block: a program must have an input, got ", program.inputs);
+  TORCH_CHECK_VALUE(program.integers >= 0, "block: a program must have 0 or more integers, got ", program.integers);
   TORCH_CHECK_VALUE(!program.steps.empty(), "block: a program must have steps");
-  for (size_t number = 0; number < program.steps.size(); ++number) {
-    const Value made = program.inputs + static_cast<int64_t>(number);
-    for (const Value value : operands(program.steps[number])) {
-      TORCH_CHECK_VALUE(value >= 0 && value < made, "block: step ", number, " must read values in 0..", made - 1,
-                        ", which are there before it, got ", value);
-    }
-    if (const auto* convolution = std::get_if<Convolution>(&program.steps[number])) {
-      const size_t dimensions = convolution->stride.size();
-      TORCH_CHECK_VALUE(dimensions >= 1 && dimensions <= 3 && convolution->padding.size() == dimensions &&
-                            convolution->dilation.size() == dimensions,
-                        "block: step ", number,
-                        " must have stride, padding and dilation of 1 to 3 entries, as many each, got ", dimensions,
-                        ", ", convolution->padding.size(), " and ", convolution->dilation.size());
-      TORCH_CHECK_VALUE(convolution->weight >= 0 && convolution->bias.value_or(0) >= 0, "block: step ", number,
-                        " must have a weight, and no negative places of parameters");
-    }
-    if (const auto* norm = std::get_if<BatchNorm>(&program.steps[number])) {
-      TORCH_CHECK_VALUE(norm->running_mean.has_value() == norm->running_var.has_value(), "block: step ", number,
-                        " must have both a running mean and a running variance, or none");
-      TORCH_CHECK_VALUE(norm->momentum || norm->num_batches_tracked || !norm->running_mean, "block: step ", number,
-                        " has no momentum, and no num_batches_tracked that would stand for it");
+  TORCH_CHECK_VALUE(!program.results.empty(), "block: a program must have results");
+  for (const Value result : program.results) {
+    TORCH_CHECK_VALUE(result.number >= program.inputs && result.number < program.values(),
+                      "block: results must be values that steps make, in ", program.inputs, "..", program.values() - 1,
+                      ", got ", result.number);
+  }
+  TORCH_CHECK_VALUE(program.dtypes.empty() || static_cast<int64_t>(program.dtypes.size()) == program.values(),
+                    "block: dtypes must have one entry per value, ", program.values(), ", got ", program.dtypes.size());
+  for (const StepPointer& step : program.steps) {
+    const Indices indices = indices_of(*step);
+    const auto is_negative = [](const auto& index) { return index.number < 0; };
+    TORCH_CHECK_VALUE(std::none_of(indices.parameters.begin(), indices.parameters.end(), is_negative) &&
+                          std::none_of(indices.buffers.begin(), indices.buffers.end(), is_negative),
+                      "block: ", step->name(), " must name parameters and buffers by places from 0 on");
+    for (const IntegerIndex index : indices.integers) {
+      TORCH_CHECK_VALUE(index.number >= 0 && index.number < program.integers, "block: ", step->name(),
+                        " must name integers in 0..", program.integers - 1, ", got ", index.number);
     }
   }
 }

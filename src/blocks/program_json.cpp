@@ -1,167 +1,191 @@
-#include <c10/util/Exception.h>
+#include <ATen/core/ScalarType.h>
 
 #include <array>
-#include <nlohmann/json.hpp>
-#include <string_view>
+#include <set>
 #include <utility>
 
-#include "actnn/blocks/program.h"
-#include "src/blocks/overloaded.h"
+#include "src/blocks/json.h"
+#include "src/blocks/registry.h"
 
 namespace actnn::blocks {
 namespace {
 
 using nlohmann::json;
 
-constexpr std::array<std::pair<const char*, ActivationKind>, 5> kKinds{{{"relu", ActivationKind::kReLU},
-                                                                        {"relu6", ActivationKind::kReLU6},
-                                                                        {"leaky_relu", ActivationKind::kLeakyReLU},
-                                                                        {"silu", ActivationKind::kSiLU},
-                                                                        {"hardswish", ActivationKind::kHardswish}}};
+constexpr std::array<std::pair<const char*, at::ScalarType>, 5> kDtypes{{{"float32", at::kFloat},
+                                                                         {"float16", at::kHalf},
+                                                                         {"bfloat16", at::kBFloat16},
+                                                                         {"bool", at::kBool},
+                                                                         {"int64", at::kLong}}};
 
-const char* name_of(ActivationKind kind) { return kKinds.at(static_cast<size_t>(kind)).first; }
-
-ActivationKind kind_of(const std::string& name) {
-  for (const auto& [known, kind] : kKinds) {
+at::ScalarType dtype_from_json(const json& name) {
+  for (const auto& [known, dtype] : kDtypes) {
     if (name == known) {
-      return kind;
+      return dtype;
     }
   }
-  C10_THROW_ERROR(ValueError,
-                  "block: an activation must be relu, relu6, leaky_relu, silu or hardswish, got \"" + name + "\"");
+  C10_THROW_ERROR(ValueError, "block: a dtype must be float32, float16, bfloat16, bool or int64, got " + name.dump());
 }
 
-std::optional<Index> place(const json& list, size_t entry) {
-  return entry >= list.size() || list[entry].is_null() ? std::nullopt : std::optional(list[entry].get<Index>());
+json dtype_to_json(at::ScalarType dtype) {
+  for (const auto& [name, known] : kDtypes) {
+    if (dtype == known) {
+      return name;
+    }
+  }
+  C10_THROW_ERROR(ValueError, "block: a value must be float32, float16, bfloat16, bool or int64");
 }
 
-json to_list(std::initializer_list<std::optional<Index>> places) {
-  json list = json::array();
-  for (const auto& entry : places) {
-    list.push_back(entry ? json(*entry) : json());
+class FieldReader : public FieldVisitorOf<FieldReader> {
+ public:
+  FieldReader(const json& step, const char* op) : step_(step), op_(op) {}
+
+  template <class Field>
+  void field(const char* name, Field& field, bool is_required) {
+    known_.insert(name);
+    const auto found = step_.find(name);
+    if (found == step_.end()) {
+      TORCH_CHECK_VALUE(!is_required, "block: ", op_, " must have a field \"", name, "\"");
+      return;
+    }
+    try {
+      field = Json<Field>::read(*found);
+    } catch (const json::exception& error) {
+      TORCH_CHECK_VALUE(false, "block: ", op_, " cannot have \"", name, "\": ", found->dump(), ": ", error.what());
+    }
   }
-  return list;
+
+  void check_all_known() const {
+    for (const auto& [name, value] : step_.items()) {
+      TORCH_CHECK_VALUE(name == "op" || name == "inputs" || known_.contains(name), "block: ", op_, " has no field \"",
+                        name, "\"");
+    }
+  }
+
+ private:
+  const json& step_;
+  const char* op_;
+  std::set<std::string> known_;
+};
+
+class FieldWriter : public FieldVisitorOf<FieldWriter> {
+ public:
+  explicit FieldWriter(json& step) : step_(step) {}
+
+  template <class Field>
+  void field(const char* name, const Field& field, bool /*is_required*/) {
+    step_[name] = Json<Field>::write(field);
+  }
+
+ private:
+  json& step_;
+};
+
+/// Names of fields, what they name, and their defaults.
+class FieldLister : public FieldVisitorOf<FieldLister> {
+ public:
+  json fields = json::object();
+
+  template <class Field>
+  void field(const char* name, const Field& field, bool is_required) {
+    json& entry = fields[name] = {{"required", is_required}};
+    if (!is_required) {
+      entry["default"] = Json<Field>::write(field);
+    }
+    if constexpr (std::is_same_v<Field, ParameterIndex> || std::is_same_v<Field, std::optional<ParameterIndex>>) {
+      entry["names"] = "parameter";
+    } else if constexpr (std::is_same_v<Field, std::optional<BufferIndex>>) {
+      entry["names"] = "buffer";
+    }
+  }
+};
+
+std::string names_of_steps() {
+  std::string names;
+  for (const auto& [name, make] : step_registry()) {
+    names += (names.empty() ? "" : ", ") + name;
+  }
+  return names;
 }
 
-Step step_from(const json& step) {
-  const auto op = step.at("op").get<std::string>();
-  const auto inputs = step.at("inputs").get<std::vector<Value>>();
-  TORCH_CHECK_VALUE(inputs.size() == (op == "add" ? 2 : 1), "block: ", op, " must have ", op == "add" ? "2" : "1",
-                    " inputs, got ", inputs.size());
-  if (op == "convolution") {
-    const json& parameters = step.at("parameters");
-    TORCH_CHECK_VALUE(place(parameters, 0), "block: a convolution must have a weight");
-    return Convolution{.input = inputs[0],
-                       .weight = *place(parameters, 0),
-                       .bias = place(parameters, 1),
-                       .stride = step.at("stride"),
-                       .padding = step.at("padding"),
-                       .dilation = step.at("dilation"),
-                       .groups = step.value("groups", int64_t{1})};
-  }
-  if (op == "batch_norm") {
-    const json parameters = step.value("parameters", json::array());
-    const json buffers = step.value("buffers", json::array());
-    const json momentum = step.value("momentum", json());
-    const json group_name = step.value("group_name", json());
-    return BatchNorm{.input = inputs[0],
-                     .weight = place(parameters, 0),
-                     .bias = place(parameters, 1),
-                     .running_mean = place(buffers, 0),
-                     .running_var = place(buffers, 1),
-                     .num_batches_tracked = place(buffers, 2),
-                     .momentum = momentum.is_null() ? std::nullopt : std::optional(momentum.get<double>()),
-                     .eps = step.at("eps"),
-                     .group_name = group_name.is_null() ? std::nullopt : std::optional(group_name.get<std::string>())};
-  }
-  if (op == "activation") {
-    return Activation{inputs[0], kind_of(step.at("kind")), step.value("slope", 0.01)};
-  }
-  if (op == "add") {
-    return Add{inputs[0], inputs[1]};
-  }
-  if (op == "max_pool") {
-    return MaxPool{inputs[0],
-                   {.kernel_size = step.at("kernel_size"),
-                    .stride = step.at("stride"),
-                    .padding = step.at("padding"),
-                    .dilation = step.at("dilation"),
-                    .ceil_mode = step.at("ceil_mode")}};
-  }
-  C10_THROW_ERROR(ValueError,
-                  "block: a step must be convolution, batch_norm, activation, add or max_pool, got \"" + op + "\"");
+std::shared_ptr<Step> step_from(const json& written) {
+  const auto op = written.at("op").get<std::string>();
+  const auto make = step_registry().find(op);
+  TORCH_CHECK_VALUE(make != step_registry().end(), "block: a step must be one of ", names_of_steps(), ", got \"", op,
+                    "\"");
+  std::shared_ptr<Step> step = make->second();
+  step->inputs = Json<std::vector<Value>>::read(written.at("inputs"));
+  FieldReader reader(written, step->name());
+  step->visit_fields(reader);
+  reader.check_all_known();
+  return step;
 }
 
-json step_to(const Step& step) {
-  json written = std::visit(
-      Overloaded{[](const Convolution& convolution) -> json {
-                   return {{"op", "convolution"},
-                           {"parameters", to_list({convolution.weight, convolution.bias})},
-                           {"stride", convolution.stride},
-                           {"padding", convolution.padding},
-                           {"dilation", convolution.dilation},
-                           {"groups", convolution.groups}};
-                 },
-                 [](const BatchNorm& norm) -> json {
-                   json result{{"op", "batch_norm"},
-                               {"parameters", to_list({norm.weight, norm.bias})},
-                               {"buffers", to_list({norm.running_mean, norm.running_var, norm.num_batches_tracked})},
-                               {"momentum", norm.momentum ? json(*norm.momentum) : json()},
-                               {"eps", norm.eps}};
-                   if (norm.group_name) {
-                     result["group_name"] = *norm.group_name;
-                   }
-                   return result;
-                 },
-                 [](const Activation& activation) -> json {
-                   json result{{"op", "activation"}, {"kind", name_of(activation.kind)}};
-                   if (activation.kind == ActivationKind::kLeakyReLU) {
-                     result["slope"] = activation.slope;
-                   }
-                   return result;
-                 },
-                 [](const Add&) -> json {
-                   return {{"op", "add"}};
-                 },
-                 [](const MaxPool& pool) -> json {
-                   return {{"op", "max_pool"},
-                           {"kernel_size", pool.window.kernel_size},
-                           {"stride", pool.window.stride},
-                           {"padding", pool.window.padding},
-                           {"dilation", pool.window.dilation},
-                           {"ceil_mode", pool.window.ceil_mode}};
-                 }},
-      step);
-  written["inputs"] = operands(step);
+json to_json_object(const Step& step) {
+  json written{{"op", step.name()}, {"inputs", Json<std::vector<Value>>::write(step.inputs)}};
+  FieldWriter writer(written);
+  step.clone()->visit_fields(writer);
   return written;
 }
 
 }  // namespace
 
-std::string to_json(const Program& program) {
-  json steps = json::array();
-  for (const Step& step : program.steps) {
-    steps.push_back(step_to(step));
+void check_keys(const char* what, const json& object, std::initializer_list<const char*> known) {
+  TORCH_CHECK_VALUE(object.is_object(), "block: ", what, " must be an object, got ", object.dump());
+  for (const auto& [name, value] : object.items()) {
+    TORCH_CHECK_VALUE(std::find(known.begin(), known.end(), name) != known.end(), "block: ", what, " has no \"", name,
+                      "\"");
   }
-  return json{{"inputs", program.inputs}, {"steps", steps}}.dump();
 }
 
-Program program_from_json(const std::string& text) {
+json to_json_object(const Program& program) {
+  json steps = json::array();
+  for (const StepPointer& step : program.steps) {
+    steps.push_back(to_json_object(*step));
+  }
+  json written{{"inputs", program.inputs},
+               {"integers", program.integers},
+               {"steps", steps},
+               {"results", Json<std::vector<Value>>::write(program.results)}};
+  if (!program.dtypes.empty()) {
+    std::transform(program.dtypes.begin(), program.dtypes.end(), std::back_inserter(written["dtypes"]), dtype_to_json);
+  }
+  return written;
+}
+
+Program program_from_json_object(const json& written) {
+  check_keys("a program", written, {"inputs", "integers", "steps", "results", "dtypes"});
   Program program;
+  program.inputs = written.at("inputs");
+  program.integers = written.value("integers", int64_t{0});
+  for (const json& step : written.at("steps")) {
+    program.add(step_from(step));
+  }
+  program.results = Json<std::vector<Value>>::read(written.at("results"));
+  const json dtypes = written.value("dtypes", json::array());
+  std::transform(dtypes.begin(), dtypes.end(), std::back_inserter(program.dtypes), dtype_from_json);
+  check_program(program);
+  return program;
+}
+
+std::string to_json(const Program& program) { return to_json_object(program).dump(); }
+
+Program program_from_json(const std::string& text) {
   try {
-    const json parsed = json::parse(text);
-    program.inputs = parsed.at("inputs");
-    for (const json& step : parsed.at("steps")) {
-      program.add(step_from(step));
-    }
-    const Value output = parsed.value("output", program.output());
-    TORCH_CHECK_VALUE(output == program.output(), "block: the result must be what the last step makes, value ",
-                      program.output(), ", got ", output);
+    return program_from_json_object(json::parse(text));
   } catch (const json::exception& error) {
     C10_THROW_ERROR(ValueError, std::string("block: not a program: ") + error.what());
   }
-  check_program(program);
-  return program;
+}
+
+std::string steps_to_json() {
+  json steps = json::object();
+  for (const auto& [name, make] : step_registry()) {
+    FieldLister lister;
+    make()->visit_fields(lister);
+    steps[name] = std::move(lister.fields);
+  }
+  return steps.dump();
 }
 
 }  // namespace actnn::blocks

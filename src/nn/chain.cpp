@@ -2,51 +2,188 @@
 
 #include <algorithm>
 #include <iterator>
+#include <map>
+#include <mutex>
 #include <utility>
+
+#include "src/blocks/steps/activation.h"
+#include "src/blocks/steps/add.h"
+#include "src/blocks/steps/batch_norm.h"
+#include "src/blocks/steps/convolution.h"
+#include "src/blocks/steps/dropout.h"
+#include "src/blocks/steps/layer_norm.h"
+#include "src/blocks/steps/linear.h"
+#include "src/blocks/steps/max_pool.h"
 
 namespace actnn::nn {
 
-std::vector<at::Tensor> Chain::all(const Tensors& tensors) {
-  std::vector<at::Tensor> list;
-  std::transform(tensors.begin(), tensors.end(), std::back_inserter(list), [](const auto& tensor) { return tensor(); });
-  return list;
-}
+using blocks::BufferIndex;
+using blocks::ParameterIndex;
+
+/// The layers, and blocks of them: one for each way in which norms and dropouts train.
+struct Chain::Layers {
+  using Tensors = std::vector<std::function<at::Tensor()>>;
+
+  blocks::Program program;  ///< in training
+  blocks::PlanOptions options;
+  Tensors parameters;
+  Tensors buffers;
+  /// Steps that are something else in evaluation, and whether they train now.
+  std::vector<std::pair<size_t, std::function<bool()>>> modes;
+  std::mutex mutex;
+  std::map<std::vector<bool>, std::shared_ptr<const blocks::Block>> blocks;
+  std::shared_ptr<const blocks::Block> last;
+
+  ParameterIndex add_parameter(std::function<at::Tensor()> tensor) {
+    parameters.push_back(std::move(tensor));
+    return {static_cast<int64_t>(parameters.size()) - 1};
+  }
+  std::optional<ParameterIndex> add_optional_parameter(std::function<at::Tensor()> tensor) {
+    return tensor ? std::optional(add_parameter(std::move(tensor))) : std::nullopt;
+  }
+  std::optional<BufferIndex> add_buffer(std::function<at::Tensor()> tensor) {
+    if (!tensor) {
+      return std::nullopt;
+    }
+    buffers.push_back(std::move(tensor));
+    return BufferIndex{static_cast<int64_t>(buffers.size()) - 1};
+  }
+
+  /// The block for the modes of now.
+  std::shared_ptr<const blocks::Block> block() {
+    std::vector<bool> training;
+    std::transform(modes.begin(), modes.end(), std::back_inserter(training), [](const auto& mode) { return mode.second(); });
+    const std::lock_guard lock(mutex);
+    std::shared_ptr<const blocks::Block>& known = blocks[training];
+    if (known == nullptr) {
+      known = std::make_shared<const blocks::Block>(program_in(training), options);
+    }
+    return last = known;
+  }
+
+  static std::vector<at::Tensor> all(const Tensors& tensors) {
+    std::vector<at::Tensor> list;
+    std::transform(tensors.begin(), tensors.end(), std::back_inserter(list),
+                   [](const auto& tensor) { return tensor(); });
+    return list;
+  }
+
+ private:
+  blocks::Program program_in(const std::vector<bool>& training) const {
+    blocks::Program changed = program;
+    for (size_t mode = 0; mode < modes.size(); ++mode) {
+      const std::shared_ptr<blocks::Step> step = changed.steps[modes[mode].first]->clone();
+      if (auto* norm = dynamic_cast<blocks::BatchNorm*>(step.get())) {
+        norm->training = training[mode];
+      } else if (auto* dropout = dynamic_cast<blocks::Dropout*>(step.get()); dropout != nullptr && !training[mode]) {
+        dropout->probability = 0;
+      }
+      changed.steps[modes[mode].first] = step;
+    }
+    return changed;
+  }
+};
 
 at::Tensor Chain::forward(const std::vector<at::Tensor>& inputs) const {
-  TORCH_CHECK(block_, "Chain: there are no layers; ChainBuilder::build makes a chain of some");
-  std::vector<bool> batch_statistics;
-  std::transform(batch_statistics_.begin(), batch_statistics_.end(), std::back_inserter(batch_statistics),
-                 [](const auto& norm) { return norm(); });
-  return block_->run(inputs, all(parameters_), all(buffers_), batch_statistics);
+  TORCH_CHECK(layers_, "Chain: there are no layers; ChainBuilder::build makes a chain of some");
+  return layers_->block()->run(inputs, Layers::all(layers_->parameters), Layers::all(layers_->buffers)).front();
 }
 
-std::string Chain::plan() const { return block_ ? blocks::to_json(block_->plan()) : "[]"; }
+std::string Chain::plan() const {
+  return layers_ ? blocks::to_json(blocks::make_plan(layers_->program, layers_->options)) : "{}";
+}
 
-ChainBuilder::ChainBuilder(int64_t inputs) { program_.inputs = inputs; }
+int64_t Chain::saved_bytes() const { return layers_ && layers_->last ? layers_->last->saved_bytes() : 0; }
+
+ChainBuilder::ChainBuilder(int64_t inputs) : layers_(std::make_shared<Chain::Layers>()) {
+  layers_->program.inputs = inputs;
+}
+
+Value ChainBuilder::add_convolution(Value input, Tensor weight, Tensor bias, ConvolutionOptions options) {
+  auto step = std::make_shared<blocks::Convolution>();
+  step->inputs = {input};
+  step->weight = layers_->add_parameter(std::move(weight));
+  step->bias = layers_->add_optional_parameter(std::move(bias));
+  step->stride = std::move(options.stride);
+  step->padding = std::move(options.padding);
+  step->dilation = std::move(options.dilation);
+  step->groups = options.groups;
+  step->transposed = options.transposed;
+  step->output_padding = std::move(options.output_padding);
+  return layers_->program.add(step);
+}
+
+Value ChainBuilder::add_linear(Value input, Tensor weight, Tensor bias) {
+  auto step = std::make_shared<blocks::Linear>();
+  step->inputs = {input};
+  step->weight = layers_->add_parameter(std::move(weight));
+  step->bias = layers_->add_optional_parameter(std::move(bias));
+  return layers_->program.add(step);
+}
+
+Value ChainBuilder::add_norm(Value input, NormTensors tensors, NormOptions options) {
+  auto step = std::make_shared<blocks::BatchNorm>();
+  step->inputs = {input};
+  step->weight = layers_->add_optional_parameter(std::move(tensors.weight));
+  step->bias = layers_->add_optional_parameter(std::move(tensors.bias));
+  step->running_mean = layers_->add_buffer(std::move(tensors.running_mean));
+  step->running_var = layers_->add_buffer(std::move(tensors.running_var));
+  step->num_batches_tracked = layers_->add_buffer(std::move(tensors.num_batches_tracked));
+  step->momentum = options.momentum;
+  step->eps = options.eps;
+  step->group_name = std::move(options.group_name);
+  layers_->modes.emplace_back(layers_->program.steps.size(), std::move(options.is_training));
+  return layers_->program.add(step);
+}
+
+Value ChainBuilder::add_layer_norm(Value input, Tensor weight, Tensor bias, int64_t dimensions, double eps) {
+  auto step = std::make_shared<blocks::LayerNorm>();
+  step->inputs = {input};
+  step->weight = layers_->add_optional_parameter(std::move(weight));
+  step->bias = layers_->add_optional_parameter(std::move(bias));
+  step->dimensions = dimensions;
+  step->eps = eps;
+  return layers_->program.add(step);
+}
 
 Value ChainBuilder::activation(Value input, ActivationKind kind, double slope) {
-  return program_.add(blocks::Activation{input, kind, slope});
+  return layers_->program.add(std::make_shared<blocks::Activation>(input, kind, slope));
 }
 
-Value ChainBuilder::add(Value first, Value second) { return program_.add(blocks::Add{first, second}); }
+Value ChainBuilder::add(Value first, Value second) {
+  return layers_->program.add(std::make_shared<blocks::Add>(first, second));
+}
 
 Value ChainBuilder::max_pool(Value input, const MaxPool2dWindow& window) {
-  return program_.add(blocks::MaxPool{input, window});
+  const auto list = [](const std::array<int64_t, 2>& entries) {
+    return std::vector<int64_t>(entries.begin(), entries.end());
+  };
+  auto step = std::make_shared<blocks::MaxPool>();
+  step->inputs = {input};
+  step->kernel_size = list(window.kernel_size);
+  step->stride = list(window.stride);
+  step->padding = list(window.padding);
+  step->dilation = list(window.dilation);
+  step->ceil_mode = window.ceil_mode;
+  return layers_->program.add(step);
+}
+
+Value ChainBuilder::dropout(Value input, double probability, std::function<bool()> is_training) {
+  auto step = std::make_shared<blocks::Dropout>();
+  step->inputs = {input};
+  step->probability = probability;
+  layers_->modes.emplace_back(layers_->program.steps.size(), std::move(is_training));
+  return layers_->program.add(step);
 }
 
 Chain ChainBuilder::build(const blocks::PlanOptions& options) {
-  chain_.block_ = std::make_shared<const blocks::Block>(std::move(program_), options);
-  return std::move(chain_);
-}
-
-blocks::Index ChainBuilder::add_parameter(std::function<at::Tensor()> tensor) {
-  chain_.parameters_.push_back(std::move(tensor));
-  return static_cast<blocks::Index>(chain_.parameters_.size()) - 1;
-}
-
-blocks::Index ChainBuilder::add_buffer(std::function<at::Tensor()> tensor) {
-  chain_.buffers_.push_back(std::move(tensor));
-  return static_cast<blocks::Index>(chain_.buffers_.size()) - 1;
+  blocks::Program& program = layers_->program;
+  program.results = {{program.values() - 1}};
+  layers_->options = options;
+  blocks::make_plan(program, options);  // for its errors
+  Chain chain;
+  chain.layers_ = std::move(layers_);
+  return chain;
 }
 
 }  // namespace actnn::nn

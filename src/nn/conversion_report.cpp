@@ -11,12 +11,30 @@ namespace {
 
 std::string shown_path(const ConversionEntry& entry) { return entry.path.empty() ? "(root)" : entry.path; }
 
-std::string shown_outcome(const ConversionEntry& entry) {
+/// "chains: 0 1 2, 4 5"
+std::string shown_chains(const ConversionReport& report, const std::string& path) {
+  std::string chains;
+  for (const ChainEntry& entry : report.chains) {
+    if (entry.path != path) {
+      continue;
+    }
+    if (entry.layers.empty()) {
+      return "no chain: " + entry.reason;
+    }
+    chains += chains.empty() ? "chains:" : ",";
+    for (const std::string& layer : entry.layers) {
+      chains += " " + layer;
+    }
+  }
+  return chains;
+}
+
+std::string shown_outcome(const ConversionReport& report, const ConversionEntry& entry) {
   switch (entry.outcome) {
     case ConversionOutcome::kConverted:
       return "-> " + entry.replacement + (entry.reason.empty() ? "" : " (" + entry.reason + ")");
     case ConversionOutcome::kTraversed:
-      return entry.reason;
+      return entry.reason.empty() ? shown_chains(report, entry.path) : entry.reason;
     default:
       return "left alone: " + entry.reason;
   }
@@ -53,7 +71,7 @@ std::ostream& operator<<(std::ostream& stream, const ConversionReport& report) {
   for (const auto& entry : report.entries) {
     std::ostringstream line;
     line << std::left << "  " << std::setw(static_cast<int>(path_width)) << shown_path(entry) << "  "
-         << std::setw(static_cast<int>(type_width)) << entry.type << "  " << shown_outcome(entry);
+         << std::setw(static_cast<int>(type_width)) << entry.type << "  " << shown_outcome(report, entry);
     std::string text = line.str();
     text.erase(text.find_last_not_of(' ') + 1);
     stream << text << '\n';

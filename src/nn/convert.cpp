@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "actnn/nn/quantized_module.h"
+#include "src/nn/convert_chains.h"
 #include "src/nn/layer_registry.h"
 #include "src/nn/parameters.h"
 
@@ -195,8 +196,10 @@ class Converter {
       return false;
     }
     leave_alone(path, module, named ? "skipped by name" : "skipped by skip_if");
+    skipped_.insert(&module);
     for (const auto& below : module.named_modules(path, /*include_self=*/false)) {
       leave_alone(below.key(), *below.value(), "skipped with '" + path + "'");
+      skipped_.insert(below.value().get());
     }
     return true;
   }
@@ -215,6 +218,11 @@ class Converter {
     if (first_time) {
       for (const auto& child : children) {
         visit(path, module, elements, child.key(), child.value());
+      }
+      if (auto* sequential = module.as<torch::nn::SequentialImpl>(); sequential != nullptr && options_.chains) {
+        for (ChainEntry& entry : make_chains(path, *sequential, skipped_)) {
+          report_.chains.push_back(std::move(entry));
+        }
       }
     }
   }
@@ -273,6 +281,7 @@ class Converter {
   ConversionReport report_;
   std::unordered_map<const Module*, Converted> converted_;
   std::unordered_map<const Module*, std::string> visited_;  // containers and where they were first met
+  std::unordered_set<const Module*> skipped_;
 };
 
 }  // namespace

@@ -3,29 +3,61 @@
 #include <c10/util/Exception.h>
 
 #include <array>
+#include <string>
 
 namespace actnn {
 namespace {
 
 using enum ActivationFunction;
 
+struct NamedActivation {
+  ActivationKind kind;
+  const char* name;
+};
+
+constexpr std::array kNames{NamedActivation{ActivationKind::kReLU, "relu"},
+                            NamedActivation{ActivationKind::kReLU6, "relu6"},
+                            NamedActivation{ActivationKind::kLeakyReLU, "leaky_relu"},
+                            NamedActivation{ActivationKind::kSiLU, "silu"},
+                            NamedActivation{ActivationKind::kHardswish, "hardswish"},
+                            NamedActivation{ActivationKind::kGELU, "gelu"},
+                            NamedActivation{ActivationKind::kGELUTanh, "gelu_tanh"},
+                            NamedActivation{ActivationKind::kSigmoid, "sigmoid"},
+                            NamedActivation{ActivationKind::kTanh, "tanh"}};
+
 constexpr std::array kFunctions{kLeakyReLU, kReLU6, kSiLU, kHardswish};
 
-}  // namespace
-
-const char* name_of(ActivationFunction function) {
+constexpr ActivationKind kind_of(ActivationFunction function) {
   switch (function) {
     case kReLU6:
-      return "relu6";
+      return ActivationKind::kReLU6;
     case kSiLU:
-      return "silu";
+      return ActivationKind::kSiLU;
     case kHardswish:
-      return "hardswish";
+      return ActivationKind::kHardswish;
     case kLeakyReLU:
       break;
   }
-  return "leaky_relu";
+  return ActivationKind::kLeakyReLU;
 }
+
+}  // namespace
+
+const char* name_of(ActivationKind kind) { return kNames.at(static_cast<size_t>(kind)).name; }
+
+ActivationKind activation_kind(const char* op, std::string_view name) {
+  std::string known;
+  for (const NamedActivation& activation : kNames) {
+    if (name == activation.name) {
+      return activation.kind;
+    }
+    known += known.empty() ? "" : ", ";
+    known += activation.name;
+  }
+  C10_THROW_ERROR(ValueError, c10::str(op, ": an activation must be one of ", known, ", got ", name));
+}
+
+const char* name_of(ActivationFunction function) { return name_of(kind_of(function)); }
 
 PackedDerivative packed_derivative(const char* op, std::string_view activation, int64_t bits) {
   for (const ActivationFunction function : kFunctions) {

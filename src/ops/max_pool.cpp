@@ -13,6 +13,7 @@
 #include "src/ops/checks.h"
 #include "src/ops/max_pool_checks.h"
 #include "src/ops/tensors.h"
+#include "src/ops/window_count.h"
 
 namespace actnn {
 namespace {
@@ -43,22 +44,6 @@ MaxPool2dWindow check_window(const char* op, const MaxPool2dArguments& arguments
   return window;
 }
 
-template <class Int>
-Int output_extent(const Int& input, const MaxPool2dWindow& window, size_t d) {
-  const int64_t reach = window.dilation[d] * (window.kernel_size[d] - 1);
-  const Int room = input + (2 * window.padding[d] - reach - 1 + (window.ceil_mode ? window.stride[d] - 1 : 0));
-  // Not a division of a negative number: too small an input is reported as an extent of 0.
-  if (room < 0) {
-    return Int(0);
-  }
-  Int extent = room / window.stride[d] + 1;
-  // In ceil mode the last window must begin inside the input or its left padding.
-  if (window.ceil_mode && (extent - 1) * window.stride[d] >= input + window.padding[d]) {
-    extent = extent - 1;
-  }
-  return extent;
-}
-
 /// Shape of the output for an input of this shape, [C, H, W] or [N, C, H, W].
 template <class Int>
 std::vector<Int> output_size(const char* op, c10::ArrayRef<Int> input, const MaxPool2dWindow& window) {
@@ -70,7 +55,11 @@ std::vector<Int> output_size(const char* op, c10::ArrayRef<Int> input, const Max
   std::vector<Int> size = input.vec();
   for (size_t d = 0; d < 2; ++d) {
     Int& extent = size[size.size() - 2 + d];
-    extent = output_extent(extent, window, d);
+    extent = window_count(extent, SlidingWindow<Int>{.kernel_size = window.kernel_size[d],
+                                                     .stride = window.stride[d],
+                                                     .padding = window.padding[d],
+                                                     .dilation = window.dilation[d],
+                                                     .ceil_mode = window.ceil_mode});
     TORCH_CHECK_VALUE(extent > 0, op, ": the window must fit the padded input, got input ", input, ", kernel_size ",
                       c10::IntArrayRef(window.kernel_size), ", dilation ", c10::IntArrayRef(window.dilation));
   }

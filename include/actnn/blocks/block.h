@@ -1,20 +1,21 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "actnn/blocks/plan.h"
 
 /// \file
-/// A program run as one node of autograd. Forward keeps packed copies only; backward makes activations again, one at a time,
-/// gradients of weights before those of inputs, in place where nobody else holds the memory.
+/// A program run as one node of autograd. Forward saves packed copies only, as saved variables that hooks see; backward makes activations
+/// again, one at a time, gradients of weights before those of inputs, in place where nobody else holds the memory.
 
 namespace actnn::blocks {
+
+struct PreparedPlan;
 
 /// A planned program, ready to run; copies share it. Safe to use from several threads.
 class Block {
@@ -22,27 +23,30 @@ class Block {
   explicit Block(Program program, const PlanOptions& options = {});
   explicit Block(Plan plan);
 
-  /// The result of the program for `inputs` [N, C, ...] of one dtype (float32, float16 or bfloat16); channels_last if an input or the
-  /// weight of a convolution is, else contiguous, by copies at both ends: inside of a block all is channels_last. Gradients of parameters and inputs are unbiased (those of norms up to what a norm's own statistics add). Running
-  /// statistics are updated where `batch_statistics`, one per norm in the program's order, is true; else they are used. A norm with a
-  /// group then takes the statistics of all ranks' batches, of any sizes: all ranks must run the same blocks in the same order, forward
-  /// and backward. Gradients of parameters stay those of the rank. Under autocast
-  /// inputs, and the weights of convolutions, are taken in its type. Draws from torch's generator. No host synchronization; deterministic
-  /// but for the noise where torch's convolutions are.
+  /// The results of the program, then the tensors of the copies that the plan exports. Floating inputs are float32, float16 or
+  /// bfloat16; where the program names no dtypes, all values have the type of autocast or of the first input, which parameters that are
+  /// multiplied must have, too. Values [N, C, ...] are channels_last inside; results are channels_last if an input or the weight of
+  /// a convolution is, else contiguous, by copies at both ends. Gradients of parameters and inputs are unbiased (those of norms up to what a
+  /// norm's own statistics add). A batch norm in training updates its running statistics; one with a group takes the statistics of all
+  /// ranks' batches, of any sizes: all ranks must run the same blocks in the same order, forward and backward. Gradients of
+  /// parameters stay those of the rank. Draws from torch's generator. No host synchronization; deterministic but for the noise where torch's
+  /// functions are.
   ///
-  /// Errors (c10::ValueError, c10::TypeError): lists of other lengths than the program names, dtypes, shapes, groups that are not
+  /// `integers`: those that the program names; `copies`: the tensors of the imports, in order.
+  ///
+  /// Errors (c10::ValueError, c10::TypeError): lists of other lengths than the program names, dtypes, devices, groups that are not
   /// registered in this process.
-  at::Tensor run(const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& parameters,
-                 const std::vector<at::Tensor>& buffers, const std::vector<bool>& batch_statistics) const;
+  std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& parameters,
+                              const std::vector<at::Tensor>& buffers, const std::vector<c10::SymInt>& integers = {},
+                              const std::vector<at::Tensor>& copies = {}) const;
 
-  const Plan& plan() const { return *plan_; }
+  const Plan& plan() const;
 
-  /// Bytes that the last run kept for backward, without copies that another block or layer had already; 0 before.
-  int64_t kept_bytes() const { return *kept_bytes_; }
+  /// Bytes that the last run saved for backward, without imported copies; 0 before.
+  int64_t saved_bytes() const;
 
  private:
-  std::shared_ptr<const Plan> plan_;
-  std::shared_ptr<std::atomic<int64_t>> kept_bytes_ = std::make_shared<std::atomic<int64_t>>(0);
+  std::shared_ptr<const PreparedPlan> prepared_;
 };
 
 }  // namespace actnn::blocks

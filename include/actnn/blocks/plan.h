@@ -2,83 +2,109 @@
 
 #include <cstdint>
 #include <map>
-#include <optional>
+#include <set>
 #include <string>
-#include <variant>
+#include <utility>
 #include <vector>
 
 #include "actnn/blocks/program.h"
 #include "actnn/core/activation.h"
 
 /// \file
-/// How a program is run: which steps are one pass over memory, and what is kept of each value for backward. A plan is data: it
-/// can be printed, and changed before a block is made of it.
+/// How a program is run: which steps are one pass over memory, and what is saved of each value for backward. A plan is data: it can be
+/// printed, changed, and checked before a block is made of it.
 
 namespace actnn::blocks {
+
+/// What of a value is saved for backward.
+enum class Form : int8_t {
+  kCopy,         ///< an unbiased copy
+  kExact,        ///< the value itself
+  kNormalized,   ///< an unbiased copy of what a norm has normalized, before its weight and bias
+  kDerivative,   ///< an unbiased copy of an activation's derivative
+  kMask,         ///< where a gradient passes, a bit an element
+  kPositions,    ///< of the maxima in a pool's windows
+  kRandomState,  ///< that a dropout's mask is made of
+  kStatistics,   ///< a few numbers per channel, sample or row
+};
+
+/// How a value's elements lie in memory.
+enum class Layout : int8_t {
+  kPlain,     ///< contiguous
+  kChannels,  ///< [N, C, ...] with channels innermost: channels_last
+};
+
+/// How an unbiased copy is kept.
+struct CopyFormat {
+  enum class Kind : int8_t {
+    kPacked,  ///< one tensor, as `quantize`
+    kSplit,   ///< two: sign-split codes, and what leads from them to the value (ops/norm_act.h: packed, inverse)
+    kExact,   ///< one: the value
+  };
+  Kind kind = Kind::kPacked;
+  int64_t bits = 4;                  ///< but of exact ones
+  double slope = 1.0;                ///< of a split copy
+  PackedDerivative derivative = {};  ///< of a split copy
+
+  int parts() const { return kind == Kind::kSplit ? 2 : 1; }
+};
+
+/// A copy of an input that somebody else packed; a run is given its tensors.
+struct Import {
+  Value input;
+  CopyFormat format;
+};
 
 struct PlanOptions {
   int64_t bits = 4;         ///< of copies, 2..8
   int64_t output_bits = 4;  ///< of copies of sums, 2..8
-  /// Norms in front of a sum: their input is computed again in backward, by the convolution that made it, instead of kept. Copies of 2
-  /// bits are too coarse for that, and the norm keeps a copy of its own then.
+  /// Norms in front of a sum: their input is computed again in backward, by the convolution that made it, instead of saved. Copies of 2
+  /// bits are too coarse for that, and the norm saves a copy of its own then.
   bool recompute = true;
-  int64_t norm_bits = 2;   ///< of copies of the normalized inputs of such norms, 2..7, where they are kept
+  int64_t norm_bits = 2;   ///< of copies of the normalized inputs of such norms, 2..7, where they are saved
   bool stochastic = true;  ///< false: copies are rounded to nearest, and biased
-  /// Other numbers of bits for copies of single values.
+  /// Other numbers of bits for what is saved of single values.
   std::map<Value, int64_t> value_bits = {};
+  /// Values whose copies are the values themselves, because they are small.
+  std::set<Value> exact = {};
 };
 
-/// Normalization, residual addition and activation in one pass (ops/norm_act.h); each of the three may be absent, but an activation that
-/// is not linear on two sides of 0 comes with a norm.
-struct NormActStage {
-  Value input = 0;
-  std::optional<BatchNorm> norm = std::nullopt;
-  size_t norm_number = 0;  ///< among the program's norms
-  std::optional<Value> residual = std::nullopt;
-  double slope = 1.0;  ///< below 0: 0 for ReLU and ReLU6, 1 for no activation and for SiLU and hardswish
-  Value output = 0;
-  int64_t bits = 0;        ///< of the copy that the pass packs, of the output or, for SiLU and hardswish, of the norm's
-  bool recompute = false;  ///< the norm's input is computed again in backward
-  int64_t norm_bits = 0;   ///< of the copy of the normalized input that the pass packs beside that of its sum
-  PackedDerivative derivative = {};  ///< of ReLU6, SiLU and hardswish, which the pass packs too
-
-  bool has_activation() const { return slope != 1.0 || derivative.function != ActivationFunction::kLeakyReLU; }
+/// A pass that computes several steps, or one in another way.
+struct Fusion {
+  std::string name;
+  std::vector<size_t> steps;  ///< numbers of the program's steps
 };
-
-struct ConvolutionStage {
-  Convolution convolution;
-  Value output = 0;
-};
-
-/// An activation that is not linear on two sides of 0, behind no norm: its derivative is kept.
-struct ActivationStage {
-  Activation activation;
-  Value output = 0;
-  int64_t bits = 0;  ///< of the derivative; 0: one bit, exact
-};
-
-struct MaxPoolStage {
-  MaxPool pool;
-  Value output = 0;
-};
-
-using Stage = std::variant<ConvolutionStage, NormActStage, ActivationStage, MaxPoolStage>;
 
 struct Plan {
   Program program;
   PlanOptions options;
-  std::vector<Stage> stages;
-  /// Bits of values that convolutions read and no pass packs: inputs, for example.
-  std::map<Value, int64_t> packed_values;
+  /// In the order they run in: the program's steps, or passes over memory that compute several of them.
+  std::vector<StepPointer> stages;
+  std::vector<Fusion> fusions;
+  std::vector<Layout> layouts;                            ///< of values
+  std::map<Value, CopyFormat> copies = {};                ///< saved if a run needs them
+  std::set<Value> recomputes = {};                        ///< values whose copies are computed from those of others
+  std::map<std::pair<Value, Form>, int64_t> saves = {};   ///< what else is saved if a run needs it, and its bits
+  std::vector<Import> imports = {};
+  std::vector<Value> exports = {};  ///< values whose copies a run returns
+
+  /// Of what a step saves of its output besides a copy.
+  int64_t saved_bits(Value output) const;
 };
 
-/// Throws c10::ValueError for bits outside 2..8, and as `check_program`.
-Plan make_plan(Program program, const PlanOptions& options = {});
+/// Throws c10::ValueError for bits out of range, and as `check_program`.
+Plan make_plan(Program program, const PlanOptions& options = {}, std::vector<Import> imports = {});
 
-/// {"bits": 4, "output_bits": 3, "recompute": true, "norm_bits": 2, "stochastic": true, "value_bits": {"3": 2}}; all may be left out.
-PlanOptions plan_options_from_json(const std::string& json);
+/// Throws c10::ValueError, with a sentence, unless backward finds all that it needs: for each value that a stage reads a copy of, one is
+/// saved, imported, or computed by a step that keeps copies unbiased, of copies that are there.
+void check_plan(const Plan& plan);
 
-/// What is done and kept, as JSON: a list of stages {"stage", "inputs", "output", "keeps", "bits"}.
+/// {"saves": [{"value": 3, "form": "copy", "bits": 4, "step": 1}], "recomputes": [2], "fusions": [{"name": "norm_act", "steps": [1, 2]}],
+/// "copies": {"3": {"copy": {...}, "tensors": 2}}}, with all gradients wanted. `copies`: of inputs and results, for exports.
 std::string to_json(const Plan& plan);
+
+/// {"program": {...}, "options": {...}, "imports": [{"input": 0, "copy": {...}}], "exports": [3]}; all but the program may be left out.
+/// Throws c10::ValueError as `make_plan`, and for unknown keys.
+Plan plan_from_json(const std::string& text);
 
 }  // namespace actnn::blocks

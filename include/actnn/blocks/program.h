@@ -1,103 +1,71 @@
 #pragma once
 
+#include <c10/core/ScalarType.h>
+
+#include <compare>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <variant>
 #include <vector>
 
-#include "actnn/ops/max_pool.h"
-
 /// \file
-/// A straight-line program of layers: what a block computes.
-///
-/// Values are numbered: first the inputs, then what each step makes. A step names parameters and buffers by their place in the lists
-/// that a run is given. Tensors are [N, C, ...].
+/// A straight-line program of steps: what a block computes. Values are numbered: first the inputs, then what each step makes, one
+/// after the other. A step names parameters and buffers by their places in the lists that a run is given.
 
 namespace actnn::blocks {
 
-using Value = int64_t;
-using Index = int64_t;
+/// A number that stands for something in one list, and is no other list's.
+template <class List>
+struct Index {
+  int64_t number = 0;
 
-/// `torch.nn.functional.conv1d` to `conv3d`; lists have one entry per spatial dimension.
-struct Convolution {
-  Value input = 0;
-  Index weight = 0;
-  std::optional<Index> bias = std::nullopt;
-  std::vector<int64_t> stride;
-  std::vector<int64_t> padding;
-  std::vector<int64_t> dilation;
-  int64_t groups = 1;
+  auto operator<=>(const Index&) const = default;
 };
 
-/// `torch.nn.BatchNorm1d` to `BatchNorm3d`. Weight and bias are parameters, the others buffers; none: not there.
-struct BatchNorm {
-  Value input = 0;
-  std::optional<Index> weight = std::nullopt;
-  std::optional<Index> bias = std::nullopt;
-  std::optional<Index> running_mean = std::nullopt;
-  std::optional<Index> running_var = std::nullopt;
-  std::optional<Index> num_batches_tracked = std::nullopt;
-  std::optional<double> momentum = 0.1;  ///< none: the average over all batches
-  double eps = 1e-5;
-  /// The process group whose ranks' batches together are the batch, by the name that it is registered under; none: this rank's is.
-  std::optional<std::string> group_name = std::nullopt;
-};
+using Value = Index<struct Values>;
+using ParameterIndex = Index<struct Parameters>;
+using BufferIndex = Index<struct Buffers>;
+using IntegerIndex = Index<struct Integers>;
 
-enum class ActivationKind : int8_t { kReLU, kReLU6, kLeakyReLU, kSiLU, kHardswish };
+/// The extent of a dimension: a number, -1 for what is left of the elements, or one of the integers that a run is given.
+using Extent = std::variant<int64_t, IntegerIndex>;
 
-struct Activation {
-  Value input = 0;
-  ActivationKind kind = ActivationKind::kReLU;
-  double slope = 0.01;  ///< of a leaky ReLU
-};
-
-struct Add {
-  Value first = 0;
-  Value second = 0;
-};
-
-struct MaxPool {
-  Value input = 0;
-  MaxPool2dWindow window{};
-};
-
-using Step = std::variant<Convolution, BatchNorm, Activation, Add, MaxPool>;
+class Step;
+using StepPointer = std::shared_ptr<const Step>;
 
 struct Program {
   int64_t inputs = 1;
-  std::vector<Step> steps;
+  int64_t integers = 0;  ///< sizes that a run is given
+  std::vector<StepPointer> steps;
+  std::vector<Value> results;
+  /// Of each value; empty: all have the run's (block.h).
+  std::vector<at::ScalarType> dtypes = {};
 
-  /// Appends a step and returns its value.
-  Value add(Step step);
-  /// The result: what the last step makes.
-  Value output() const { return values() - 1; }
-  Value values() const { return inputs + static_cast<int64_t>(steps.size()); }
-  const Step& step_of(Value value) const { return steps[value - inputs]; }
+  /// Appends a step, numbers its outputs, and returns the first of them. Throws c10::ValueError, with a sentence, for a step that reads
+  /// values which are not there yet, or has other fields than it may.
+  Value add(std::shared_ptr<Step> step);
 
+  int64_t values() const;
   /// How many parameters and buffers a run must be given.
   int64_t parameters() const;
   int64_t buffers() const;
 };
 
-/// The values that a step reads.
-std::vector<Value> operands(const Step& step);
-
-/// Throws c10::ValueError, with a sentence, unless every step reads values that are there before it.
+/// Throws c10::ValueError, with a sentence, unless the program has inputs, steps, and results among its values.
 void check_program(const Program& program);
 
-/// A program as JSON, and back:
+/// A program as JSON, and back (docs/blocks.md lists the steps and their fields):
 ///
 ///     {"inputs": 1, "steps": [
-///       {"op": "convolution", "inputs": [0], "parameters": [0, null], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1],
-///        "groups": 1},
-///       {"op": "batch_norm", "inputs": [1], "parameters": [1, 2], "buffers": [0, 1, 2], "momentum": 0.1, "eps": 1e-5},
+///       {"op": "convolution", "inputs": [0], "weight": 0, "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1]},
+///       {"op": "batch_norm", "inputs": [1], "weight": 1, "bias": 2, "training": true},
 ///       {"op": "activation", "inputs": [2], "kind": "relu"},
-///       {"op": "add", "inputs": [3, 0]},
-///       {"op": "max_pool", "inputs": [4], "kernel_size": [3, 3], "stride": [2, 2], "padding": [1, 1], "dilation": [1, 1],
-///        "ceil_mode": false}]}
+///       {"op": "add", "inputs": [3, 0]}],
+///      "results": [4]}
 ///
-/// A batch norm may have a "group_name" too. Kinds of activations: relu, relu6, leaky_relu (with "slope"), silu, hardswish. Throws c10::ValueError, with a sentence.
+/// Throws c10::ValueError, with a sentence, for unknown steps, fields that a step has not, fields of other types.
 std::string to_json(const Program& program);
 Program program_from_json(const std::string& json);
 

@@ -14,6 +14,19 @@
 
 namespace actnn {
 
+/// An activation with everything that is part of its name; a leaky ReLU has a slope besides.
+enum class ActivationKind : int8_t {
+  kReLU,
+  kReLU6,
+  kLeakyReLU,
+  kSiLU,
+  kHardswish,
+  kGELU,
+  kGELUTanh,  ///< GELU, approximated by tanh
+  kSigmoid,
+  kTanh
+};
+
 enum class ActivationFunction : uint8_t {
   kLeakyReLU,  ///< any slope below 0: ReLU, and no activation, are among them. Packs no derivatives.
   kReLU6,

@@ -188,7 +188,7 @@ TEST(Chain, RunsTorchsLayers) {
   torch::nn::Conv1d conv(torch::nn::Conv1dOptions(4, 8, 3).padding(1));
   torch::nn::BatchNorm1d norm(torch::nn::BatchNorm1dOptions(8).momentum(std::nullopt));
   actnn::nn::ChainBuilder builder(2);
-  const auto value = builder.norm(builder.convolution(builder.add(0, 1), conv), norm);
+  const auto value = builder.norm(builder.convolution(builder.add(builder.input(0), builder.input(1)), conv), norm);
   builder.activation(value, actnn::nn::ActivationKind::kReLU);
   const actnn::nn::Chain chain = builder.build({.bits = 8});
   const at::Tensor input = at::randn({4, 4, 10}).requires_grad_();
@@ -209,9 +209,9 @@ TEST(Chain, SaysWhatIsWrong) {
   EXPECT_THROW(actnn::nn::Chain().forward(at::randn({1, 2})), c10::Error);
   actnn::nn::ChainBuilder builder;
   torch::nn::Conv2d circular(torch::nn::Conv2dOptions(3, 4, 3).padding(1).padding_mode(torch::kCircular));
-  EXPECT_THROW(builder.convolution(0, circular), c10::ValueError);
+  EXPECT_THROW(builder.convolution(builder.input(), circular), c10::ValueError);
   torch::nn::Conv2d same(torch::nn::Conv2dOptions(3, 4, 3).padding(torch::kSame));
-  EXPECT_THROW(builder.convolution(0, same), c10::ValueError);
+  EXPECT_THROW(builder.convolution(builder.input(), same), c10::ValueError);
   EXPECT_THROW(actnn::nn::ChainBuilder().build(), c10::ValueError);
   actnn::nn::ConvNormAct2d single_bit(actnn::nn::ConvNormAct2dOptions(3, 4, 1).bits(1));
   EXPECT_THROW(single_bit->forward(at::randn({2, 3, 4, 4})), c10::ValueError);

@@ -1,0 +1,68 @@
+#include "src/blocks/copy_format.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "actnn/ops/quantize.h"
+#include "src/autograd/shared_copy.h"
+#include "src/ops/tensors.h"
+
+namespace actnn::blocks {
+namespace {
+
+/// Dimensions from the outermost to the innermost.
+std::vector<int64_t> memory_order(size_t rank, Layout layout) {
+  std::vector<int64_t> order(rank);
+  std::iota(order.begin(), order.end(), 0);
+  if (layout == Layout::kChannels && rank > 2) {
+    std::rotate(order.begin() + 1, order.begin() + 2, order.end());
+  }
+  return order;
+}
+
+}  // namespace
+
+std::vector<c10::SymInt> strides_of(c10::SymIntArrayRef size, Layout layout) {
+  std::vector<c10::SymInt> strides(size.size());
+  const std::vector<int64_t> order = memory_order(size.size(), layout);
+  c10::SymInt stride = 1;
+  for (auto dimension = order.rbegin(); dimension != order.rend(); ++dimension) {
+    strides[*dimension] = stride;
+    stride = stride * size[*dimension];
+  }
+  return strides;
+}
+
+at::Tensor in_layout(const at::Tensor& tensor, Layout layout) {
+  if (layout == Layout::kPlain || tensor.dim() <= 2) {
+    return tensor.contiguous();
+  }
+  const std::vector<int64_t> order = memory_order(tensor.dim(), layout);
+  std::vector<int64_t> back(order.size());
+  for (size_t place = 0; place < order.size(); ++place) {
+    back[order[place]] = static_cast<int64_t>(place);
+  }
+  const at::Tensor permuted = tensor.permute(order);
+  return permuted.is_contiguous() ? tensor : permuted.contiguous().permute(back);
+}
+
+std::vector<at::Tensor> pack_copy(const at::Tensor& value, const CopyFormat& format, bool stochastic) {
+  if (format.kind == CopyFormat::Kind::kExact) {
+    return {value};
+  }
+  return {quantize(value, {.bits = format.bits, .stochastic = stochastic})};
+}
+
+at::Tensor unpack_copy(const std::vector<at::Tensor>& tensors, const CopyFormat& format, c10::SymIntArrayRef size,
+                       Layout layout, at::ScalarType dtype) {
+  switch (format.kind) {
+    case CopyFormat::Kind::kSplit:
+      return SharedCopy{tensors[0], tensors[1], format.slope, format.bits, format.derivative}.decoded(size, dtype);
+    case CopyFormat::Kind::kExact:
+      return with_dtype(tensors[0], dtype);
+    default:
+      return dequantize(tensors[0], size, strides_of(size, layout), dtype, {.bits = format.bits});
+  }
+}
+
+}  // namespace actnn::blocks

@@ -1,0 +1,39 @@
+#include "src/blocks/fusions/fusion.h"
+
+#include <algorithm>
+
+namespace actnn::blocks {
+
+Window::Window(const Program& program_, const PlanOptions& options_, const std::vector<Layout>& layouts_)
+    : program(program_),
+      options(options_),
+      layouts(layouts_),
+      readers_(program_.values()),
+      producers_(program_.values(), nullptr) {
+  for (size_t number = 0; number < program.steps.size(); ++number) {
+    const Step& step = *program.steps[number];
+    for (const Value input : step.inputs) {
+      readers_[input.number].push_back(number);
+    }
+    producers_[step.output().number] = &step;
+  }
+}
+
+std::optional<size_t> Window::sole_reader(Value value) const {
+  const bool is_result = std::find(program.results.begin(), program.results.end(), value) != program.results.end();
+  const std::vector<size_t>& readers = readers_[value.number];
+  return readers.size() == 1 && !is_result ? std::optional(readers.front()) : std::nullopt;
+}
+
+bool Window::have_one_dtype(const std::vector<Value>& values) const {
+  return program.dtypes.empty() || std::all_of(values.begin(), values.end(), [&](Value value) {
+           return program.dtypes[value.number] == program.dtypes[values.front().number];
+         });
+}
+
+int64_t Window::bits_of(Value value, int64_t otherwise) const {
+  const auto own = options.value_bits.find(value);
+  return own == options.value_bits.end() ? otherwise : own->second;
+}
+
+}  // namespace actnn::blocks

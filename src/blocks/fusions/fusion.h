@@ -1,0 +1,57 @@
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "actnn/blocks/plan.h"
+#include "src/blocks/step.h"
+
+/// \file
+/// How steps become passes over memory that compute several of them: each fusion looks at a window of a program's steps.
+
+namespace actnn::blocks {
+
+/// A program while it is planned, as fusions see it.
+class Window {
+ public:
+  Window(const Program& program, const PlanOptions& options, const std::vector<Layout>& layouts);
+
+  const Program& program;
+  const PlanOptions& options;
+  const std::vector<Layout>& layouts;
+
+  /// The step that makes a value as its first output, if it is a `Kind`.
+  template <class Kind>
+  const Kind* made_by(Value value) const {
+    return dynamic_cast<const Kind*>(producers_[value.number]);
+  }
+  /// The step that alone reads a value which is no result, if there is one; none for several readers.
+  std::optional<size_t> sole_reader(Value value) const;
+  template <class Kind>
+  const Kind* sole_reader_as(Value value) const {
+    const std::optional<size_t> reader = sole_reader(value);
+    return reader ? dynamic_cast<const Kind*>(program.steps[*reader].get()) : nullptr;
+  }
+  /// Whether values have one dtype.
+  bool have_one_dtype(const std::vector<Value>& values) const;
+  /// The bits of what is saved of a value.
+  int64_t bits_of(Value value, int64_t otherwise) const;
+
+ private:
+  std::vector<std::vector<size_t>> readers_;
+  std::vector<const Step*> producers_;
+};
+
+/// A pass, the program's steps that it computes, and the one in whose place it runs.
+struct FusedPass {
+  std::shared_ptr<Step> pass;
+  std::vector<size_t> steps;
+  size_t place;
+};
+
+/// The passes of batch norms, of residual additions and of piecewise linear activations (fusions/norm_act.h), in the program's order.
+std::vector<FusedPass> find_norm_act_passes(const Window& window);
+
+}  // namespace actnn::blocks

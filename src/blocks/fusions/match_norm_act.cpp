@@ -1,0 +1,208 @@
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "actnn/core/sign_split.h"
+#include "src/blocks/fusions/fusion.h"
+#include "src/blocks/fusions/norm_act.h"
+#include "src/blocks/steps/activation.h"
+#include "src/blocks/steps/add.h"
+#include "src/blocks/steps/convolution.h"
+
+namespace actnn::blocks {
+namespace {
+
+/// The fewest bits of a copy that a convolution may be computed again from: its noise is in both factors of a weight's gradient then.
+constexpr int64_t kFewestRecomputeBits = 3;
+
+class Matcher {
+ public:
+  explicit Matcher(const Window& window) : window_(window), summed_by_(window.program.steps.size()) {
+    for (size_t step = 0; step < window.program.steps.size(); ++step) {
+      find_summand(step);
+    }
+  }
+
+  std::vector<FusedPass> passes() {
+    for (size_t number = 0; number < window_.program.steps.size(); ++number) {
+      const Step& step = *window_.program.steps[number];
+      if (taken_.contains(number) || window_.layouts[step.output().number] != Layout::kChannels) {
+        continue;
+      }
+      if (const auto* norm = dynamic_cast<const BatchNorm*>(&step); norm != nullptr && !summed_by_[number]) {
+        add_norm(*norm, number);
+      } else if (const auto* sum = dynamic_cast<const Add*>(&step); sum != nullptr && !sum->broadcast) {
+        add_sum(*sum, number);
+      } else if (const auto* activation = dynamic_cast<const Activation*>(&step)) {
+        add_activation(*activation, number);
+      }
+    }
+    return std::move(passes_);
+  }
+
+ private:
+  /// The norm of a sum that is part of its pass: the later one, whose pass can read the other summand.
+  void find_summand(size_t step) {
+    const auto* sum = dynamic_cast<const Add*>(window_.program.steps[step].get());
+    if (sum == nullptr || sum->broadcast) {
+      return;
+    }
+    const Value later = std::max(sum->inputs[0], sum->inputs[1]);
+    const Value earlier = std::min(sum->inputs[0], sum->inputs[1]);
+    for (const Value summand : {later, earlier}) {
+      const auto* norm = window_.made_by<BatchNorm>(summand);
+      if (norm != nullptr && window_.sole_reader(summand) &&
+          window_.have_one_dtype({norm->inputs[0], later, earlier, sum->output()})) {
+        summed_by_[number_of(*norm)] = step;
+        return;
+      }
+    }
+  }
+
+  size_t number_of(const Step& step) const {
+    const auto found = std::find_if(window_.program.steps.begin(), window_.program.steps.end(),
+                                    [&](const StepPointer& pointer) { return pointer.get() == &step; });
+    return found - window_.program.steps.begin();
+  }
+
+  void add_norm(const BatchNorm& norm, size_t number) {
+    NormAct pass;
+    pass.inputs = norm.inputs;
+    pass.norm = norm;
+    add(pass, {number}, norm.output());
+  }
+
+  void add_sum(const Add& sum, size_t number) {
+    NormAct pass;
+    pass.has_residual = true;
+    const auto summed = std::find(summed_by_.begin(), summed_by_.end(), std::optional(number));
+    if (summed == summed_by_.end()) {
+      if (!window_.have_one_dtype({sum.inputs[0], sum.inputs[1], sum.output()})) {
+        return;
+      }
+      pass.inputs = sum.inputs;
+      add(pass, {number}, sum.output());
+      return;
+    }
+    const size_t norm_number = summed - summed_by_.begin();
+    const auto& norm = dynamic_cast<const BatchNorm&>(*window_.program.steps[norm_number]);
+    pass.norm = norm;
+    pass.inputs = {norm.inputs[0], norm.output() == sum.inputs[0] ? sum.inputs[1] : sum.inputs[0]};
+    if (!can_recompute(norm)) {
+      pass.norm_bits = std::min<int64_t>(window_.bits_of(norm.output(), window_.options.norm_bits), kMostNormalizedBits);
+    }
+    add(pass, {norm_number, number}, sum.output());
+  }
+
+  void add_activation(const Activation& activation, size_t number) {
+    const std::optional<PiecewiseActivation> piecewise = piecewise_activation(activation);
+    const bool is_small = window_.options.exact.contains(activation.output());
+    if (!is_small && piecewise && piecewise->has_two_slopes() && piecewise->slope != 1.0 &&
+        window_.have_one_dtype({activation.inputs[0], activation.output()})) {
+      NormAct pass;
+      pass.inputs = activation.inputs;
+      pass.has_activation = true;
+      pass.slope = piecewise->slope;
+      add(pass, {number}, activation.output());
+    }
+  }
+
+  /// An activation as the pass has it.
+  struct PiecewiseActivation {
+    double slope;
+    ActivationFunction function;
+
+    bool has_two_slopes() const { return function == ActivationFunction::kLeakyReLU; }
+  };
+
+  static std::optional<PiecewiseActivation> piecewise_activation(const Activation& activation) {
+    switch (activation.kind) {
+      case ActivationKind::kReLU:
+        return PiecewiseActivation{0.0, ActivationFunction::kLeakyReLU};
+      case ActivationKind::kLeakyReLU:
+        return PiecewiseActivation{activation.slope, ActivationFunction::kLeakyReLU};
+      case ActivationKind::kReLU6:
+        return PiecewiseActivation{0.0, ActivationFunction::kReLU6};
+      case ActivationKind::kSiLU:
+        return PiecewiseActivation{1.0, ActivationFunction::kSiLU};
+      case ActivationKind::kHardswish:
+        return PiecewiseActivation{1.0, ActivationFunction::kHardswish};
+      default:
+        return std::nullopt;
+    }
+  }
+
+  /// The activation behind a pass becomes part of it. What has derivatives needs a norm in the pass, and no second packing.
+  void add_activation_behind(NormAct& pass, std::vector<size_t>& steps, Value& output) const {
+    const auto* activation = window_.sole_reader_as<Activation>(output);
+    if (activation == nullptr || pass.has_activation || !window_.have_one_dtype({output, activation->output()})) {
+      return;
+    }
+    const std::optional<PiecewiseActivation> behind = piecewise_activation(*activation);
+    if (behind && (behind->has_two_slopes() || (pass.norm && pass.norm_bits == 0))) {
+      steps.push_back(*window_.sole_reader(output));
+      output = activation->output();
+      pass.has_activation = behind->slope != 1.0 || !behind->has_two_slopes();
+      pass.slope = behind->slope;
+      pass.derivative.function = behind->function;
+    }
+  }
+
+  /// The pass with the activation behind it, and what it packs.
+  void add(NormAct pass, std::vector<size_t> steps, Value output) {
+    const Value before = output;
+    const size_t place = steps.back();
+    if (!pass.norm || window_.have_one_dtype({pass.inputs[0], output})) {
+      add_activation_behind(pass, steps, output);
+    }
+    const PlanOptions& options = window_.options;
+    pass.outputs = {output};
+    const bool is_summand = pass.norm && !pass.has_residual && !pass.has_activation &&
+                            window_.sole_reader_as<Add>(output) != nullptr;
+    pass.recompute = pass.norm && (pass.has_residual || is_summand) && can_recompute(*pass.norm);
+    if (pass.slope != 1.0 || (pass.norm && !pass.has_residual && !pass.recompute)) {
+      const bool is_output = pass.has_residual || is_summand;
+      const Value copied = gives_output(pass.derivative.function) ? output : before;
+      pass.bits = window_.bits_of(copied, is_output ? options.output_bits : options.bits);
+    }
+    if (pass.derivative.function == ActivationFunction::kReLU6) {
+      pass.derivative.bits = 1;
+    } else if (pass.derivative.function != ActivationFunction::kLeakyReLU) {
+      pass.derivative.bits =
+          static_cast<int>(std::min<int64_t>(window_.bits_of(output, options.bits), kMostDerivativeBits));
+    }
+    if (const std::optional<CopyFormat> format = pass.packs(output)) {
+      split_bits_[output] = format->bits;
+    }
+    taken_.insert(steps.begin(), steps.end());
+    passes_.push_back({std::make_shared<NormAct>(std::move(pass)), std::move(steps), place});
+  }
+
+  /// Whether a convolution makes the norm's input, for it alone, of a value with a copy that is fine enough. Not of an input of
+  /// the program: its copy is somebody else's, of whatever bits.
+  bool can_recompute(const BatchNorm& norm) const {
+    const Value made = norm.inputs[0];
+    if (!window_.options.recompute || made.number < window_.program.inputs || !window_.sole_reader(made)) {
+      return false;
+    }
+    const auto* convolution = window_.made_by<Convolution>(made);
+    if (convolution == nullptr || convolution->inputs[0].number < window_.program.inputs) {
+      return false;
+    }
+    const auto split = split_bits_.find(convolution->inputs[0]);
+    return (split == split_bits_.end() ? window_.bits_of(convolution->inputs[0], window_.options.bits)
+                                       : split->second) >= kFewestRecomputeBits;
+  }
+
+  const Window& window_;
+  std::vector<std::optional<size_t>> summed_by_;  // of norms: the addition whose pass has it
+  std::set<size_t> taken_;
+  std::map<Value, int64_t> split_bits_;  // of the copies that passes pack
+  std::vector<FusedPass> passes_;
+};
+
+}  // namespace
+
+std::vector<FusedPass> find_norm_act_passes(const Window& window) { return Matcher(window).passes(); }
+
+}  // namespace actnn::blocks

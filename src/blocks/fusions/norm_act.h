@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "src/blocks/gradient.h"
+#include "src/blocks/step.h"
+#include "src/blocks/steps/batch_norm.h"
+
+namespace actnn::blocks {
+
+/// Batch normalization, residual addition and activation in one pass over memory (ops/norm_act.h), which packs what backward needs as
+/// it goes. Each of the three may be absent, but an activation that is not linear on two sides of 0 comes with a norm. A batch norm
+/// alone is computed by it, too.
+///
+/// With a norm and no residual, it saves the sides of the activation and the normalized values in one: the copy of its output, or, where
+/// that has none (SiLU, hardswish), normalized values and derivatives. In front of a residual addition, the norm's input is computed again,
+/// or normalized values are saved beside the copy of the sum.
+struct NormAct : StepOf<NormAct> {
+  static constexpr const char* kName = "norm_act";
+
+  std::optional<BatchNorm> norm = std::nullopt;
+  bool has_residual = false;     ///< the second input
+  bool has_activation = false;
+  double slope = 1.0;            ///< below 0: 0 for ReLU and ReLU6, 1 for no activation and for SiLU and hardswish
+  PackedDerivative derivative = {};
+  int64_t bits = 0;              ///< of what the pass packs: of the output or, for SiLU and hardswish, of the norm's; 0: nothing
+  int64_t norm_bits = 0;         ///< of normalized values packed beside a sum; 0: none
+  bool recompute = false;        ///< the norm's input is computed again
+
+  LayoutRule layout_rule() const override { return LayoutRule::kChannels; }
+  std::vector<Sizes> infer_sizes(const KnownSizes& known) const override { return {known.sizes(inputs[0])}; }
+  std::vector<ParameterIndex> parameters() const override;
+  std::vector<Need> needs(const Wants& wants) const override;
+  bool recomputes_inputs() const override { return recompute; }
+  std::optional<CopyFormat> packs(Value output) const override;
+  std::vector<at::Tensor> compute(Operands& operands) const override;
+  void forward(ForwardRun& run) const override;
+  void backward(BackwardRun& run) const override;
+
+ private:
+  bool needs_normalized(const Wants& wants) const;
+  bool packs_normalized(const Wants& wants) const { return norm_bits != 0 && needs_normalized(wants); }
+  /// Whether the numbers of channels are saved: of an input that is computed again, or of which only the sides count.
+  bool saves_channels(const Wants& wants) const;
+  std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize(ForwardRun& run, const at::Tensor& x,
+                                                           at::Tensor& rows) const;
+  void pass_through(BackwardRun& run, Gradient gradient) const;
+};
+
+}  // namespace actnn::blocks

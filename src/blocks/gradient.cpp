@@ -1,0 +1,32 @@
+#include "src/blocks/gradient.h"
+
+#include <ATen/ops/add.h>
+
+#include <utility>
+
+namespace actnn::blocks {
+
+bool is_owned(const at::Tensor& tensor) { return tensor.use_count() == 1 && tensor.storage().use_count() == 1; }
+
+void Gradient::add(at::Tensor part) {
+  if (!first.defined()) {
+    first = std::move(part);
+  } else if (!second.defined()) {
+    second = std::move(part);
+  } else {
+    join();
+    second = std::move(part);
+  }
+}
+
+void Gradient::join() {
+  if (second.defined()) {
+    if (!is_owned(first) || first.scalar_type() != second.scalar_type()) {
+      std::swap(first, second);
+    }
+    first = is_owned(first) && first.scalar_type() == second.scalar_type() ? first.add_(second) : at::add(first, second);
+    second.reset();
+  }
+}
+
+}  // namespace actnn::blocks

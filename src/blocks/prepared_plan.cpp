@@ -1,0 +1,32 @@
+#include "src/blocks/prepared_plan.h"
+
+#include <unordered_map>
+
+namespace actnn::blocks {
+
+std::shared_ptr<const Schedule> PreparedPlan::schedule(const std::vector<bool>& wanted, bool exports) const {
+  const std::lock_guard lock(mutex_);
+  std::shared_ptr<const Schedule>& known = schedules_[{wanted, exports}];
+  if (known == nullptr) {
+    known = std::make_shared<const Schedule>(make_schedule(plan, wanted, exports));
+  }
+  return known;
+}
+
+std::shared_ptr<const PreparedPlan> prepared_plan(const std::string& text) {
+  static std::mutex mutex;
+  static std::unordered_map<std::string, std::shared_ptr<const PreparedPlan>> plans;
+  const std::lock_guard lock(mutex);
+  std::shared_ptr<const PreparedPlan>& known = plans[text];
+  if (known == nullptr) {
+    try {
+      known = std::make_shared<const PreparedPlan>(plan_from_json(text), text);
+    } catch (...) {
+      plans.erase(text);
+      throw;
+    }
+  }
+  return known;
+}
+
+}  // namespace actnn::blocks

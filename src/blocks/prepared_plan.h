@@ -1,0 +1,34 @@
+#pragma once
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "actnn/blocks/plan.h"
+#include "src/blocks/schedule.h"
+
+namespace actnn::blocks {
+
+/// A plan that is run many times, and its schedules so far.
+struct PreparedPlan {
+  explicit PreparedPlan(Plan plan_, std::string text_ = {}) : plan(std::move(plan_)), text(std::move(text_)) {}
+
+  std::shared_ptr<const Schedule> schedule(const std::vector<bool>& wanted, bool exports) const;
+
+  const Plan plan;
+  const std::string text;  ///< that it was made of, for ops that compilers trace; empty: none
+  mutable std::atomic<int64_t> saved_bytes = 0;
+
+ private:
+  mutable std::mutex mutex_;
+  mutable std::map<std::pair<std::vector<bool>, bool>, std::shared_ptr<const Schedule>> schedules_;
+};
+
+/// The plan of a program's text (`plan_from_json`), made once in a process.
+std::shared_ptr<const PreparedPlan> prepared_plan(const std::string& text);
+
+}  // namespace actnn::blocks

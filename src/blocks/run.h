@@ -1,0 +1,66 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <vector>
+
+#include "src/blocks/copy_format.h"
+#include "src/blocks/gradient.h"
+#include "src/blocks/step.h"
+
+/// \file
+/// What a step sees of a run: values, parameters, what is saved, gradients.
+
+namespace actnn::blocks {
+
+/// Forward, as a step sees it. `value` is undefined once all readers have run.
+class ForwardRun : public Operands, public Wants {
+ public:
+  virtual void set(Value value, at::Tensor tensor) = 0;
+  virtual std::optional<at::Tensor> buffer(const std::optional<BufferIndex>& index) const = 0;
+  /// Whether a form of a value must be saved in this run, and the saving of it.
+  virtual bool saves(Value value, Form form) const = 0;
+  virtual void save(Value value, Form form, std::vector<at::Tensor> tensors) = 0;
+  virtual Layout layout(Value value) const = 0;
+  virtual bool stochastic() const = 0;  ///< false: copies are rounded to nearest
+  /// Of what the step saves of an output besides its copy: a normalized value, a derivative.
+  virtual int64_t saved_bits(Value output) const = 0;
+
+ private:
+  /// Forward has not saved anything that its own steps read.
+  const std::vector<at::Tensor>& saved(Value value, Form form) const final;
+};
+
+/// Backward, as a step sees it.
+class BackwardRun : public Wants {
+ public:
+  /// The gradient of an output; whoever takes it owns it. Undefined if nobody gave one.
+  virtual Gradient take(Value value) = 0;
+  /// Adds to the gradient of an input, or of a parameter; of any floating dtype.
+  virtual void add(Value value, at::Tensor gradient) = 0;
+  /// The gradient of an input so far, to be added to in place and given back by `add`: none if there is none yet, or others see it.
+  virtual std::optional<at::Tensor> take_owned(Value value) = 0;
+  virtual void add(ParameterIndex index, at::Tensor gradient) = 0;
+
+  /// An unbiased copy, the caller's own if nobody reads it later.
+  virtual at::Tensor copy(Value value) = 0;
+  virtual const std::vector<at::Tensor>& saved(Value value, Form form) const = 0;
+  virtual bool has_saved(Value value, Form form) const = 0;
+  /// As `Operands::parameter`.
+  virtual const at::Tensor& parameter(ParameterIndex index) const = 0;
+  virtual at::ScalarType dtype(Value value) const = 0;
+  virtual const Sizes& sizes(Value value) const = 0;
+  virtual Layout layout(Value value) const = 0;
+  virtual int64_t saved_bits(Value output) const = 0;
+
+  std::optional<at::Tensor> parameter(const std::optional<ParameterIndex>& index) const {
+    return index ? std::optional(parameter(*index)) : std::nullopt;
+  }
+  /// Strides of the value where it is dense in its layout.
+  std::vector<c10::SymInt> strides(Value value) const { return strides_of(sizes(value), layout(value)); }
+  /// The gradient in one tensor, in the layout of the value; undefined if there is none.
+  at::Tensor take_joined(Value value);
+};
+
+}  // namespace actnn::blocks

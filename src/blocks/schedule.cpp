@@ -1,0 +1,123 @@
+#include "src/blocks/schedule.h"
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+
+#include "src/blocks/indices.h"
+
+namespace actnn::blocks {
+namespace {
+
+class Scheduler : public Wants {
+ public:
+  Scheduler(const Plan& plan, const std::vector<bool>& wanted)
+      : plan_(plan),
+        schedule_{.wanted_values = {wanted.begin(), wanted.begin() + plan.program.inputs},
+                  .wanted_parameters = {wanted.begin() + plan.program.inputs, wanted.end()}} {
+    schedule_.wanted_values.resize(plan.program.values());
+    schedule_.last_reader.assign(plan.program.values(), plan.stages.size());
+  }
+
+  bool wants(Value value) const override { return schedule_.wanted_values[value.number]; }
+  bool wants(ParameterIndex index) const override { return schedule_.wanted_parameters[index.number]; }
+
+  Schedule schedule(bool exports) {
+    for (stage_ = 0; stage_ < plan_.stages.size(); ++stage_) {
+      add_stage(*plan_.stages[stage_]);
+    }
+    if (exports) {
+      for (const Value value : plan_.exports) {
+        need_copy(value);
+      }
+    }
+    return std::move(schedule_);
+  }
+
+ private:
+  void add_stage(const Step& stage) {
+    for (const Value input : stage.inputs) {
+      schedule_.last_reader[input.number] = stage_;
+    }
+    // A pass trains what its steps train.
+    const bool wanted = std::any_of(stage.inputs.begin(), stage.inputs.end(), [&](Value v) { return wants(v); }) ||
+                        trains_parameters(stage);
+    for (const Value output : stage.outputs) {
+      schedule_.wanted_values[output.number] = wanted;
+    }
+    if (wanted) {
+      for (const Need& need : stage.needs(*this)) {
+        add(need);
+      }
+    }
+  }
+
+  bool trains_parameters(const Step& stage) const {
+    const std::vector<ParameterIndex> trained = stage.parameters();
+    return std::any_of(trained.begin(), trained.end(), [&](ParameterIndex index) { return wants(index); });
+  }
+
+  void add(const Need& need) {
+    if (need.form == Form::kCopy) {
+      need_copy(need.value);
+    } else {
+      add_slot(need.value, need.form, need.parts);
+    }
+  }
+
+  void add_slot(Value value, Form form, size_t parts) {
+    if (schedule_.slots.emplace(std::pair(value, form), Schedule::Slot{schedule_.saved_tensors, parts}).second) {
+      schedule_.saved_tensors += parts;
+    }
+  }
+
+  /// A copy that the present stage reads.
+  void need_copy(Value value) {
+    if (stage_ < plan_.stages.size()) {
+      schedule_.first_copy_reader.emplace(value, stage_);
+    }
+    if (is_imported(value)) {
+      return;
+    }
+    if (plan_.recomputes.contains(value)) {
+      const Step& step = producer(value);
+      for (const Value input : step.inputs) {
+        need_copy(input);
+      }
+      for (const Need& need : step.needs_to_recompute()) {
+        add(need);
+      }
+      return;
+    }
+    const auto format = plan_.copies.find(value);
+    TORCH_CHECK_VALUE(format != plan_.copies.end(), "block: backward needs a copy of value ", value.number,
+                      ", which the plan neither saves, imports nor computes again");
+    add_slot(value, Form::kCopy, format->second.parts());
+  }
+
+  bool is_imported(Value value) const {
+    return std::any_of(plan_.imports.begin(), plan_.imports.end(),
+                       [&](const Import& import) { return import.input == value; });
+  }
+
+  const Step& producer(Value value) const {
+    for (const StepPointer& step : plan_.program.steps) {
+      if (std::find(step->outputs.begin(), step->outputs.end(), value) != step->outputs.end()) {
+        return *step;
+      }
+    }
+    TORCH_CHECK_VALUE(false, "block: value ", value.number, " cannot be computed again, for no step makes it");
+  }
+
+  const Plan& plan_;
+  Schedule schedule_;
+  size_t stage_ = 0;
+};
+
+}  // namespace
+
+Schedule make_schedule(const Plan& plan, const std::vector<bool>& wanted, bool exports) {
+  return Scheduler(plan, wanted).schedule(exports);
+}
+
+}  // namespace actnn::blocks

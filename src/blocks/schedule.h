@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "actnn/blocks/plan.h"
+#include "src/blocks/step.h"
+
+/// \file
+/// A plan, worked out for the gradients that a run wants: what is saved, in which order, and when what is unpacked may go.
+
+namespace actnn::blocks {
+
+struct Schedule {
+  /// Where the tensors of a form of a value are, among all that is saved.
+  struct Slot {
+    size_t first;
+    size_t parts;
+  };
+
+  std::vector<bool> wanted_values;  ///< values whose gradients are wanted
+  std::vector<bool> wanted_parameters;
+  std::map<std::pair<Value, Form>, Slot> slots = {};
+  size_t saved_tensors = 0;
+  std::vector<size_t> last_reader = {};             ///< stage that reads a value last in forward; stages' number for none
+  std::map<Value, size_t> first_copy_reader = {};   ///< stage that reads a copy last in backward, to compute others again too
+};
+
+/// `wanted`: of the program's inputs, then of its parameters. `exports`: whether exported copies are made.
+Schedule make_schedule(const Plan& plan, const std::vector<bool>& wanted, bool exports);
+
+}  // namespace actnn::blocks

@@ -1,0 +1,155 @@
+#include "src/blocks/steps/attention.h"
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "src/blocks/registry.h"
+#include "src/blocks/run.h"
+#include "src/blocks/steps/attention_kernels.h"
+#include "src/blocks/steps/broadcast.h"
+#include "src/ops/tensors.h"
+
+namespace actnn::blocks {
+namespace {
+
+constexpr size_t kMask = 3;  // the place among the inputs
+
+/// `tensor_of(place)`: an input.
+template <class TensorOf>
+AttentionArguments attention_arguments(const Attention& step, at::ScalarType dtype, const TensorOf& tensor_of) {
+  // Kernels read heads in one piece; values with channels innermost have them in others.
+  const auto heads = [&](size_t place) {
+    const at::Tensor tensor = with_dtype(tensor_of(place), dtype);
+    return tensor.sym_stride(-1) == 1 ? tensor : tensor.contiguous();
+  };
+  AttentionArguments arguments{.query = heads(0),
+                               .key = heads(1),
+                               .value = heads(2),
+                               .probability = step.probability,
+                               .causal = step.causal,
+                               .scale = step.scale,
+                               .grouped = step.grouped};
+  if (step.inputs.size() > kMask) {
+    const at::Tensor mask = tensor_of(kMask);
+    arguments.mask = mask.scalar_type() == at::kBool ? mask : with_dtype(mask, dtype);
+  }
+  return arguments;
+}
+
+/// Dimensions before the length, with as many heads as the query has where heads are grouped.
+Sizes leading_sizes(const Sizes& sizes, const Sizes& query, bool grouped) {
+  Sizes leading(sizes.begin(), sizes.end() - 2);
+  if (grouped && !leading.empty()) {
+    leading.back() = query[query.size() - 3];
+  }
+  return leading;
+}
+
+}  // namespace
+
+void Attention::visit_fields(FieldVisitor& fields) {
+  fields.optional("probability", probability);
+  fields.optional("causal", causal);
+  fields.optional("scale", scale);
+  fields.optional("grouped", grouped);
+}
+
+void Attention::check() const {
+  TORCH_CHECK_VALUE(inputs.size() == kMask || inputs.size() == kMask + 1,
+                    "block: attention must have query, key, value and perhaps a mask as inputs, got ", inputs.size());
+  TORCH_CHECK_VALUE(probability >= 0.0 && probability < 1.0,
+                    "block: attention must have a probability of dropout in [0, 1), got ", probability);
+  TORCH_CHECK_VALUE(!causal || !has_mask(), "block: attention must have a mask or be causal, not both");
+}
+
+std::vector<Sizes> Attention::infer_sizes(const KnownSizes& known) const {
+  const Sizes& query = known.sizes(inputs[0]);
+  const Sizes& key = known.sizes(inputs[1]);
+  const Sizes& value = known.sizes(inputs[2]);
+  const size_t least = grouped ? 3 : 2;
+  TORCH_CHECK_VALUE(query.size() >= least && key.size() >= least && value.size() >= least,
+                    "block: attention must have inputs of ", least, " dimensions or more, got ", query.size(), ", ",
+                    key.size(), " and ", value.size());
+  Sizes result = broadcast(broadcast(leading_sizes(query, query, grouped), leading_sizes(key, query, grouped)),
+                           leading_sizes(value, query, grouped));
+  result.push_back(query[query.size() - 2]);
+  result.push_back(value.back());
+  return {result};
+}
+
+std::vector<Need> Attention::needs(const Wants& wants) const {
+  if (std::none_of(inputs.begin(), inputs.begin() + kMask, [&](Value input) { return wants.wants(input); })) {
+    return {};
+  }
+  std::vector<Need> needs;
+  for (const Value input : inputs) {
+    if (std::none_of(needs.begin(), needs.end(), [&](const Need& need) { return need.value == input; })) {
+      needs.push_back({input, Form::kExact});
+    }
+  }
+  needs.push_back({output(), Form::kExact});
+  needs.push_back({output(), Form::kStatistics});
+  if (probability > 0.0) {
+    needs.push_back({output(), Form::kRandomState, AttentionRandomState::kTensors});
+  }
+  return needs;
+}
+
+std::vector<at::Tensor> Attention::compute(Operands& operands) const {
+  const AttentionArguments arguments =
+      attention_arguments(*this, operands.dtype(output()), [&](size_t place) { return operands.value(inputs[place]); });
+  return {attention_forward(arguments, /*trains=*/false).output};
+}
+
+void Attention::forward(ForwardRun& run) const {
+  TORCH_CHECK_VALUE(!has_mask() || !run.wants(inputs[kMask]),
+                    "block: the mask of attention must be one that gets no gradient");
+  const AttentionArguments arguments =
+      attention_arguments(*this, run.dtype(output()), [&](size_t place) { return run.value(inputs[place]); });
+  const bool trains = run.saves(output(), Form::kStatistics);
+  AttentionResult result = attention_forward(arguments, trains);
+  result.output = in_layout(result.output, run.layout(output()));
+  if (trains) {
+    for (const Value input : inputs) {
+      run.save(input, Form::kExact, {run.value(input)});
+    }
+    run.save(output(), Form::kExact, {result.output});
+    run.save(output(), Form::kStatistics, {std::move(result.log_sum_exp)});
+    if (probability > 0.0) {
+      run.save(output(), Form::kRandomState, std::move(result.random_state).tensors());
+    }
+  }
+  run.set(output(), std::move(result.output));
+}
+
+void Attention::backward(BackwardRun& run) const {
+  const at::ScalarType dtype = run.dtype(output());
+  const at::Tensor grad = with_dtype(run.take_joined(output()), dtype);
+  const std::array<bool, 3> wanted{run.wants(inputs[0]), run.wants(inputs[1]), run.wants(inputs[2])};
+  if (!wanted[0] && !wanted[1] && !wanted[2]) {
+    return;
+  }
+  const AttentionArguments arguments =
+      attention_arguments(*this, dtype, [&](size_t place) { return run.saved(inputs[place], Form::kExact)[0]; });
+  AttentionResult result{.output = run.saved(output(), Form::kExact)[0],
+                         .log_sum_exp = run.saved(output(), Form::kStatistics)[0]};
+  if (probability > 0.0) {
+    result.random_state = AttentionRandomState::from(run.saved(output(), Form::kRandomState));
+  }
+  std::array<at::Tensor, 3> gradients = attention_backward(arguments, result, grad, wanted);
+  for (size_t place = 0; place < gradients.size(); ++place) {
+    if (wanted[place]) {
+      const at::Tensor gradient = sum_to(std::exchange(gradients[place], {}), run.sizes(inputs[place]));
+      run.add(inputs[place], with_dtype(gradient, run.dtype(inputs[place])));
+    }
+  }
+}
+
+namespace {
+const RegisterStep<Attention> kAttentionStep;
+}
+
+}  // namespace actnn::blocks

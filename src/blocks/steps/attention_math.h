@@ -1,0 +1,17 @@
+#pragma once
+
+#include "src/blocks/steps/attention_kernels.h"
+
+/// \file
+/// Attention by matrix products and a softmax, for what no kernel takes: dropout on the CPU, ranks other than 4,
+/// broadcasting.
+
+namespace actnn::blocks {
+
+AttentionResult math_attention_forward(const AttentionArguments& arguments, bool trains);
+
+/// `seed` and `offset` of the random state count, not the kernel.
+std::array<at::Tensor, 3> math_attention_backward(const AttentionArguments& arguments, const AttentionResult& result,
+                                                  const at::Tensor& grad, std::array<bool, 3> wanted);
+
+}  // namespace actnn::blocks

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <optional>
+
+#include "src/blocks/step.h"
+
+namespace actnn::blocks {
+
+/// `torch.nn.InstanceNorm1d` to `InstanceNorm3d` of a value [N, C, ...], by the statistics of each sample's channels.
+struct InstanceNorm : StepOf<InstanceNorm> {
+  static constexpr const char* kName = "instance_norm";
+
+  std::optional<ParameterIndex> weight = std::nullopt;
+  std::optional<ParameterIndex> bias = std::nullopt;
+  double eps = 1e-5;
+
+  void visit_fields(FieldVisitor& fields) override;
+  void check() const override;
+  LayoutRule layout_rule() const override { return LayoutRule::kChannels; }
+  std::vector<Sizes> infer_sizes(const KnownSizes& known) const override { return {known.sizes(inputs[0])}; }
+  std::vector<Need> needs(const Wants& wants) const override;
+  std::vector<at::Tensor> compute(Operands& operands) const override;
+  void forward(ForwardRun& run) const override;
+  void backward(BackwardRun& run) const override;
+};
+
+}  // namespace actnn::blocks

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <optional>
+
+#include "src/blocks/step.h"
+
+namespace actnn::blocks {
+
+/// `torch.nn.LayerNorm`.
+struct LayerNorm : StepOf<LayerNorm> {
+  static constexpr const char* kName = "layer_norm";
+
+  std::optional<ParameterIndex> weight = std::nullopt;
+  std::optional<ParameterIndex> bias = std::nullopt;
+  int64_t dimensions = 1;  ///< the last ones, which are normalized together
+  double eps = 1e-5;
+
+  void visit_fields(FieldVisitor& fields) override;
+  void check() const override;
+  LayoutRule layout_rule() const override { return LayoutRule::kPlain; }
+  std::vector<Sizes> infer_sizes(const KnownSizes& known) const override { return {known.sizes(inputs[0])}; }
+  std::vector<Need> needs(const Wants& wants) const override;
+  std::vector<at::Tensor> compute(Operands& operands) const override;
+  void forward(ForwardRun& run) const override;
+  void backward(BackwardRun& run) const override;
+};
+
+}  // namespace actnn::blocks

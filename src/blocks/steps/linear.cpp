@@ -1,0 +1,68 @@
+#include "src/blocks/steps/linear.h"
+
+#include <ATen/ops/linear.h>
+#include <c10/util/Exception.h>
+
+#include "src/blocks/registry.h"
+#include "src/blocks/run.h"
+#include "src/blocks/steps/broadcast.h"
+#include "src/ops/tensors.h"
+
+namespace actnn::blocks {
+namespace {
+
+/// All dimensions but the last as one.
+at::Tensor rows_of(const at::Tensor& tensor) { return tensor.dim() == 1 ? tensor.unsqueeze(0) : tensor.flatten(0, -2); }
+
+}  // namespace
+
+void Linear::visit_fields(FieldVisitor& fields) {
+  fields.required("weight", weight);
+  fields.optional("bias", bias);
+}
+
+void Linear::check() const { check_inputs(*this, 1); }
+
+std::vector<Sizes> Linear::infer_sizes(const KnownSizes& known) const {
+  Sizes size = known.sizes(inputs[0]);
+  const c10::SymIntArrayRef weights = known.sizes(weight);
+  TORCH_CHECK_VALUE(weights.size() == 2, "block: linear must have a weight [out, in], got shape ", weights);
+  TORCH_CHECK_VALUE(!size.empty() && size.back() == weights[1],
+                    "block: linear must have an input whose last dimension is ", weights[1], ", got shape ",
+                    c10::SymIntArrayRef(size));
+  size.back() = weights[0];
+  return {size};
+}
+
+std::vector<ParameterIndex> Linear::cast_parameters() const {
+  return bias ? std::vector{weight, *bias} : std::vector{weight};
+}
+
+std::vector<Need> Linear::needs(const Wants& wants) const {
+  return wants.wants(weight) ? std::vector<Need>{{inputs[0], Form::kCopy}} : std::vector<Need>{};
+}
+
+std::vector<at::Tensor> Linear::compute(Operands& operands) const {
+  const at::Tensor input = with_dtype(operands.value(inputs[0]), operands.dtype(output()));
+  return {at::linear(input, operands.parameter(weight), operands.parameter(bias))};
+}
+
+void Linear::backward(BackwardRun& run) const {
+  const at::ScalarType dtype = run.dtype(output());
+  const at::Tensor grad = rows_of(with_dtype(run.take_joined(output()), dtype));
+  if (run.wants(weight)) {
+    run.add(weight, grad.t().mm(rows_of(with_dtype(run.copy(inputs[0]), dtype))));
+  }
+  if (run.wants(bias)) {
+    run.add(*bias, grad.sum(0));
+  }
+  if (run.wants(inputs[0])) {
+    run.add(inputs[0], grad.mm(run.parameter(weight)).reshape_symint(run.sizes(inputs[0])));
+  }
+}
+
+namespace {
+const RegisterStep<Linear> kLinearStep;
+}
+
+}  // namespace actnn::blocks

@@ -1,0 +1,53 @@
+#include "src/blocks/steps/normalized.h"
+
+#include "src/ops/tensors.h"
+
+namespace actnn::blocks {
+
+std::array<bool, 3> NormOperands::wanted(const Wants& wants) const {
+  return {wants.wants(input), wants.wants(weight), wants.wants(bias)};
+}
+
+std::vector<Need> NormOperands::needs(Value output, const Wants& wants) const {
+  std::vector<Need> needs;
+  if (wants.wants(input) || wants.wants(weight)) {
+    needs.push_back({output, Form::kNormalized});
+  }
+  if (wants.wants(input)) {
+    needs.push_back({output, Form::kStatistics});
+  }
+  return needs;
+}
+
+std::optional<at::Tensor> norm_parameter(const std::optional<at::Tensor>& parameter, const at::Tensor& input) {
+  if (!parameter) {
+    return std::nullopt;
+  }
+  const bool stays = input.is_cpu() && parameter->scalar_type() == at::kFloat;
+  return (stays ? *parameter : with_dtype(*parameter, input.scalar_type())).contiguous();
+}
+
+void save_normalized_copy(ForwardRun& run, Value output, const at::Tensor& normalized) {
+  run.save(output, Form::kNormalized,
+           pack_copy(in_layout(normalized, run.layout(output)), {.bits = run.saved_bits(output)}, run.stochastic()));
+}
+
+void save_inverse_deviation(ForwardRun& run, Value output, const at::Tensor& inverse_deviation) {
+  if (run.saves(output, Form::kStatistics)) {
+    run.save(output, Form::kStatistics, {with_dtype(inverse_deviation, at::kFloat)});
+  }
+}
+
+NormGradient norm_gradient(BackwardRun& run, Value output) {
+  const at::Tensor grad = run.take_joined(output);
+  const at::ScalarType dtype = grad.is_cuda() ? run.dtype(output) : at::kFloat;
+  return {with_dtype(grad, dtype), unpack_copy(run.saved(output, Form::kNormalized), {.bits = run.saved_bits(output)},
+                                               run.sizes(output), run.layout(output), dtype)};
+}
+
+std::optional<at::Tensor> parameter_like(BackwardRun& run, const std::optional<ParameterIndex>& index,
+                                         const at::Tensor& like) {
+  return index ? std::optional(with_dtype(run.parameter(*index), like.scalar_type()).contiguous()) : std::nullopt;
+}
+
+}  // namespace actnn::blocks

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <vector>
+
+#include "src/blocks/step.h"
+
+namespace actnn::blocks {
+
+/// The dimensions in another order.
+struct Permute : StepOf<Permute> {
+  static constexpr const char* kName = "permute";
+
+  std::vector<int64_t> dimensions;
+
+  void visit_fields(FieldVisitor& fields) override { fields.required("dimensions", dimensions); }
+  void check() const override;
+  LayoutRule layout_rule() const override { return LayoutRule::kPlain; }
+  std::vector<Sizes> infer_sizes(const KnownSizes& known) const override;
+  bool is_linear(const std::vector<bool>& /*exact*/) const override { return true; }
+  bool is_view() const override { return true; }
+  std::vector<at::Tensor> compute(Operands& operands) const override;
+  void backward(BackwardRun& run) const override;
+
+ private:
+  /// None of them negative.
+  std::vector<int64_t> order() const;
+};
+
+}  // namespace actnn::blocks
