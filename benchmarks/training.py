@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 import images
@@ -99,13 +99,6 @@ def loss_of(model: nn.Module, batch: Batch, config: actnn.Config | None, dtype: 
     return F.cross_entropy(logits.float(), batch.labels)
 
 
-def blocks_of(model: nn.Module) -> list:
-    """The blocks that have run in a converted model, as `torch.classes.actnn.Block`."""
-    forwards = [vars(module).get("forward") for module in model.modules()]
-    plans = [forward.plan() for forward in forwards if isinstance(forward, actnn.blocks.BlockForward)]
-    return [block for plan in plans for block in chain(*plan.executors.values())]
-
-
 def bytes_held(model: nn.Module, forward: Callable[[], Tensor]) -> tuple[int, Tensor]:
     """(bytes of storage that autograd holds for backward after `forward()`, what it returned).
 
@@ -122,14 +115,14 @@ def bytes_held(model: nn.Module, forward: Callable[[], Tensor]) -> tuple[int, Te
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = forward()
     held = sum(size for pointer, size in storages.items() if pointer not in own)
-    return held + sum(block.kept_bytes() for block in blocks_of(model)), result
+    return held, result
 
 
 @contextmanager
 def bits_used(model: nn.Module) -> Iterator[Callable[[], float | None]]:
     """Of the forward inside: bits per element that convolutions, linear layers and batch norms copied, or None.
 
-    None with blocks, too: they would not run with somebody watching their layers.
+    None with blocks, too: no layer copies anything then.
     """
     copied: list[tuple[int, float]] = []
 
@@ -140,7 +133,7 @@ def bits_used(model: nn.Module) -> Iterator[Callable[[], float | None]]:
     def average() -> float | None:
         return sum(count * bits for count, bits in copied) / sum(count for count, _ in copied) if copied else None
 
-    watched = [] if blocks_of(model) else model.modules()
+    watched = [] if actnn.capture.call.call_of(model) else model.modules()
     planned = [module for module in watched if isinstance(module, actnn.layers.PlannedLayer)]
     handles = [module.register_forward_hook(note) for module in planned]
     try:

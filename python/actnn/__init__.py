@@ -1,9 +1,9 @@
-"""Activation-compressed training: layers that keep randomly rounded copies of 1 to 8 bits for backward.
+"""Activation-compressed training: models that keep randomly rounded copies of 1 to 8 bits for backward.
 
     import actnn
 
-    actnn.set_optimization_level("L3")
-    print(actnn.convert(model))  # in place; or model = actnn.QModule(model)
+    print(actnn.convert(model))  # in place: 4 bits, blocks of operations
+    model = actnn.QModule(model)  # or as the original ActNN: layers, whose bits `actnn.config` allocates (L3)
 
 Importing the package loads libactnn.so, whose operations are `torch.ops.actnn`.
 """
@@ -13,11 +13,13 @@ from . import _library
 _library.load()
 
 # These use the operations.
+from . import _fakes as _fakes  # noqa: E402
 from . import conf, cpp_extension, dataloader, functional, layers, module, ops, qbnscheme, qscheme, utils  # noqa: E402
-from .blocks import BlockFit, BlockOptions, fit_blocks  # noqa: E402
+from .capture.options import BlockOptions  # noqa: E402
 from .conf import Config, config, set_optimization_level  # noqa: E402
 from .convert import Report, convert, restore  # noqa: E402
 from .dataloader import DataLoader  # noqa: E402
+from .fitting import BlockFit, fit_blocks  # noqa: E402
 from .functional import CompressFunctions  # noqa: E402
 from .kept_bytes import KeptBytes, measure_kept_bytes  # noqa: E402
 from .layers import (  # noqa: E402

@@ -1,33 +1,27 @@
 """Conversion of a model, in place, and back."""
 
+import sys
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .blocks import (
-    CONFIG,
-    BlockForward,
-    BlockOptions,
-    bits_of_steps,
-    find_forwards,
-    is_norm,
-    is_norm_with_more,
-    why_not,
-)
+from .capture.backend import Settings, check_compiler
+from .capture.call import CapturedCall, remove_call
+from .capture.options import BlockOptions, why_not
+from .capture.records import Record
 from .conf import Config
 from .conf import config as default_config
 from .kept_bytes import bits_of
 from .layers import CONVERSIONS, DTYPES, QuantizedLayer
 from .layers.base import ATTRIBUTES, SAVES_NOTHING
-from .report import CONVERTED, LEFT, TRAVERSED, Block, Entry, Report
+from .report import CONVERTED, LEFT, TRAVERSED, Entry, Report
 
 Skip = Iterable[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
 
 UNKNOWN = "no compressed form of this layer is known"
+NO_LAYER = "no layer of torch's; what it calls is in the graph"
 
 
 def convert(
@@ -36,21 +30,24 @@ def convert(
     skip: Skip = (),
     verbose: bool = False,
     blocks: bool | BlockOptions = True,
+    compile: str | Callable | None = None,
 ) -> Report:
-    """Gives the layers of a model their compressed forms, in place, and reports on every module.
+    """Makes a model keep compressed activations, in place, and reports on it. `restore` undoes it.
 
-    A converted layer is the same object, of a subclass of its type: parameters, buffers, dtype, device,
-    `requires_grad`, hooks, training flags, tied weights and parametrizations, and whatever refers to it, stay. Keys of
-    the state dictionary stay; the state of the bit allocation travels in its metadata. `restore` undoes it.
+    The graph of the model's operations is captured at its first call, by TorchDynamo, and again when what its Python
+    depends on changes: arguments, options, modes, sizes that vary. Runs of operations become *blocks*, one node of
+    autograd each, and single functions their compressed forms. The model stays as it is: its class, modules,
+    parameters, hooks and attributes, its state dictionary. What cannot be captured runs with compressed functions, or
+    exact; the report says so, and fills when the graph has been captured.
 
-    What is not converted says why in the report: subclasses with a forward of their own, scripted and lazy modules,
-    other dtypes, layers with an attribute `name`, `group`, `config` or `scheme`, which conversion would overwrite, and
-    layers without a compressed form. Calls of functions inside a forward are not layers: `QModule` covers them, or
-    `CompressFunctions`.
+    With `blocks=False`, and with configurations that no blocks can have (bits allocated among layers, offloading,
+    debugging), layers get compressed forms instead. Such a layer is the same object, of a subclass of its type:
+    parameters, buffers, hooks, and whatever refers to it, stay. Subclasses with a forward of their own, scripted and
+    lazy modules and layers without a compressed form are not converted. Calls of functions inside a forward are not
+    layers: `QModule` covers them, or `CompressFunctions`.
 
-    Where a module's forward calls convolutions, batch norms, activations, additions and max-pools one after the other,
-    these run as *blocks*, one node of autograd each. Such a module gets a forward of its instance; everything else
-    about it stays.
+    A model that is converted already is converted anew. Copies of a converted model, and what is loaded from a file of
+    it, are converted; a part of it by itself is not.
 
     Args:
         model: any module; a single layer too.
@@ -59,9 +56,10 @@ def convert(
             path and module.
         verbose: print the report.
         blocks: whether to form blocks, or how they keep their values.
+        compile: a backend of `torch.compile` that compiles the graphs with their blocks, such as "inductor".
 
-    Raises TypeError for arguments of other types, ValueError if `skip` names a path that the model does not have. After
-    an error nothing is converted.
+    Raises TypeError for arguments of other types, ValueError if `skip` names a path that the model does not have, if
+    torch knows no such backend, or for one without blocks. After an error nothing is converted.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -71,29 +69,76 @@ def convert(
         raise TypeError(f"convert: blocks must be a bool or an actnn.BlockOptions, got {type(blocks).__name__}")
     if config is None:
         config = default_config if default_config.is_chosen else Config("L2")
-    converter = _Converter(config, skipped_modules(model, skip))
-    try:
-        converter.visit("", model)
-        if blocks:
-            converter.form_blocks(model, BlockOptions() if blocks is True else blocks)
-    except BaseException:
-        converter.undo()
-        raise
+    if isinstance(model, getattr(sys.modules.get("torch._dynamo"), "OptimizedModule", ())):
+        model = model._orig_mod  # what torch.compile made of it calls that
+    skipped = skipped_modules(model, skip)
+    options = BlockOptions() if isinstance(blocks, bool) else blocks
+    reason = "" if blocks is False else _why_no_blocks(model, config, options)
+    if compile is not None:
+        _check_compile(compile, "blocks is False" if blocks is False else reason)
+    if blocks is False or reason:
+        report = _converted_layers(model, config, skipped)
+        report.layers_only = reason
+    else:
+        report = _captured(model, Settings(config, options, _paths_of(model, skipped), compile), skipped)
     if verbose:
-        print(converter.report)
-    return converter.report
+        print(report)
+    return report
 
 
 def restore(model: nn.Module) -> None:
-    """Turns the layers that `convert` converted back into torch's, in place. Layers made as `QConv2d(...)` too.
+    """Takes everything away that `convert` put into a model or a part of it, and turns compressed layers back into
+    torch's, in place. Layers made as `QConv2d(...)` too.
 
     Raises TypeError if `model` is no module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"restore: model must be a torch.nn.Module, got {type(model).__name__}")
     for module in model.modules():
-        _restore_forward(module)
+        remove_call(module)
         _restore_layer(module)
+
+
+def _captured(model: nn.Module, settings: Settings, skipped: dict[nn.Module, str]) -> Report:
+    call = CapturedCall(model, settings)
+    report = _Survey(settings.config, skipped, call.record).report_on(model)
+    for module in model.modules():
+        remove_call(module)
+    call.install()
+    return report
+
+
+def _converted_layers(model: nn.Module, config: Config, skipped: dict[nn.Module, str]) -> Report:
+    converter = _Converter(config, skipped)
+    try:
+        report = converter.report_on(model)
+    except BaseException:
+        converter.undo()
+        raise
+    for module in model.modules():
+        remove_call(module)
+    return report
+
+
+def _why_no_blocks(model: nn.Module, config: Config, options: BlockOptions) -> str:
+    if isinstance(model, torch.jit.ScriptModule):
+        return "a scripted module"
+    if config.adaptive_conv_scheme or config.adaptive_bn_scheme:
+        return "the configuration allocates bits among layers"
+    return why_not(config, options)
+
+
+def _check_compile(compile: str | Callable, reason: str) -> None:
+    if not isinstance(compile, str) and not callable(compile):
+        raise TypeError(f"convert: compile must be the name of a backend, or one, got {type(compile).__name__}")
+    if reason:
+        raise ValueError(f"convert: compile needs blocks, and there are none: {reason}")
+    check_compiler(compile)
+
+
+def _paths_of(model: nn.Module, modules: dict[nn.Module, str]) -> frozenset[str]:
+    """All paths of these modules."""
+    return frozenset(path for path, module in model.named_modules(remove_duplicate=False) if module in modules)
 
 
 def skipped_modules(model: nn.Module, skip: Skip) -> dict[nn.Module, str]:
@@ -131,134 +176,115 @@ def _skip_function(model: nn.Module, skip: Skip) -> Callable[[str, nn.Module], b
     return lambda path, module: path in paths or isinstance(module, types)
 
 
-class _Converter:
-    def __init__(self, config: Config, skipped: dict[nn.Module, str]) -> None:
-        self.config, self.skipped, self.report = config, skipped, Report()
+class _Survey:
+    """Goes through a model's modules, and says of each whether it has a compressed form."""
+
+    def __init__(self, config: Config, skipped: dict[nn.Module, str], record: Record | None = None) -> None:
+        self.config, self.skipped, self.report = config, skipped, Report(record=record)
         self.seen: dict[nn.Module, str] = {}
-        self.converted: list[nn.Module] = []
-        self.norms: list[nn.Module] = []
-        self.with_blocks: list[nn.Module] = []
 
-    def undo(self) -> None:
-        for module in self.with_blocks:
-            _restore_forward(module)
-        for module in (*self.converted, *self.norms):
-            _restore_layer(module)
+    def report_on(self, model: nn.Module) -> Report:
+        self._visit("", model)
+        return self.report
 
-    def visit(self, path: str, module: nn.Module) -> None:
+    def _visit(self, path: str, module: nn.Module) -> None:
         name = type(module).__name__
         if module in self.skipped:
             above = self.skipped[module]
             self._report(path, name, LEFT, reason=f"skipped with '{above}'" if above else "skipped")
         elif module in self.seen:
-            outcome = CONVERTED if isinstance(module, QuantizedLayer) else TRAVERSED
-            replacement = name if outcome == CONVERTED else ""
+            first = self.report[self.seen[module]]
+            outcome = first.outcome if first.outcome == CONVERTED else TRAVERSED
             remark = f"the same as '{self.seen[module]}'"
-            self._report(path, name, outcome, replacement, remark, bits=bits_of(module))
+            self._report(path, name, outcome, first.replacement, remark, bits=first.bits)
             return
         else:
             self.seen[module] = path
-            self._convert(path, module)
+            self._look_at(path, module)
         if not isinstance(module, torch.jit.ScriptModule):
             for child_name, child in module.named_children():
                 if not (parametrize.is_parametrized(module) and child_name == "parametrizations"):
-                    self.visit(f"{path}.{child_name}" if path else child_name, child)
+                    self._visit(f"{path}.{child_name}" if path else child_name, child)
 
-    def form_blocks(self, model: nn.Module, options: BlockOptions) -> None:
-        """Gives modules a forward in which parts run as blocks."""
-        if reason := self._why_no_blocks(options):
-            if any(map(is_norm, model.modules())):
-                self.report.without_blocks[""] = reason
-            return
-        for module in model.modules():
-            if module not in self.skipped and not self._why_not_of_tensors(module) and self._is_norm_with_more(module):
-                vars(module)[CONFIG] = self.config
-                self.norms.append(module)
-        for path, module, forward in find_forwards("", model, self.config, options, set(self.skipped)):
-            self._form_blocks_in(path, module, forward)
-        self.report.entries = [
-            replace(entry, outcome=TRAVERSED, reason="its block computes it")
-            if entry.block and entry.outcome == LEFT
-            else entry
-            for entry in self.report.entries
-        ]
-
-    def _is_norm_with_more(self, module: nn.Module) -> bool:
-        return self.config.enable_quantized_bn and CONFIG not in vars(module) and is_norm_with_more(module)
-
-    def _why_no_blocks(self, options: BlockOptions) -> str:
-        if self.config.adaptive_conv_scheme or self.config.adaptive_bn_scheme:
-            return "the configuration allocates bits among layers"
-        return why_not(self.config, options)
-
-    def _form_blocks_in(self, path: str, module: nn.Module, forward: BlockForward) -> None:
-        found, plan = self.report, forward.plan()
-        prefix, name = (f"{path}.", path) if path else ("", "(root)")
-        described = [(f"{name}#{i}", block, stages) for i, (block, stages) in enumerate(forward.described())]
-        found.without_blocks.update((f"{prefix}{layer}", reason) for layer, reason in plan.outside.items())
-        if not described:
-            found.without_blocks[path] = plan.reason or "nothing in its forward that blocks are made of"
-            return
-        places: dict[str, dict[str, Any]] = {}
-        for name, block, stages in described:
-            steps = [(f"{prefix}{step}" if is_layer else step, is_layer) for step, is_layer in block.steps]
-            found.blocks.append(Block(name, tuple(step for step, _ in steps), stages))
-            for (step, is_layer), bits in zip(steps, bits_of_steps(block.program, stages), strict=True):
-                if is_layer:
-                    places.setdefault(step, {"block": name, "bits": bits})
-        found.entries = [replace(entry, **places.get(entry.path, {})) for entry in found.entries]
-        vars(module)["forward"] = forward
-        self.with_blocks.append(module)
-
-    def _convert(self, path: str, module: nn.Module) -> None:
+    def _look_at(self, path: str, module: nn.Module) -> None:
         name = type(module).__name__
         parent = _torch_layer(module)
         reason = self._why_not(module, parent)
         if reason == UNKNOWN and any(True for _ in module.children()):
-            remark = "attention itself keeps exact activations" if isinstance(module, nn.MultiheadAttention) else ""
-            self._report(path, name, TRAVERSED, reason=remark)
-            return
-        if reason:
+            self._report(path, name, TRAVERSED, reason=self._remark(module))
+        elif reason:
             self._report(path, name, LEFT, reason=reason)
-            return
-        compressed = CONVERSIONS[parent]
-        _rebase(module, compressed)
-        self.converted.append(module)
-        module._init_quantization(config=self.config, name=path or parent.__name__)
-        self._report(path, name, CONVERTED, compressed.__name__, bits=bits_of(module))
+        else:
+            self._report(path, name, CONVERTED, **self._convert(path, module, parent))
+
+    def _remark(self, module: nn.Module) -> str:
+        return ""
+
+    def _convert(self, path: str, module: nn.Module, parent: type[nn.Module]) -> dict:
+        """Nothing: the captured graph has its functions."""
+        return {}
 
     def _why_not(self, module: nn.Module, parent: type[nn.Module] | None) -> str:
-        flags = self.config
         if isinstance(module, QuantizedLayer):
             return "already compressed"
         if isinstance(module, torch.jit.ScriptModule):
             return "a scripted module"
         if isinstance(module, SAVES_NOTHING):
             return "keeps no activation"
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin):
-            return "a lazy module, whose shapes are not known before its first forward"
         if parent is None:
-            if base := next((base for base in type(module).__mro__ if base in CONVERSIONS), None):
-                own = " with a forward of its own" if type(module).forward is not base.forward else ""
-                return f"a subclass of {base.__name__}{own}"
-            return UNKNOWN
-        if taken := next((name for name in ATTRIBUTES if hasattr(module, name)), None):
-            return f"its attribute '{taken}' would be overwritten"
-        if not flags.compress_activation and not flags.swap:
-            return "the configuration neither compresses nor swaps activations"
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not flags.enable_quantized_bn:
+            return self._why_not_of_type(module)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not self.config.enable_quantized_bn:
             return "enable_quantized_bn is off"
-        return self._why_not_of_tensors(module)
+        return _why_not_of_tensors(module)
 
-    @staticmethod
-    def _why_not_of_tensors(module: nn.Module) -> str:
-        for key, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype not in DTYPES:
-                return f"{key} is {str(tensor.dtype).removeprefix('torch.')}, not float32, float16 or bfloat16"
-        return ""
+    def _why_not_of_type(self, module: nn.Module) -> str:
+        return UNKNOWN if any(True for _ in module.children()) else NO_LAYER
 
     def _report(self, path: str, type_name: str, outcome: str, replacement: str = "", reason: str = "", **more) -> None:
         self.report.entries.append(Entry(path, type_name, outcome, replacement, reason, **more))
+
+
+class _Converter(_Survey):
+    """Gives layers their compressed forms on the way."""
+
+    def __init__(self, config: Config, skipped: dict[nn.Module, str]) -> None:
+        super().__init__(config, skipped)
+        self.converted: list[nn.Module] = []
+
+    def undo(self) -> None:
+        for module in self.converted:
+            _restore_layer(module)
+
+    def _remark(self, module: nn.Module) -> str:
+        return "attention itself keeps exact activations" if isinstance(module, nn.MultiheadAttention) else ""
+
+    def _convert(self, path: str, module: nn.Module, parent: type[nn.Module]) -> dict:
+        compressed = CONVERSIONS[parent]
+        _rebase(module, compressed)
+        self.converted.append(module)
+        module._init_quantization(config=self.config, name=path or parent.__name__)
+        return {"replacement": compressed.__name__, "bits": bits_of(module)}
+
+    def _why_not(self, module: nn.Module, parent: type[nn.Module] | None) -> str:
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+            return "a lazy module, whose shapes are not known before its first forward"
+        reason = super()._why_not(module, parent)
+        if not reason and not self.config.compress_activation and not self.config.swap:
+            return "the configuration neither compresses nor swaps activations"
+        return reason
+
+    def _why_not_of_type(self, module: nn.Module) -> str:
+        if base := next((base for base in type(module).__mro__ if base in CONVERSIONS), None):
+            own = " with a forward of its own" if type(module).forward is not base.forward else ""
+            return f"a subclass of {base.__name__}{own}"
+        return UNKNOWN
+
+
+def _why_not_of_tensors(module: nn.Module) -> str:
+    for key, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype not in DTYPES:
+            return f"{key} is {str(tensor.dtype).removeprefix('torch.')}, not float32, float16 or bfloat16"
+    return ""
 
 
 def _torch_layer(module: nn.Module) -> type[nn.Module] | None:
@@ -272,15 +298,8 @@ def _base(module: nn.Module) -> type[nn.Module]:
     return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
 
 
-def _restore_forward(module: nn.Module) -> None:
-    """Takes the forward with blocks away, if the module has one."""
-    if isinstance(vars(module).get("forward"), BlockForward):
-        del vars(module)["forward"]
-
-
 def _restore_layer(module: nn.Module) -> None:
-    """Turns a compressed layer into torch's, and forgets that a norm was part of blocks; other modules stay."""
-    vars(module).pop(CONFIG, None)
+    """Turns a compressed layer into torch's; other modules stay."""
     parent = next((parent for parent, compressed in CONVERSIONS.items() if compressed is _base(module)), None)
     if parent is not None:
         _rebase(module, parent)

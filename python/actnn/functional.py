@@ -5,7 +5,7 @@ with CompressFunctions(bits=2):
 loss.backward()
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,10 +24,11 @@ DEVICES = ("cpu", "cuda") if torch._C._dispatch_has_kernel_for_dispatch_key("act
 class CompressFunctions(TorchFunctionMode):
     """Inside of it, calls of torch's functions go to the operations of actnn that keep less for backward.
 
-    They are relu, dropout, 1-D to 3-D convolutions and transposed convolutions, linear, batch_norm, max_pool2d, and
-    average pools of 2 and 3 dimensions, under all their names: in `torch.nn.functional`, in `torch`, as methods of
-    tensors. What torch.nn's layers call in their forward is among them. The results are torch's, and nothing is kept
-    that a wanted gradient does not need; dropout draws its mask from another stream of the same generator.
+    They are convolutions and transposed convolutions, linear, batch, layer, group, instance and RMS norms, relu, relu6,
+    hardtanh, leaky_relu, prelu, gelu, silu, hardswish, sigmoid, tanh, softmax and log_softmax, dropout, embedding, and
+    maximum and average pools, under all their names: in `torch.nn.functional`, in `torch`, as methods of tensors. What
+    torch.nn's layers call in their forward is among them. The results are torch's, and nothing is kept that a wanted
+    gradient does not need; dropout draws its mask from another stream of the same generator.
 
     A call stays torch's own if its input is not a float32, float16 or bfloat16 tensor on a device that the library has
     kernels for, or if the operation lacks one of its arguments (`out`, padding "same" that is not symmetric, inputs
@@ -56,11 +57,39 @@ class CompressFunctions(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         redirected = REDIRECTED.get(function)
-        if redirected is not None and takes(args[0] if args else kwargs.get("input")):
+        if redirected is not None and (function in EMBEDDINGS or takes(args[0] if args else kwargs.get("input"))):
             result = redirected(self.quantization, *args, **kwargs)
             if result is not None:
                 return result
         return function(*args, **kwargs)
+
+
+class FunctionsOfModel(CompressFunctions):
+    """`CompressFunctions` as a configuration says, for the calls of a model of which some modules stay exact.
+
+    It leaves calls that have a parameter or a buffer of one of those among their arguments to torch, and batch norms
+    if the configuration does.
+    """
+
+    def __init__(self, config: Any, exact: Iterable[torch.nn.Module] = ()) -> None:
+        super().__init__(config.activation_compression_bits[0], config.group_size, config.stochastic)
+        self.batch_norms = config.enable_quantized_bn
+        self.exact = list(exact)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if (not self.batch_norms and function in BATCH_NORMS) or (self.exact and self._is_exact(args, kwargs)):
+            return function(*args, **kwargs)
+        return super().__torch_function__(function, types, args, kwargs)
+
+    def _is_exact(self, args: tuple, kwargs: dict[str, Any]) -> bool:
+        values = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        return any(
+            own is value
+            for module in self.exact
+            for own in (*module._parameters.values(), *module._buffers.values())
+            for value in values
+        )
 
 
 def takes(input: Any) -> bool:
@@ -117,7 +146,7 @@ def _torch_dropout_(quantization, input, p, train):
 
 
 def _linear(quantization, input, weight, bias=None, *, out=None):
-    if out is not None or weight.dim() != 2:
+    if out is not None or weight.dim() != 2 or input.shape[-1:] != weight.shape[1:]:
         return None
     return torch.ops.actnn.linear(input, weight, bias, **quantization)
 
@@ -136,6 +165,124 @@ def _torch_batch_norm(
     quantization, input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled
 ):
     return _batch_norm(quantization, input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _layer_norm(quantization, input, normalized_shape, weight=None, bias=None, eps=1e-5):
+    return torch.ops.actnn.layer_norm(input, _sizes(normalized_shape), weight, bias, eps, **quantization)
+
+
+def _torch_layer_norm(quantization, input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+    return _layer_norm(quantization, input, normalized_shape, weight, bias, eps)
+
+
+def _rms_norm(quantization, input, normalized_shape, weight=None, eps=None):
+    return torch.ops.actnn.rms_norm(input, _sizes(normalized_shape), weight, eps, **quantization)
+
+
+def _torch_group_norm(quantization, input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
+    return _group_norm(quantization, input, num_groups, weight, bias, eps)
+
+
+def _group_norm(quantization, input, num_groups, weight=None, bias=None, eps=1e-5):
+    if input.dim() < 2 or input.numel() == 0:
+        return None
+    return torch.ops.actnn.group_norm(input, num_groups, weight, bias, eps, **quantization)
+
+
+def _instance_norm(
+    quantization, input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True,
+    momentum=0.1, eps=1e-5,
+):  # fmt: skip
+    if input.dim() < 3:
+        return None
+    return torch.ops.actnn.instance_norm(
+        input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, **quantization
+    )
+
+
+def _torch_instance_norm(
+    quantization, input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled
+):
+    return _instance_norm(quantization, input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+
+
+def _smooth(operation: Callable) -> Callable:
+    def redirected(quantization, input, *, out=None):
+        return None if out is not None else operation(input, **quantization)
+
+    return redirected
+
+
+def _smooth_or_in_place(operation: Callable, in_place: Callable) -> Callable:
+    def redirected(quantization, input, inplace=False):
+        return (in_place if inplace else operation)(input, **quantization)
+
+    return redirected
+
+
+def _gelu(quantization, input, *, approximate="none"):
+    return torch.ops.actnn.gelu(input, approximate, **quantization)
+
+
+def _leaky_relu(quantization, input, negative_slope=0.01, inplace=False):
+    operation = torch.ops.actnn.leaky_relu_ if inplace else torch.ops.actnn.leaky_relu
+    return operation(input, negative_slope)
+
+
+def _hardtanh(quantization, input, min_val=-1.0, max_val=1.0, inplace=False):
+    operation = torch.ops.actnn.hardtanh_ if inplace else torch.ops.actnn.hardtanh
+    return operation(input, min_val, max_val)
+
+
+def _relu6(quantization, input, inplace=False):
+    return _hardtanh(quantization, input, 0.0, 6.0, inplace)
+
+
+def _prelu(quantization, input, weight):
+    return torch.ops.actnn.prelu(input, weight, **quantization)
+
+
+def _softmax(operation: Callable) -> Callable:
+    def redirected(quantization, input, dim=None, _stacklevel=3, dtype=None):
+        if dim is None or dtype is not None:
+            return None
+        return operation(input, dim, **quantization)
+
+    return redirected
+
+
+def _torch_softmax(operation: Callable) -> Callable:
+    def redirected(quantization, input, dim, dtype=None, *, out=None):
+        if not isinstance(dim, int) or dtype is not None or out is not None:
+            return None
+        return operation(input, dim, **quantization)
+
+    return redirected
+
+
+def _embedding(
+    quantization, input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False
+):
+    if max_norm is not None or not takes(weight) or not _is_plain(input):
+        return None
+    padding = -1 if padding_idx is None else padding_idx
+    if padding < 0 and padding_idx is not None:
+        padding += weight.size(0)
+    return torch.ops.actnn.embedding(weight, input, padding, scale_grad_by_freq, sparse)
+
+
+def _torch_embedding(quantization, weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
+    if not takes(weight) or not _is_plain(indices):
+        return None
+    return torch.ops.actnn.embedding(weight, indices, padding_idx, scale_grad_by_freq, sparse)
+
+
+def _is_plain(indices: Any) -> bool:
+    return isinstance(indices, Tensor) and indices.layout == torch.strided and not indices.is_nested
+
+
+def _sizes(sizes: int | Sequence[int]) -> list[int]:
+    return [sizes] if isinstance(sizes, int) else list(sizes)
 
 
 def _convolution(quantization, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
@@ -169,20 +316,36 @@ def _conv_transpose(
     )  # fmt: skip
 
 
-def _max_pool2d(
-    quantization, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
-):
-    operation = torch.ops.actnn.max_pool2d_with_indices if return_indices else torch.ops.actnn.max_pool2d
-    return operation(
-        input, expand(kernel_size, 2), [] if stride is None else expand(stride, 2), expand(padding, 2),
-        expand(dilation, 2), ceil_mode,
-    )  # fmt: skip
+def _max_pool(count: int, with_indices: bool = False) -> Callable:
+    lifts = count == 1  # a row of an image
+    suffix = f"max_pool{max(count, 2)}d"
+    plain, both = getattr(torch.ops.actnn, suffix), getattr(torch.ops.actnn, f"{suffix}_with_indices")
+
+    def redirected(
+        quantization, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False,
+        return_indices=with_indices,
+    ):  # fmt: skip
+        stride = kernel_size if stride is None or stride == [] else stride
+        window = [expand(value, count) for value in (kernel_size, stride, padding, dilation)]
+        operation = both if return_indices else plain
+        if not lifts:
+            return operation(input, *window, ceil_mode)
+        window = [[neutral, *sizes] for sizes, neutral in zip(window, (1, 1, 0, 1), strict=True)]
+        result = operation(input.unsqueeze(-2), *window, ceil_mode)
+        return tuple(part.squeeze(-2) for part in result) if return_indices else result.squeeze(-2)
+
+    return redirected
 
 
-def _max_pool2d_with_indices(
-    quantization, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=True
-):
-    return _max_pool2d(quantization, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
+def _avg_pool1d(quantization, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True):
+    stride = kernel_size if stride is None or stride == () else stride
+    kernel, stride, padding = (expand(value, 1) for value in (kernel_size, stride, padding))
+    window = ([1, *kernel], [1, *stride], [0, *padding])
+    return torch.ops.actnn.avg_pool2d(input.unsqueeze(-2), *window, ceil_mode, count_include_pad).squeeze(-2)
+
+
+def _adaptive_avg_pool1d(quantization, input, output_size):
+    return torch.ops.actnn.adaptive_avg_pool2d(input.unsqueeze(-2), [1, *expand(output_size, 1)]).squeeze(-2)
 
 
 def _avg_pool(operation: Callable, count: int) -> Callable:
@@ -215,6 +378,8 @@ _adaptive_avg_pool2d = _adaptive_avg_pool(torch.ops.actnn.adaptive_avg_pool2d, 2
 _adaptive_avg_pool3d = _adaptive_avg_pool(torch.ops.actnn.adaptive_avg_pool3d, 3)
 
 BATCH_NORMS = frozenset({F.batch_norm, torch.batch_norm})
+EMBEDDINGS = frozenset({F.embedding, torch.embedding})
+"""Their first argument is not what the operations need kernels for."""
 REDIRECTED: dict[Callable, Callable] = {
     F.relu: _relu,
     torch.relu: _relu,
@@ -227,17 +392,56 @@ REDIRECTED: dict[Callable, Callable] = {
     F.linear: _linear,
     F.batch_norm: _batch_norm,
     torch.batch_norm: _torch_batch_norm,
+    F.layer_norm: _layer_norm,
+    torch.layer_norm: _torch_layer_norm,
+    F.rms_norm: _rms_norm,
+    torch.rms_norm: _rms_norm,
+    F.group_norm: _group_norm,
+    torch.group_norm: _torch_group_norm,
+    F.instance_norm: _instance_norm,
+    torch.instance_norm: _torch_instance_norm,
+    F.gelu: _gelu,
+    F.silu: _smooth_or_in_place(torch.ops.actnn.silu, torch.ops.actnn.silu_),
+    F.hardswish: _smooth_or_in_place(torch.ops.actnn.hardswish, torch.ops.actnn.hardswish_),
+    F.sigmoid: _smooth(torch.ops.actnn.sigmoid),
+    torch.sigmoid: _smooth(torch.ops.actnn.sigmoid),
+    Tensor.sigmoid: _smooth(torch.ops.actnn.sigmoid),
+    F.tanh: _smooth(torch.ops.actnn.tanh),
+    torch.tanh: _smooth(torch.ops.actnn.tanh),
+    Tensor.tanh: _smooth(torch.ops.actnn.tanh),
+    F.leaky_relu: _leaky_relu,
+    F.hardtanh: _hardtanh,
+    F.relu6: _relu6,
+    F.prelu: _prelu,
+    torch.prelu: _prelu,
+    Tensor.prelu: _prelu,
+    F.softmax: _softmax(torch.ops.actnn.softmax),
+    torch.softmax: _torch_softmax(torch.ops.actnn.softmax),
+    Tensor.softmax: _torch_softmax(torch.ops.actnn.softmax),
+    F.log_softmax: _softmax(torch.ops.actnn.log_softmax),
+    torch.log_softmax: _torch_softmax(torch.ops.actnn.log_softmax),
+    Tensor.log_softmax: _torch_softmax(torch.ops.actnn.log_softmax),
+    F.embedding: _embedding,
+    torch.embedding: _torch_embedding,
     torch.conv1d: _convolution,
     torch.conv2d: _convolution,
     torch.conv3d: _convolution,
     torch.conv_transpose1d: _conv_transpose,
     torch.conv_transpose2d: _conv_transpose,
     torch.conv_transpose3d: _conv_transpose,
-    F.max_pool2d: _max_pool2d,
-    F.max_pool2d_with_indices: _max_pool2d_with_indices,
-    torch.max_pool2d: _max_pool2d,
+    F.max_pool1d: _max_pool(1),
+    F.max_pool1d_with_indices: _max_pool(1, with_indices=True),
+    torch.max_pool1d: _max_pool(1),
+    F.max_pool2d: _max_pool(2),
+    F.max_pool2d_with_indices: _max_pool(2, with_indices=True),
+    torch.max_pool2d: _max_pool(2),
+    F.max_pool3d: _max_pool(3),
+    F.max_pool3d_with_indices: _max_pool(3, with_indices=True),
+    torch.max_pool3d: _max_pool(3),
+    F.avg_pool1d: _avg_pool1d,
     F.avg_pool2d: _avg_pool2d,
     F.avg_pool3d: _avg_pool3d,
+    F.adaptive_avg_pool1d: _adaptive_avg_pool1d,
     F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
     F.adaptive_avg_pool3d: _adaptive_avg_pool3d,
     torch._C._nn.adaptive_avg_pool2d: _adaptive_avg_pool2d,

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from . import _checks
 from ._unchanged import unchanged
-from .blocks import BlockForward
+from .capture.backend import PLACE, watch
+from .capture.call import call_of
+from .capture.records import Record
 from .layers import QuantizedLayer
 
 _CALL = nn.Module._call_impl.__code__
@@ -39,8 +41,8 @@ def measure_kept_bytes(model: nn.Module, run: Callable[[], object]) -> KeptBytes
 
     Memory counts once, for whoever keeps it first: a copy that a block shares with the layer behind it is the block's.
     It counts wherever it is, on a device or, offloaded, on the host. Parameters and buffers do not count; an input that
-    autograd keeps as it is does. Of blocks the packed copies, masks and positions count, not their few numbers per
-    channel. What a checkpoint (`torch.utils.checkpoint`) keeps is not seen, nor are sparse tensors.
+    autograd keeps as it is does. What a checkpoint (`torch.utils.checkpoint`) keeps is not seen, nor are sparse
+    tensors. While it is measured, captured graphs run node by node, and without their compiler.
 
     Gradients, buffers, bits of adaptive layers and torch's random state are put back afterwards. Nothing of this runs
     during training.
@@ -74,16 +76,19 @@ def bits_of(module: nn.Module) -> float | None:
     """Bits of an element of the packed copy that a layer keeps by itself, on average; None if it keeps none."""
     if not isinstance(module, QuantizedLayer) or not module.has_bits:
         return None
-    flags = module.config
+    flags, scheme = module._actnn_config, module._actnn_scheme
     if not (flags.compress_activation and flags.training):
         return None
-    return flags.activation_compression_bits[module.group] if module.scheme is None else module.scheme.bits
+    return flags.activation_compression_bits[module._actnn_group] if scheme is None else scheme.bits
 
 
 class _Meter:
     def __init__(self, model: nn.Module) -> None:
         self.found = KeptBytes()
         self.paths = {module: path for path, module in model.named_modules()}
+        self.records: dict[int, str] = {}
+        self.place: tuple[dict[str, int], str] | None = None
+        """Of the node of a captured graph that is running: where its bytes count, and under which name."""
         own = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.layout == torch.strided]
         # By address; whose memory is not free for another tensor before all is counted.
         self.counted = {tensor.untyped_storage().data_ptr(): tensor for tensor in own}
@@ -92,31 +97,27 @@ class _Meter:
         """What autograd calls with each tensor that it saves."""
         tensor = tensor.detach()  # saved as it is, an output would keep its own graph alive
         if size := self._new_bytes(tensor):
-            path = self._caller()
-            if path is None:
+            kept, name = self.place or (self.found.modules, self._caller())
+            if name is None:
                 self.found.elsewhere += size
             else:
-                self.found.modules[path] = self.found.modules.get(path, 0) + size
+                kept[name] = kept.get(name, 0) + size
         return tensor
 
     @contextmanager
     def watches_blocks(self) -> Iterator[None]:
-        """Counts what blocks keep."""
-        forwards = [f for module in self.paths if isinstance(f := vars(module).get("forward"), BlockForward)]
+        """Tells what nodes of captured graphs keep from one another."""
+        calls = {call_of(module): path for module, path in self.paths.items() if call_of(module) is not None}
+        self.records = {id(call.record): path for call, path in calls.items()}
+        before, watch.run = watch.run, self._run_graph
         try:
-            for forward in forwards:
-                forward.observer = self._keep_block
             yield
         finally:
-            for forward in forwards:
-                forward.observer = None
+            watch.run = before
 
-    def _keep_block(self, module: nn.Module, index: int, executor: Any, result: Tensor) -> None:
-        size = executor.kept_bytes() if result.requires_grad else 0
-        name = f"{self.paths[module] or '(root)'}#{index}"
-        self.found.blocks[name] = self.found.blocks.get(name, 0) + size
-        for tensor in torch.ops.actnn.shared_copy(result):  # for the layers behind the block
-            self._new_bytes(tensor)
+    def _run_graph(self, record: Record, graph: fx.GraphModule, inputs: tuple) -> Any:
+        prefix = self.records.get(id(record))
+        return graph(*inputs) if prefix is None else _NodeByNode(graph, self, prefix).run(*inputs)
 
     def _new_bytes(self, tensor: Tensor) -> int:
         """The bytes of a tensor's memory, if nobody else keeps it."""
@@ -135,13 +136,30 @@ class _Meter:
         return None
 
 
+class _NodeByNode(fx.Interpreter):
+    """Runs a captured graph, and says which of its nodes is running."""
+
+    def __init__(self, graph: fx.GraphModule, meter: _Meter, prefix: str) -> None:
+        super().__init__(graph)
+        self.meter, self.prefix = meter, prefix
+
+    def run_node(self, node: fx.Node) -> Any:
+        in_program, name = node.meta.get(PLACE, (False, ""))
+        kept = self.meter.found.blocks if in_program else self.meter.found.modules
+        self.meter.place = kept, ".".join(filter(None, (self.prefix, name)))
+        try:
+            return super().run_node(node)
+        finally:
+            self.meter.place = None
+
+
 @contextmanager
 def _same_bits(model: nn.Module) -> Iterator[None]:
     """Puts the state of the bit allocation back at the end."""
-    layers = [m for m in model.modules() if isinstance(m, QuantizedLayer) and m.scheme is not None]
-    states = [layer.scheme.state() for layer in layers]
+    layers = [m for m in model.modules() if isinstance(m, QuantizedLayer) and m._actnn_scheme is not None]
+    states = [layer._actnn_scheme.state() for layer in layers]
     try:
         yield
     finally:
         for layer, state in zip(layers, states, strict=True):
-            layer.scheme.load_state(state)
+            layer._actnn_scheme.load_state(state)

@@ -8,29 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blocks import BlockOptions
+from .capture.call import call_of
+from .capture.options import BlockOptions
 from .conf import Config
 from .conf import config as default_config
 from .convert import Report, Skip, convert, skipped_modules
-from .functional import BATCH_NORMS, CompressFunctions
+from .functional import FunctionsOfModel
 from .utils import get_memory_usage
-
-
-class _Functions(CompressFunctions):
-    """Leaves calls to torch that have one of the tensors `exact` (by id) among their arguments, and batch norms if
-    `batch_norms` is off."""
-
-    def __init__(self, exact: set[int], batch_norms: bool, bits: int, group_size: int, stochastic: bool) -> None:
-        super().__init__(bits, group_size, stochastic)
-        self.exact, self.batch_norms = exact, batch_norms
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if (not self.batch_norms and function in BATCH_NORMS) or (
-            self.exact and any(id(value) in self.exact for value in (*args, *kwargs.values()))
-        ):
-            return function(*args, **kwargs)
-        return super().__torch_function__(function, types, args, kwargs)
 
 
 class QModule(nn.Module):
@@ -38,14 +22,15 @@ class QModule(nn.Module):
 
     Converts `model` in place (`actnn.convert`) and behaves like it: `forward`, `train`, `eval`, and a `state_dict` with
     the model's own keys; `load_state_dict` takes those, or the same behind "model." or "module.". `report` says what
-    was and was not converted. `convert` by itself does the same for layers without a wrapper.
+    was and was not converted. `convert` by itself does the same without a wrapper, but for functional calls where
+    layers are converted.
 
-    Functional calls with a parameter or a buffer of a skipped module stay torch's, and so does `batch_norm` when
-    `enable_quantized_bn` is off; other calls are compressed wherever they are.
+    Where layers are, functional calls with a parameter or a buffer of a skipped module stay torch's, and so does
+    `batch_norm` when `enable_quantized_bn` is off; other calls are compressed wherever they are.
 
     Args:
         model: any module.
-        config: None: the process's `actnn.config`.
+        config: None: the process's `actnn.config`, which allocates bits among layers unless it is told otherwise.
         skip: as for `actnn.convert`.
         verbose: print the report.
         blocks: as for `actnn.convert`.
@@ -68,13 +53,11 @@ class QModule(nn.Module):
         self._skipped = list(skipped_modules(model, skip))
 
     def _functions(self):
-        """Redirects calls such as F.relu inside the forward."""
+        """Redirects calls such as F.relu inside the forward. A captured graph has them."""
         flags = self.config
-        if not (flags.compress_activation and flags.training and torch.is_grad_enabled()):
+        if call_of(self.model) or not (flags.compress_activation and flags.training and torch.is_grad_enabled()):
             return nullcontext()
-        bits = flags.activation_compression_bits[0]
-        exact = {id(t) for m in self._skipped for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))}
-        return _Functions(exact, flags.enable_quantized_bn, bits, flags.group_size, flags.stochastic)
+        return FunctionsOfModel(flags, self._skipped)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         flags = self.config

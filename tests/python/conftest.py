@@ -14,8 +14,8 @@ from devices import DEVICES, why_no_cuda
 # What a version of torch can break: the dispatcher, autograd, compilation, conversion, distribution, loading, whole
 # trainings. The other tests are of our own arithmetic.
 TORCH_INTERFACES = (
-    "test_activations", "test_batch_norm_act", "test_block", "test_blocks_ddp", "test_blocks_forwards",
-    "test_blocks_found", "test_blocks_groups", "test_blocks_running", "test_blocks_sync", "test_compile",
+    "test_activations", "test_batch_norm_act", "test_block", "test_blocks_ddp", "test_blocks_groups",
+    "test_blocks_sync", "test_capture_copies", "test_capture_forwards", "test_capture_limits", "test_compile",
     "test_convert", "test_converted_layers", "test_docs", "test_forward_mode", "test_functional", "test_kept_bytes",
     "test_layers", "test_library", "test_opcheck", "test_original_scripts", "test_package_install",
     "test_package_library", "test_policy_orders", "test_policy_state", "test_retention", "test_sync_batch_norm",

@@ -4,6 +4,7 @@ import actnn
 import pytest
 import torch
 from actnn import BlockOptions, Config, fit_blocks, measure_gradient_noise
+from actnn.capture.call import call_of
 from block_models import BasicBlock
 from torch import nn
 
@@ -58,4 +59,4 @@ def test_errors():
         fit_blocks(model, backward, "0.05")
     with pytest.raises(ZeroDivisionError):
         fit_blocks(model, lambda: 1 / 0)
-    assert model[3].forward.options == BlockOptions()
+    assert call_of(model).settings.options == BlockOptions()

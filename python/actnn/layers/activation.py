@@ -9,7 +9,7 @@ class _ReLU(QuantizedLayer):
     has_bits = False
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.config.debug_remove_relu:
+        if self._actnn_config.debug_remove_relu:
             return input
         if not self._takes(input):
             return super().forward(input)

@@ -16,7 +16,7 @@ from ..utils import get_memory_usage
 ops = torch.ops.actnn
 METADATA = "actnn"
 """Where a state dictionary's metadata has a scheme's state."""
-ATTRIBUTES = ("group", "config", "name", "scheme")
+ATTRIBUTES = ("_actnn_group", "_actnn_config", "_actnn_name", "_actnn_scheme")
 """What a compressed layer has besides its parent's attributes."""
 
 SAVES_NOTHING = (
@@ -45,6 +45,24 @@ CONVERSIONS: dict[type[nn.Module], type[nn.Module]] = {}
 """The compressed form of each of torch's layers that has one."""
 
 
+class _Readable:
+    """An attribute of a compressed layer, unless the layer has one of that name of its own."""
+
+    def __init__(self, attribute: str) -> None:
+        self.attribute = attribute
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, layer: nn.Module | None, owner: type) -> Any:
+        if layer is None:
+            return self
+        for own in (layer._parameters, layer._buffers, layer._modules):
+            if self.name in own:
+                return own[self.name]
+        return getattr(layer, self.attribute)
+
+
 class QuantizedLayer(nn.Module):
     """What all of the layers are besides torch's.
 
@@ -54,10 +72,10 @@ class QuantizedLayer(nn.Module):
 
     has_bits = True
     """False for layers that keep a mask, positions, a random state or nothing, whatever the configured bits."""
-    group: int
-    config: Config
-    name: str
-    scheme: QScheme | None
+    group = _Readable("_actnn_group")
+    config = _Readable("_actnn_config")
+    name = _Readable("_actnn_name")
+    scheme = _Readable("_actnn_scheme")
 
     def _init_quantization(self, group: int = 0, config: Config | None = None, name: str | None = None) -> None:
         """Sets the `ATTRIBUTES` that conversion adds to a layer of torch's. Without `config`: the process's."""
@@ -71,17 +89,17 @@ class QuantizedLayer(nn.Module):
             raise kind(
                 f"{where}: group must be an index into activation_compression_bits = {list(bits)}, got {group!r}"
             )
-        self.group, self.config, self.name = int(group), config, name or where
-        self.scheme = self._make_scheme()
+        self._actnn_group, self._actnn_config, self._actnn_name = int(group), config, name or where
+        self._actnn_scheme = self._make_scheme()
 
     def _make_scheme(self) -> QScheme | None:
         return None
 
     def _quantization(self, input: Tensor) -> dict[str, Any]:
         """bits, group_size, stochastic for `input`, without a scheme."""
-        flags = self.config
+        flags = self._actnn_config
         return {
-            "bits": flags.activation_compression_bits[self.group],
+            "bits": flags.activation_compression_bits[self._actnn_group],
             # Without `pergroup`, one group has all elements.
             "group_size": flags.group_size if flags.pergroup else max(32, -(-input.numel() // 32) * 32),
             "stochastic": flags.stochastic,
@@ -94,16 +112,16 @@ class QuantizedLayer(nn.Module):
 
     def _quantizes(self, input: Tensor) -> bool:
         """Whether a layer that can only keep a quantized copy does."""
-        return self._takes(input) and self.config.compress_activation and self.config.training
+        return self._takes(input) and self._actnn_config.compress_activation and self._actnn_config.training
 
     def _shown(self, output: Tensor) -> Tensor:
         """What the debugging flags print."""
-        flags = self.config
+        flags = self._actnn_config
         if flags.debug_memory_op_forward:
-            print(f"{self.name} forward: {get_memory_usage() / 2**20:.2f} MiB in use")
+            print(f"{self._actnn_name} forward: {get_memory_usage() / 2**20:.2f} MiB in use")
         if flags.debug_memory_op_backward and output.requires_grad:
             output.grad_fn.register_hook(
-                lambda *_: print(f"{self.name} backward: {get_memory_usage() / 2**20:.2f} MiB in use")
+                lambda *_: print(f"{self._actnn_name} backward: {get_memory_usage() / 2**20:.2f} MiB in use")
             )
         return output
 
@@ -111,19 +129,23 @@ class QuantizedLayer(nn.Module):
         inherited = super().extra_repr()
         if not self.has_bits:
             return inherited
-        bits = self.scheme.bits if self.scheme is not None else self.config.activation_compression_bits[self.group]
+        bits = (
+            self._actnn_scheme.bits
+            if self._actnn_scheme is not None
+            else self._actnn_config.activation_compression_bits[self._actnn_group]
+        )
         return f"{inherited}{', ' if inherited else ''}bits={bits:g}"
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
-        if self.scheme is not None and metadata is not None:
-            metadata[METADATA] = self.scheme.state()
+        if self._actnn_scheme is not None and metadata is not None:
+            metadata[METADATA] = self._actnn_scheme.state()
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        if self.scheme is not None and METADATA in local_metadata:
-            self.scheme.load_state(local_metadata[METADATA])
+        if self._actnn_scheme is not None and METADATA in local_metadata:
+            self._actnn_scheme.load_state(local_metadata[METADATA])
 
 
 class PlannedLayer(QuantizedLayer):
@@ -132,9 +154,9 @@ class PlannedLayer(QuantizedLayer):
     def _call(self, op: Callable[..., Tensor], input: Tensor, wants_copy: bool, *args: Any, **kwargs: Any) -> Tensor:
         """`op(input, *args, ...)` with what says how the input is kept."""
         wants_copy = wants_copy and torch.is_grad_enabled()
-        if wants_copy and self.scheme is not None:
+        if wants_copy and self._actnn_scheme is not None:
             return self._call_planned(op, input, *args, **kwargs)
-        flags = self.config
+        flags = self._actnn_config
         if wants_copy and flags.empty_cache_threshold is not None:
             ops.release_cache(input.device, flags.empty_cache_threshold)
         output = op(
@@ -157,9 +179,9 @@ class PlannedLayer(QuantizedLayer):
 
     @torch.compiler.disable
     def _call_planned(self, op: Callable[..., Tensor], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        plan = self.scheme.plan(input)
+        plan = self._actnn_scheme.plan(input)
         output = op(input, *args, **kwargs, **plan)
-        self.scheme.observe(output)
+        self._actnn_scheme.observe(output)
         return self._shown(output)
 
 

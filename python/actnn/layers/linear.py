@@ -11,18 +11,20 @@ class _Convolution(PlannedLayer):
     transposes = False
 
     def _make_scheme(self) -> QScheme | None:
-        if not self.config.adaptive_conv_scheme:
+        if not self._actnn_config.adaptive_conv_scheme:
             return None
         locations = 1
         for size in self.kernel_size:
             locations *= size
-        return QScheme(self, self.group, locations, self.groups, config=self.config, name=self.name)
+        return QScheme(
+            self, self._actnn_group, locations, self.groups, config=self._actnn_config, name=self._actnn_name
+        )
 
     def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None, padding, output_padding) -> Tensor:
         dimensions = len(self.kernel_size)
         if input.dim() == dimensions + 1:
             return self._convolve(input.unsqueeze(0), weight, bias, padding, output_padding).squeeze(0)
-        flags = self.config
+        flags = self._actnn_config
         return self._call(
             ops.convolution,
             input,
@@ -76,9 +78,9 @@ class _ConvTranspose(_Convolution):
 
 class _Linear(PlannedLayer):
     def _make_scheme(self) -> QScheme | None:
-        if not self.config.adaptive_conv_scheme:
+        if not self._actnn_config.adaptive_conv_scheme:
             return None
-        return QScheme(self, self.group, config=self.config, channel_dim=-1, name=self.name)
+        return QScheme(self, self._actnn_group, config=self._actnn_config, channel_dim=-1, name=self._actnn_name)
 
     def forward(self, input: Tensor) -> Tensor:
         if not self._takes(input):

@@ -10,12 +10,12 @@ from .base import PlannedLayer, QuantizedLayer, compressed_form_of, ops
 
 class _BatchNorm(PlannedLayer):
     def _make_scheme(self) -> QScheme | None:
-        if not self.config.adaptive_bn_scheme:
+        if not self._actnn_config.adaptive_bn_scheme:
             return None
-        return QBNScheme(self, self.group, config=self.config, name=self.name)
+        return QBNScheme(self, self._actnn_group, config=self._actnn_config, name=self._actnn_name)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.config.debug_remove_bn:
+        if self._actnn_config.debug_remove_bn:
             return input
         if not self._takes(input):
             return super().forward(input)

@@ -2,14 +2,16 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 from torch import nn
 
-from .. import _checks
-from ..noise import measure_gradient_noise
-from .running import BlockForward, BlockOptions
+from . import _checks
+from .capture.call import CapturedCall, call_of
+from .capture.options import BlockOptions
+from .kept_bytes import measure_kept_bytes
+from .noise import measure_gradient_noise
 
 CANDIDATES = tuple(
     BlockOptions(bits, output_bits)
@@ -47,33 +49,34 @@ def fit_blocks(model: nn.Module, backward: Callable[[], object], noise: float = 
         raise TypeError(f"fit_blocks: noise must be a number, got {_checks.describe(noise)}")
     if not noise > 0:
         raise ValueError(f"fit_blocks: noise must be above 0, got {noise}")
-    forwards = [f for m in model.modules() if isinstance(f := vars(m).get("forward"), BlockForward)]
-    if not forwards:
+    calls = [call for module in model.modules() if (call := call_of(module)) is not None]
+    if not calls:
         raise ValueError("fit_blocks: model has no blocks; convert makes them, and its report says why it made none")
-    before = [forward.options for forward in forwards]
+    before = [call.settings.options for call in calls]
     try:
-        sizes = {options: _kept_bytes(model, forwards, options, backward) for options in CANDIDATES}
+        sizes = {options: _kept_bytes(model, calls, options, backward) for options in CANDIDATES}
+        if not any(sizes.values()):
+            raise ValueError("fit_blocks: nothing in the model's graph became a block; the report of convert says why")
         for options in sorted(CANDIDATES, key=sizes.__getitem__):
-            _use(forwards, options)
+            _use(calls, [options] * len(calls))
             measured = measure_gradient_noise(model, backward, draws)
             if measured <= noise:
                 return BlockFit(options, measured, sizes[options])
     except BaseException:
-        for forward, options in zip(forwards, before, strict=True):
-            forward.options = options
+        _use(calls, before)
         raise
     warnings.warn(f"fit_blocks: the noise is {measured:.3g} even with {options}, above {noise:g}", stacklevel=2)
     return BlockFit(options, measured, sizes[options])
 
 
-def _use(forwards: list[BlockForward], options: BlockOptions) -> None:
-    for forward in forwards:
-        forward.options = options
+def _use(calls: list[CapturedCall], options: list[BlockOptions]) -> None:
+    for call, its in zip(calls, options, strict=True):
+        if its != call.settings.options:
+            call.use(replace(call.settings, options=its))
 
 
 def _kept_bytes(
-    model: nn.Module, forwards: list[BlockForward], options: BlockOptions, backward: Callable[[], object]
+    model: nn.Module, calls: list[CapturedCall], options: BlockOptions, backward: Callable[[], object]
 ) -> int:
-    _use(forwards, options)
-    measure_gradient_noise(model, backward, 2)  # runs it, and puts gradients and buffers back
-    return sum(forward.kept_bytes() for forward in forwards)
+    _use(calls, [options] * len(calls))
+    return sum(measure_kept_bytes(model, backward).blocks.values())

@@ -1,0 +1,154 @@
+"""From a captured graph to what runs: programs, functions, and a compiler if one is asked for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from ..conf import Config
+from .options import BlockOptions
+from .records import CapturedProgram, Graph, OutsideCall, Record
+
+if TYPE_CHECKING:  # these import TorchDynamo, which takes seconds
+    from .lowering import Lowered, LoweringOptions
+
+PLACE = "actnn_place"
+"""Where a node of a lowered graph has what its bytes count for: (True, the name of a program), (False, a path)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a conversion was asked for."""
+
+    config: Config
+    options: BlockOptions
+    skipped: frozenset[str] = frozenset()
+    """Paths of the modules that stay exact."""
+    compile: str | Callable | None = None
+    """What compiles the graphs with their programs."""
+
+
+@dataclass(frozen=True)
+class Root:
+    """The module whose frame a graph was captured in."""
+
+    name: str = "module"
+    """Of the local that holds it."""
+    path: str = ""
+    """In the converted model; not empty for code between graph breaks."""
+
+    def under(self, path: str) -> str:
+        """The path in the model of what has this path in the module."""
+        return f"{self.path}.{path}" if self.path and path else self.path or path
+
+
+class _Watch:
+    run: Callable | None = None
+    """While kept bytes are measured: what runs a graph, given the record it is in, itself and its inputs."""
+
+
+watch = _Watch()
+
+
+def compile_graph(
+    graph: fx.GraphModule, inputs: Sequence[Any], settings: Settings, record: Record, cause: str, root: Root
+) -> Callable:
+    """What runs in the place of a graph; adds it to the record. An error in here is no error of the model's: the graph
+    runs as it is then, exact."""
+    made = Graph(len(record.graphs), cause, [], [])
+    record.graphs.append(made)
+    try:
+        lowered = _lower(graph, inputs, _options(settings, root))
+        _describe(made, lowered, root)
+        module = lowered.module
+        run = module.forward if settings.compile is None else _compiler(settings.compile)(module, inputs)
+    except Exception as failure:
+        made.programs, made.outside = [], []
+        made.error = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
+        warnings.warn(f"actnn: a captured graph runs exact, since it could not be lowered: {made.error}", stacklevel=2)
+        module, run = graph, graph.forward
+
+    def run_graph(*values: Any) -> Any:
+        if watch.run is not None:
+            return watch.run(record, module, values)
+        return run(*values)
+
+    return run_graph
+
+
+def _lower(graph: fx.GraphModule, inputs: Sequence[Any], options: LoweringOptions) -> Lowered:
+    from .lowering import lower
+
+    # Hooks of the caller's are not for examples.
+    takes_hooks = torch._C._autograd._saved_tensors_hooks_is_enabled()
+    with torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged) if takes_hooks else nullcontext():
+        return lower(graph, inputs, options)
+
+
+def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def check_compiler(name: str | Callable) -> None:
+    """Raises ValueError if torch knows no backend of this name."""
+    if not callable(name):
+        _compiler(name)
+
+
+def _compiler(name: str | Callable) -> Callable:
+    if callable(name):
+        return name
+    try:
+        return torch._dynamo.backends.registry.lookup_backend(name)
+    except torch._dynamo.exc.InvalidBackend:
+        names = ", ".join(torch._dynamo.list_backends())
+        raise ValueError(
+            f"convert: compile must be a backend of torch.compile, got {name!r}; there are {names}"
+        ) from None
+
+
+def _options(settings: Settings, root: Root) -> LoweringOptions:
+    from .lowering import LoweringOptions
+
+    config, options = settings.config, asdict(settings.options)
+    options["bits"] = options["bits"] or config.activation_compression_bits[0]
+    options["output_bits"] = options["output_bits"] or options["bits"]
+    return LoweringOptions(
+        root=root.name,
+        program=options | {"stochastic": config.stochastic},
+        quantization={
+            "bits": config.activation_compression_bits[0],
+            "group_size": config.group_size,
+            "stochastic": config.stochastic,
+        },
+        skipped=lambda path: root.under(path) in settings.skipped,
+    )
+
+
+def _describe(graph: Graph, lowered: Lowered, root: Root) -> None:
+    """Notes what the graph has become, and marks its nodes with what they are part of."""
+    from .values import path_of
+
+    graph.reason = lowered.reason
+    names = {}
+    for program in lowered.programs:
+        name = (
+            root.under(program.name) if not program.name.startswith("#") else f"{root.path or '(root)'}{program.name}"
+        )
+        name = name if graph.number == 0 else f"{name} of graph {graph.number}"
+        steps = tuple(root.under(step.path) if step.path else step.op for step in program.steps)
+        saves = (program.plan or {}).get("saves", [])
+        graph.programs.append(CapturedProgram(name, steps, tuple(step.bits for step in program.steps), saves))
+        names[program.text] = name
+    for call in lowered.outside:
+        if not call.replaced:
+            graph.outside.append(OutsideCall(f"{root.under(call.path)}: {call.target}".removeprefix(": "), call.reason))
+    for node in lowered.module.graph.nodes:
+        name = names.get(node.args[0]) if node.args and isinstance(node.args[0], str) else None
+        node.meta[PLACE] = (False, root.under(path_of(node, root.name))) if name is None else (True, name)

@@ -1,0 +1,236 @@
+"""What a converted module is called through."""
+
+import sys
+import threading
+import warnings
+import weakref
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+
+from ..conf import Config
+from ..functional import FunctionsOfModel, is_transformed
+from .backend import Settings
+from .dynamo import Dynamo, NotCapturedError, is_traced_as_it_is
+from .options import why_not
+from .records import Record
+from .versions import IS_CURRENT
+
+PLACE = "_call_impl"
+"""Where a converted module's dictionary has its `CapturedCall`.
+
+`nn.Module.__call__` calls what is there; torch's own goes on below it. In this place it is copied and pickled with the
+module, `module.compile()` compiles it, and TorchDynamo does not go past it to `forward` when somebody compiles a
+function that calls the module.
+"""
+COMPILED = "_compiled_call_impl"
+"""Where `module.compile()` leaves what is called instead."""
+
+_FLAGS = attrgetter("activation_compression_bits", "compress_activation", "training", "simulate", "swap", "pergroup",
+                    "stochastic", "group_size", "enable_quantized_bn")  # fmt: skip
+
+
+class CapturedCall:
+    """Runs a module's captured graph, or, where there can be none, its layers and functions, compressed.
+
+    It refers to its module weakly: a cycle would keep the model's memory until garbage is collected. Replicas and
+    shallow copies have their original's; a call of theirs runs what they are.
+    """
+
+    def __init__(self, module: nn.Module, settings: Settings) -> None:
+        self._module = weakref.ref(module)
+        self.record = Record()
+        self.parts: list[PartialCall] = []
+        self.use(settings)
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module that it was made for, if that is still there."""
+        return self._module()
+
+    def use(self, settings: Settings) -> None:
+        """Captures anew at the next call."""
+        self.settings = settings
+        self.record.clear()
+        self.remove_parts()
+        self._flags = _flags_of(settings.config)
+        self._dynamo = Dynamo(self.module, settings, self.record)
+        self._functions: FunctionsOfModel | None = None
+        self.record.fallback = why_not(settings.config, settings.options)
+
+    def install(self) -> None:
+        """Puts it into its module, in the place of what `module.compile()` left there."""
+        torch.compiler.assume_constant_result(is_traced_as_it_is)
+        attributes = vars(self.module)
+        if attributes.pop(COMPILED, None) is not None:
+            warnings.warn(
+                "actnn: the module was compiled with module.compile(), which is undone: "
+                "convert(model, compile='inductor') compiles it with its blocks",
+                stacklevel=4,
+            )
+        attributes[PLACE] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():  # this very code is being traced
+            module = self._module()
+            if is_traced_as_it_is() or not self._compresses():
+                return type(module)._call_impl(module, *args, **kwargs)
+            with self._functions_of(module):
+                return type(module)._call_impl(module, *args, **kwargs)
+        module, caller = self._module(), sys._getframe(1).f_locals.get("self")
+        if caller is not module and isinstance(caller, nn.Module):
+            return self.call_without_capture(caller, args, kwargs)
+        if module is None:
+            raise ReferenceError("the module of this call is gone")
+        if _flags_of(self.settings.config) != self._flags:
+            self.use(self.settings)
+        if not self.may_capture():
+            return self.call_without_capture(module, args, kwargs)
+        try:
+            result = self._dynamo.run(module, args, kwargs)
+        except NotCapturedError as error:
+            reason, has_work = str(error), error.has_work  # the error itself would keep this frame alive
+        else:
+            if self.record.breaks and not self.parts:
+                self._capture_parts(module)
+            return result
+        result = self.call_without_capture(module, args, kwargs)
+        self._dynamo.missed(reason, has_work)
+        return result
+
+    def _capture_parts(self, module: nn.Module) -> None:
+        """After graph breaks, what runs between graphs calls modules by themselves: each gets graphs of its own.
+
+        Where a graph is not broken, TorchDynamo goes on past these calls.
+        """
+        self.record.graphs.clear()
+        self._dynamo = Dynamo(module, self.settings, self.record)
+        for path, part in module.named_modules():
+            takes_part = path not in self.settings.skipped and COMPILED not in vars(part) and PLACE not in vars(part)
+            if path and takes_part and not isinstance(part, torch.jit.ScriptModule):
+                call = PartialCall(part, path, self)
+                vars(part)[COMPILED] = call
+                self.parts.append(call)
+
+    def remove_parts(self) -> None:
+        """Takes away what `_capture_parts` put into other modules."""
+        for call in self.parts:
+            module = call.module
+            if module is not None and vars(module).get(COMPILED) is call:
+                del vars(module)[COMPILED]
+        self.parts = []
+
+    def may_capture(self) -> bool:
+        """Whether a call here and now can run captured graphs."""
+        if self.record.fallback or not (
+            IS_CURRENT or self.record.graphs or threading.current_thread() is threading.main_thread()
+        ):
+            return False
+        return not (
+            torch._C._get_tracing_state()
+            or is_fx_symbolic_tracing()
+            or torch._C._len_torch_dispatch_stack()
+            or is_transformed()
+            or self._is_lazy()
+        )
+
+    def _is_lazy(self) -> bool:
+        """Whether a module has no shapes yet: its first call gives it some."""
+        if self.record.graphs:
+            return False
+        return any(isinstance(m, nn.modules.lazy.LazyModuleMixin) and m.has_uninitialized_params()
+                   for m in self.module.modules())  # fmt: skip
+
+    def call_without_capture(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Calls the module itself; its functions keep compressed activations, if somebody may want gradients."""
+        call = type(module)._call_impl
+        if torch._C._get_tracing_state() or is_fx_symbolic_tracing() or not self._compresses():
+            return call(module, *args, **kwargs)
+        with self._functions_of(module):
+            return call(module, *args, **kwargs)
+
+    def _compresses(self) -> bool:
+        flags = self.settings.config
+        return flags.compress_activation and flags.training and torch.is_grad_enabled()
+
+    def _functions_of(self, module: nn.Module) -> FunctionsOfModel:
+        if module is not self._module() and self.settings.skipped:  # a replica has tensors of its own
+            return FunctionsOfModel(self.settings.config, self._skipped_modules(module))
+        if self._functions is None:
+            self._functions = FunctionsOfModel(self.settings.config, self._skipped_modules(self.module))
+        return self._functions
+
+    def _skipped_modules(self, model: nn.Module) -> list[nn.Module]:
+        if not self.settings.skipped:
+            return []
+        return [m for path, m in model.named_modules(remove_duplicate=False) if path in self.settings.skipped]
+
+    def __deepcopy__(self, memo: dict) -> "CapturedCall":
+        copied = memo.get(id(self.module))
+        return self if copied is None else _in(copied, self.settings)
+
+    def __reduce__(self) -> tuple:
+        return _in, (self.module, self.settings)
+
+
+class PartialCall:
+    """The same for a module inside of a converted one that is called by itself, between graph breaks."""
+
+    def __init__(self, module: nn.Module, path: str, whole: CapturedCall) -> None:
+        self._module, self._whole = weakref.ref(module), weakref.ref(whole)
+        self._dynamo = Dynamo(module, whole.settings, whole.record, path)
+        self._is_layer = not any(True for _ in module.children()) and type(module).__module__.startswith("torch.nn.")
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module that it was made for, if that is still there."""
+        return self._module()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            module = self._module()
+            return type(module)._call_impl(module, *args, **kwargs)
+        module, whole, caller = self._module(), self._whole(), sys._getframe(1).f_locals.get("self")
+        if caller is not module or whole is None:
+            return type(caller)._call_impl(caller, *args, **kwargs)
+        if self._is_layer or not whole.may_capture():
+            return whole.call_without_capture(module, args, kwargs)
+        try:
+            return self._dynamo.run(module, args, kwargs)
+        except NotCapturedError as error:
+            reason, has_work = str(error), error.has_work
+        result = whole.call_without_capture(module, args, kwargs)
+        self._dynamo.missed(reason, has_work)
+        return result
+
+
+def call_of(module: nn.Module) -> CapturedCall | None:
+    """The module's own; None for a module that is not converted, or is a shallow copy of one."""
+    call = vars(module).get(PLACE)
+    return call if isinstance(call, CapturedCall) and call.module is module else None
+
+
+def remove_call(module: nn.Module) -> None:
+    """Takes away what `install` put there."""
+    call = vars(module).get(PLACE)
+    if isinstance(call, CapturedCall):
+        del vars(module)[PLACE]
+        if call.module is module:
+            call.remove_parts()
+    if isinstance(vars(module).get(COMPILED), PartialCall):
+        del vars(module)[COMPILED]
+
+
+def _in(module: nn.Module, settings: Settings) -> CapturedCall:
+    """For a copy of a module, which is there already, without its attributes."""
+    call = CapturedCall(module, settings)
+    call.install()
+    return call
+
+
+def _flags_of(config: Config) -> tuple:
+    bits, *others = _FLAGS(config)
+    return (tuple(bits), *others)

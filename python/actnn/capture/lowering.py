@@ -1,0 +1,177 @@
+"""A captured graph, with programs and the library's functions in it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from . import function_steps, layer_steps  # noqa: F401  (they fill the tables of steps)
+from .composites import expand_composites
+from .factories import make_without_models
+from .functions import name_of_target, replace_functions
+from .partition import Reasons, Steps, find_programs
+from .programs import Program, common_path, program_of, put_into_graph
+from .sharing import share_copies
+from .sizes import Sizes, read_from_inputs
+from .steps import step_of
+from .values import UnsupportedError, example, path_of, requires_grad
+
+
+@dataclass(frozen=True)
+class LoweringOptions:
+    """What a graph is lowered with."""
+
+    root: str = "module"
+    """The name of the local that holds the captured module."""
+    program: Mapping[str, Any] = field(default_factory=lambda: {"bits": 4, "output_bits": 4, "norm_bits": 2})
+    """The options of programs, as the library reads them."""
+    quantization: Mapping[str, Any] = field(default_factory=lambda: {"bits": 4, "group_size": 256, "stochastic": True})
+    """Of single functions."""
+    skipped: Callable[[str], bool] = lambda path: False
+    """Whether the module at a path stays exact."""
+    exact: frozenset[Callable] = frozenset()
+    """Functions whose calls stay exact, such as `functional.BATCH_NORMS`."""
+    makes_programs: bool = True
+    replaces_functions: bool = True
+    run: Callable | None = None
+    """What the graph calls for a program; None: the library's op."""
+    describe: Callable[[str], str] | None = None
+    """What is asked for plans; None: the library, if programs run there."""
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A call outside of programs."""
+
+    name: str
+    """Of its node."""
+    target: str
+    """The function or method."""
+    path: str
+    """The module that calls it; empty for the captured module itself."""
+    reason: str
+    """Why it is in no program."""
+    replaced: bool = False
+    """Whether the library computes it."""
+
+
+@dataclass
+class Lowered:
+    """What has become of a graph."""
+
+    module: fx.GraphModule
+    programs: list[Program]
+    outside: list[Outside]
+    reason: str = ""
+    """Why nothing was lowered; empty if something may have been."""
+
+
+def lower(graph_module: fx.GraphModule, example_inputs: Sequence[Any], options: LoweringOptions) -> Lowered:
+    """Puts programs and functions into a copy of a graph of TorchDynamo's.
+
+    The lowered graph computes what the given one computes: what no step is certain to compute stays as it is, with a
+    reason. Without gradients to compute the given module is the result.
+    """
+    if not torch.is_grad_enabled():
+        return Lowered(graph_module, [], [], "gradients are off")
+    if not any(requires_grad(node) for node in graph_module.graph.nodes):
+        return Lowered(graph_module, [], [], "nothing requires a gradient")
+    module = _copy_of(graph_module)
+    graph = module.graph
+    expand_composites(graph)
+    make_without_models(graph)
+    sizes = read_from_inputs(graph)
+    steps, reasons = _steps(graph, options)
+    programs = []
+    if options.makes_programs:
+        programs = _programs(graph, steps, reasons, sizes, options)
+    run, describe = options.run, options.describe
+    if run is None:
+        run, describe = torch.ops.actnn.run_program.default, describe or torch.ops.actnn.describe_program
+    if describe is not None:
+        share_copies(programs, describe)
+    put_into_graph(graph, programs, run)
+    names = {node: name_of_target(node) for node in graph.nodes}
+    replaced = {}
+    if options.replaces_functions:
+        replaced = replace_functions(graph, options.quantization, lambda node: _is_skipped(node, options))
+    outside = _outside(graph, run, steps, names, reasons, replaced, options)
+    graph.lint()
+    module.recompile()
+    return Lowered(module, programs, outside)
+
+
+def _copy_of(module: fx.GraphModule) -> fx.GraphModule:
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(module.graph, copies, return_output_node=True)
+    graph.output(output[0])
+    for node, copied in copies.items():
+        if hasattr(node, "_dynamo_source"):  # compilers look for it
+            copied._dynamo_source = node._dynamo_source
+    copied_module = fx.GraphModule(module, graph)
+    copied_module.meta = dict(module.meta)
+    if hasattr(module, "_param_name_to_source"):
+        copied_module._param_name_to_source = module._param_name_to_source
+    return copied_module
+
+
+def _steps(graph: fx.Graph, options: LoweringOptions) -> tuple[Steps, Reasons]:
+    steps, reasons = {}, {}
+    for node in graph.nodes:
+        if node.op not in ("call_function", "call_method"):
+            continue
+        if _is_skipped(node, options):
+            reasons[node] = "it is to stay exact"
+            continue
+        try:
+            if (step := step_of(node)) is not None:
+                steps[node] = step
+        except UnsupportedError as error:
+            reasons[node] = str(error)
+    return steps, reasons
+
+
+def _is_skipped(node: fx.Node, options: LoweringOptions) -> bool:
+    is_exact = node.op == "call_function" and node.target in options.exact
+    return is_exact or options.skipped(path_of(node, options.root))
+
+
+def _programs(graph: fx.Graph, steps: Steps, reasons: Reasons, sizes: Sizes, options: LoweringOptions) -> list[Program]:
+    programs: list[Program] = []
+    for piece in find_programs(graph, steps, reasons):
+        try:
+            program = program_of(piece, steps, sizes, options.program, "", options.root)
+        except UnsupportedError as error:
+            reasons.update((node, str(error)) for node in piece)
+            continue
+        program.name = f"{common_path(program.steps)}#{len(programs)}"
+        programs.append(program)
+    return programs
+
+
+def _outside(
+    graph: fx.Graph, run: Callable, steps: Steps, names: Mapping[fx.Node, str], reasons: Reasons,
+    replaced: Mapping[fx.Node, str], options: LoweringOptions,
+) -> list[Outside]:  # fmt: skip
+    """The calls that may keep something for backward: not those without a gradient, and no views."""
+    found = []
+    for node in graph.nodes:
+        is_call = node.op in ("call_function", "call_method") and node.target is not run
+        is_view = (node in steps and steps[node].is_view) or names.get(node) in VIEWS_OF_TORCH
+        if is_call and not is_view and requires_grad(node) and not _is_output(node):
+            reason = reasons.get(node, "programs have no such step")
+            found.append(Outside(node.name, names[node], path_of(node, options.root), reason, node in replaced))
+    return found
+
+
+def _is_output(node: fx.Node) -> bool:
+    return node.target is operator.getitem and not isinstance(example(node.args[0]), Tensor)
+
+
+VIEWS_OF_TORCH = frozenset({"t", "expand", "expand_as", "view", "view_as", "getitem", "detach", "narrow", "movedim"})

@@ -1,0 +1,50 @@
+"""How blocks keep their values, and what keeps them from running."""
+
+from dataclasses import dataclass
+from operator import attrgetter
+
+from .. import _checks
+from ..conf import Config
+
+_NAMES = (
+    "compress_activation", "training", "simulate", "swap", "pergroup", "debug_memory_op_forward",
+    "debug_memory_op_backward", "debug_remove_bn", "debug_remove_relu", "empty_cache_threshold", "pipeline_threshold",
+    "adaptive_conv_scheme", "adaptive_bn_scheme", "enable_quantized_bn",
+)  # fmt: skip
+_FLAGS = attrgetter(*_NAMES)
+_WANTED = (True, True, False, False, True, False, False, False, False, None, None, False, False, True)
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """How blocks keep their values.
+
+    Args:
+        bits: of a code, 2..8; None: the configuration's.
+        output_bits: of a code of a sum, 2..8; None: as many as `bits`.
+        recompute: leave out what backward can compute from what is kept.
+        norm_bits: of a norm in front of a sum that keeps a copy of its own, 2..7.
+    """
+
+    bits: int | None = None
+    output_bits: int | None = None
+    recompute: bool = True
+    norm_bits: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("bits", "output_bits"):
+            if getattr(self, name) is not None:
+                _checks.integer("BlockOptions", name, getattr(self, name), 2, 8)
+        _checks.integer("BlockOptions", "norm_bits", self.norm_bits, 2, 7)
+        _checks.switch("BlockOptions", "recompute", self.recompute)
+
+
+def why_not(config: Config, options: BlockOptions) -> str:
+    """What in a configuration keeps blocks from running; empty if nothing does."""
+    if options.bits is None and config.activation_compression_bits[0] < 2:
+        return "activation_compression_bits must be at least 2"
+    flags = _FLAGS(config)
+    if flags == _WANTED:
+        return ""
+    values = zip(_NAMES, flags, _WANTED, strict=True)
+    return ", ".join(f"{name} must be {wanted}" for name, value, wanted in values if value != wanted)

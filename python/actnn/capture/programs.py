@@ -1,0 +1,275 @@
+"""The text of a program: what the library is told of the steps of a piece of a graph."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from .partition import Steps, inputs_of, results_of
+from .sizes import Sizes
+from .steps import Step
+from .values import UnsupportedError, elements, example, is_in_layer, name_of, path_of, source_of
+
+SMALL = 16
+"""Copies of values that are this much smaller than the largest one are kept exact: they cost little, and what gates a
+large value (squeeze and excitation) adds noise to all of it."""
+SMALL_TOGETHER = 8
+"""The same for all such values of a program together."""
+
+
+@dataclass
+class ProgramStep:
+    """One step, as reports show it."""
+
+    op: str
+    path: str
+    """The module that it is part of, as in state dictionaries; empty for the captured module itself."""
+    is_layer: bool
+    """Whether that module is a layer of torch's, or of a class derived from one, and not one with layers in it."""
+    bits: int | None = None
+    """Of what the step saves; None if that is nothing, or exact."""
+
+    @property
+    def name(self) -> str:
+        """The layer, or, for what is no layer, the function."""
+        return self.path if self.is_layer else self.op
+
+
+@dataclass
+class Program:
+    """A part of a graph that runs as one node of autograd."""
+
+    name: str
+    steps: list[ProgramStep]
+    body: dict[str, Any]
+    """What the text says, as data."""
+    inputs: list[fx.Node]
+    parameters: list[fx.Node]
+    buffers: list[fx.Node]
+    integers: list[fx.Node]
+    results: list[fx.Node]
+    value_of: dict[fx.Node, int]
+    """The number of each value."""
+    nodes: list[fx.Node]
+    counters: list[fx.Node]
+    """The nodes that count batches for its batch norms, which do that themselves."""
+    plan: dict[str, Any] | None = None
+    """What the library says of it; None if it was not asked."""
+    imports: list[tuple[int, fx.Node]] = field(default_factory=list)
+    """The copies that it is given: which program (by `id`) exports the copy of which value."""
+    exports: list[tuple[fx.Node, int]] = field(default_factory=list)
+    """The values whose copies it returns, and of how many tensors these are."""
+
+    @property
+    def text(self) -> str:
+        return json.dumps(self.body)
+
+    def describe(self, describe: Callable[[str], str]) -> None:
+        """Asks the library for the plan."""
+        self.plan = json.loads(describe(self.text))
+        for save in self.plan["saves"]:
+            place = save.get("step")
+            if place is not None and save.get("form") != "exact" and save.get("bits") is not None:
+                step = self.steps[place]
+                step.bits = save["bits"] if step.bits is None else max(step.bits, save["bits"])
+
+
+def program_of(
+    piece: Sequence[fx.Node], steps: Steps, sizes: Sizes, options: Mapping[str, Any], name: str, root: str
+) -> Program:
+    """The program of a piece. Raises UnsupportedError if one of its sizes is not known outside of it."""
+    writer = _Writer(piece, steps, sizes, root)
+    for node in piece:
+        writer.add(node)
+    results = results_of(piece)
+    program = {
+        "inputs": len(writer.inputs),
+        "integers": len(writer.integers),
+        "dtypes": writer.dtypes,
+        "steps": writer.written,
+        "results": [writer.values[node] for node in results],
+    }
+    body = {"program": program, "options": dict(options) | {"exact": _exact(writer.sizes_of_values)}}
+    return Program(
+        name, writer.names, body, writer.inputs, writer.parameters, writer.buffers, writer.integers, results,
+        writer.values, list(piece), writer.counters,
+    )  # fmt: skip
+
+
+class _Writer:
+    def __init__(self, piece: Sequence[fx.Node], steps: Steps, sizes: Sizes, root: str) -> None:
+        self.steps, self.sizes, self.root = steps, sizes, root
+        self.inside = set(piece)
+        self.inputs = inputs_of(piece, steps)
+        self.values = {value: i for i, value in enumerate(self.inputs)}
+        self.dtypes = [name_of(example(value).dtype) for value in self.inputs]
+        self.sizes_of_values = [elements(value) for value in self.inputs]
+        self.outputs: dict[tuple[fx.Node, int], int] = {}
+        self.parameters: list[fx.Node] = []
+        self.buffers: list[fx.Node] = []
+        self.integers: list[fx.Node] = []
+        self.counters: list[fx.Node] = []
+        self.written: list[dict[str, Any]] = []
+        self.names: list[ProgramStep] = []
+
+    def add(self, node: fx.Node) -> None:
+        step = self.steps[node]
+        if step.op == "identity":
+            self.values[node] = self.values[step.operands[0]]
+            return
+        if step.op == "output":
+            outputs = len(example(step.operands[0]))
+            self.values[node] = self.outputs[step.operands[0], step.fields["index"] % outputs]
+            return
+        text = {"op": step.op, "inputs": [self.values[value] for value in step.operands]}
+        text |= {key: self._field(key, value) for key, value in step.fields.items()}
+        text |= {key: _place(self.parameters, value) for key, value in step.parameters.items()}
+        text |= {key: _place(self.buffers, value) for key, value in step.buffers.items()}
+        if step.op == "batch_norm" and (counter := _counter_of(node, step, self.counters)) is not None:
+            self.counters.append(counter)
+            text["num_batches_tracked"] = _place(self.buffers, counter.args[0])
+        self.written.append(text)
+        self.names.append(ProgramStep(step.fields.get("kind", step.op), path_of(node, self.root), is_in_layer(node)))
+        self._number(node)
+
+    def _number(self, node: fx.Node) -> None:
+        found = example(node)
+        parts = found if isinstance(found, (tuple, list)) else [found]
+        for i, part in enumerate(parts):
+            number = len(self.dtypes)
+            self.outputs[node, i] = number
+            self.dtypes.append(name_of(part.dtype))
+            self.sizes_of_values.append(_elements(part))
+        if len(parts) == 1 and not isinstance(found, (tuple, list)):
+            self.values[node] = number
+
+    def _field(self, key: str, value: Any) -> Any:
+        if key not in ("sizes", "size") or value is None:
+            return list(value) if isinstance(value, (tuple, list)) else value
+        return [size if isinstance(size, int) else {"integer": self._integer(size)} for size in value]
+
+    def _integer(self, size: fx.Node | torch.SymInt) -> int:
+        value = example(size)
+        node = self.sizes.node_of(value) if isinstance(value, torch.SymInt) else None
+        node = size if node is None and isinstance(size, fx.Node) else node
+        if node is None or not self._is_before(node):
+            raise UnsupportedError("one of its sizes is computed inside of it")
+        return _place(self.integers, node)
+
+    def _is_before(self, node: fx.Node) -> bool:
+        """Whether an integer does not come from a value inside."""
+        waiting = [node]
+        while waiting:
+            one = waiting.pop()
+            if one in self.inside:
+                return False
+            if one.op in ("call_function", "call_method") and isinstance(example(one), (int, torch.SymInt)):
+                waiting += one.all_input_nodes
+        return True
+
+
+def _place(collected: list[fx.Node], node: fx.Node | None) -> int | None:
+    """The index of a node in a list, which it is added to; None if there is none."""
+    if node is None:
+        return None
+    if node not in collected:
+        collected.append(node)
+    return collected.index(node)
+
+
+def _elements(part: torch.Tensor) -> int:
+    count = 1
+    for size in part.shape:
+        count *= size if isinstance(size, int) else int(size.node.hint or 1)
+    return count
+
+
+def _exact(sizes: Sequence[int]) -> list[int]:
+    """The values whose copies are kept exact, by the numbers of their elements."""
+    largest, together, exact = max(sizes), 0, []
+    for value in sorted(range(len(sizes)), key=sizes.__getitem__):
+        together += sizes[value]
+        if sizes[value] * SMALL > largest or together * SMALL_TOGETHER > largest:
+            break
+        exact.append(value)
+    return sorted(exact)
+
+
+def _counter_of(norm: fx.Node, step: Step, taken: Sequence[fx.Node]) -> fx.Node | None:
+    """The node in front of a batch norm by which its module counts the batch; None if there is none, or if somebody
+    else reads the counter."""
+    mean = step.buffers.get("running_mean")
+    if not step.fields["training"] or mean is None or mean.op != "placeholder":
+        return None
+    source = source_of(mean)
+    if not source.endswith("['running_mean']"):
+        return None
+    wanted = source.removesuffix("['running_mean']") + "['num_batches_tracked']"
+    node = norm.prev
+    while node.op in ("call_function", "call_method") and mean not in node.all_input_nodes:
+        if _counts(node) and source_of(node.args[0]) == wanted and node not in taken:
+            return node if all(_counts(user) for user in node.args[0].users) else None
+        node = node.prev
+    return None
+
+
+def _counts(node: fx.Node) -> bool:
+    is_one_more = node.op == "call_method" and node.target == "add_" and node.args[1:] == (1,) and not node.kwargs
+    return is_one_more and not node.users and node.args[0].op == "placeholder"
+
+
+def common_path(steps: Sequence[ProgramStep]) -> str:
+    """The innermost module that has all of them."""
+    paths = [step.path.split(".") if step.path else [] for step in steps]
+    shared = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) != 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
+
+
+def put_into_graph(graph: fx.Graph, programs: Sequence[Program], run: Callable) -> None:
+    """Puts a call of each program where its last node stands, and its results in the place of the nodes that made
+    them."""
+    now: dict[fx.Node, fx.Node] = {}
+    copies: dict[tuple[int, fx.Node], list[fx.Node]] = {}
+    for program in programs:
+        lists = [
+            [now.get(value, value) for value in program.inputs],
+            list(program.parameters),
+            list(program.buffers),
+            [copy for source in program.imports for copy in copies[source]],
+            list(program.integers),
+        ]
+        with graph.inserting_after(program.nodes[-1]):
+            call = graph.call_function(run, (program.text, *lists))
+        call.meta["example_value"] = tuple(example(result) for result in program.results)
+        outputs = _outputs(graph, call, len(program.results) + sum(count for _, count in program.exports))
+        for result, output in zip(program.results, outputs, strict=False):
+            output.meta["example_value"] = example(result)
+            now[result] = output
+            result.replace_all_uses_with(output)
+        exported = iter(outputs[len(program.results) :])
+        for value, count in program.exports:
+            copies[id(program), value] = [next(exported) for _ in range(count)]
+    for program in programs:
+        for node in program.counters:
+            graph.erase_node(node)
+        for node in reversed(program.nodes):
+            graph.erase_node(node)
+
+
+def _outputs(graph: fx.Graph, call: fx.Node, count: int) -> list[fx.Node]:
+    outputs, after = [], call
+    for i in range(count):
+        with graph.inserting_after(after):
+            after = graph.call_function(operator.getitem, (call, i))
+        outputs.append(after)
+    return outputs

@@ -1,0 +1,55 @@
+"""Copies that several programs read.
+
+In the order of the graph, the first program that keeps a copy of a value, and is one that makes or reads it, returns
+the copy; all later ones that would keep a copy of the same value are given that one instead. Any copy of 2 bits or
+more will do: whoever asks for more bits than the first would pay for a second copy, which is more bytes than one of
+either kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import fx
+
+from .programs import Program
+
+LEAST_BITS = 2
+
+
+def share_copies(programs: Sequence[Program], describe: Callable[[str], str]) -> None:
+    """Gives programs their plans, their exports and their imports."""
+    owners: dict[fx.Node, Program] = {}
+    for program in programs:
+        program.describe(describe)
+        _import(program, owners, describe)
+        for value in [*program.inputs, *program.results]:
+            if value not in owners and _bits_of_own_copy(program, value) >= LEAST_BITS:
+                owners[value] = program
+
+
+def _import(program: Program, owners: dict[fx.Node, Program], describe: Callable[[str], str]) -> None:
+    imports = []
+    for place, value in enumerate(program.inputs):
+        owner = owners.get(value)
+        if owner is None or not _bits_of_own_copy(program, value):
+            continue
+        copy = owner.plan["copies"][str(owner.value_of[value])]
+        if all(exported is not value for exported, _ in owner.exports):
+            owner.exports.append((value, copy["tensors"]))
+            owner.body["exports"] = [owner.value_of[exported] for exported, _ in owner.exports]
+        imports.append({"input": place, "copy": copy["copy"]})
+        program.imports.append((id(owner), value))
+    if imports:
+        program.body["imports"] = imports
+        program.describe(describe)
+
+
+def _bits_of_own_copy(program: Program, value: fx.Node) -> int:
+    """Of the copy that a program keeps of a value by itself; 0 if it keeps none that others could have."""
+    number = program.value_of[value]
+    if str(number) not in program.plan.get("copies", {}):
+        return 0
+    saves = program.plan["saves"]
+    bits = [save.get("bits", 0) for save in saves if save["value"] == number and save["form"] == "copy"]
+    return max(bits, default=0)

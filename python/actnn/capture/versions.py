@@ -1,0 +1,79 @@
+"""What older versions of torch cannot do, and newest torch can."""
+
+import types
+from collections import deque
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+IS_CURRENT = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 15)
+"""Older versions may crash where the first capture of a process happens beside other threads, and see neither changes
+of class attributes that are read through the class, nor what a forward adds to a list of its class."""
+
+_CHANGES = frozenset({"append", "appendleft", "extend", "insert", "add", "update", "setdefault", "pop", "popleft",
+                      "popitem", "remove", "discard", "clear"})  # fmt: skip
+
+
+def why_capture_is_wrong(model: nn.Module) -> str:
+    """Which forward of a model this version of TorchDynamo would get wrong; empty if none is known.
+
+    Found by the names that a class's own functions use, from `forward` on; what others do to the class is not seen.
+    """
+    if IS_CURRENT:
+        return ""
+    for kind in {type(module) for module in model.modules()}:
+        if kind.__module__.partition(".")[0] == "torch":
+            continue
+        attributes = _attributes(kind)
+        for code in _codes_of_forward(kind):
+            names = set(code.co_names)
+            through_class = names & {"type", "__class__"} or "__class__" in code.co_freevars
+            if through_class and (found := sorted(names & attributes.keys())):
+                return _sentence(kind, found[0], "reads it through the class")
+            if (names & _CHANGES) and (found := [n for n in sorted(names & attributes.keys()) if attributes[n]]):
+                return _sentence(kind, found[0], "changes it")
+    return ""
+
+
+def _sentence(kind: type, attribute: str, how: str) -> str:
+    return (
+        f"{kind.__name__} has the class attribute '{attribute}', and a forward that {how}: torch {torch.__version__} "
+        "does not capture that rightly (torch 2.15 does)"
+    )
+
+
+def _attributes(kind: type) -> dict[str, bool]:
+    """Class attributes that hold data, and whether that can change in place."""
+    return {
+        name: isinstance(value, (list, dict, set, deque))
+        for base in _own_bases(kind)
+        for name, value in vars(base).items()
+        if not name.startswith("__")
+        and not callable(value)
+        and not isinstance(value, (property, classmethod, staticmethod, types.MemberDescriptorType))
+    }
+
+
+def _codes_of_forward(kind: type) -> Iterator[types.CodeType]:
+    """The code of `forward`, and of the functions of the class whose names occur in it."""
+    waiting, seen = ["forward"], set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for base in _own_bases(kind):
+            function = vars(base).get(name)
+            function = getattr(function, "fget", None) or getattr(function, "__func__", function)
+            if isinstance(function, types.FunctionType):
+                codes = [function.__code__]
+                while codes:
+                    code = codes.pop()
+                    yield code
+                    waiting += code.co_names
+                    codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+
+
+def _own_bases(kind: type) -> list[type]:
+    return [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in ("torch", "builtins")]

@@ -1,0 +1,119 @@
+"""What a node that stays outside of programs may write to, and what it may change for the nodes behind it."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, fx
+
+from .steps import Step
+from .values import example, source_of
+
+PURE_MODULES = ("torch", "_operator", "math", "builtins", "actnn")
+FACTORIES = frozenset({
+    torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.empty_like,
+    torch.zeros_like, torch.ones_like, torch.full_like, torch.rand_like, torch.randn_like, "new_empty", "new_zeros",
+    "new_ones", "new_full", "clone",
+})  # fmt: skip
+IN_PLACE_OPERATORS = frozenset(
+    function for name, function in vars(operator).items() if name.startswith("i") and name[1:] in vars(operator)
+) | {operator.setitem, operator.delitem}
+ANYTHING = object()
+
+
+def disturbs(node: fx.Node, steps: dict[fx.Node, Step], order: dict[fx.Node, int]) -> bool:
+    """Whether no program may reach from before this node, which is no step, to behind it."""
+    if node.op not in ("call_function", "call_method", "call_module"):
+        return False
+    if node.op == "call_module" or _changes_a_mode(node):
+        return True
+    return any(written is ANYTHING or not _is_private(written, node, steps, order) for written in _written(node))
+
+
+def _changes_a_mode(node: fx.Node) -> bool:
+    """Autocast, the grad mode, and whatever else has no value for a result."""
+    if node.target is torch._C._log_api_usage_once:
+        return False
+    value = example(node)
+    return not isinstance(value, (Tensor, int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool, tuple, list))
+
+
+def _written(node: fx.Node) -> list[Any]:
+    if "out" in node.kwargs and node.kwargs["out"] is not None:
+        return [ANYTHING]
+    if node.op == "call_method":
+        is_in_place = node.target.endswith("_") and not node.target.endswith("__")
+        is_operator = node.target.startswith(("__i", "__set"))
+        return [node.args[0]] if is_in_place or is_operator else []
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return [ANYTHING] if target._schema.is_mutable else []
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return [ANYTHING] if any(getattr(target, name)._schema.is_mutable for name in target.overloads()) else []
+    name, home = getattr(target, "__name__", "_"), getattr(target, "__module__", None) or "torch"
+    if home.split(".")[0] not in PURE_MODULES or home.startswith("torch.ops") or home.startswith("torch._higher"):
+        return [ANYTHING]
+    given = _arguments(target, node)
+    if target in (F.batch_norm, F.instance_norm):
+        statistics = [given.get("running_mean"), given.get("running_var")]
+        return [value for value in statistics if isinstance(value, fx.Node)]
+    if target is F.embedding:
+        return [] if given.get("max_norm") is None else [ANYTHING]
+    is_in_place = name.endswith("_") or target in IN_PLACE_OPERATORS or bool(given.get("inplace"))
+    return [node.args[0] if node.args else ANYTHING] if is_in_place else []
+
+
+def _arguments(target: Any, node: fx.Node) -> dict[str, Any]:
+    signature = _signature(target)
+    if signature is None:
+        return dict(node.kwargs)
+    try:
+        return dict(signature.bind(*node.args, **node.kwargs).arguments)
+    except TypeError:
+        return dict(node.kwargs)
+
+
+@lru_cache(maxsize=1024)
+def _signature(target: Any) -> inspect.Signature | None:
+    try:
+        return inspect.signature(target)
+    except (TypeError, ValueError):
+        return None
+
+
+def _is_private(value: Any, writer: fx.Node, steps: dict[fx.Node, Step], order: dict[fx.Node, int]) -> bool:
+    """Whether no step before the writer can see what it writes to: a tensor that the graph has made for itself, such as
+    the noise of stochastic depth, or a buffer of a module that no step reads."""
+    root = value
+    while isinstance(root, fx.Node) and root.op in ("call_function", "call_method") and not _is_factory(root):
+        if root in steps:
+            return False
+        tensors = [argument for argument in root.all_input_nodes if isinstance(example(argument), Tensor)]
+        if len(tensors) != 1:
+            return False
+        root = tensors[0]
+    if not isinstance(root, fx.Node) or (root.op == "placeholder" and "._buffers[" not in source_of(root)):
+        return False
+    seen, waiting = set(), [root]
+    while waiting:
+        reached = waiting.pop()
+        for user in reached.users:
+            if order[user] >= order[writer] or user in seen:
+                continue
+            if user in steps:
+                return False
+            seen.add(user)
+            waiting.append(user)
+    return True
+
+
+def _is_factory(node: fx.Node) -> bool:
+    try:
+        return node.target in FACTORIES
+    except TypeError:
+        return False

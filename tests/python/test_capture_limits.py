@@ -1,0 +1,183 @@
+"""Where the graph is not, or not any more, captured; errors; other users of TorchDynamo."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import actnn
+import pytest
+import torch
+from actnn.capture import backend
+from captured_models import Net, check_same, images, mlp, pair
+from configurations import eight_bits
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class Named(nn.Module):
+    """Captured anew for each name."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.name = nn.Linear(64, 64), "a"
+
+    def forward(self, x):
+        return self.linear(x).sigmoid() if self.name else x
+
+
+def test_the_limit_of_captures_is_never_reached_silently():
+    exact, converted, report = pair(Named)
+    x = torch.randn(64, 64)
+    limit = torch._dynamo.config.recompile_limit
+    with pytest.warns(UserWarning, match=r"recompile_limit.*module\.name == ") as said:
+        for i in range(limit + 4):
+            converted.name = f"name {i}"
+            check_same(exact, converted, x)
+    assert len(said) == 1 and len(report.graphs) == limit and "recompile_limit" in str(report)
+    kept = report.measure(converted, lambda: converted(x).sum())
+    assert kept.total < 0.6 * actnn.measure_kept_bytes(exact, lambda: exact(x).sum()).total
+
+
+def test_many_models_do_not_share_limits():
+    models = [mlp() for _ in range(12)]
+    reports = [actnn.convert(model) for model in models]
+    for model in models:
+        for count in (2, 3, 4):
+            model(torch.randn(count, 8))
+    assert [len(report.graphs) for report in reports] == [2] * 12
+
+
+def test_errors_are_the_models_own():
+    class Failing(Net):
+        def forward(self, x, fails=False):
+            y = super().forward(x)
+            if fails:
+                raise KeyError("of the model")
+            return y
+
+    exact, converted, report = pair(Failing)
+    x = images()
+    for _ in range(5):
+        with pytest.raises(KeyError, match="of the model"):
+            converted(x, True)
+        with pytest.raises(RuntimeError, match="channels"):
+            converted(torch.randn(4, 2, 8, 8))
+        with pytest.raises(TypeError):
+            converted()
+    check_same(exact, converted, x)
+    assert len(report.graphs) == 1 and not report.record.fallback and not report.record.troubles
+
+
+def test_an_error_of_the_backend_is_none_of_the_models(monkeypatch):
+    def fail(*args):
+        raise ZeroDivisionError("in here")
+
+    exact, converted, report = pair(Net)
+    monkeypatch.setattr(backend, "_options", fail)
+    with pytest.warns(UserWarning, match="ZeroDivisionError: in here"):
+        check_same(exact, converted, images())
+    assert "ZeroDivisionError: in here" in str(report) and report.without_blocks["graph 0"]
+
+
+def test_transforms_tracers_and_dispatch_modes_get_the_model_itself():
+    exact, converted, report = pair(mlp)
+    x = torch.randn(4, 8)
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        assert torch.allclose(transform(converted)(x), transform(exact)(x), atol=1e-5)
+    assert torch.allclose(torch.jit.trace(converted, x)(x), exact(x), atol=1e-5)
+    assert torch.allclose(torch.fx.symbolic_trace(converted)(x), exact(x), atol=1e-5)
+    exported = torch.export.export(converted, (x,))
+    assert not any("actnn" in str(node.target) for node in exported.graph.nodes)
+    with FlopCounterMode(display=False) as counter:
+        converted(x)
+    assert counter.get_total_flops() > 0 and not report.record.fallback
+    check_same(exact, converted, x)
+    assert not report.graphs[-1].reason and not report.record.troubles
+
+
+def targets_with(compile_it):
+    """The targets of the only graph that a backend gets."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes if node.op == "call_function"])
+        return graph.forward
+
+    compile_it(backend)
+    assert len(graphs) == 1
+    return graphs[0]
+
+
+@pytest.mark.parametrize("how", ["model", "function", "method"])
+def test_somebody_elses_compile_gets_compressed_functions_in_one_graph(how):
+    model = mlp()
+    actnn.convert(model, eight_bits())
+    x = torch.randn(4, 8)
+
+    def run(backend):
+        if how == "method":
+            model.compile(backend=backend, fullgraph=True)
+            model(x).sum().backward()
+        else:
+            called = model if how == "model" else lambda x: model(x)
+            torch.compile(called, backend=backend, fullgraph=True)(x).sum().backward()
+
+    targets = targets_with(run)
+    assert sum("actnn" in target for target in targets) == 6
+
+
+def test_a_compiler_gets_the_graph_with_blocks():
+    model, x = mlp(), torch.randn(4, 8)
+    report = actnn.convert(model, compile="aot_eager")
+    model(x).sum().backward()
+    assert len(report.graphs) == 1 and not report.graphs[0].error
+    with pytest.raises(ValueError, match=r"must be a backend of torch\.compile, got 'nothing'"):
+        actnn.convert(model, compile="nothing")
+    with pytest.raises(ValueError, match="compile needs blocks"):
+        actnn.convert(model, blocks=False, compile="inductor")
+    with pytest.raises(TypeError, match="must be the name of a backend"):
+        actnn.convert(model, compile=3)
+
+
+def test_dynamos_settings_stay():
+    before = torch._dynamo.config.optimize_ddp, torch._dynamo.config.fail_on_recompile_limit_hit
+    exact, converted, _ = pair(Net)
+    check_same(exact, converted, images())
+    assert (torch._dynamo.config.optimize_ddp, torch._dynamo.config.fail_on_recompile_limit_hit) == before
+
+
+def test_a_configuration_may_change():
+    config = eight_bits()
+    model, x = nn.Sequential(nn.Linear(64, 64), nn.Sigmoid()), torch.randn(64, 64)
+    report = actnn.convert(model, config)
+    eight = report.measure(model, lambda: model(x).sum()).total
+    config.activation_compression_bits = [4]
+    assert report.measure(model, lambda: model(x).sum()).total < 0.7 * eight
+    config.compress_activation = False
+    assert report.measure(model, lambda: model(x).sum()).total > 2 * eight
+    assert "compress_activation must be True" in str(report)
+
+
+def test_first_calls_in_threads():
+    script = """
+        import threading, torch, actnn
+        from captured_models import Net, images
+        torch.set_num_threads(1)
+        model = Net().eval()
+        x = images()
+        wanted = model(x).detach()
+        actnn.convert(model)
+        results, barrier = [], threading.Barrier(4)
+        def work():
+            barrier.wait()
+            for _ in range(4):
+                results.append(torch.allclose(model(x), wanted, atol=1e-4))
+        for _ in range(2):
+            threads = [threading.Thread(target=work) for _ in range(4)]
+            [thread.start() for thread in threads], [thread.join() for thread in threads]
+            model(x)
+        assert results == [True] * 32, results
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, env=environment, timeout=200)
