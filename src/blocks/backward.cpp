@@ -155,6 +155,9 @@ class Backward : public BackwardRun {
     for (const StepPointer& step : plan_.program.steps) {
       const auto output = std::find(step->outputs.begin(), step->outputs.end(), value);
       if (output != step->outputs.end()) {
+        if (step->copies_from_saved()) {
+          return step->copy_from_saved(*this);
+        }
         Copies copies(*this);
         std::vector<at::Tensor> outputs = step->compute(copies);
         return in_layout(outputs[output - step->outputs.begin()], layout(value));

@@ -85,6 +85,8 @@ class BlockBackward : public torch::autograd::Node {
     if (std::none_of(grads.begin(), grads.end(), [](const at::Tensor& grad) { return grad.defined(); })) {
       return variable_list(run_.wanted.size());
     }
+    // Outside of the guards below: hooks that unpack may run forward again.
+    const BackwardArguments arguments = unpacked();
     std::vector<bool> wanted;
     for (size_t gradient = 0; gradient < run_.wanted.size(); ++gradient) {
       wanted.push_back(run_.wanted[gradient] && task_should_compute_output(gradient));
@@ -94,10 +96,10 @@ class BlockBackward : public torch::autograd::Node {
     if (are_batched(grads)) {
       const std::vector<at::Tensor> batches = std::move(grads);
       return for_each_of_batch(batches, [&](std::vector<at::Tensor> of_entry) {
-        return gradients(std::move(of_entry), wanted);
+        return gradients(arguments, std::move(of_entry), wanted);
       });
     }
-    return gradients(std::move(grads), wanted);
+    return gradients(arguments, std::move(grads), wanted);
   }
 
   void release_variables() override {
@@ -109,7 +111,7 @@ class BlockBackward : public torch::autograd::Node {
   }
 
  private:
-  variable_list gradients(variable_list grads, const std::vector<bool>& wanted) const {
+  BackwardArguments unpacked() const {
     BackwardArguments arguments;
     arguments.parameters = parameters_.unpack();
     arguments.integers = run_.integers;
@@ -117,6 +119,10 @@ class BlockBackward : public torch::autograd::Node {
     arguments.dtype = run_.dtype;
     arguments.sizes = run_.sizes;
     arguments.saved = saved_.unpack();
+    return arguments;
+  }
+
+  variable_list gradients(BackwardArguments arguments, variable_list grads, const std::vector<bool>& wanted) const {
     arguments.grads = std::move(grads);
     if (run_.is_traced) {
       return traced_backward(*run_.prepared, arguments, run_.wanted, run_.exports, wanted, run_.input_dtypes);

@@ -95,6 +95,8 @@ class Planner {
       plan_.copies[value] = *packed;
     } else if (plan_.options.exact.contains(value)) {
       plan_.copies[value] = {.kind = CopyFormat::Kind::kExact};
+    } else if (stage != nullptr && stage->copies_from_saved()) {
+      plan_.recomputes.insert(value);
     } else if (stage != nullptr && is_recomputed(*stage, value)) {
       plan_.recomputes.insert(value);
       for (const Value input : stage->inputs) {
@@ -135,7 +137,7 @@ class Planner {
   bool has_copy(Value value) const {
     const auto maker = makers_.find(value);
     return demanded_.contains(value) || is_imported(value) || plan_.options.exact.contains(value) ||
-           (maker != makers_.end() && maker->second->packs(value));
+           (maker != makers_.end() && (maker->second->packs(value) || maker->second->copies_from_saved()));
   }
 
   Plan plan_;

@@ -81,7 +81,8 @@ class Scheduler : public Wants {
     }
     if (plan_.recomputes.contains(value)) {
       const Step& step = producer(value);
-      for (const Value input : step.inputs) {
+      check_unbiased(step, value);
+      for (const Value input : step.copies_from_saved() ? std::vector<Value>{} : step.inputs) {
         need_copy(input);
       }
       for (const Need& need : step.needs_to_recompute()) {
@@ -93,6 +94,15 @@ class Scheduler : public Wants {
     TORCH_CHECK_VALUE(format != plan_.copies.end(), "block: backward needs a copy of value ", value.number,
                       ", which the plan neither saves, imports nor computes again");
     add_slot(value, Form::kCopy, format->second.parts());
+  }
+
+  void check_unbiased(const Step& step, Value value) const {
+    std::vector<bool> exact;
+    for (const Value input : step.inputs) {
+      exact.push_back(plan_.options.exact.contains(input));
+    }
+    TORCH_CHECK_VALUE(step.is_view() || step.copies_from_saved() || step.is_linear(exact), "block: value ", value.number,
+                      " cannot be computed again, for ", step.name(), " of unbiased copies is biased");
   }
 
   bool is_imported(Value value) const {

@@ -41,6 +41,10 @@ void Step::forward(ForwardRun& run) const {
   }
 }
 
+at::Tensor Step::copy_from_saved(BackwardRun& /*run*/) const {
+  TORCH_INTERNAL_ASSERT(false, "block: ", name(), " saves nothing that its output's copy could be computed of");
+}
+
 const std::vector<at::Tensor>& ForwardRun::saved(Value value, Form /*form*/) const {
   TORCH_INTERNAL_ASSERT(false, "block: forward asked for what it saved of value ", value.number);
 }

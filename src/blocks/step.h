@@ -115,6 +115,9 @@ class Step {
   virtual bool is_view() const { return false; }
   /// What `compute` reads of saved tensors, besides the inputs' copies, where the output is computed again.
   virtual std::vector<Need> needs_to_recompute() const { return {}; }
+  /// Whether the copy of its output is computed of what it saves (`needs_to_recompute`), and not of copies of its inputs, and that copy.
+  virtual bool copies_from_saved() const { return false; }
+  virtual at::Tensor copy_from_saved(BackwardRun& run) const;
   /// Whether the copies of inputs that it reads are to be computed again from those of their makers' inputs.
   virtual bool recomputes_inputs() const { return false; }
   /// The format of the copy that the step itself packs of one of its outputs; none: the executor packs it where one is needed.

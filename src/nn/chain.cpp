@@ -52,7 +52,8 @@ struct Chain::Layers {
   /// The block for the modes of now.
   std::shared_ptr<const blocks::Block> block() {
     std::vector<bool> training;
-    std::transform(modes.begin(), modes.end(), std::back_inserter(training), [](const auto& mode) { return mode.second(); });
+    std::transform(modes.begin(), modes.end(), std::back_inserter(training),
+                   [](const auto& mode) { return mode.second(); });
     const std::lock_guard lock(mutex);
     std::shared_ptr<const blocks::Block>& known = blocks[training];
     if (known == nullptr) {
@@ -93,7 +94,13 @@ std::string Chain::plan() const {
   return layers_ ? blocks::to_json(blocks::make_plan(layers_->program, layers_->options)) : "{}";
 }
 
-int64_t Chain::saved_bytes() const { return layers_ && layers_->last ? layers_->last->saved_bytes() : 0; }
+int64_t Chain::saved_bytes() const {
+  if (!layers_) {
+    return 0;
+  }
+  const std::lock_guard lock(layers_->mutex);
+  return layers_->last ? layers_->last->saved_bytes() : 0;
+}
 
 ChainBuilder::ChainBuilder(int64_t inputs) : layers_(std::make_shared<Chain::Layers>()) {
   layers_->program.inputs = inputs;

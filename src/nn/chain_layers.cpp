@@ -58,7 +58,7 @@ struct Rules;
 // --- Products --------------------------------------------------------------------------------------------------------
 
 template <class Layer>
-  requires requires { Layer::kTransposed; }
+requires requires { Layer::kTransposed; }
 struct Rules<Layer> : AnyRules {
   static constexpr ChainFamily kFamily = ChainFamily::kChannels;
   static constexpr bool kIsProductOrNorm = true;
@@ -143,7 +143,7 @@ bool takes_rank(size_t rank) {
 }
 
 template <class Layer>
-  requires requires(Layer layer) { layer.num_batches_tracked; }
+requires requires(Layer layer) { layer.num_batches_tracked; }
 struct Rules<Layer> : AnyRules {
   static constexpr bool kIsProductOrNorm = true;
 
@@ -211,8 +211,8 @@ struct Rules<MaxPool2dImpl> : AnyRules {
   static constexpr ChainFamily kFamily = ChainFamily::kChannels;
 
   static void describe(const MaxPool2dImpl& layer, ChainSignature& signature) {
-    for (const auto* list : {&layer.options.kernel_size(), &layer.options.stride(), &layer.options.padding(),
-                             &layer.options.dilation()}) {
+    for (const auto* list :
+         {&layer.options.kernel_size(), &layer.options.stride(), &layer.options.padding(), &layer.options.dilation()}) {
       describe_list(signature, detail::list_of(*list));
     }
     describe_numbers(signature, layer.options.ceil_mode());
@@ -259,7 +259,7 @@ Activation activation_of(const GELUImpl& layer) {
 }
 
 template <class Layer>
-  requires requires(const Layer& layer) { activation_of(layer); }
+requires requires(const Layer& layer) { activation_of(layer); }
 struct Rules<Layer> : AnyRules {
   static std::string why_not(const Layer& layer) {
     if constexpr (std::is_same_v<Layer, GELUImpl>) {
@@ -301,14 +301,16 @@ ChainLayer chain_layer() {
                      ChainSignature& signature) { Of::describe(dynamic_cast<const Layer&>(module), signature); },
       .pass = [](const Module& module,
                  ChainInput& input) { return Of::pass(dynamic_cast<const Layer&>(module), input); },
-      .add = [](ChainBuilder& builder, Value input, const std::shared_ptr<Module>& module) {
-        return Of::add(builder, input, std::dynamic_pointer_cast<Layer>(module));
-      },
+      .add =
+          [](ChainBuilder& builder, Value input, const std::shared_ptr<Module>& module) {
+            return Of::add(builder, input, std::dynamic_pointer_cast<Layer>(module));
+          },
       .forward = [](Module& module, const at::Tensor& input) { return dynamic_cast<Layer&>(module).forward(input); },
-      .make_part = [](const std::shared_ptr<Module>& module, const ChainPlace& place) {
-        return torch::nn::AnyModule(
-            std::make_shared<ChainedLayer<Layer>>(std::dynamic_pointer_cast<Layer>(module), place));
-      }};
+      .make_part =
+          [](const std::shared_ptr<Module>& module, const ChainPlace& place) {
+            return torch::nn::AnyModule(
+                std::make_shared<ChainedLayer<Layer>>(std::dynamic_pointer_cast<Layer>(module), place));
+          }};
 }
 
 template <class... Layers>

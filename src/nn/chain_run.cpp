@@ -22,8 +22,9 @@ ChainSignature signature_of(const ChainLayers& layers) {
     find_chain_layer(*layer)->describe(*layer, signature);
     if (auto* quantized = layer->as<QuantizedModule>()) {
       const Quantization& quantization = quantized->quantization();
-      for (const int64_t number : {quantization.bits, quantization.group_size,
-                                   static_cast<int64_t>(quantization.stochastic), static_cast<int64_t>(quantized->scheme() != nullptr)}) {
+      for (const int64_t number :
+           {quantization.bits, quantization.group_size, static_cast<int64_t>(quantization.stochastic),
+            static_cast<int64_t>(quantized->scheme() != nullptr)}) {
         signature.numbers.push_back(static_cast<double>(number));
       }
     }

@@ -14,8 +14,8 @@ namespace actnn::nn {
 
 using ChainLayers = std::vector<std::shared_ptr<torch::nn::Module>>;
 
-/// What the elements of a Sequential hand on from the first layer of a chain to the last: none of them has run yet. Whoever calls
-/// elements one by one sees it in error messages.
+/// What the elements of a Sequential hand on from the first layer of a chain to the last: none of them has run yet.
+/// Whoever calls elements one by one sees it in error messages.
 struct UnfinishedChain {
   at::Tensor input;
   ChainLayers layers;
@@ -29,9 +29,9 @@ struct ChainSignature {
   bool operator==(const ChainSignature&) const = default;
 };
 
-/// Runs layers as a chain where it computes what they do, else one by one: without a gradient, where there is nothing to save; for
-/// inputs of other dtypes or sizes than the layers and chains take; and where the layers' options allow no chain. Safe to use from
-/// several threads.
+/// Runs layers as a chain where it computes what they do, else one by one: without a gradient, where there is nothing
+/// to save; for inputs of other dtypes or sizes than the layers and chains take; and where the layers' options allow no
+/// chain. Safe to use from several threads.
 class ChainRun {
  public:
   /// The chain is made when forward is first called.

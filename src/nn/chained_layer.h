@@ -11,10 +11,10 @@
 #include "src/nn/chain_run.h"
 
 /// \file
-/// Elements of a Sequential that are parts of a chain. Each holds its layer and gives it to all who ask, as any element does. But in
-/// forward, where the result of one element is the next one's argument, they hand on what they are given, and themselves, until the last
-/// one runs the chain. So they need not know each other: elements may be copied and cloned, and the Sequential is none of their
-/// business.
+/// Elements of a Sequential that are parts of a chain. Each holds its layer and gives it to all who ask, as any element
+/// does. But in forward, where the result of one element is the next one's argument, they hand on what they are given,
+/// and themselves, until the last one runs the chain. So they need not know each other: elements may be copied and
+/// cloned, and the Sequential is none of their business.
 
 namespace actnn::nn {
 

@@ -1,6 +1,10 @@
 #include "src/nn/convert_chains.h"
 
+#include <c10/util/Exception.h>
+
 #include <algorithm>
+#include <cstdint>
+#include <iterator>
 #include <memory>
 #include <typeinfo>
 #include <utility>
@@ -37,8 +41,7 @@ class ChainMaker {
   std::vector<ChainEntry> make() {
     for (size_t element = 0; element < names_.size(); ++element) {
       const std::shared_ptr<Module> layer = sequential_.ptr(element);
-      std::string reason =
-          skipped_.contains(layer.get()) ? "it is to be left alone" : why_in_no_chain(*layer);
+      std::string reason = skipped_.contains(layer.get()) ? "it is to be left alone" : why_in_no_chain(*layer);
       if (reason.empty() && !(reason = why_not_behind(row_, *layer)).empty() && !row_.empty()) {
         finish_row();
         reason = why_not_behind(row_, *layer);
@@ -79,8 +82,9 @@ class ChainMaker {
     for (size_t layer = 0; layer < row.size(); ++layer) {
       entry.layers.push_back(names_[first_ + layer]);
       const bool is_last = layer + 1 == row.size();
-      (sequential_.begin() + static_cast<int64_t>(first_ + layer))->operator=(
-          find_chain_layer(*row[layer])->make_part(row[layer], {.is_first = layer == 0, .run = is_last ? run : nullptr}));
+      AnyModule& element = *(sequential_.begin() + static_cast<int64_t>(first_ + layer));
+      element = find_chain_layer(*row[layer])
+                    ->make_part(row[layer], {.is_first = layer == 0, .run = is_last ? run : nullptr});
     }
     chains_.push_back(std::move(entry));
   }

@@ -66,6 +66,10 @@ std::string type_name<std::optional<int64_t>>() {
   return "an int or None";
 }
 template <>
+std::string type_name<std::optional<bool>>() {
+  return "a bool or None";
+}
+template <>
 std::string type_name<std::optional<double>>() {
   return "a number or None";
 }
@@ -119,7 +123,7 @@ const std::vector<Flag>& flags() {
       flag<std::optional<int64_t>>("pipeline_threshold", &Config::pipeline_threshold,
                                    "a positive number of bytes or None",
                                    [](const std::optional<int64_t>& bytes) { return !bytes || *bytes > 0; }),
-      flag("cudnn_benchmark_conv2d", &Config::cudnn_benchmark_conv2d),
+      flag<std::optional<bool>>("cudnn_benchmark_conv2d", &Config::cudnn_benchmark_conv2d),
       flag("swap", &Config::swap),
       flag("debug_memory_model", &Config::debug_memory_model),
       flag("debug_speed", &Config::debug_speed),

@@ -19,9 +19,9 @@
 #include "actnn/ops/max_pool.h"
 
 /// \file
-/// Layers of a module, torch's or ours, run together as one node of autograd (blocks/block.h). A module makes its layers as always,
-/// and a chain of them when forward is first called (a clone gets new layers after `reset`); the layers keep their parameters, buffers
-/// and names.
+/// Layers of a module, torch's or ours, run together as one node of autograd (blocks/block.h). A module makes its
+/// layers as always, and a chain of them when forward is first called (a clone gets new layers after `reset`); the
+/// layers keep their parameters, buffers and names.
 ///
 ///     void reset() override {
 ///       conv = register_module("conv", torch::nn::Conv2d(...));
@@ -40,6 +40,7 @@
 
 namespace actnn::nn {
 
+using actnn::ActivationKind;
 using blocks::Value;
 
 /// Layers in the order they run in, ready to run.
@@ -74,8 +75,8 @@ class ChainBuilder {
 
   Value input(int64_t number = 0) const { return {number}; }
 
-  /// Conv1d to Conv3d and ConvTranspose1d to ConvTranspose3d of torch or actnn, padded by zeros; a transposed one has the output
-  /// size that its options say. Errors (c10::ValueError): other padding modes, padding "same" or "valid".
+  /// Conv1d to Conv3d and ConvTranspose1d to ConvTranspose3d of torch or actnn, padded by zeros; a transposed one has
+  /// the output size that its options say. Errors (c10::ValueError): other padding modes, padding "same" or "valid".
   template <class Convolution>
   Value convolution(Value input, const torch::nn::ModuleHolder<Convolution>& layer);
 
@@ -83,8 +84,8 @@ class ChainBuilder {
   template <class Linear>
   Value linear(Value input, const torch::nn::ModuleHolder<Linear>& layer);
 
-  /// BatchNorm1d to BatchNorm3d of torch or actnn, or SyncBatchNorm. Errors (c10::ValueError): a SyncBatchNorm without running
-  /// statistics.
+  /// BatchNorm1d to BatchNorm3d of torch or actnn, or SyncBatchNorm. Errors (c10::ValueError): a SyncBatchNorm without
+  /// running statistics.
   template <class Norm>
   Value norm(Value input, const torch::nn::ModuleHolder<Norm>& layer);
 
@@ -207,7 +208,8 @@ Value ChainBuilder::convolution(Value input, const torch::nn::ModuleHolder<Convo
 template <class Linear>
 Value ChainBuilder::linear(Value input, const torch::nn::ModuleHolder<Linear>& layer) {
   const auto& module = layer.ptr();
-  return add_linear(input, [module] { return module->weight; }, detail::tensor_of(module, module->bias));
+  return add_linear(
+      input, [module] { return module->weight; }, detail::tensor_of(module, module->bias));
 }
 
 template <class Norm>

@@ -43,16 +43,18 @@ struct ConversionOptions {
 /// drawn. A layer used in two places is converted once and stays shared. Forward computes what it did, bit for bit (but
 /// for dropout's mask, and for chains while a gradient is recorded, which round otherwise).
 ///
-/// Chains (nn/chain.h): layers that stand in a row in a `torch::nn::Sequential` run together, as one node of autograd that saves less
-/// than they do by themselves. Convolutions (also transposed ones, with padding by zeros), batch norms, MaxPool2d, ReLU, ReLU6,
-/// LeakyReLU, SiLU, GELU, Sigmoid, Tanh and Dropout are in chains with each other; and so are linear layers, layer norms, batch norms,
-/// those activations and Dropout. Children, names, types, archives, modes and clones are those of the layers; only the Sequential's
-/// forward notices. Layers run one by one, as without chains, where no gradient is recorded, for inputs that are not float32, float16 or
-/// bfloat16 of the layers' rank, under autocast unless a product comes first and no layer norm follows, and where a policy chooses, the
-/// layers' quantizations differ, have 1 bit or groups of their own. Options of layers may change at any time; chains follow. Classes that
-/// derive from Sequential get no chains, for they may call their elements one by one. So may other code: `*sequential->begin()`
-/// and the like give what calls elements as forward does, and for an element in a chain that is an error, which names
-/// `actnn::nn::UnfinishedChain`, and never a wrong result. Use `sequential->ptr(i)`, or convert with `chains` false.
+/// Chains (nn/chain.h): layers that stand in a row in a `torch::nn::Sequential` run together, as one node of autograd
+/// that saves less than they do by themselves. Convolutions (also transposed ones, with padding by zeros), batch norms,
+/// MaxPool2d, ReLU, ReLU6, LeakyReLU, SiLU, GELU, Sigmoid, Tanh and Dropout are in chains with each other; and so are
+/// linear layers, layer norms, batch norms, those activations and Dropout. Children, names, types, archives, modes and
+/// clones are those of the layers; only the Sequential's forward notices. Layers run one by one, as without chains,
+/// where no gradient is recorded, for inputs that are not float32, float16 or bfloat16 of the layers' rank, under
+/// autocast unless a product comes first and no layer norm follows, and where a policy chooses, the layers'
+/// quantizations differ, have 1 bit or groups of their own. Options of layers may change at any time; chains follow.
+/// Classes that derive from Sequential get no chains, for they may call their elements one by one. So may other code:
+/// `*sequential->begin()` and the like give what calls elements as forward does, and for an element in a chain that is
+/// an error, which names `actnn::nn::UnfinishedChain`, and never a wrong result. Use `sequential->ptr(i)`, or convert
+/// with `chains` false.
 ///
 /// C++ gives no access to a layer that a module holds as a typed member: it is left alone, and the report says so. Code
 /// that fetches an element of a container by its type (`list->ptr<torch::nn::Conv2dImpl>(0)`) must ask for the new type

@@ -38,7 +38,8 @@ struct Config {
       std::nullopt;  ///< release the allocator's cache when allocated / reserved
                      ///< falls under it
   std::optional<int64_t> pipeline_threshold = std::nullopt;  ///< bytes above which a convolution's backward is cut up
-  bool cudnn_benchmark_conv2d = true;                        ///< cuDNN may try algorithms for 2-D convolutions
+  std::optional<bool> cudnn_benchmark_conv2d =
+      std::nullopt;  ///< whether cuDNN may try algorithms for 2-D convolutions; none: as torch's own switch says
   bool swap = false;                                         ///< keep the data in pinned host memory
 
   // Debugging: what the Python layers print or leave out.

@@ -169,7 +169,7 @@ void NormAct::backward(BackwardRun& run) const {
   const bool wants_residual = has_residual && run.wants(inputs[1]);
   const bool wants_weight = run.Wants::wants(norm->weight);
   const bool normalized_needed = wants_weight || (wants_input && norm->training);
-  NormActCopies copies{.slope = slope, .bits = bits, .derivative = derivative};
+  NormActCopies copies{.packed = std::nullopt, .slope = slope, .bits = bits, .derivative = derivative};
   if (packs(output())) {
     copies.packed = run.saved(output(), Form::kCopy)[0];
   } else if (copies.planes() != 0) {
@@ -180,10 +180,13 @@ void NormAct::backward(BackwardRun& run) const {
     copies.normalized_bits = norm_bits;
   }
   at::Tensor input;
+  bool owns_input = false;
   const bool has_channels = has_residual ? !copies.normalized : recompute;
   if (has_channels) {
     // What is not needed of it is multiplied by 0.
-    input = normalized_needed && recompute ? as_matrix(run.copy(inputs[0])) : grad;
+    const at::Tensor copy = normalized_needed && recompute ? run.copy(inputs[0]) : at::Tensor();
+    owns_input = copy.defined() && is_owned(copy);  // not where the value itself is saved
+    input = copy.defined() ? as_matrix(copy) : grad;
     copies.input = input;
     copies.channels = statistics[kChannels];
   }
@@ -202,8 +205,7 @@ void NormAct::backward(BackwardRun& run) const {
   if (!wants_input && !wants_residual) {
     return;
   }
-  const bool has_own_input = input.defined() && !input.is_same(grad);
-  at::Tensor grad_input = has_own_input ? input : owned && !wants_residual ? grad : at::empty_like(grad);
+  at::Tensor grad_input = owns_input ? input : owned && !wants_residual ? grad : at::empty_like(grad);
   const OptionalTensor grad_sum = wants_residual ? OptionalTensor(owned ? grad : at::empty_like(grad)) : std::nullopt;
   norm_act_input_gradient_out(copies, grad, second, coefficients, grad_input, grad_sum);
   if (wants_residual) {

@@ -14,8 +14,8 @@ struct Activation : StepOf<Activation> {
   double slope = 0.01;  ///< of a leaky ReLU, below 0
 
   Activation() = default;
-  explicit Activation(Value input, ActivationKind kind = ActivationKind::kReLU, double slope = 0.01)
-      : kind(kind), slope(slope) {
+  explicit Activation(Value input, ActivationKind kind_ = ActivationKind::kReLU, double slope_ = 0.01)
+      : kind(kind_), slope(slope_) {
     inputs = {input};
   }
 

@@ -11,7 +11,7 @@ struct Dropout : StepOf<Dropout> {
   double probability = 0.5;  ///< that an element is dropped
 
   Dropout() = default;
-  Dropout(Value input, double probability) : probability(probability) { inputs = {input}; }
+  Dropout(Value input, double probability_) : probability(probability_) { inputs = {input}; }
 
   void visit_fields(FieldVisitor& fields) override { fields.required("probability", probability); }
   void check() const override;

@@ -62,6 +62,10 @@ void GroupNorm::forward(ForwardRun& run) const {
   run.set(output(), in_layout(result, run.layout(output())));
 }
 
+at::Tensor GroupNorm::copy_from_saved(BackwardRun& run) const {
+  return copy_from_normalized(run, output(), {inputs[0], weight, bias});
+}
+
 void GroupNorm::backward(BackwardRun& run) const {
   add_sample_norm_gradients(run, output(), {inputs[0], weight, bias}, groups);
 }

@@ -61,6 +61,10 @@ void InstanceNorm::forward(ForwardRun& run) const {
   run.set(output(), in_layout(instance_norm_of(*this, run, input), run.layout(output())));
 }
 
+at::Tensor InstanceNorm::copy_from_saved(BackwardRun& run) const {
+  return copy_from_normalized(run, output(), {inputs[0], weight, bias});
+}
+
 void InstanceNorm::backward(BackwardRun& run) const {
   // Torch takes groups as a plain number; channels are the parameters', and known.
   const int64_t channels = run.sizes(output())[1].guard_int(__FILE__, __LINE__);

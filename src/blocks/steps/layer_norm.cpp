@@ -58,6 +58,10 @@ void LayerNorm::forward(ForwardRun& run) const {
   run.set(output(), std::move(result));
 }
 
+at::Tensor LayerNorm::copy_from_saved(BackwardRun& run) const {
+  return copy_from_normalized(run, output(), {inputs[0], weight, bias});
+}
+
 void LayerNorm::backward(BackwardRun& run) const {
   const NormOperands operands{inputs[0], weight, bias};
   const std::array<bool, 3> wanted = operands.wanted(run);

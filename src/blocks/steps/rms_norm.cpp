@@ -89,6 +89,10 @@ void RmsNorm::forward(ForwardRun& run) const {
   run.set(output(), std::move(result));
 }
 
+at::Tensor RmsNorm::copy_from_saved(BackwardRun& run) const {
+  return copy_from_normalized(run, output(), {.input = inputs[0], .weight = weight});
+}
+
 void RmsNorm::backward(BackwardRun& run) const {
   const bool wants_input = run.wants(inputs[0]);
   const bool wants_weight = run.wants(weight);

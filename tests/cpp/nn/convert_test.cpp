@@ -101,7 +101,7 @@ TEST(Convert, KeepsForwardAndStatisticsBitForBit) {
   at::manual_seed(1);
   Sequential model = small_net();
   const auto reference = std::dynamic_pointer_cast<torch::nn::SequentialImpl>(model->clone());
-  actnn::nn::convert(model);
+  actnn::nn::convert(model, {.chains = false});
   const at::Tensor input = images();
   for (const bool training : {true, false}) {
     model->train(training);
@@ -125,7 +125,7 @@ TEST(Convert, KeepsEveryOptionOfALayer) {
       Conv2d(Conv2dOptions(4, 3, 2).padding(torch::kSame).padding_mode(torch::kReplicate)),
       AdaptiveAvgPool2d(AdaptiveAvgPool2dOptions({std::nullopt, 2})));
   const auto reference = std::dynamic_pointer_cast<SequentialImpl>(model->clone());
-  EXPECT_EQ(actnn::nn::convert(model).count(ConversionOutcome::kConverted), 7);
+  EXPECT_EQ(actnn::nn::convert(model, {.chains = false}).count(ConversionOutcome::kConverted), 7);
   EXPECT_TRUE(bit_equal(model->forward(input), reference->forward(input)));
 }
 
@@ -233,7 +233,7 @@ TEST(Convert, ConvertedModelsClone) {
 
 TEST(Convert, ArchivesGoBothWays) {
   Sequential converted = small_net();
-  actnn::nn::convert(converted);
+  actnn::nn::convert(converted, {.chains = false});
   Sequential original = small_net();
   const auto transfer = [](Sequential& from, Sequential& to) {
     std::stringstream archive;

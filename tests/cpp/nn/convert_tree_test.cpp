@@ -220,7 +220,8 @@ TEST(ConversionReport, PrintsATable) {
   Sequential model(torch::nn::Conv2d(3, 4, 3), torch::nn::Dropout2d());
   EXPECT_EQ(actnn::nn::convert(model).to_string(),
             "1 converted, 1 left alone, of 3 modules\n"
-            "  (root)  torch::nn::Sequential\n"
+            "  (root)  torch::nn::Sequential  no chain: 0: no layer beside it can be in a chain with it; 1: "
+            "torch::nn::Dropout2d has no part in chains\n"
             "  0       torch::nn::Conv2d      -> actnn::nn::Conv2d\n"
             "  1       torch::nn::Dropout2d   left alone: torch::nn::Dropout2d has no compressed form\n");
 }

@@ -159,7 +159,7 @@ TEST(SyncBatchNorm, RunsInAChain) {
 
 TEST(SyncBatchNorm, WithoutRunningStatisticsIsInNoChain) {
   const SyncBatchNorm untracked(BatchNormOptions(6).track_running_stats(false), kGroup);
-  EXPECT_THROW(actnn::nn::ChainBuilder().norm(0, untracked), c10::ValueError);
+  EXPECT_THROW(actnn::nn::ChainBuilder().norm({0}, untracked), c10::ValueError);
 }
 
 TEST(SyncBatchNorm, NeedsItsGroupInTrainingModeOnly) {

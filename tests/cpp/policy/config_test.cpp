@@ -21,7 +21,9 @@ TEST(Config, LevelsAreThePublishedOnes) {
   EXPECT_FALSE(config_for_level("L2").adaptive_conv_scheme || config_for_level("L2").adaptive_bn_scheme);
 
   const Config light = config_for_level("L3.1");
-  EXPECT_FALSE(light.cudnn_benchmark_conv2d || light.swap);
+  EXPECT_EQ(Config().cudnn_benchmark_conv2d, std::nullopt);
+  EXPECT_EQ(light.cudnn_benchmark_conv2d, std::optional(false));
+  EXPECT_FALSE(light.swap);
   EXPECT_EQ(light.empty_cache_threshold, 0.2);
   EXPECT_EQ(light.pipeline_threshold, int64_t{3} << 30);
   EXPECT_TRUE(config_for_level("L4").swap && config_for_level("L4").compress_activation);

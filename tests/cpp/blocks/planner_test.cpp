@@ -1,0 +1,232 @@
+// What a plan fuses, saves and computes again, and which plans are refused.
+#include <c10/util/Exception.h>
+#include <gtest/gtest.h>
+
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "actnn/blocks/plan.h"
+#include "tests/cpp/blocks/program_texts.h"
+
+namespace actnn::blocks {
+namespace {
+
+using Values = std::vector<int64_t>;
+using StepLists = std::vector<std::vector<size_t>>;
+
+Plan plan_of(const std::string& program, const PlanOptions& options = {}) {
+  return make_plan(program_from_json(program), options);
+}
+
+Values copies(const Plan& plan) {
+  Values values;
+  for (const auto& [value, format] : plan.copies) {
+    values.push_back(value.number);
+  }
+  return values;
+}
+
+Values numbers(const std::set<Value>& values) {
+  Values list;
+  for (const Value value : values) {
+    list.push_back(value.number);
+  }
+  return list;
+}
+
+StepLists fused_steps(const Plan& plan) {
+  StepLists lists;
+  for (const Fusion& fusion : plan.fusions) {
+    lists.push_back(fusion.steps);
+  }
+  return lists;
+}
+
+/// What `check_plan` says; empty if it finds nothing.
+std::string refusal(const Plan& plan) {
+  try {
+    check_plan(plan);
+    return "";
+  } catch (const c10::ValueError& error) {
+    return error.what_without_backtrace();
+  }
+}
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+TEST(Planner, FusesNormsWithWhatFollowsThem) {
+  const Plan plan = plan_of(kResidualBlock);
+  EXPECT_EQ(fused_steps(plan), (StepLists{{1, 2}, {4, 5, 6}}));
+  EXPECT_EQ(plan.stages.size(), 4);
+}
+
+TEST(Planner, ComputesTheInputOfTheLastNormAgain) {
+  const Plan plan = plan_of(kResidualBlock);
+  EXPECT_EQ(copies(plan), (Values{0, 3, 7}));
+  EXPECT_EQ(numbers(plan.recomputes), (Values{4}));
+  EXPECT_TRUE(plan.saves.empty());
+}
+
+TEST(Planner, SavesNormalizedValuesWhereNothingIsComputedAgain) {
+  for (const PlanOptions& options : {PlanOptions{.recompute = false}, PlanOptions{.bits = 2}}) {
+    const Plan plan = plan_of(kResidualBlock, options);
+    EXPECT_TRUE(plan.recomputes.empty());
+    ASSERT_EQ(plan.saves.size(), 1);
+    EXPECT_EQ(plan.saves.begin()->first, std::pair(Value{7}, Form::kNormalized));
+    EXPECT_EQ(plan.saves.begin()->second, 2);
+  }
+}
+
+TEST(Planner, HasBitsForSumsAndForSingleValues) {
+  const Plan plan = plan_of(kResidualBlock, {.bits = 5, .output_bits = 3, .value_bits = {{{0}, 8}}});
+  EXPECT_EQ(plan.copies.at({0}).bits, 8);
+  EXPECT_EQ(plan.copies.at({3}).bits, 5);
+  EXPECT_EQ(plan.copies.at({7}).bits, 3);
+  EXPECT_EQ(plan.copies.at({7}).kind, CopyFormat::Kind::kSplit);
+}
+
+TEST(Planner, SavesSmallValuesAsTheyAre) {
+  const Plan plan = plan_of(kConcatenation, {.exact = {{1}}});
+  EXPECT_EQ(plan.copies.at({0}).kind, CopyFormat::Kind::kPacked);
+  EXPECT_EQ(plan.copies.at({1}).kind, CopyFormat::Kind::kExact);
+}
+
+TEST(Planner, TakesConcatenationsFromTheCopiesOfTheirParts) {
+  const Plan plan = plan_of(kConcatenation);
+  EXPECT_EQ(numbers(plan.recomputes), (Values{2}));
+  EXPECT_EQ(copies(plan), (Values{0, 1}));
+}
+
+TEST(Planner, SavesNoCopyOfAnImportedInput) {
+  const Plan plan = make_plan(program_from_json(kConcatenation), {}, {{{0}, {.bits = 3}}});
+  EXPECT_EQ(copies(plan), (Values{1}));
+  EXPECT_EQ(refusal(plan), "");
+}
+
+TEST(Planner, RefusesBitsOutOfRange) {
+  EXPECT_THROW(plan_of(kConcatenation, {.bits = 1}), c10::ValueError);
+  EXPECT_THROW(plan_of(kConcatenation, {.output_bits = 9}), c10::ValueError);
+  EXPECT_THROW(plan_of(kConcatenation, {.norm_bits = 8}), c10::ValueError);
+  EXPECT_THROW(plan_of(kConcatenation, {.value_bits = {{{1}, 9}}}), c10::ValueError);
+  EXPECT_THROW(plan_of(kConcatenation, {.value_bits = {{{5}, 4}}}), c10::ValueError);
+  EXPECT_THROW(plan_of(kConcatenation, {.exact = {{-1}}}), c10::ValueError);
+  EXPECT_THROW(make_plan(program_from_json(kConcatenation), {}, {{{0}, {.bits = 9}}}), c10::ValueError);
+}
+
+TEST(CheckPlan, FindsEveryCopyThatIsMissing) {
+  for (const std::string& program : {kResidualBlock, kConcatenation}) {
+    const Plan plan = plan_of(program);
+    EXPECT_EQ(refusal(plan), "");
+    for (const auto& [value, format] : plan.copies) {
+      Plan changed = plan;
+      changed.copies.erase(value);
+      EXPECT_PRED2(contains, refusal(changed), "needs a copy of value " + std::to_string(value.number) + ", which");
+    }
+    for (const Value value : plan.recomputes) {
+      Plan changed = plan;
+      changed.recomputes.erase(value);
+      EXPECT_PRED2(contains, refusal(changed), "needs a copy of value " + std::to_string(value.number) + ", which");
+    }
+  }
+}
+
+TEST(CheckPlan, AcceptsACopyMoreThanThereMustBe) {
+  Plan plan = plan_of(kConcatenation);
+  plan.recomputes.clear();
+  plan.copies[{2}] = {.bits = 6};
+  EXPECT_EQ(refusal(plan), "");
+}
+
+TEST(CheckPlan, RefusesToComputeInputsAgain) {
+  Plan plan = plan_of(kConcatenation);
+  plan.copies.erase(Value{0});
+  plan.recomputes.insert({0});
+  EXPECT_PRED2(contains, refusal(plan), "value 0 cannot be computed again, for no step makes it");
+}
+
+TEST(CheckPlan, RefusesToComputeAgainWhatWouldBeBiased) {
+  Plan plan = plan_of(kConcatenation);
+  plan.copies.erase(Value{1});
+  plan.recomputes.insert({1});
+  EXPECT_PRED2(contains, refusal(plan), "again, for activation of unbiased copies is biased");
+}
+
+TEST(CheckPlan, RefusesStagesThatReadTooEarly) {
+  Plan plan = plan_of(kConcatenation);
+  std::swap(plan.stages[1], plan.stages[2]);
+  EXPECT_PRED2(contains, refusal(plan), "convolution reads value 2, which no stage before it makes");
+}
+
+TEST(CheckPlan, RefusesResultsThatNobodyMakes) {
+  Plan plan = plan_of(kConcatenation);
+  plan.stages.pop_back();
+  EXPECT_PRED2(contains, refusal(plan), "no stage of the plan makes the result, value 4");
+}
+
+TEST(CheckPlan, RefusesExportsOfWhatIsNotSaved) {
+  Plan plan = plan_of(kResidualBlock);
+  plan.exports = {{7}};
+  EXPECT_EQ(refusal(plan), "");
+  plan.exports = {{4}};
+  EXPECT_PRED2(contains, refusal(plan), "the copy of value 4 cannot be exported, for the plan saves none");
+}
+
+TEST(CheckPlan, RefusesImportsOfOtherValuesThanInputs) {
+  Plan plan = plan_of(kConcatenation);
+  plan.imports = {{{1}, {}}};
+  EXPECT_PRED2(contains, refusal(plan), "imports must name inputs, got value 1");
+}
+
+TEST(ProgramJson, RoundTrips) {
+  for (const std::string& text : {kResidualBlock, kConcatenation}) {
+    const std::string whole = to_json(program_from_json(text));
+    EXPECT_EQ(to_json(program_from_json(whole)), whole);
+  }
+  const std::string rich = R"({"inputs": 2, "integers": 2, "results": [2, 5], "steps": [
+      {"op": "reshape", "inputs": [0], "sizes": [{"integer": 1}, -1, 4]},
+      {"op": "split", "inputs": [1], "sizes": [2, 2], "dimension": -1},
+      {"op": "batch_norm", "inputs": [3], "momentum": null, "group_name": "seven"}],
+      "dtypes": ["float32", "float16", "bfloat16", "float32", "float32", "float32"]})";
+  const std::string whole = to_json(program_from_json(rich));
+  EXPECT_EQ(to_json(program_from_json(whole)), whole);
+  for (const char* part : {R"([{"integer":1},-1,4])", R"("momentum":null)", R"("group_name":"seven")",
+                           R"("dtypes":["float32","float16","bfloat16","float32","float32","float32"])"}) {
+    EXPECT_PRED2(contains, whole, part);
+  }
+}
+
+TEST(ProgramJson, HasDefaults) {
+  const std::string whole = to_json(program_from_json(kResidualBlock));
+  for (const char* part :
+       {R"("integers":0)", R"("groups":1)", R"("transposed":false)", R"("bias":null)", R"("momentum":0.1)",
+        R"("eps":1e-05)", R"("training":true)", R"("broadcast":false)", R"("slope":0.01)"}) {
+    EXPECT_PRED2(contains, whole, part);
+  }
+}
+
+TEST(PlanJson, ReadsOptionsImportsAndExports) {
+  const Plan plan = plan_from_json(
+      "{\"program\": " + kConcatenation +
+      R"(, "options": {"bits": 3, "value_bits": {"1": 6}, "stochastic": false}, "exports": [1],
+          "imports": [{"input": 0, "copy": {"kind": "split", "bits": 5, "slope": 0.25, "activation": "leaky_relu",
+                                            "derivative_bits": 0}}]})");
+  EXPECT_FALSE(plan.options.stochastic);
+  EXPECT_EQ(plan.copies.at({1}).bits, 6);
+  ASSERT_EQ(plan.imports.size(), 1);
+  EXPECT_EQ(plan.imports[0].format.parts(), 2);
+  EXPECT_EQ(plan.imports[0].format.slope, 0.25);
+  EXPECT_EQ(plan.exports, (std::vector<Value>{{1}}));
+}
+
+TEST(PlanJson, DescribesThePlan) {
+  const std::string text = to_json(plan_of(kResidualBlock));
+  for (const char* part : {R"({"bits":4,"form":"copy","value":0})", R"("recomputes":[4])",
+                           R"({"name":"norm_act","steps":[4,5,6]})", R"("tensors":2)"}) {
+    EXPECT_PRED2(contains, text, part);
+  }
+}
+
+}  // namespace
+}  // namespace actnn::blocks
