@@ -22,7 +22,8 @@ FLAGS: tuple[str, ...] = tuple(torch.ops.actnn.config_flags())
 class Config:
     """What layers do with their activations; the flags are attributes.
 
-    They are read when a layer is converted and at each of its forwards. `Config("L1")` begins with another level than
+    They are read when a layer is converted and at each of its forwards; a model that runs in blocks is captured anew
+    when one that concerns it has changed. `Config("L1")` begins with another level than
     L3, and keyword arguments set flags: `Config(group_size=128)`. Each has a policy of its own, which allocates bits
     among the layers converted with it.
 
@@ -43,7 +44,7 @@ class Config:
     noise_target                    instead of average bits: the fewest bytes whose predicted noise stays under it
     empty_cache_threshold           CUDA: release the allocator's cache when allocated / reserved falls under it
     pipeline_threshold              bytes above which a convolution's backward goes through the batch in parts
-    cudnn_benchmark_conv2d          CUDA: cuDNN may try algorithms for 2-D convolutions
+    cudnn_benchmark_conv2d          CUDA: cuDNN may try algorithms for 2-D convolutions; None: as torch.backends.cudnn says
     swap                            CUDA: keep the data in pinned host memory
     debug_memory_model              QModule prints the memory in use around forward
     debug_speed                     QModule prints the time of each forward

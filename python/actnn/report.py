@@ -160,7 +160,7 @@ class Report:
     def _graph(self, graph: Graph) -> list[str]:
         lines = [f"graph {graph.number}" + (f", captured anew since {graph.cause}" if graph.cause else "")]
         if reason := graph.error or graph.reason:
-            lines.append(f"runs as it is: {reason}")
+            lines.append(f"no blocks: {reason}")
         if blocks := blocks_of(graph, self.kept):
             lines += _table([("block", "bits", "kept bytes", "steps"), *map(_block_row, blocks)])
         return [*lines, *(f"no block: {outside.place}: {outside.reason}" for outside in graph.outside)]

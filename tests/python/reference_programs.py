@@ -76,7 +76,10 @@ def _linear(x, weight, bias, dtype):
     return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
-def _batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps, dtype, num_batches_tracked=None):
+def _batch_norm(
+    x, weight, bias, running_mean, running_var, training, momentum, eps, dtype, num_batches_tracked=None,
+    group_name=None,
+):  # fmt: skip
     if training and num_batches_tracked is not None:
         num_batches_tracked.add_(1)
         momentum = 1 / float(num_batches_tracked) if momentum is None else momentum
@@ -137,7 +140,7 @@ STEPS = {
     "group_norm": lambda x, weight, bias, groups, eps, dtype: F.group_norm(x.to(dtype), groups, weight, bias, eps),
     "instance_norm": lambda x, weight, bias, eps, dtype: F.instance_norm(x, None, None, weight, bias, eps=eps),
     "activation": _activation,
-    "add": lambda a, b, dtype: a.to(dtype) + b.to(dtype),
+    "add": lambda a, b, dtype, broadcast=False: a.to(dtype) + b.to(dtype),
     "multiply": lambda a, b, dtype: a.to(dtype) * b.to(dtype),
     "concatenate": lambda *values, dimension, dtype: torch.cat([value.to(dtype) for value in values], dimension),
     "reshape": lambda x, sizes, dtype: x.reshape(sizes),

@@ -1,15 +1,20 @@
 """What blocks save: what the plan says, what hooks see, and what two programs share."""
 
-import json
-
 import pytest
 import torch
 from block_programs import (
-    OTHERS, PROGRAMS, Program, attention_half, basic_block, bottleneck, dense_block, gated_half, inverted_residual,
-    squeeze_and_excitation, u_net,
-)  # fmt: skip
+    Program,
+    attention_half,
+    basic_block,
+    bottleneck,
+    dense_block,
+    gated_half,
+    inverted_residual,
+    squeeze_and_excitation,
+)
 from saved_memory import packed_bytes, saved_bytes
 from test_block import EIGHT_BITS, gradients, make, relative_error
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ops = torch.ops.actnn
 pytestmark = pytest.mark.usefixtures("device")
@@ -38,7 +43,7 @@ def test_a_plan_of_a_residual_block():
     assert stored == [*copies, (10, "normalized", 2)] and recomputes == []
     # Two bits are too coarse to compute a convolution again from.
     assert saves(program, *COPIES, bits=2)[1] == []
-    chosen, _ = saves(program, "copy", value_bits={"0": 8, "2": 2, "10": 5})
+    chosen, _ = saves(program, "copy", value_bits={"0": 8, "3": 2, "10": 5})
     assert chosen == [(0, "copy", 8), (3, "copy", 2), (6, "copy", 4), (10, "copy", 5)]
 
 
@@ -62,11 +67,11 @@ def test_one_copy_serves_all_readers():
     found, recomputes = saves(program, *COPIES)
     assert [value for value, *_ in found] == [0, 4, 8, 12] and recomputes == [1, 5, 9]
     program = squeeze_and_excitation()
-    gate = program.steps[12]["inputs"][1]
+    gate = program.steps[11]["inputs"][1]
     assert (gate, "exact", None) in saves(program, "exact", exact=[gate])[0]
     program = attention_half()
     exact = [value for value, *_ in saves(program, "exact")[0]]
-    assert len(exact) == 4 and set(program.steps[5]["inputs"]) < set(exact)
+    assert set(exact) == {*program.steps[5]["inputs"], 8}
 
 
 def described_bytes(program, values, **options):
@@ -99,11 +104,8 @@ def test_hooks_see_what_the_description_says(build, bits):
     with torch.no_grad():
         values = [x, *program.run(x)]
     program.results = results
-    # The probabilities' statistics of attention: a number per head and row, where other rows are of all features.
     found, y = saved_bytes(lambda: program.run(x, bits=bits))
-    expected = described_bytes(program, values, bits=bits)
-    assert found - x.nbytes * (x.is_leaf and False) == expected
-    assert y.requires_grad
+    assert y.requires_grad and found == described_bytes(program, values, bits=bits)
 
 
 def test_bytes_of_residual_blocks():
@@ -115,7 +117,7 @@ def test_bytes_of_residual_blocks():
     assert bits / 8 < found < 1.2 * bits / 8
     # Normalized inputs beside the sum.
     computed, stored = (saved_bytes(lambda r=r: program.run(x, recompute=r))[0] for r in (True, False))
-    assert pixels * 32 * 2 / 8 < stored - computed < 1.2 * pixels * 32 * 2 / 8
+    assert 0.95 * pixels * 32 * 2 / 8 < stored - computed < 1.05 * pixels * 32 * 2 / 8
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("relu6", 2 * 32 * (4 + 1)), ("silu", 2 * 32 * (4 + 4 + 4.125))])
@@ -130,9 +132,9 @@ def test_bytes_of_derivatives(kind, bits):
 
 def test_a_concatenation_is_the_copies_of_its_parts():
     x = torch.randn(4, 8, 16, 16, requires_grad=True)
-    program = dense_block()
+    program = dense_block(growth=8)
     found, _ = saved_bytes(lambda: program.run(x))
-    bits = 4 * 16 * 16 * (8 + 3 * 4) * 4
+    bits = 4 * 16 * 16 * (8 + 3 * 8) * 4
     assert bits / 8 < found < 1.2 * bits / 8
 
 
@@ -140,13 +142,14 @@ def test_a_concatenation_is_the_copies_of_its_parts():
 def test_only_what_the_wanted_gradients_read_is_saved(frozen):
     x = torch.randn(4, 8, 16, 16, requires_grad=frozen == "weights")
     program = Program()
-    program.convolution(program.activation(program.convolution(0, 8, 8, 3)), 8, 8, 3)
+    program.convolution(program.activation(program.convolution(0, 8, 8, 3), "gelu"), 8, 8, 3)
     for number, parameter in enumerate(program.parameters):
         parameter.requires_grad_(frozen == "input" and number == 1)
     found, y = saved_bytes(lambda: program.run(x, bits=4))
-    count = x.numel()
+    # A derivative, or a copy.
+    packed = 0 if frozen == "everything" else packed_bytes(x.numel(), 4)
     weights = 0 if frozen == "everything" else sum(p.nbytes for p in program.parameters if not p.requires_grad)
-    assert found - weights == {"everything": 0, "weights": count // 8, "input": packed_bytes(count, 4)}[frozen]
+    assert found == packed + weights
     assert y.requires_grad == (frozen != "everything")
 
 
@@ -156,15 +159,16 @@ def test_hooks_may_replace_what_is_saved():
     torch.manual_seed(2)
     plain = gradients(program.run(x), [x, *program.parameters])
     torch.manual_seed(2)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.cpu().numpy(), lambda a: torch.from_numpy(a).to(x.device)):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.cpu().numpy(), lambda a: torch.from_numpy(a).to(x.device)
+    ):
         y = program.run(x)
     for a, w in zip(gradients(y, [x, *program.parameters]), plain, strict=True):
         torch.testing.assert_close(a, w)
 
 
 def test_exact_copies_have_no_noise():
-    """All values exact: the gradients are torch's."""
-    for name in ("squeeze and excitation", "gated", "U-Net"):
+    for name in ("gated", "U-Net"):
         program, inputs = make(name)
         exact = list(range(program.values))
         tensors = [*inputs, *program.parameters]
@@ -175,7 +179,9 @@ def test_exact_copies_have_no_noise():
     program.linear(program.linear(0, 16, 16), 16, 8)
     x = torch.randn(5, 16, requires_grad=True)
     tensors = [x, *program.parameters]
-    for a, w in zip(gradients(program.run(x, exact=[0, 1]), tensors), gradients(program.expected(x), tensors), strict=True):
+    for a, w in zip(
+        gradients(program.run(x, exact=[0, 1]), tensors), gradients(program.expected(x), tensors), strict=True
+    ):
         torch.testing.assert_close(a, w)
 
 
@@ -198,17 +204,8 @@ def joined(first, second, x, share, **options):
     return second.run(between, copies=copies, imports=[{"input": 0, "copy": description["copy"]}], **options)
 
 
-@pytest.mark.parametrize("kind", ["relu", "relu6", "packed"])
+@pytest.mark.parametrize("kind", ["relu", "relu6"])
 def test_programs_share_the_copy_between_them(kind):
-    if kind == "packed":
-        first, second = gated_half(), gated_half()
-        x = torch.randn(3, 10, 16, requires_grad=True)
-        first.step("permute", first.linear(first.values - 1, 16, 16), dimensions=[1, 0, 2])
-        second = Program()
-        second.linear(second.linear(0, 16, 16), 16, 16)
-        description = json.loads(ops.describe_program(first.text()))["copies"]
-        assert str(first.values - 1) not in description, "nothing in the first reads it"
-        return
     first, second = basic_block(kind=kind), basic_block(kind=kind)
     x = torch.randn(4, 8, 16, 16, requires_grad=True)
     apart, together = (saved_bytes(lambda s=s: joined(first, second, x, s))[0] for s in (False, True))
@@ -266,20 +263,38 @@ def test_copies_are_exported_without_gradients_wanted():
     copy = program.description()["copies"]["7"]["copy"]
     reader = Program()
     reader.convolution(0, 8, 8)
-    found, z = saved_bytes(
-        lambda: reader.run(y, copies=copies, imports=[{"input": 0, "copy": copy}])
-    )
+    found, z = saved_bytes(lambda: reader.run(y, copies=copies, imports=[{"input": 0, "copy": copy}]))
     (gradient,) = torch.autograd.grad(z.square().sum(), reader.parameters)
     (wanted,) = torch.autograd.grad(reader.expected(y).square().sum(), reader.parameters)
     assert found == sum(c.nbytes for c in copies) and relative_error(gradient, wanted) < 0.2
+
+
+def test_nothing_is_exported_without_gradients():
+    program = basic_block()
     with torch.no_grad():
-        assert len(program.run(torch.randn(4, 8, 6, 6), exports=[7])) in (1, 3)
+        results = ops.run_program(program.text(exports=[7]), [torch.randn(4, 8, 6, 6)], program.parameters,
+                                  program.buffers, [], [])  # fmt: skip
+    assert len(results) == 1
 
 
-CUDNN_OFF = [("bottleneck", None), ("strided bottleneck", "weights"), ("U-Net", "weights"), ("U-Net", None)]
+class ConvolutionBackwards(TorchDispatchMode):
+    """Counts the calls, and sees to it that the tensors which they are given have the memory of their shapes."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution_backward.default:
+            self.calls += 1
+            for tensor in args[:3]:
+                last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+                end = (tensor.storage_offset() + last + 1) * tensor.element_size()
+                assert tensor.untyped_storage().nbytes() >= end
+        return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("name", "frozen"), CUDNN_OFF)
+@pytest.mark.parametrize(
+    ("name", "frozen"), [("bottleneck", None), ("strided bottleneck", "weights"), ("U-Net", "weights"), ("U-Net", None)]
+)
 def test_convolutions_without_cudnn(name, frozen):
     """Whose backward reads the memory that it is given as its input, whether it needs it or not."""
     program, inputs = make(name)
@@ -287,19 +302,19 @@ def test_convolutions_without_cudnn(name, frozen):
         tensor.requires_grad_(frozen != "weights" or tensor.dim() == 1)
     wanted = [*inputs, *(p for p in program.parameters if p.requires_grad)]
     with torch.backends.cudnn.flags(enabled=False), torch.backends.mkldnn.flags(enabled=False):
-        actual = gradients(program.run(*inputs, **EIGHT_BITS), wanted)
+        result = program.run(*inputs, **EIGHT_BITS)
+        with ConvolutionBackwards() as seen:
+            actual = gradients(result, wanted)
+    assert seen.calls >= sum(step["op"] == "convolution" for step in program.steps)
     for a, w in zip(actual, gradients(program.expected(*inputs), wanted), strict=True):
         assert relative_error(a, w) < 0.1
 
 
 def test_efficientnets_block_saves_at_least_seven_times_less():
     program = squeeze_and_excitation(channels=32, hidden=192, squeezed=8)
-    gate = [place for place, step in enumerate(program.steps) if step["op"] == "mean"][0] + 1
+    gate = next(place for place, step in enumerate(program.steps) if step["op"] == "mean") + 1
     small = list(range(gate, gate + 5))
     x = torch.randn(8, 32, 14, 14, requires_grad=True)
     exact, _ = saved_bytes(lambda: program.expected(x))
-    found, _ = saved_bytes(lambda: program.run(x, bits=2, exact=small))
+    found, _ = saved_bytes(lambda: program.run(x, exact=small))
     assert exact / found > 7
-
-
-assert {*PROGRAMS, *OTHERS}

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from actnn import BlockOptions, convert
+from actnn import convert
 from block_models import IMAGE, conv
 from configurations import eight_bits
 from ranks import AllReduces, Ranks
@@ -23,13 +23,12 @@ def block_and_layers(**arguments):
     torch.manual_seed(0)
     block = nn.Sequential(conv(3, 8), nn.SyncBatchNorm(8, **arguments), nn.ReLU())
     layers = copy.deepcopy(block)
-    (found,) = convert(block, eight_bits(), blocks=BlockOptions()).blocks
-    assert found.steps == ("0", "1", "2")
+    report = convert(block, eight_bits())
     convert(layers, eight_bits(), blocks=False)
-    return block, layers
+    return block, layers, report
 
 
-def sizes_of_collectives(block, layers):
+def sizes_of_collectives(block, layers, report):
     """Compares a step of both, and returns the elements of its all-reduces."""
     torch.manual_seed(dist.get_rank() if dist.is_initialized() else 0)
     images = torch.randn(IMAGE) * (1 + torch.initial_seed())
@@ -41,7 +40,8 @@ def sizes_of_collectives(block, layers):
             y.square().sum().backward()
         sizes.append(recorder.sizes)
         results.append(y.detach())
-    assert block.forward.kept_bytes() > 0
+    assert report.graphs and all(found.steps == ("0", "1", "2") for found in report.blocks)
+    assert len(report.blocks) == len(report.graphs) and not report.record.breaks and not report.record.fallback
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
     for ours, theirs in zip(block.parameters(), layers.parameters(), strict=True):
         assert (ours.grad - theirs.grad).norm() < 0.05 * theirs.grad.norm()
@@ -52,17 +52,17 @@ def sizes_of_collectives(block, layers):
 
 
 def follows_the_module(_):
-    block, layers = block_and_layers()
+    block, layers, report = block_and_layers()
     pair = dist.new_group([0, 1])
     alone = [dist.new_group([rank]) for rank in (0, 1)][dist.get_rank()]
     for group, expected in ((None, [17, 16]), (pair, [17, 16]), (alone, []), (None, [17, 16])):
         block[1].process_group = layers[1].process_group = group
-        assert sizes_of_collectives(block, layers) == expected
+        assert sizes_of_collectives(block, layers, report) == expected
     block.eval(), layers.eval()
-    assert sizes_of_collectives(block, layers) == []
+    assert sizes_of_collectives(block, layers, report) == []
     block.train(), layers.train()
     block[1].eval(), layers[1].eval()
-    assert sizes_of_collectives(block, layers) == []
+    assert sizes_of_collectives(block, layers, report) == []
 
 
 def test_it_follows_the_module(two_ranks):
@@ -70,10 +70,10 @@ def test_it_follows_the_module(two_ranks):
 
 
 def without_running_statistics(_):
-    block, layers = block_and_layers(track_running_stats=False)
-    assert sizes_of_collectives(block, layers) == [17, 16]
+    block, layers, report = block_and_layers(track_running_stats=False)
+    assert sizes_of_collectives(block, layers, report) == [17, 16]
     block.eval(), layers.eval()
-    assert sizes_of_collectives(block, layers) == []
+    assert sizes_of_collectives(block, layers, report) == []
 
 
 def test_evaluation_without_running_statistics_is_of_the_ranks_own_batch(two_ranks):
@@ -81,7 +81,7 @@ def test_evaluation_without_running_statistics_is_of_the_ranks_own_batch(two_ran
 
 
 def destroyed_group(_):
-    block, layers = block_and_layers()
+    block, layers, report = block_and_layers()
     block[1].process_group = dist.new_group([0, 1])
     block(torch.randn(IMAGE))
     dist.destroy_process_group(block[1].process_group)
@@ -90,7 +90,7 @@ def destroyed_group(_):
             block(torch.randn(IMAGE))
     block[1].process_group = None
     block[1].load_state_dict(layers[1].state_dict())
-    assert sizes_of_collectives(block, layers) == [17, 16]
+    assert sizes_of_collectives(block, layers, report) == [17, 16]
 
 
 def test_a_group_that_was_destroyed_gets_a_sentence(two_ranks):
@@ -100,10 +100,10 @@ def test_a_group_that_was_destroyed_gets_a_sentence(two_ranks):
 def initialized_later(_, store):
     rank = dist.get_rank()
     dist.destroy_process_group()
-    block, layers = block_and_layers()
-    assert sizes_of_collectives(block, layers) == []
+    block, layers, report = block_and_layers()
+    assert sizes_of_collectives(block, layers, report) == []
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    assert sizes_of_collectives(block, layers) == [17, 16]
+    assert sizes_of_collectives(block, layers, report) == [17, 16]
 
 
 def test_process_groups_may_come_after_conversion(two_ranks, tmp_path):

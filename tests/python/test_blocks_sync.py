@@ -1,13 +1,12 @@
 """Blocks with synchronized batch norms: those of one process, on the batches of all ranks."""
 
-import json
 from dataclasses import dataclass
 from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
-from block_programs import PROGRAMS, basic_block, bottleneck
+from block_programs import PROGRAMS, basic_block
 from ranks import AllReduces, Ranks
 
 EXACT = {"bits": 8, "output_bits": 8, "norm_bits": 7}
@@ -53,7 +52,7 @@ class Case:
             drift = torch.linspace(0, 2, rows).view(-1, *[1] * (len(shape) - 1))
             x = torch.randn(rows, *shape[1:]) * (1 + drift) + drift
             inputs.append(x.requires_grad_(self.frozen not in ("input", "all but one")))
-        y = program.expected(*inputs, batch_statistics=self.training)
+        y = program.expected(*inputs, training=self.training)
         return inputs, torch.randn(y.shape) * torch.linspace(0.5, 2, rows).view(-1, *[1] * (y.dim() - 1))
 
 
@@ -87,11 +86,10 @@ def draws_on_a_rank(device, case, draws):
     program = joined(case.program())
     program.parameters = [p.detach().to(device).requires_grad_(p.requires_grad) for p in program.parameters]
     program.buffers = [buffer.to(device) for buffer in program.buffers]
-    block = program.block(recompute=case.recompute, **EXACT)
     results = []
     for draw in range(draws):
         torch.manual_seed(dist.get_world_size() * draw + dist.get_rank())
-        run = partial(program.run, block, batch_statistics=case.training)
+        run = partial(program.run, training=case.training, recompute=case.recompute, **EXACT)
         results.append(outcome(inputs, grad, program, run))
     return results
 
@@ -112,7 +110,7 @@ def check(case, ranks, draws=16):
     results = ranks.run(draws_on_a_rank, case, draws)
     program = case.program()
     output, gradients, buffers = outcome(
-        *case.tensors(), program, partial(program.expected, batch_statistics=case.training)
+        *case.tensors(), program, partial(program.expected, training=case.training)
     )
     torch.testing.assert_close(torch.cat([of_rank[0][0] for of_rank in results]), output, rtol=1e-4, atol=1e-4)
     for of_rank in results:
@@ -175,7 +173,7 @@ def test_statistics_of_one_rank_would_be_seen():
 def empty_everywhere(_):
     program = joined(basic_block())
     before = [buffer.clone() for buffer in program.buffers]
-    y = program.run(program.block(), torch.randn(0, 8, 6, 6, requires_grad=True))
+    y = program.run(torch.randn(0, 8, 6, 6, requires_grad=True))
     gradients = torch.autograd.grad(y.sum(), program.parameters)
     assert not any(gradient.any() for gradient in gradients)
     statistics = [buffer.is_floating_point() for buffer in before]
@@ -192,11 +190,11 @@ def sizes_of_collectives(_, frozen, training):
     x = torch.randn(4, 8, 6, 6, requires_grad=frozen == "")
     if frozen == "input and first convolution":
         program.parameters[0].requires_grad_(False)
-    with AllReduces() as recorder:
-        y = program.run(program.block(), x, batch_statistics=training)
-        forward = list(recorder.sizes)
+    with AllReduces() as forward:
+        y = program.run(x, training=training)
+    with AllReduces() as backward:
         y.sum().backward()
-    return forward, recorder.sizes[len(forward) :]
+    return forward.sizes, backward.sizes
 
 
 @pytest.mark.parametrize(
@@ -219,7 +217,7 @@ def with_weights_of_their_own(_):
         program.parameters[1].mul_(torch.tensor([1.0, -1.0, 3.0])[dist.get_rank()])
         program.parameters[2].mul_(torch.tensor([1.0, 30.0, -1.0])[dist.get_rank()])
     x = torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(dist.get_rank())).requires_grad_()
-    block, group = program.block(**EXACT), dist.group.WORLD.group_name
+    group = dist.group.WORLD.group_name
 
     def layers(x):
         w1, a1, b1, w2, a2, b2 = program.parameters
@@ -230,7 +228,7 @@ def with_weights_of_their_own(_):
         y = norm(torch.conv2d(x, w1, padding=1), a1, b1).relu()
         return (x + norm(torch.conv2d(y, w2, padding=1), a2, b2)).relu()
 
-    gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (program.run(block, x), layers(x))]
+    gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (program.run(x, **EXACT), layers(x))]
     return float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
 
 
@@ -238,28 +236,19 @@ def test_weights_may_differ_between_ranks(three_ranks):
     assert max(three_ranks.run(with_weights_of_their_own)) < 0.05
 
 
-def test_the_program_keeps_the_group():
-    program = bottleneck()
-    program.steps[1]["group_name"] = "seven"
-    block = program.block()
-    names = [step.get("group_name") for step in json.loads(block.program())["steps"] if step["op"] == "batch_norm"]
-    assert names == ["seven", None, None, None]
-    assert [stage.get("group_name") for stage in json.loads(block.plan())].count("seven") == 1
-
-
 def test_a_group_that_is_not_there_gets_a_sentence():
     program = basic_block()
     program.steps[1]["group_name"] = "absent"
     x = torch.randn(4, 8, 6, 6)
     with pytest.raises(ValueError, match=r"block: group_name must be the name of a process group .* got 'absent'"):
-        program.run(program.block(), x)
+        program.run(x)
     assert program.buffers[2] == 0
-    expected = program.expected(x, batch_statistics=False)
-    torch.testing.assert_close(program.run(program.block(), x, batch_statistics=False), expected)
+    expected = program.expected(x, training=False)
+    torch.testing.assert_close(program.run(x, training=False), expected)
 
 
 def test_a_group_must_be_a_name():
     program = basic_block()
     program.steps[1]["group_name"] = 7
-    with pytest.raises(ValueError, match="block: not a program"):
-        program.block()
+    with pytest.raises(ValueError, match="group_name"):
+        program.description()

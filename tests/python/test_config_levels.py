@@ -270,3 +270,12 @@ def test_level_5_on_a_device(process_config):  # noqa: F811
             gradients(model, torch.randn(4, 3, 16, 16, device="cuda"))
     finally:
         torch.cuda.memory._set_allocator_settings("expandable_segments:False")
+
+
+@pytest.mark.parametrize("switch", [True, False])
+def test_cudnn_benchmark_conv2d_is_torchs_switch_by_default(switch, device, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", switch)
+    layer = actnn.QConv2d(4, 4, 3, config=fixed())
+    with Calls(torch.ops.aten.convolution, lambda *_: torch.backends.cudnn.benchmark) as forward:
+        layer(torch.randn(2, 4, 8, 8))
+    assert forward.notes == [switch]

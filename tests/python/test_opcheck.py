@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from block_programs import attention_half, basic_block, squeeze_and_excitation
 from devices import DEVICES
 from torch._C import _distributed_c10d as dist_c10d
 from torch._C._distributed_c10d import FakeProcessGroup
@@ -38,6 +39,33 @@ def normalized_packed(rows, channels):
     """With 2 bits."""
     x = torch.randn(rows, channels)
     return ops.norm_add_act(x, x, torch.rand(channels, 5), torch.rand(channels, 5), 0.0, 4, 2, True, True, rng())[2]
+
+
+def program(build, *shape, integers=(), **options):
+    """Copies are rounded to nearest: noise would differ from call to call."""
+    made = build()
+    text = made.text(stochastic=False, **options)
+    return text, [torch.randn(shape, requires_grad=True)], made.parameters, made.buffers, [], list(integers)
+
+
+def attention():
+    return attention_half(features=8, heads=2, length=5, dropout=0.0, integers=1)
+
+
+def program_forward():
+    """All gradients are wanted."""
+    text, inputs, parameters, buffers, copies, integers = program(basic_block, 2, 8, 5, 5)
+    wanted = [True] * (len(inputs) + len(parameters))
+    return (text, [x.detach() for x in inputs], [p.detach() for p in parameters], buffers, copies, integers, wanted,
+            True, torch.float32)  # fmt: skip
+
+
+def program_backward():
+    text, inputs, parameters, buffers, copies, integers, wanted, exports, dtype = program_forward()
+    result, *others = ops.program_forward(text, inputs, parameters, buffers, copies, integers, wanted, exports, dtype)
+    saved = others[: len(others) - len(buffers)]
+    return (text, [torch.randn_like(result)], saved, parameters, copies, integers, list(inputs[0].shape), [4], wanted,
+            exports, wanted, [6], dtype)  # fmt: skip
 
 
 GROUP = "opcheck"
@@ -250,6 +278,15 @@ SAMPLES = {
     "avg_pool3d": [lambda: (grad(2, 3, 4, 6, 6), [2, 2, 2])],
     "adaptive_avg_pool2d": [lambda: (grad(2, 3, 8, 8), [3, 3]), lambda: (grad(2, 3, 8, 8), [1, 1])],
     "adaptive_avg_pool3d": [lambda: (grad(2, 3, 4, 6, 6), [2, 2, 2])],
+    "run_program": [
+        lambda: program(basic_block, 2, 8, 5, 5),
+        lambda: program(squeeze_and_excitation, 2, 8, 5, 5, exact=[8, 9, 10, 11]),
+        lambda: program(attention, 2, 5, 8, integers=[2]),
+    ],
+    "program_forward": [program_forward],
+    "program_backward": [program_backward],
+    "trace_program_forward": [program_forward],
+    "trace_program_backward": [program_backward],
 }  # fmt: skip
 
 

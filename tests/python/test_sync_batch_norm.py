@@ -256,12 +256,12 @@ def test_gradients_are_those_of_the_decoded_copy(one_rank):
 def sizes_of_collectives(_, wanted, training):
     """The elements of every all-reduce in forward and in backward."""
     tensors = [torch.randn(s).requires_grad_(w) for s, w in zip(((4, 5), (5,), (5,)), wanted, strict=True)]
-    with AllReduces() as recorder:
+    with AllReduces() as forward:
         output = ops.sync_batch_norm(*tensors, torch.zeros(5), torch.ones(5), training, MOMENTUM, EPS,
                                      dist.group.WORLD.group_name)  # fmt: skip
-        forward = list(recorder.sizes)
+    with AllReduces() as backward:
         output.sum().backward()
-    return forward, recorder.sizes[len(forward) :]
+    return forward.sizes, backward.sizes
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,19 +60,24 @@ def compile_graph(
     graph: fx.GraphModule, inputs: Sequence[Any], settings: Settings, record: Record, cause: str, root: Root
 ) -> Callable:
     """What runs in the place of a graph; adds it to the record. An error in here is no error of the model's: the graph
-    runs as it is then, exact."""
+    runs without blocks then, and if that has an error, too, as it is, exact."""
     made = Graph(len(record.graphs), cause, [], [])
     record.graphs.append(made)
-    try:
-        lowered = _lower(graph, inputs, _options(settings, root))
-        _describe(made, lowered, root)
-        module = lowered.module
-        run = module.forward if settings.compile is None else _compiler(settings.compile)(module, inputs)
-    except Exception as failure:
-        made.programs, made.outside = [], []
-        made.error = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
-        warnings.warn(f"actnn: a captured graph runs exact, since it could not be lowered: {made.error}", stacklevel=2)
-        module, run = graph, graph.forward
+    module, run = graph, graph.forward
+    for options in _attempts(settings, root):
+        try:
+            lowered = _lower(graph, inputs, options)
+            _describe(made, lowered, root)
+            module = lowered.module
+            run = module.forward if settings.compile is None else _compiler(settings.compile)(module, inputs)
+            break
+        except Exception as failure:
+            made.programs, made.outside = [], []
+            module, run = graph, graph.forward
+            made.error = made.error or f"{type(failure).__name__}: {' '.join(str(failure).split())}"
+    if made.error:
+        how = "exact" if module is graph else "with compressed functions, without blocks"
+        warnings.warn(f"actnn: a captured graph runs {how}, since it could not be lowered: {made.error}", stacklevel=2)
 
     def run_graph(*values: Any) -> Any:
         if watch.run is not None:
@@ -80,6 +85,13 @@ def compile_graph(
         return run(*values)
 
     return run_graph
+
+
+def _attempts(settings: Settings, root: Root) -> Iterator[LoweringOptions]:
+    """What a graph is lowered with, and if that is not possible, what it is lowered with then."""
+    options = _options(settings, root)
+    yield options
+    yield replace(options, makes_programs=False)
 
 
 def _lower(graph: fx.GraphModule, inputs: Sequence[Any], options: LoweringOptions) -> Lowered:
@@ -136,7 +148,7 @@ def _describe(graph: Graph, lowered: Lowered, root: Root) -> None:
     from .values import path_of
 
     graph.reason = lowered.reason
-    names = {}
+    names = []
     for program in lowered.programs:
         name = (
             root.under(program.name) if not program.name.startswith("#") else f"{root.path or '(root)'}{program.name}"
@@ -145,10 +157,11 @@ def _describe(graph: Graph, lowered: Lowered, root: Root) -> None:
         steps = tuple(root.under(step.path) if step.path else step.op for step in program.steps)
         saves = (program.plan or {}).get("saves", [])
         graph.programs.append(CapturedProgram(name, steps, tuple(step.bits for step in program.steps), saves))
-        names[program.text] = name
+        names.append(name)
     for call in lowered.outside:
         if not call.replaced:
             graph.outside.append(OutsideCall(f"{root.under(call.path)}: {call.target}".removeprefix(": "), call.reason))
+    in_order = iter(names)
     for node in lowered.module.graph.nodes:
-        name = names.get(node.args[0]) if node.args and isinstance(node.args[0], str) else None
+        name = next(in_order) if node.target is lowered.run else None
         node.meta[PLACE] = (False, root.under(path_of(node, root.name))) if name is None else (True, name)

@@ -20,6 +20,8 @@ from torch import fx, nn
 
 from .backend import Root, Settings, compile_graph
 from .records import Record
+from .synchronized import synchronized_norms
+from .traceable import plain_isinstance, said_once
 from .versions import why_capture_is_wrong
 
 ATTEMPTS = 3
@@ -160,14 +162,19 @@ class Dynamo:
         limit = config.recompile_limit if is_entry else max(config.recompile_limit, NESTED_LIMIT)
         _local.depth = getattr(_local, "depth", 0) + 1
         try:
-            with config.patch(
-                optimize_ddp=False,  # programs reduce by themselves; its splitter asserts on small buckets
-                fail_on_recompile_limit_hit=True,
-                suppress_errors=False,
-                skip_tensor_guards_with_matching_dict_tags=False,  # parameters that are frozen, or no longer
-                skip_nnmodule_hook_guards=False,  # hooks that come later
-                recompile_limit=limit,
-                accumulated_recompile_limit=max(config.accumulated_recompile_limit, 4 * limit),
+            with (
+                synchronized_norms(),
+                plain_isinstance(),
+                config.patch(
+                    optimize_ddp=False,  # programs reduce by themselves; its splitter asserts on small buckets
+                    fail_on_recompile_limit_hit=True,
+                    suppress_errors=False,
+                    skip_tensor_guards_with_matching_dict_tags=False,  # parameters that are frozen, or no longer
+                    skip_nnmodule_hook_guards=False,  # hooks that come later
+                    ignore_logging_functions=config.ignore_logging_functions | said_once(),
+                    recompile_limit=limit,
+                    accumulated_recompile_limit=max(config.accumulated_recompile_limit, 4 * limit),
+                ),
             ):
                 yield
         finally:

@@ -69,6 +69,8 @@ class Lowered:
     outside: list[Outside]
     reason: str = ""
     """Why nothing was lowered; empty if something may have been."""
+    run: Callable | None = None
+    """What the graph calls for each program, in their order."""
 
 
 def lower(graph_module: fx.GraphModule, example_inputs: Sequence[Any], options: LoweringOptions) -> Lowered:
@@ -103,7 +105,7 @@ def lower(graph_module: fx.GraphModule, example_inputs: Sequence[Any], options: 
     outside = _outside(graph, run, steps, names, reasons, replaced, options)
     graph.lint()
     module.recompile()
-    return Lowered(module, programs, outside)
+    return Lowered(module, programs, outside, run=run)
 
 
 def _copy_of(module: fx.GraphModule) -> fx.GraphModule:

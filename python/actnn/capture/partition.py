@@ -13,13 +13,15 @@ from dataclasses import replace
 from torch import fx
 
 from .steps import LAYERS, NORMS, Step
-from .values import any_requires_grad
+from .values import any_requires_grad, elements
 from .writes import disturbs
 
 Steps = dict[fx.Node, Step]
 Reasons = dict[fx.Node, str]
 ENDS = frozenset({"activation", "add", "multiply", "max_pool", "avg_pool", "upsample"})
 WITH_WEIGHTS = frozenset({"convolution", "linear", "attention"})
+SMOOTH = frozenset({"silu", "hardswish", "gelu", "gelu_tanh"})
+"""Activations whose backward needs more than their output: the weights behind compute that again."""
 SPAN = 12
 """Layers within which a value must be read for the last time to count as a shortcut: a program does not end inside of
 one. What is read over more layers (the skips of a U-Net, the features of a dense block, a bias or a mask of all
@@ -180,11 +182,16 @@ def _may_end(piece: Sequence[fx.Node], following: fx.Node, steps: Steps, norms_b
 
     A program without weights, or behind it one without a norm, would keep a copy of its input that is a copy of the
     other's output; a pool keeps less if it comes with the activation that it pools; and a sum and its activation are
-    one pass. Where norm and activation stand in front of the weights, they go with these.
+    one pass. Where norm and activation stand in front of the weights, they go with these. A gate goes with what it
+    gates, and with the weights behind, as far as their norm.
     """
     ops = [steps[node].op for node in piece]
     next_op = steps[following].op
-    is_end = ops[-1] in ENDS or (next_op == "concatenate" and not NORMS.isdisjoint(ops))
+    is_end = (
+        ops[-1] in ENDS
+        or (next_op == "concatenate" and not NORMS.isdisjoint(ops))
+        or (ops[-1] in NORMS and next_op in WITH_WEIGHTS and any(_is_gated(node, steps) for node in piece))
+    )
     layers = sum(op in LAYERS for op in ops)
     return (
         is_end
@@ -192,8 +199,24 @@ def _may_end(piece: Sequence[fx.Node], following: fx.Node, steps: Steps, norms_b
         and (norms_behind > 0 or layers >= LONE)
         and not (next_op in ("max_pool", "avg_pool") and ops[-1] not in ("max_pool", "avg_pool"))
         and not (next_op in ("activation", "dropout") and list(piece[-1].users) == [following])
+        and not (steps[piece[-1]].fields.get("kind") in SMOOTH and layers < LONE and next_op in WITH_WEIGHTS)
         and not _is_in_front_of_weights(piece, steps)
+        and not (_is_gate_ahead(piece[-1], steps) or (_is_gated(piece[-1], steps) and next_op in WITH_WEIGHTS))
     )
+
+
+def _is_gate_ahead(value: fx.Node, steps: Steps) -> bool:
+    """Whether a value is gated by what is computed of itself, as squeeze and excitation does."""
+    return len(value.users) > 1 and any(_is_gated(user, steps) for user in value.users)
+
+
+def _is_gated(product: fx.Node, steps: Steps) -> bool:
+    """Whether a node multiplies a value by a smaller one: backward computes the product again, from both."""
+    step = steps.get(product)
+    if step is None or step.op != "multiply":
+        return False
+    sizes = [elements(operand) for operand in step.operands]
+    return min(sizes) < max(sizes)
 
 
 def _is_in_front_of_weights(piece: Sequence[fx.Node], steps: Steps) -> bool:

@@ -38,7 +38,7 @@ class Graph:
     reason: str = ""
     """Why nothing of it was lowered; empty if something may have been."""
     error: str = ""
-    """Why it runs as it was captured, exact; empty if it does not."""
+    """Why it runs without blocks, if that is an error of the lowering; empty if there was none."""
 
 
 @dataclass

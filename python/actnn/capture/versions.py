@@ -1,5 +1,6 @@
 """What older versions of torch cannot do, and newest torch can."""
 
+import dis
 import types
 from collections import deque
 from collections.abc import Iterator
@@ -28,8 +29,7 @@ def why_capture_is_wrong(model: nn.Module) -> str:
         attributes = _attributes(kind)
         for code in _codes_of_forward(kind):
             names = set(code.co_names)
-            through_class = names & {"type", "__class__"} or "__class__" in code.co_freevars
-            if through_class and (found := sorted(names & attributes.keys())):
+            if found := sorted(_read_through_class(code) & attributes.keys()):
                 return _sentence(kind, found[0], "reads it through the class")
             if (names & _CHANGES) and (found := [n for n in sorted(names & attributes.keys()) if attributes[n]]):
                 return _sentence(kind, found[0], "changes it")
@@ -73,6 +73,21 @@ def _codes_of_forward(kind: type) -> Iterator[types.CodeType]:
                     yield code
                     waiting += code.co_names
                     codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+
+
+def _read_through_class(code: types.CodeType) -> set[str]:
+    """The names of attributes that a function which asks for the class reads of something else than `self`."""
+    found, asks_for_class, before = set(), False, None
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            owner = before.argval[-1] if isinstance(before.argval, tuple) else before.argval
+            if owner != "self":
+                found.add(instruction.argval)
+        # A call of super() names __class__, too, and from Python 3.12 on loads it.
+        is_super = before is not None and before.argval == "super"
+        asks_for_class |= instruction.argval in ("type", "__class__") and not is_super
+        before = instruction
+    return found if asks_for_class else set()
 
 
 def _own_bases(kind: type) -> list[type]:
