@@ -1,8 +1,8 @@
 #pragma once
 
 /// \file
-/// The whole library: layers and conversion (actnn/nn.h), differentiable functions (actnn/autograd), ops on packed tensors
-/// (actnn/ops), the policy (actnn/policy) and the allocation observer (actnn/memory).
+/// The whole library: layers and conversion (actnn/nn.h), differentiable functions (actnn/autograd), ops on packed
+/// tensors (actnn/ops), the policy (actnn/policy) and the allocation observer (actnn/memory).
 
 #include "actnn/autograd/activation.h"
 #include "actnn/autograd/add_act.h"

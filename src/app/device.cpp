@@ -14,8 +14,8 @@
 namespace actnn::app {
 namespace {
 
-/// What the driver calls a GPU; empty where it does not say. Asked for at run time, because torch tells names only to programs
-/// that are compiled with CUDA's headers.
+/// What the driver calls a GPU; empty where it does not say. Asked for at run time, because torch tells names only to
+/// programs that are compiled with CUDA's headers.
 std::string cuda_name(int index) {
   void* const driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   if (driver == nullptr) {

@@ -8,8 +8,8 @@
 
 namespace actnn {
 
-/// For an op's autocast kernel: while it lives, autocast is off for the ops called, and `cast` gives tensors in the type that
-/// autocast computes the op in.
+/// For an op's autocast kernel: while it lives, autocast is off for the ops called, and `cast` gives tensors in the
+/// type that autocast computes the op in.
 class AutocastTo {
  public:
   AutocastTo(c10::DeviceType device, at::ScalarType dtype) : device_(device), dtype_(dtype) {}

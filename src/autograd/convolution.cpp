@@ -73,8 +73,8 @@ Gradients gradients_of(const at::Tensor& grad, const at::Tensor& input, const at
       geometry.groups, wanted);
 }
 
-/// The same in parts of the batch whose input, output gradient and input gradient are `threshold` bytes or less, if a single
-/// sample's are.
+/// The same in parts of the batch whose input, output gradient and input gradient are `threshold` bytes or less, if a
+/// single sample's are.
 Gradients gradients_in_parts(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& weight,
                              const BackwardGeometry& geometry, std::array<bool, 3> wanted, int64_t threshold) {
   const bool has_batch = input.dim() == weight.dim() && input.size(0) > 1;

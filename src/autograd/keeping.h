@@ -11,7 +11,8 @@
 #include "actnn/ops/quantization.h"
 
 /// \file
-/// The arguments with which every op ends that keeps its input: in its schema, its kernels' signature, and a call of it.
+/// The arguments with which every op ends that keeps its input: in its schema, its kernels' signature, and a call of
+/// it.
 
 namespace actnn {
 

@@ -7,8 +7,8 @@
 #include <string>
 
 /// \file
-/// Statistics of a batch that is spread over the ranks of a process group. Every rank must call these in the same order. Errors name
-/// `caller`; c10::ValueError for a group that is not registered in this process.
+/// Statistics of a batch that is spread over the ranks of a process group. Every rank must call these in the same
+/// order. Errors name `caller`; c10::ValueError for a group that is not registered in this process.
 
 namespace actnn {
 
@@ -23,12 +23,13 @@ struct Moments {
   at::Tensor nonempty;  ///< float64 [1]: 1, or 0 if all batches are empty
 };
 
-/// From `mean` and biased `var`, floating [C], of this rank's batch with `count` elements of a channel; of an empty one any finite numbers.
+/// From `mean` and biased `var`, floating [C], of this rank's batch with `count` elements of a channel; of an empty one
+/// any finite numbers.
 Moments moments_over_ranks(const char* caller, const at::Tensor& mean, const at::Tensor& var, const c10::SymInt& count,
                            const std::string& group_name);
 
-/// running += momentum (batch - running), with the unbiased variance, where there are running statistics; nothing if all batches are
-/// empty. A momentum of none stands for 1 / `num_batches_tracked`.
+/// running += momentum (batch - running), with the unbiased variance, where there are running statistics; nothing if
+/// all batches are empty. A momentum of none stands for 1 / `num_batches_tracked`.
 void update_running(const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var,
                     const Moments& moments, std::optional<double> momentum,
                     const std::optional<at::Tensor>& num_batches_tracked = std::nullopt);

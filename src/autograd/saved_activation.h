@@ -20,9 +20,9 @@ void remember_layout(torch::autograd::AutogradContext* ctx, const at::Tensor& in
 /// Whether a compiler traces what is done with `tensor`, or Python looks on.
 bool is_traced(const at::Tensor& tensor);
 
-/// The state that an op is called with. Where the caller gave none, that is none, and the op draws from torch's generator
-/// without a launch of its own; but a compiler would be free to move such an op into backward, together with the full
-/// activation, so that while one traces it gets a state to advance, which keeps it in forward.
+/// The state that an op is called with. Where the caller gave none, that is none, and the op draws from torch's
+/// generator without a launch of its own; but a compiler would be free to move such an op into backward, together with
+/// the full activation, so that while one traces it gets a state to advance, which keeps it in forward.
 std::optional<at::Tensor> state_for(const std::optional<at::Tensor>& rng_state, const at::Tensor& input);
 
 /// A kept activation: what the caller saves with `ctx->save_for_backward`.
@@ -54,8 +54,8 @@ at::Tensor activation_like(torch::autograd::AutogradContext* ctx, const at::Tens
 void remember_derivative(torch::autograd::AutogradContext* ctx, const PackedDerivative& derivative);
 PackedDerivative remembered_derivative(torch::autograd::AutogradContext* ctx);
 
-/// Raises an error if a backward is being differentiated: `op`'s gradient contains a quantized copy, whose derivative with
-/// respect to the activation is lost.
+/// Raises an error if a backward is being differentiated: `op`'s gradient contains a quantized copy, whose derivative
+/// with respect to the activation is lost.
 void refuse_double_backward(const char* op);
 
 /// Whether `tensor` is there and a gradient of it will be wanted.

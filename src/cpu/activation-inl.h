@@ -1,5 +1,5 @@
-// The activations of core/activation.h in vectors. Included once per instruction set (Highway's foreach_target), hence the toggling
-// include guard instead of #pragma once.
+// The activations of core/activation.h in vectors. Included once per instruction set (Highway's foreach_target), hence
+// the toggling include guard instead of #pragma once.
 #if defined(ACTNN_CPU_ACTIVATION_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ACTNN_CPU_ACTIVATION_INL_H_
 #undef ACTNN_CPU_ACTIVATION_INL_H_

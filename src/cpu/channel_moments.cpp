@@ -101,7 +101,8 @@ void part_moments(const void* x, ElementType type, const SplitLayout<int64_t>& l
   HWY_DYNAMIC_DISPATCH(part_moments)(x, type, layout, part, mean, squares);
 }
 
-/// Chan et al., "Algorithms for computing the sample variance" (1983). The innermost loop is over channels, which lie side by side.
+/// Chan et al., "Algorithms for computing the sample variance" (1983). The innermost loop is over channels, which lie
+/// side by side.
 void join_moments(const double* means, const double* squares, const SplitLayout<int64_t>& layout, float* mean,
                   float* variance) {
   const int64_t channels = layout.channels;

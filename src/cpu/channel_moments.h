@@ -5,8 +5,8 @@
 #include "actnn/core/scalar_types.h"
 
 /// \file
-/// Mean and variance of a part's rows in one pass: sums of distances, and of their squares, from the first row's element. In double
-/// precision nothing is lost unless that element is millions of deviations away from the mean.
+/// Mean and variance of a part's rows in one pass: sums of distances, and of their squares, from the first row's
+/// element. In double precision nothing is lost unless that element is millions of deviations away from the mean.
 
 namespace actnn::cpu {
 

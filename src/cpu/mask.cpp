@@ -26,8 +26,8 @@ void apply_mask(const void* input, ElementType type, int64_t count, const uint8_
 
 namespace {
 
-/// The two functions only compare and copy, so they work on an element's bits: signed words, which order positive floats as
-/// floats do.
+/// The two functions only compare and copy, so they work on an element's bits: signed words, which order positive
+/// floats as floats do.
 template <class Word>
 constexpr Word infinity_bits(ElementType type) {
   return static_cast<Word>(type == ElementType::kFloat32   ? 0x7F800000

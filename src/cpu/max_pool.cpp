@@ -118,8 +118,8 @@ Pixel pixel_of(const MaxPool2dShape& s, int64_t y, int64_t x, int64_t position) 
   return {window_rows(s).row(y, position / s.kernel_width), window_columns(s).row(x, position % s.kernel_width)};
 }
 
-/// Whether there is an element: a window that misses the input has its position outside, and so may bytes that no forward
-/// pass wrote.
+/// Whether there is an element: a window that misses the input has its position outside, and so may bytes that no
+/// forward pass wrote.
 bool is_inside(const MaxPool2dShape& s, const Pixel& pixel) {
   return pixel.row >= 0 && pixel.row < s.input_height && pixel.column >= 0 && pixel.column < s.input_width;
 }

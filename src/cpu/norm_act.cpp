@@ -23,8 +23,8 @@ void norm_act(const NormActForward& forward, int64_t first, int64_t last) { refe
 
 namespace {
 
-/// What the counter of each octet's noise in a group is above that of the first, in the order of the bits of the words; within a
-/// vector as `dealt_blocks` says.
+/// What the counter of each octet's noise in a group is above that of the first, in the order of the bits of the words;
+/// within a vector as `dealt_blocks` says.
 struct NoiseCounters {
   HWY_ALIGN uint64_t above_first[kGroupElements / kOctet];
 
@@ -171,7 +171,8 @@ HWY_INLINE void encode_group(const GroupCopies& group, const SplitEncoder& encod
   const auto above = hn::Set(df, encoder.above);
   const auto below = hn::Set(df, -encoder.below);
   const auto integer = hn::Set(df, kIntegerInMantissa);
-  // What the highest value becomes with the upper half of the float that it was the mantissa of, and that a byte has no room for.
+  // What the highest value becomes with the upper half of the float that it was the mantissa of, and that a byte has no
+  // room for.
   const auto highest = hn::Set(d32, (bits_of(kIntegerInMantissa) >> 16) + encoder.highest);
   for (int64_t i = 0; i < kGroupElements; i += static_cast<int64_t>(hn::Lanes(df))) {
     const auto flags = hn::Load(d32, group.flags + i);

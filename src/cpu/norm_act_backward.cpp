@@ -104,8 +104,8 @@ class Backward {
     }
   }
 
-  /// Calls `body(strip, rows)` for the strips of groups [first, last); `rows(element)` calls `element(index, of activation, s)` for
-  /// each of the strip's rows.
+  /// Calls `body(strip, rows)` for the strips of groups [first, last); `rows(element)` calls `element(index, of
+  /// activation, s)` for each of the strip's rows.
   template <class Body>
   void visit(int64_t first, int64_t last, Body&& body) const {
     for (int64_t group = first; group < last; ++group) {

@@ -141,8 +141,8 @@ HWY_INLINE hn::Vec<Word32Tag> code_in_byte(hn::Vec<Word32Tag> fixed) {
   return hn::And(fixed, mask);
 }
 
-/// Turns lanes of the bytes (a_i, b_i, c_i, d_i) into a_0, a_1, ..., b_0, b_1, ..., c_0, ..., d_0, ...: within 128-bit blocks
-/// first, then 4 bytes at a time.
+/// Turns lanes of the bytes (a_i, b_i, c_i, d_i) into a_0, a_1, ..., b_0, b_1, ..., c_0, ..., d_0, ...: within 128-bit
+/// blocks first, then 4 bytes at a time.
 HWY_INLINE hn::Vec<Word32Tag> transpose_bytes(hn::Vec<Word32Tag> lanes) {
   const Word32Tag d32;
   const hn::Repartition<uint8_t, Word32Tag> d8;
@@ -238,8 +238,8 @@ HWY_INLINE void unpack_block(const uint8_t* HWY_RESTRICT packed, uint8_t* HWY_RE
   }
 }
 
-/// Chooses and stores the parameters of a group. Flattened: a call of code that is compiled for the baseline instruction set
-/// mixes instruction encodings, which costs more than all the rest of the group.
+/// Chooses and stores the parameters of a group. Flattened: a call of code that is compiled for the baseline
+/// instruction set mixes instruction encodings, which costs more than all the rest of the group.
 template <int kBits, class Element>
 HWY_FLATTEN EncodingGrid fit_group(const QuantizeSegment& segment, int64_t group) {
   const int64_t begin = group * segment.group_size;
@@ -250,8 +250,8 @@ HWY_FLATTEN EncodingGrid fit_group(const QuantizeSegment& segment, int64_t group
   return encoding_grid(parameters, kBits, segment.type);
 }
 
-/// How far ahead of the encoder elements are asked for: encoding computes much and loads little, and the next groups' ranges
-/// should not wait for memory. Beyond the end this does nothing.
+/// How far ahead of the encoder elements are asked for: encoding computes much and loads little, and the next groups'
+/// ranges should not wait for memory. Beyond the end this does nothing.
 inline constexpr int64_t kPrefetchDistance = 4096;
 
 template <class Element>
@@ -279,7 +279,8 @@ struct Encoder {
   uint8_t* codes_end;  ///< of the call's last group: nothing may be written there and beyond
 };
 
-/// Writes the codes of a group. Groups must come in order, since a block may write beyond its end, where the next one begins.
+/// Writes the codes of a group. Groups must come in order, since a block may write beyond its end, where the next one
+/// begins.
 template <int kBits, class Element>
 void encode_group(const Encoder& encoder, int64_t group, const EncodingGrid& grid) {
   const QuantizeSegment& segment = encoder.segment;

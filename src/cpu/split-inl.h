@@ -1,5 +1,5 @@
-// The packed form of core/sign_split.h in vectors. Included once per instruction set (Highway's foreach_target), hence the toggling
-// include guard instead of #pragma once.
+// The packed form of core/sign_split.h in vectors. Included once per instruction set (Highway's foreach_target), hence
+// the toggling include guard instead of #pragma once.
 #if defined(ACTNN_CPU_SPLIT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ACTNN_CPU_SPLIT_INL_H_
 #undef ACTNN_CPU_SPLIT_INL_H_
@@ -23,8 +23,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace actnn::cpu::HWY_NAMESPACE {
 
-/// Vectors of the passes are channels of a row: an octet, half a one where vectors are short, or two where they are long and there
-/// are pairs.
+/// Vectors of the passes are channels of a row: an octet, half a one where vectors are short, or two where they are
+/// long and there are pairs.
 using OctetTag = hn::CappedTag<float, kOctet>;
 using PairTag = hn::CappedTag<float, 2 * kOctet>;
 
@@ -45,7 +45,8 @@ inline constexpr int64_t kGroupElements = kSplitLanes * kLaneElements;
 inline constexpr int64_t kStreamingBytes = int64_t{4} << 20;
 inline constexpr int64_t kCacheLine = 64;
 
-/// Whether to write a result around the cache: it is large, its rows are whole cache lines, and it is in no input's place.
+/// Whether to write a result around the cache: it is large, its rows are whole cache lines, and it is in no input's
+/// place.
 inline bool streams(const SplitLayout<int64_t>& layout, ElementType type, const void* result,
                     std::initializer_list<const void*> inputs) {
   const int64_t row_bytes = layout.channels * element_size(type);

@@ -20,8 +20,8 @@ constexpr int64_t kReferenceTarget = -1;
 /// kBest, kReferenceTarget or one of Highway's target bits.
 std::atomic<int64_t> selected_target{kBest};
 
-/// All targets with vectors, best first; Highway's scalar one runs the reference. Highway is asked once: its answer selects the best
-/// one again.
+/// All targets with vectors, best first; Highway's scalar one runs the reference. Highway is asked once: its answer
+/// selects the best one again.
 const std::vector<int64_t>& vector_targets() {
   static const std::vector<int64_t> kTargets = [] {
     std::vector<int64_t> targets = hwy::SupportedAndGeneratedTargets();

@@ -1,5 +1,5 @@
-// Vector building blocks shared by the CPU kernels. Included once per instruction set (Highway's foreach_target), hence the
-// toggling include guard instead of #pragma once.
+// Vector building blocks shared by the CPU kernels. Included once per instruction set (Highway's foreach_target), hence
+// the toggling include guard instead of #pragma once.
 #if defined(ACTNN_CPU_VECTOR_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ACTNN_CPU_VECTOR_INL_H_
 #undef ACTNN_CPU_VECTOR_INL_H_
@@ -49,8 +49,8 @@ struct PhiloxKeys {
   }
 };
 
-/// Philox's words of one counter per 64-bit lane. Only the low 32 bits of a lane count: the products of a round then need no
-/// shuffle, since a multiplication reads only low halves.
+/// Philox's words of one counter per 64-bit lane. Only the low 32 bits of a lane count: the products of a round then
+/// need no shuffle, since a multiplication reads only low halves.
 struct PhiloxState {
   hn::Vec<Word64Tag> x0, x1, x2, x3;
 };
@@ -76,8 +76,8 @@ HWY_INLINE void store_blocks(const PhiloxState& s, uint32_t* HWY_RESTRICT words)
   hn::StoreU(hn::BitCast(d32, hn::InterleaveUpper(d64, words01, words23)), d32, words + hn::Lanes(d32));
 }
 
-/// Which block of a vector of them each lane computes: such that interleaving the two halves of the results gives the blocks in
-/// their order.
+/// Which block of a vector of them each lane computes: such that interleaving the two halves of the results gives the
+/// blocks in their order.
 HWY_INLINE hn::Vec<Word64Tag> dealt_blocks() {
   const Word64Tag d64;
   const auto lane = hn::Iota(d64, 0);
@@ -86,8 +86,8 @@ HWY_INLINE hn::Vec<Word64Tag> dealt_blocks() {
   return hn::Add(hn::ShiftRight<1>(lane), hn::IfThenElseZero(odd_lanes, half));
 }
 
-/// `count` Philox blocks, rounded up to a multiple of kPhiloxMultiple, for which there must be room, written in order as 4 words
-/// each. `counters_from(i)` gives a vector of counters, of blocks i + dealt_blocks().
+/// `count` Philox blocks, rounded up to a multiple of kPhiloxMultiple, for which there must be room, written in order
+/// as 4 words each. `counters_from(i)` gives a vector of counters, of blocks i + dealt_blocks().
 template <class CountersFrom>
 HWY_INLINE void philox_blocks_at(const PhiloxKeys& keys, uint64_t offset, CountersFrom&& counters_from, int64_t count,
                                  uint32_t* HWY_RESTRICT words) {
@@ -170,8 +170,8 @@ struct StoreCached {
   }
 };
 
-/// Writes around the cache, for results too large to stay in it: saves reading the lines that are overwritten. `p` must be
-/// aligned to a vector; a later reader in another thread needs hwy::FlushStream.
+/// Writes around the cache, for results too large to stay in it: saves reading the lines that are overwritten. `p` must
+/// be aligned to a vector; a later reader in another thread needs hwy::FlushStream.
 struct StoreStreaming {
   template <class V, class D, class T>
   HWY_INLINE void operator()(V v, D d, T* p) const {

@@ -6,8 +6,9 @@
 namespace actnn::cuda {
 namespace {
 
-/// Leaves each channel's mean and sum of squared distances from it over the rows of a part. A thread sums up distances from the
-/// warp's first row, so that a large mean does not cancel. Increments `batches`, unless it is null, for the kernel behind it.
+/// Leaves each channel's mean and sum of squared distances from it over the rows of a part. A thread sums up distances
+/// from the warp's first row, so that a large mean does not cancel. Increments `batches`, unless it is null, for the
+/// kernel behind it.
 template <class Element, bool kVectors>
 __global__ void __launch_bounds__(kBlockThreads)
     moments_kernel(const Element* x, const SplitTiles tiles, const PartialSums partial, int64_t* batches) {

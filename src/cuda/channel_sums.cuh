@@ -5,13 +5,13 @@
 #include "src/cuda/split_tiles.cuh"
 
 /// \file
-/// Sums over the rows of each channel, in a fixed order: of a thread's rows and a warp's in single precision, which are few, of a
-/// block's warps and of all blocks in double. Each block leaves two numbers a channel, [2][parts][channels].
+/// Sums over the rows of each channel, in a fixed order: of a thread's rows and a warp's in single precision, which are
+/// few, of a block's warps and of all blocks in double. Each block leaves two numbers a channel, [2][parts][channels].
 
 namespace actnn::cuda {
 
-/// Whole rounds of a GPU of 132 multiprocessors that run two or three blocks each. A constant, so that sums do not depend on the
-/// GPU.
+/// Whole rounds of a GPU of 132 multiprocessors that run two or three blocks each. A constant, so that sums do not
+/// depend on the GPU.
 inline constexpr int64_t kSumBlocks = 792;
 /// For small tensors: one round of two blocks each, for otherwise a block's numbers cost as much as its few tiles.
 inline constexpr int64_t kFewSumBlocks = 264;
@@ -78,8 +78,9 @@ struct PartialSums {
   __device__ float& second(int64_t part, int64_t channel) const { return first(parts + part, channel); }
 };
 
-/// The second stage: a block has 8 channels, which are as many bytes of a part as memory is read in, and of each the parts in
-/// slices. It is short, and most of its time is latency: each thread has few parts, and loads all of them at once.
+/// The second stage: a block has 8 channels, which are as many bytes of a part as memory is read in, and of each the
+/// parts in slices. It is short, and most of its time is latency: each thread has few parts, and loads all of them at
+/// once.
 inline constexpr int kSlicedChannels = 8;
 inline constexpr int kMostSlices = 128;
 inline constexpr int kPartsOfThread = 4;  ///< where there are enough slices
@@ -112,8 +113,8 @@ struct SliceSums {
   }
 };
 
-/// Adds up what `of_part(part, first, second, sums)` adds for the two numbers of all parts. The first warp gets the sums of its
-/// threads' channels.
+/// Adds up what `of_part(part, first, second, sums)` adds for the two numbers of all parts. The first warp gets the
+/// sums of its threads' channels.
 template <class OfPart>
 __device__ SliceSums add_up_parts(const PartialSums& partial, OfPart&& of_part) {
   __shared__ SliceSums of_warps[kJoinThreads / kWarp][kSlicedChannels];
@@ -159,8 +160,8 @@ __device__ SliceSums add_up_parts(const PartialSums& partial, OfPart&& of_part) 
   return all;
 }
 
-/// The second stage as a whole: `store` gets what `numbers(sums)` makes of a channel's sums. What `store` knows of the channel is
-/// loaded beside the parts.
+/// The second stage as a whole: `store` gets what `numbers(sums)` makes of a channel's sums. What `store` knows of the
+/// channel is loaded beside the parts.
 template <class Store, class OfPart, class Numbers>
 __device__ void join_parts(const PartialSums& partial, const Store& store, OfPart&& of_part, Numbers&& numbers) {
   const int64_t channel = channel_to_join();

@@ -7,8 +7,8 @@
 namespace actnn::cuda {
 namespace {
 
-/// A thread writes several vectors at a distance of a block's width: each store of a warp is contiguous, and all loads of a
-/// thread are in flight together.
+/// A thread writes several vectors at a distance of a block's width: each store of a warp is contiguous, and all loads
+/// of a thread are in flight together.
 constexpr int kThreadVectors = 2;
 constexpr int kBlockVectors = kBlockThreads * kThreadVectors;
 

@@ -9,8 +9,8 @@
 #include "src/cuda/split_tiles.cuh"
 
 /// \file
-/// The sides and copies of a lane in a normalization's backward: unpacked, or computed from the normalization's input. They are
-/// loaded first, and decoded when all loads of a tile are on their way. `decode(table, linear, body)` calls
+/// The sides and copies of a lane in a normalization's backward: unpacked, or computed from the normalization's input.
+/// They are loaded first, and decoded when all loads of a tile are on their way. `decode(table, linear, body)` calls
 /// `body(pair, j, side, s)` for the rows of each pair of channels, with the sides and copies of both channels.
 
 namespace actnn::cuda {

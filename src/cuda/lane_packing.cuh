@@ -10,8 +10,8 @@
 
 namespace actnn::cuda {
 
-/// What a group's steps are chosen by. As integers, numbers above 0 are in their order; as unsigned ones, those below 0 are larger
-/// than all others, in the order of their magnitudes. An instruction finds the largest of three.
+/// What a group's steps are chosen by. As integers, numbers above 0 are in their order; as unsigned ones, those below 0
+/// are larger than all others, in the order of their magnitudes. An instruction finds the largest of three.
 class SideMaxima {
  public:
   __device__ void add(float first, float second) {
@@ -38,7 +38,8 @@ class SideMaxima {
   uint32_t below_ = 0;
 };
 
-/// Plane 0 of a lane. A row's bits are added up in the mantissa of a float: multiply-adds have arithmetic units to spare.
+/// Plane 0 of a lane. A row's bits are added up in the mantissa of a float: multiply-adds have arithmetic units to
+/// spare.
 class LaneSides {
  public:
   __device__ void add(int j, int k, float z) {
@@ -58,9 +59,10 @@ class LaneSides {
   float rows_[kLaneRows] = {kIntegerInMantissa, kIntegerInMantissa, kIntegerInMantissa, kIntegerInMantissa};
 };
 
-/// `SplitEncoder::encode` of split channels with few instructions, for steps up to `kMostStep`. Positions are fractions of 2^23, of
-/// which a saturating multiplication makes 0 on the other side of the bend. No limit is needed: steps are rounded up, so that no
-/// copy is farther away than the highest value, and what a product exceeds it by is rounded away.
+/// `SplitEncoder::encode` of split channels with few instructions, for steps up to `kMostStep`. Positions are fractions
+/// of 2^23, of which a saturating multiplication makes 0 on the other side of the bend. No limit is needed: steps are
+/// rounded up, so that no copy is farther away than the highest value, and what a product exceeds it by is rounded
+/// away.
 class PositionOnSide {
  public:
   static constexpr float kMostStep = 0x1p119F;  ///< more has fractions of a unit that are not normal numbers
@@ -106,8 +108,8 @@ __device__ inline void add_value(LaneValues& values, const PhiloxBlock& noise, i
   values.channel[k] = __byte_perm(values.channel[k], noisy, selector);
 }
 
-/// The values of a lane, rounded by its noise; `position_of(j, k)`: of row j, channel k, in units of 2^-16 of a step, as the bits of
-/// 2^23 and that many more.
+/// The values of a lane, rounded by its noise; `position_of(j, k)`: of row j, channel k, in units of 2^-16 of a step,
+/// as the bits of 2^23 and that many more.
 template <class Place, class PositionOf>
 __device__ LaneValues encode_lane(const Place& place, const RandomState& random, bool stochastic,
                                   PositionOf&& position_of) {

@@ -9,8 +9,8 @@
 namespace actnn::cuda {
 namespace {
 
-/// What hides the loads of a tile where there are registers for it: the packing of the tile before, or else the tiles of a third
-/// block of the multiprocessor.
+/// What hides the loads of a tile where there are registers for it: the packing of the tile before, or else the tiles
+/// of a third block of the multiprocessor.
 constexpr bool kPrefetch = true;
 template <class Element, bool kVectors>
 constexpr bool kHasRegisters = kVectors && sizeof(Element) < sizeof(float);

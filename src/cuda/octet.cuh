@@ -43,7 +43,8 @@ class Octet<float> {
     halves_[1] = load_streaming(elements + kOctet / 2);
   }
 
-  /// The range of `count` octets in this lane and its `lanes` neighbours (a power of two; lanes that share all higher bits).
+  /// The range of `count` octets in this lane and its `lanes` neighbours (a power of two; lanes that share all higher
+  /// bits).
   template <int count>
   __device__ static Range range(const Octet (&octets)[count], int lanes) {
     Range range{octets[0][0], octets[0][0]};

@@ -27,8 +27,8 @@ struct Segment {
   int64_t code_end;      ///< bytes behind the last code up to here become 0
 };
 
-/// Puts the low `width` bits of `value` into a string of 32-bit words at bit `position`; where and how wide is known to the
-/// compiler after unrolling.
+/// Puts the low `width` bits of `value` into a string of 32-bit words at bit `position`; where and how wide is known to
+/// the compiler after unrolling.
 template <int count>
 __device__ void place(uint32_t (&words)[count], uint32_t value, int position, int width) {
   words[position / 32] |= value << (position % 32);
@@ -80,8 +80,8 @@ __device__ PhiloxBlock noise_block(const RandomState& random, uint64_t counter, 
   return block;
 }
 
-/// The codes at two noisy positions, of up to 7 bits, one in each half. A position has its code in byte 2 and part of a positive
-/// float's exponent in byte 3, whose sign makes the zeros.
+/// The codes at two noisy positions, of up to 7 bits, one in each half. A position has its code in byte 2 and part of a
+/// positive float's exponent in byte 3, whose sign makes the zeros.
 __device__ inline uint32_t pair_of_codes(uint32_t first, uint32_t second) {
   uint32_t pair;
   asm("prmt.b32 %0, %1, %2, 0xF6B2;" : "=r"(pair) : "r"(first), "r"(second));
@@ -177,8 +177,8 @@ __device__ void store_octets(const PackedOctet (&octets)[kLaneOctets], uint8_t* 
   }
 }
 
-/// A whole tile of 1024 elements. `with_width(body)` calls body.operator()<bits>(): where the bit width is known only when the
-/// kernel runs, just the few instructions that depend on it exist for all of them.
+/// A whole tile of 1024 elements. `with_width(body)` calls body.operator()<bits>(): where the bit width is known only
+/// when the kernel runs, just the few instructions that depend on it exist for all of them.
 template <bool kStochastic, int kLanesLog2, class Element, class WithWidth>
 __device__ void quantize_tile(const Segment<Element>& segment, int64_t tile, const TilePlan& plan, int bits,
                               const RandomState& random, WithWidth&& with_width) {

@@ -11,10 +11,10 @@
 #include "src/cuda/vector.cuh"
 
 /// \file
-/// How the threads of a kernel share a matrix of rows x channels in the groups of core/sign_split.h. A thread has a lane of a group:
-/// 8 neighbouring channels of 4 rows. A block has a *strip* of 1, 2 or 4 neighbouring channel blocks and walks over *tiles*, which
-/// are as many blocks of rows of the strip as make 32 groups: a thread's channels stay the same, and what belongs to them stays in
-/// its registers.
+/// How the threads of a kernel share a matrix of rows x channels in the groups of core/sign_split.h. A thread has a
+/// lane of a group: 8 neighbouring channels of 4 rows. A block has a *strip* of 1, 2 or 4 neighbouring channel blocks
+/// and walks over *tiles*, which are as many blocks of rows of the strip as make 32 groups: a thread's channels stay
+/// the same, and what belongs to them stays in its registers.
 
 namespace actnn::cuda {
 
@@ -156,8 +156,8 @@ class FiniteCheck {
   float sum_ = 0.0F;
 };
 
-/// A thread's channels, and its rows of a tile. Where the format has an element that the matrix has not, one of the same group is
-/// loaded in its place, which changes no maximum; it is not stored.
+/// A thread's channels, and its rows of a tile. Where the format has an element that the matrix has not, one of the
+/// same group is loaded in its place, which changes no maximum; it is not stored.
 template <class Element, bool kVectors>
 class SplitPlace {
  public:
@@ -301,7 +301,8 @@ class SplitPlace {
   bool exists_;
 };
 
-/// Numbers that belong to the channels of a strip, in shared memory: in registers there is no room for them beside the elements.
+/// Numbers that belong to the channels of a strip, in shared memory: in registers there is no room for them beside the
+/// elements.
 template <class Numbers>
 struct ChannelTable {
   Numbers numbers[kOctet][kWarp];  ///< of channel k of the octet of each lane of a warp
@@ -334,8 +335,8 @@ __device__ inline bool is_above(uint32_t sides, int j, int k) {
   return ((sides >> (j * kOctetChannels + k)) & 1U) != 0;
 }
 
-/// The number itself, of which the compiler then knows nothing: what it derives from the number inside a loop does not live in
-/// registers through all of the loop.
+/// The number itself, of which the compiler then knows nothing: what it derives from the number inside a loop does not
+/// live in registers through all of the loop.
 __device__ inline uint32_t derived_anew(uint32_t number) {
   asm volatile("" : "+r"(number));
   return number;

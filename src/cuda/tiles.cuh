@@ -18,8 +18,8 @@ inline constexpr int kTileOctets = kWarp * kLaneOctets;
 inline constexpr int kRestOctets = 2;
 inline constexpr int kTileElements = kTileOctets * static_cast<int>(kOctet);
 
-/// How warps share a segment's groups. Where groups have 128 to 1024 elements and the segment is aligned, a warp takes *tiles* of
-/// 1024 elements; of the *rest* it takes as many groups as give each lane 2 octets of one group, or one.
+/// How warps share a segment's groups. Where groups have 128 to 1024 elements and the segment is aligned, a warp takes
+/// *tiles* of 1024 elements; of the *rest* it takes as many groups as give each lane 2 octets of one group, or one.
 struct TilePlan {
   int64_t groups;      ///< of the segment
   int64_t tiles;       ///< whole ones
@@ -60,8 +60,9 @@ inline bool segments_are_aligned(const void* elements, ElementType type, int64_t
          (segments == 1 || count * element_size(type) % static_cast<int64_t>(sizeof(Vector)) == 0);
 }
 
-/// The part of a tile that is this lane's: four octets of one group, at a distance of the group's lanes, so that loads of
-/// neighbouring lanes are neighbours. `kLanesLog2` is `TilePlan::lanes_log2` where the compiler shall know it, else 0.
+/// The part of a tile that is this lane's: four octets of one group, at a distance of the group's lanes, so that loads
+/// of neighbouring lanes are neighbours. `kLanesLog2` is `TilePlan::lanes_log2` where the compiler shall know it, else
+/// 0.
 template <int kLanesLog2 = 0>
 class TilePart {
  public:
@@ -124,8 +125,8 @@ class AnyOctet {
   float values_[kOctet];
 };
 
-/// The range of elements [begin, end), begin a multiple of 8, found by `lanes` neighbouring lanes; all lanes of the warp
-/// take part, some perhaps with an empty range of their own.
+/// The range of elements [begin, end), begin a multiple of 8, found by `lanes` neighbouring lanes; all lanes of the
+/// warp take part, some perhaps with an empty range of their own.
 template <class Element>
 __device__ Range range_of_run(const Element* elements, int64_t begin, int64_t end, int lanes) {
   const float first = begin < end ? to_float(elements[begin]) : 0.0F;

@@ -8,13 +8,13 @@
 #include "actnn/core/scalar_types.h"
 
 /// \file
-/// Argument checks that several ops share. Every failure is a sentence that names the op, the argument, what it must be and
-/// what it was.
+/// Argument checks that several ops share. Every failure is a sentence that names the op, the argument, what it must be
+/// and what it was.
 
 namespace actnn {
 
-/// The element type of `tensor`; an error unless it is strided, of one of the three floating types, and without a forward-mode
-/// derivative, which would be lost.
+/// The element type of `tensor`; an error unless it is strided, of one of the three floating types, and without a
+/// forward-mode derivative, which would be lost.
 ElementType check_floating(const char* op, const char* argument, const at::Tensor& tensor);
 
 at::ScalarType scalar_type_of(ElementType type);
@@ -29,7 +29,8 @@ void check_rng_state(const char* op, const std::optional<at::Tensor>& rng_state,
 /// A 1-D contiguous uint8 tensor of exactly `bytes` bytes.
 void check_packed(const char* op, const char* argument, const at::Tensor& packed, const c10::SymInt& bytes);
 
-/// Sizes and strides of a dense tensor: not negative, as many strides as sizes, every element at its own place and no gaps.
+/// Sizes and strides of a dense tensor: not negative, as many strides as sizes, every element at its own place and no
+/// gaps.
 void check_dense(const char* op, c10::SymIntArrayRef size, c10::SymIntArrayRef stride);
 
 }  // namespace actnn

@@ -9,7 +9,8 @@
 #include "actnn/cuda/random.h"
 
 /// \file
-/// What the CUDA glue of the ops shares. Each op first makes the input's device the current one (`c10::cuda::CUDAGuard`).
+/// What the CUDA glue of the ops shares. Each op first makes the input's device the current one
+/// (`c10::cuda::CUDAGuard`).
 
 namespace actnn {
 
@@ -19,8 +20,9 @@ cudaStream_t current_stream();
 /// Throws torch's error for a failed launch.
 void check_launch(cudaError_t error);
 
-/// The state to draw from: the tensor's, read when the kernel runs, or, without one, the next of torch's default generator of
-/// the current device (which follows torch.manual_seed and gives fresh noise at each replay of a captured graph).
+/// The state to draw from: the tensor's, read when the kernel runs, or, without one, the next of torch's default
+/// generator of the current device (which follows torch.manual_seed and gives fresh noise at each replay of a captured
+/// graph).
 cuda::RandomSource random_source(const std::optional<at::Tensor>& rng_state);
 
 /// Advances the tensor by one call, in stream order; nothing without a tensor.

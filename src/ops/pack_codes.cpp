@@ -117,7 +117,8 @@ at::Tensor unpack_cpu(const at::Tensor& packed, const at::Tensor& bits, int64_t 
   return codes;
 }
 
-// The same with torch's operations, for other devices. Nothing here waits for the device: the host does not see the bits.
+// The same with torch's operations, for other devices. Nothing here waits for the device: the host does not see the
+// bits.
 
 /// The bits of samples as int64, in 1..8 whatever they were.
 at::Tensor widths_of(const at::Tensor& bits) { return bits.to(at::kLong).clamp(kMinBits, kMaxBits); }

@@ -13,7 +13,8 @@ at::Tensor make_rng_state(int64_t seed, c10::Device device) {
 }
 
 at::Tensor default_rng_state(c10::Device device) {
-  // Seed and offset are both random: an operation starts a stream of its own, and one integer op suffices on every device.
+  // Seed and offset are both random: an operation starts a stream of its own, and one integer op suffices on every
+  // device.
   constexpr int64_t kBound = int64_t{1} << 62;
   return at::randint(kBound, {2}, at::TensorOptions().dtype(at::kLong).device(device));
 }

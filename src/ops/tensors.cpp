@@ -36,7 +36,8 @@ void cast_together(const std::vector<at::Tensor*>& tensors, const std::vector<at
       from.push_back(std::exchange(*tensors[i], to.back()));
     }
   }
-  // One kernel for all saves the host's time, but fills the GPU less than those of single tensors: for a graph only that counts.
+  // One kernel for all saves the host's time, but fills the GPU less than those of single tensors: for a graph only
+  // that counts.
   if (!from.empty() && is_capturing(from[0].device())) {
     for (size_t i = 0; i < from.size(); ++i) {
       to[i].copy_(from[i]);

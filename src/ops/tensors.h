@@ -36,12 +36,12 @@ auto element_count(const Sizes& size) {
   return count;
 }
 
-/// `tensor` if its elements fill their storage range without gaps or overlaps (contiguous, channels_last, any permutation),
-/// else a contiguous copy. Packing runs over the result's elements in storage order.
+/// `tensor` if its elements fill their storage range without gaps or overlaps (contiguous, channels_last, any
+/// permutation), else a contiguous copy. Packing runs over the result's elements in storage order.
 at::Tensor storage_order(const at::Tensor& tensor);
 
-/// `input` if its elements are dense with the first dimension outermost, so that samples are runs of storage, else a contiguous
-/// copy.
+/// `input` if its elements are dense with the first dimension outermost, so that samples are runs of storage, else a
+/// contiguous copy.
 at::Tensor samples_outermost(const at::Tensor& input);
 
 /// `tensor` itself if it has the dtype: below autograd, `Tensor::to` is not asked then.
@@ -49,8 +49,8 @@ inline at::Tensor with_dtype(const at::Tensor& tensor, at::ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
 }
 
-/// Replaces each tensor that has another dtype than `dtypes` says by a copy that has it, in the same layout. All copies are
-/// made at once, by one kernel where torch has one, except in a capture.
+/// Replaces each tensor that has another dtype than `dtypes` says by a copy that has it, in the same layout. All copies
+/// are made at once, by one kernel where torch has one, except in a capture.
 void cast_together(const std::vector<at::Tensor*>& tensors, const std::vector<at::ScalarType>& dtypes);
 
 /// In float32 and contiguous; none for none, and for an undefined tensor.

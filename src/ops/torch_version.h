@@ -8,8 +8,8 @@
 #include <utility>
 
 /// \file
-/// What differs between the versions of torch that actnn compiles against (2.11 to 2.15): here and nowhere else. A branch says
-/// what changed, and goes when the versions before it are not supported any more.
+/// What differs between the versions of torch that actnn compiles against (2.11 to 2.15): here and nowhere else. A
+/// branch says what changed, and goes when the versions before it are not supported any more.
 
 /// Whether torch is older than `major.minor`.
 #define ACTNN_TORCH_BEFORE(major, minor) \

@@ -14,8 +14,8 @@ struct SlidingWindow {
   bool ceil_mode = false;  ///< the last window may end outside of the padded input
 };
 
-/// How many places the window takes in an input of this extent, as torch's convolutions and pools count them; 0 if it does
-/// not fit.
+/// How many places the window takes in an input of this extent, as torch's convolutions and pools count them; 0 if it
+/// does not fit.
 template <class Int>
 Int window_count(const Int& input, const SlidingWindow<Int>& window) {
   const Int reach = (window.kernel_size - 1) * window.dilation;

@@ -20,7 +20,8 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 OptionalTensor if_defined(const at::Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
 
-/// A plan as the arguments of an op: bits, group_size, stochastic, sample_bits, total_bits, compress, simulate, offload.
+/// A plan as the arguments of an op: bits, group_size, stochastic, sample_bits, total_bits, compress, simulate,
+/// offload.
 using PlanTuple = std::tuple<int64_t, int64_t, bool, OptionalTensor, int64_t, bool, bool, bool>;
 
 PlanTuple plan(const SchemePointer& self, const at::Tensor& input) {

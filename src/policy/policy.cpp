@@ -25,8 +25,8 @@
 namespace actnn {
 namespace {
 
-/// Mean over the position inside a step of the squared distance that stochastic rounding leaves, 1/6 step^2, over the bound
-/// 1/4 step^2 in which sensitivities are counted.
+/// Mean over the position inside a step of the squared distance that stochastic rounding leaves, 1/6 step^2, over the
+/// bound 1/4 step^2 in which sensitivities are counted.
 constexpr double kMeanOverBound = 4.0 / 6.0;
 
 /// The elements of an allocation: layers, or layers x samples. What the host knows of them goes to the device at once.

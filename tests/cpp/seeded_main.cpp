@@ -1,4 +1,5 @@
-// The main function of test programs that use torch: every test starts from the same random numbers, alone or with others.
+// The main function of test programs that use torch: every test starts from the same random numbers, alone or with
+// others.
 #include <ATen/Context.h>
 #include <gtest/gtest.h>
 

@@ -8,14 +8,14 @@
 #include "actnn/ops/quantization.h"
 
 /// \file
-/// Elementwise activation functions for float32, float16 and bfloat16 tensors of any shape. Results are torch's, bit for bit.
-/// ReLU is in `actnn/autograd/relu.h`.
+/// Elementwise activation functions for float32, float16 and bfloat16 tensors of any shape. Results are torch's, bit
+/// for bit. ReLU is in `actnn/autograd/relu.h`.
 
 namespace actnn {
 
-/// Smooth activations keep a quantized copy of their *derivative* f'(x), computed from the exact input, so that the gradient
-/// of the input, grad_output * f'(x), is unbiased. Double backward raises an error. The forms in place compute f'(x)
-/// before they overwrite `input`.
+/// Smooth activations keep a quantized copy of their *derivative* f'(x), computed from the exact input, so that the
+/// gradient of the input, grad_output * f'(x), is unbiased. Double backward raises an error. The forms in place compute
+/// f'(x) before they overwrite `input`.
 ///
 /// `approximate`: "none" or "tanh".
 at::Tensor gelu(const at::Tensor& input, std::string_view approximate = "none", const Quantization& quantization = {},
@@ -41,10 +41,10 @@ at::Tensor& leaky_relu_(at::Tensor& input, double negative_slope = 0.01);
 at::Tensor hardtanh(const at::Tensor& input, double min_val = -1, double max_val = 1);
 at::Tensor& hardtanh_(at::Tensor& input, double min_val = -1, double max_val = 1);
 
-/// `at::prelu`. `weight`: [1] or [C], C the second dimension of `input`, in the input's dtype. Keeps one bit per element for
-/// the gradient of the input, which is exact, and, only if the weight wants a gradient, a quantized copy of min(x, 0), of
-/// which that gradient is computed, unbiased. Double backward raises an error. Autocast casts as torch does, to the lower
-/// precision.
+/// `at::prelu`. `weight`: [1] or [C], C the second dimension of `input`, in the input's dtype. Keeps one bit per
+/// element for the gradient of the input, which is exact, and, only if the weight wants a gradient, a quantized copy of
+/// min(x, 0), of which that gradient is computed, unbiased. Double backward raises an error. Autocast casts as torch
+/// does, to the lower precision.
 at::Tensor prelu(const at::Tensor& input, const at::Tensor& weight, const Quantization& quantization = {},
                  const std::optional<at::Tensor>& rng_state = std::nullopt);
 

@@ -12,9 +12,9 @@ namespace actnn {
 /// activation. With `packing.bits` - 1 bits more it makes the copy that the layers behind it read (`batch_norm_act`).
 /// `negative_slope`: 0 is ReLU.
 ///
-/// Both tensors: [N, C] or [N, C, ...] of one shape, dtype (float32, float16, bfloat16) and device; tensors that are not
-/// channels_last are copied into that layout, which the result has. The sum is rounded once, behind the activation. Gradients are
-/// exact. Nothing is saved where none is wanted.
+/// Both tensors: [N, C] or [N, C, ...] of one shape, dtype (float32, float16, bfloat16) and device; tensors that are
+/// not channels_last are copied into that layout, which the result has. The sum is rounded once, behind the activation.
+/// Gradients are exact. Nothing is saved where none is wanted.
 ///
 /// Errors (c10::ValueError, c10::TypeError): other dtypes, shapes or devices; bits outside 2..8.
 at::Tensor add_act(const at::Tensor& input, const at::Tensor& residual, double negative_slope = 0.0,

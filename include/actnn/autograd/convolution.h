@@ -11,8 +11,8 @@
 
 namespace actnn {
 
-/// The geometry of a convolution over 1 to 3 spatial dimensions; each list has one entry per spatial dimension, or a single
-/// one for all.
+/// The geometry of a convolution over 1 to 3 spatial dimensions; each list has one entry per spatial dimension, or a
+/// single one for all.
 struct ConvolutionGeometry {
   std::vector<int64_t> stride{1};
   std::vector<int64_t> padding{0};
@@ -24,11 +24,11 @@ struct ConvolutionGeometry {
 
 /// `at::convolution`, saving a quantized copy of its input for backward.
 ///
-/// `input`: [N, C_in, ...] with 1 to 3 spatial dimensions (without N: unbatched), float32, float16 or bfloat16, any memory
-/// format. `weight`: [C_out, C_in / groups, ...], transposed: [C_in, C_out / groups, ...]. `bias`: [C_out] or none.
-/// The result is the exact convolution, bit for bit. In backward the gradients of input and bias are the exact ones; the
-/// gradient of weight is computed from the copy and is unbiased (exact gradient + zero-mean noise).
-/// Only a weight that requires a gradient makes the input be saved. Under autocast, inputs are cast as torch's convolution
+/// `input`: [N, C_in, ...] with 1 to 3 spatial dimensions (without N: unbatched), float32, float16 or bfloat16, any
+/// memory format. `weight`: [C_out, C_in / groups, ...], transposed: [C_in, C_out / groups, ...]. `bias`: [C_out] or
+/// none. The result is the exact convolution, bit for bit. In backward the gradients of input and bias are the exact
+/// ones; the gradient of weight is computed from the copy and is unbiased (exact gradient + zero-mean noise). Only a
+/// weight that requires a gradient makes the input be saved. Under autocast, inputs are cast as torch's convolution
 /// casts them.
 ///
 /// `rng_state`: see `actnn/ops/random.h`; by default a fresh state that follows `torch::manual_seed`.

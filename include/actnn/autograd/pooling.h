@@ -18,9 +18,9 @@ struct MaxPoolGeometry {
   bool ceil_mode = false;
 };
 
-/// `at::max_pool2d`, saving the position of each maximum inside its window: one byte per output element for windows of up to
-/// 256 elements, else two or four. `input`: [N, C, H, W] or [C, H, W], float32, float16 or bfloat16, contiguous or
-/// channels_last (kept). Result and gradient are exact; double backward raises an error.
+/// `at::max_pool2d`, saving the position of each maximum inside its window: one byte per output element for windows of
+/// up to 256 elements, else two or four. `input`: [N, C, H, W] or [C, H, W], float32, float16 or bfloat16, contiguous
+/// or channels_last (kept). Result and gradient are exact; double backward raises an error.
 at::Tensor max_pool2d(const at::Tensor& input, const MaxPoolGeometry& geometry);
 
 /// The same with the flat indices (int64, y * W + x) of the maxima, as `at::max_pool2d_with_indices` gives them.
@@ -30,10 +30,11 @@ std::tuple<at::Tensor, at::Tensor> max_pool2d_with_indices(const at::Tensor& inp
 at::Tensor max_pool1d(const at::Tensor& input, const MaxPoolGeometry& geometry);
 std::tuple<at::Tensor, at::Tensor> max_pool1d_with_indices(const at::Tensor& input, const MaxPoolGeometry& geometry);
 
-/// The same over the last three dimensions of [N, C, D, H, W] or [C, D, H, W]; indices are (z * H + y) * W + x. Positions are
-/// found from torch's indices, which live only during forward and backward: one byte per output element is kept for windows of
-/// up to 256 elements, two for up to 32768. Where torch's index is outside the window (channels_last_3d, a window of minus infinity),
-/// the window's first element gets the gradient. Autocast on the CPU computes `max_pool3d` in float32, as torch does.
+/// The same over the last three dimensions of [N, C, D, H, W] or [C, D, H, W]; indices are (z * H + y) * W + x.
+/// Positions are found from torch's indices, which live only during forward and backward: one byte per output element
+/// is kept for windows of up to 256 elements, two for up to 32768. Where torch's index is outside the window
+/// (channels_last_3d, a window of minus infinity), the window's first element gets the gradient. Autocast on the CPU
+/// computes `max_pool3d` in float32, as torch does.
 at::Tensor max_pool3d(const at::Tensor& input, const MaxPoolGeometry& geometry);
 std::tuple<at::Tensor, at::Tensor> max_pool3d_with_indices(const at::Tensor& input, const MaxPoolGeometry& geometry);
 

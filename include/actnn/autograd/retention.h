@@ -8,13 +8,15 @@
 
 namespace actnn {
 
-/// How an activation is kept for backward, besides its quantization. The default: quantized with one bit width, where it is.
+/// How an activation is kept for backward, besides its quantization. The default: quantized with one bit width, where
+/// it is.
 struct Retention {
-  /// uint8 [N], 1..8: the bits of each sample of an input whose first dimension counts samples, instead of the layer's bits.
-  /// None: one width for all.
+  /// uint8 [N], 1..8: the bits of each sample of an input whose first dimension counts samples, instead of the layer's
+  /// bits. None: one width for all.
   std::optional<at::Tensor> sample_bits = std::nullopt;
 
-  /// The budget of `sample_bits`: their sum, or more. The host knows it without reading them, and sizes the buffer by it.
+  /// The budget of `sample_bits`: their sum, or more. The host knows it without reading them, and sizes the buffer by
+  /// it.
   c10::SymInt total_bits = 0;
 
   /// false: the activation itself is kept, as torch's layers do.
@@ -33,8 +35,9 @@ struct ConvolutionExecution {
   /// `torch.backends.cudnn.benchmark`.
   std::optional<bool> cudnn_benchmark = std::nullopt;
 
-  /// Bytes. When input, output gradient and input gradient together exceed them, backward goes through the batch in parts that
-  /// do not (a part has one sample at least), which bounds its workspace. None, or while a compiler traces: at once.
+  /// Bytes. When input, output gradient and input gradient together exceed them, backward goes through the batch in
+  /// parts that do not (a part has one sample at least), which bounds its workspace. None, or while a compiler traces:
+  /// at once.
   std::optional<int64_t> pipeline_threshold = std::nullopt;
 };
 

@@ -8,8 +8,8 @@
 #include "actnn/ops/quantization.h"
 
 /// \file
-/// Softmax and its logarithm for float32, float16 and bfloat16. Results are torch's, bit for bit; gradients are unbiased;
-/// double backward raises an error. Autocast on CUDA computes in float32, as torch does.
+/// Softmax and its logarithm for float32, float16 and bfloat16. Results are torch's, bit for bit; gradients are
+/// unbiased; double backward raises an error. Autocast on CUDA computes in float32, as torch does.
 
 namespace actnn {
 
@@ -19,7 +19,8 @@ namespace actnn {
 at::Tensor softmax(const at::Tensor& input, int64_t dim, const Quantization& quantization = {},
                    const std::optional<at::Tensor>& rng_state = std::nullopt);
 
-/// `at::log_softmax` over dimension `dim`. The gradient g - exp(y) * sum(g) is linear in exp(y), of which one copy is kept.
+/// `at::log_softmax` over dimension `dim`. The gradient g - exp(y) * sum(g) is linear in exp(y), of which one copy is
+/// kept.
 at::Tensor log_softmax(const at::Tensor& input, int64_t dim, const Quantization& quantization = {},
                        const std::optional<at::Tensor>& rng_state = std::nullopt);
 

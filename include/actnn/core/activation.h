@@ -8,9 +8,9 @@
 #include "actnn/core/scalar_types.h"
 
 /// \file
-/// The activations that a normalization takes into its pass, and how the derivatives of those are packed that two slopes do not
-/// describe. Every operation is one IEEE operation in single precision, multiply-adds are fused where they are written so: every
-/// processor gives the same numbers.
+/// The activations that a normalization takes into its pass, and how the derivatives of those are packed that two
+/// slopes do not describe. Every operation is one IEEE operation in single precision, multiply-adds are fused where
+/// they are written so: every processor gives the same numbers.
 
 namespace actnn {
 
@@ -41,7 +41,8 @@ struct PackedDerivative {
 };
 inline constexpr int kMostDerivativeBits = kMaxBits - 1;
 
-/// Whether a packed copy gives the activation's result without bias: where it is linear piece by piece, and the pieces are exact.
+/// Whether a packed copy gives the activation's result without bias: where it is linear piece by piece, and the pieces
+/// are exact.
 ACTNN_HOST_DEVICE constexpr bool gives_output(ActivationFunction function) {
   return function == ActivationFunction::kLeakyReLU || function == ActivationFunction::kReLU6;
 }
@@ -157,7 +158,8 @@ ACTNN_HOST_DEVICE inline ActivatedNumber activate(float z) {
   }
 }
 
-/// Codes of derivatives: 2^bits numbers, equally far apart, from the lowest to the highest of the range. They need no parameters.
+/// Codes of derivatives: 2^bits numbers, equally far apart, from the lowest to the highest of the range. They need no
+/// parameters.
 struct DerivativeGrid {
   float lowest;
   float step;
@@ -199,7 +201,8 @@ ACTNN_HOST_DEVICE constexpr float derived_gradient(float gradient, float derivat
   return derivative == 0.0F ? 0.0F : derivative * gradient;
 }
 
-/// ReLU6 of a copy of z, from the exact side and derivative; NaN stays. On the slope the copy is not clamped: it is unbiased.
+/// ReLU6 of a copy of z, from the exact side and derivative; NaN stays. On the slope the copy is not clamped: it is
+/// unbiased.
 ACTNN_HOST_DEVICE constexpr float relu6_of_copy(float z, bool side, bool on_slope) {
   return is_nan(z) ? z : !side ? 0.0F : on_slope ? z : 6.0F;
 }

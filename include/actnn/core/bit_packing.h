@@ -23,8 +23,8 @@ inline constexpr int kMaxBits = 8;
 /// Elements that share one b-byte run of packed codes and one Philox block.
 inline constexpr int64_t kOctet = 8;
 
-/// The constants of the three steps for one bit width. Step i joins the fields of each pair: the low one, under `low[i]`, stays
-/// and the high one moves by `shift[i]`.
+/// The constants of the three steps for one bit width. Step i joins the fields of each pair: the low one, under
+/// `low[i]`, stays and the high one moves by `shift[i]`.
 struct OctetSteps {
   int shift[3];
   uint64_t low[3];

@@ -5,8 +5,8 @@
 /// once with it and compiled for both.
 ///
 /// Translation units that use this arithmetic must be compiled without contraction and without fast-math
-/// (`-ffp-contract=off`, `--fmad=false`): a fused multiply-add would change a code near a rounding boundary, and with it the
-/// bytes.
+/// (`-ffp-contract=off`, `--fmad=false`): a fused multiply-add would change a code near a rounding boundary, and with
+/// it the bytes.
 
 #if defined(__CUDACC__)
 #define ACTNN_HOST_DEVICE __host__ __device__

@@ -6,15 +6,15 @@
 #include "actnn/core/rounding.h"
 
 /// \file
-/// Where things lie in a packed activation. Sizes are templates over the integer type, so that symbolic sizes go through
-/// the same formulas.
+/// Where things lie in a packed activation. Sizes are templates over the integer type, so that symbolic sizes go
+/// through the same formulas.
 ///
 ///     | group parameters                          | padding to 16 bytes | codes                             |
 ///     | minimum0 step0 minimum1 step1 ... (2 x 2) |                     | segment 0 | segment 1 | ...       |
 ///
 /// A *segment* is a run of elements (in storage order) with one bit width: the whole tensor, or one sample where every
-/// sample has its own. It is cut into groups of `group_size`; the last group may be short, and its last octet is filled up
-/// with zero codes. Each segment's codes begin at a multiple of 4 bytes.
+/// sample has its own. It is cut into groups of `group_size`; the last group may be short, and its last octet is filled
+/// up with zero codes. Each segment's codes begin at a multiple of 4 bytes.
 
 namespace actnn {
 

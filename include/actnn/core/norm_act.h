@@ -10,14 +10,14 @@
 ///
 ///     x-hat = (x - mean) / sqrt(var + eps)      z = weight x-hat + bias (+ residual)      y = z if z > 0, else slope z
 ///
-/// and what is kept of it for backward (core/sign_split.h): the side of z, and a copy s of z / |weight| ("split", s = 0 at the
-/// bend) or of x-hat ("linear"). Both give x-hat and, on each side, z as linear functions of s, so that an unbiased copy of s gives
-/// unbiased ones of x-hat and of y.
+/// and what is kept of it for backward (core/sign_split.h): the side of z, and a copy s of z / |weight| ("split", s = 0
+/// at the bend) or of x-hat ("linear"). Both give x-hat and, on each side, z as linear functions of s, so that an
+/// unbiased copy of s gives unbiased ones of x-hat and of y.
 
 namespace actnn {
 
-/// The activation, and its derivative times `gradient`, on the side of the bend that `side` names (true: z > 0). A slope of 0 makes
-/// infinities 0, as ReLU does; NaN stays.
+/// The activation, and its derivative times `gradient`, on the side of the bend that `side` names (true: z > 0). A
+/// slope of 0 makes infinities 0, as ReLU does; NaN stays.
 ACTNN_HOST_DEVICE constexpr float activated(float z, bool side, float slope) {
   return side || is_nan(z) ? z : slope == 0.0F ? 0.0F : slope * z;
 }
@@ -25,7 +25,8 @@ ACTNN_HOST_DEVICE constexpr float activation_gradient(float gradient, bool side,
   return side ? gradient : slope == 0.0F ? 0.0F : slope * gradient;
 }
 
-/// What forward does with an element of a channel: z = z_scale x + z_shift (+ residual), s = s_scale (linear ? x : z) + s_shift.
+/// What forward does with an element of a channel: z = z_scale x + z_shift (+ residual), s = s_scale (linear ? x : z) +
+/// s_shift.
 struct NormActChannel {
   float z_scale;
   float z_shift;
@@ -101,7 +102,8 @@ struct NormActGradient {
 inline constexpr int64_t kNormActGradient = 4;
 static_assert(sizeof(NormActGradient) == kNormActGradient * sizeof(float));
 
-/// weight / deviation (dz - E[dz] - x-hat E[dz x-hat]) with the expectations over the batch, from the sums of dz and of dz s.
+/// weight / deviation (dz - E[dz] - x-hat E[dz x-hat]) with the expectations over the batch, from the sums of dz and of
+/// dz s.
 ACTNN_HOST_DEVICE constexpr NormActGradient gradient_channel(const NormActInverse& inverse, float weight,
                                                              float inverse_deviation, float mean_gradient,
                                                              float mean_gradient_copy) {

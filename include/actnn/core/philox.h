@@ -5,9 +5,9 @@
 #include "actnn/core/host_device.h"
 
 /// \file
-/// Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
-/// Equal to Random123's `philox4x32` with 10 rounds, and to `at::Philox4_32(seed, subsequence = counter_high, offset =
-/// counter_low)`.
+/// Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC
+/// 2011). Equal to Random123's `philox4x32` with 10 rounds, and to `at::Philox4_32(seed, subsequence = counter_high,
+/// offset = counter_low)`.
 
 namespace actnn {
 
@@ -22,8 +22,8 @@ struct PhiloxBlock {
   uint32_t word[4];
 };
 
-/// All 64 bits of a product. Spelled as its halves for GPUs, where the compiler then finds the one instruction for both (of the
-/// 64-bit product it makes that instruction and an addition of zero).
+/// All 64 bits of a product. Spelled as its halves for GPUs, where the compiler then finds the one instruction for both
+/// (of the 64-bit product it makes that instruction and an addition of zero).
 ACTNN_HOST_DEVICE constexpr uint64_t wide_product(uint32_t a, uint32_t b) {
 #if defined(__CUDA_ARCH__)
   return (static_cast<uint64_t>(__umulhi(a, b)) << 32) | (a * b);

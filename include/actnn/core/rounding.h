@@ -7,8 +7,8 @@
 #include "actnn/core/scalar_types.h"
 
 /// \file
-/// The arithmetic of the packed format: a group's grid, one element's code, one code's value. Plain IEEE single precision
-/// without contraction, so that every processor gives the same bytes.
+/// The arithmetic of the packed format: a group's grid, one element's code, one code's value. Plain IEEE single
+/// precision without contraction, so that every processor gives the same bytes.
 
 namespace actnn {
 
@@ -23,8 +23,8 @@ static_assert(sizeof(GroupParameters) == 4);
 /// The highest code, 2^bits - 1.
 ACTNN_HOST_DEVICE constexpr uint32_t highest_code(int bits) { return (1u << bits) - 1u; }
 
-/// Bits of a code's fraction, and so of the noise that decides its rounding. An 8-bit code has 14, because code and fraction
-/// together must fit the 23 bits of a float's mantissa.
+/// Bits of a code's fraction, and so of the noise that decides its rounding. An 8-bit code has 14, because code and
+/// fraction together must fit the 23 bits of a float's mantissa.
 ACTNN_HOST_DEVICE constexpr int fraction_bits(int bits) { return bits == 8 ? 14 : 16; }
 
 /// The noise of deterministic rounding: half a step.
@@ -48,8 +48,8 @@ ACTNN_HOST_DEVICE constexpr bool is_finite_as(float x, ElementType type) {
 
 /// The smallest parameter value of which `levels` reach over `range`: levels * step >= range, which is exact.
 ///
-/// A product instead of the quotient: it is off by less than 2^-22 of itself, and a parameter value has at most 11 bits, so
-/// that rounding the product down gives the step or one of the two values before it.
+/// A product instead of the quotient: it is off by less than 2^-22 of itself, and a parameter value has at most 11
+/// bits, so that rounding the product down gives the step or one of the two values before it.
 ACTNN_HOST_DEVICE constexpr uint16_t smallest_step(float range, float levels, ElementType type) {
   uint16_t step = truncate_to_parameter(range * (1.0F / levels), type);
   step = static_cast<uint16_t>(step + (parameter_to_float(step, type) * levels < range ? 1 : 0));
@@ -57,10 +57,10 @@ ACTNN_HOST_DEVICE constexpr uint16_t smallest_step(float range, float levels, El
   return !has_float16_parameters(type) && step < kSmallestBFloat16Step ? kSmallestBFloat16Step : step;
 }
 
-/// The grid of a group with the given smallest and largest element: the minimum is rounded down and the step up, so that
-/// [minimum, minimum + (2^bits - 1) * step] covers the group and no element is clipped. A constant group keeps its value
-/// rounded to nearest. Unrepresentable are groups with an infinite or NaN element (`all_finite` false) and groups whose
-/// grid has an end that is not finite in the element type: they decode to NaN.
+/// The grid of a group with the given smallest and largest element: the minimum is rounded down and the step up, so
+/// that [minimum, minimum + (2^bits - 1) * step] covers the group and no element is clipped. A constant group keeps its
+/// value rounded to nearest. Unrepresentable are groups with an infinite or NaN element (`all_finite` false) and groups
+/// whose grid has an end that is not finite in the element type: they decode to NaN.
 ACTNN_HOST_DEVICE constexpr GroupParameters choose_grid(float smallest, float largest, bool all_finite, int bits,
                                                         ElementType type) {
   if (!all_finite) {
@@ -95,8 +95,9 @@ struct EncodingGrid {
 /// 2^fraction_bits / step, rounded to nearest, for the steps that grids have.
 ACTNN_HOST_DEVICE constexpr float steps_per_unit(float step, int bits) {
 #if defined(__CUDA_ARCH__)
-  // One Newton step from the hardware's reciprocal, in a quarter of a division's instructions. It is exact to the last bit for
-  // each of the 16-bit steps (a test compares them all); scaling by a power of two keeps every intermediate a normal number.
+  // One Newton step from the hardware's reciprocal, in a quarter of a division's instructions. It is exact to the last
+  // bit for each of the 16-bit steps (a test compares them all); scaling by a power of two keeps every intermediate a
+  // normal number.
   const float divisor = step * (bits == 8 ? 0x1p-14F : 0x1p-16F);
   float reciprocal;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(divisor));
@@ -114,7 +115,8 @@ ACTNN_HOST_DEVICE constexpr EncodingGrid encoding_grid(GroupParameters parameter
 /// 2^23: adding it to a value in [0, 2^23) leaves the value, rounded to an integer, in the low bits of the sum.
 inline constexpr float kIntegerInMantissa = 8388608.0F;
 
-/// The position of one element on the grid of a representable group, in units of 2^-fraction_bits of a step, in the low 23 bits.
+/// The position of one element on the grid of a representable group, in units of 2^-fraction_bits of a step, in the low
+/// 23 bits.
 ACTNN_HOST_DEVICE constexpr uint32_t position_on_grid(float x, const EncodingGrid& grid) {
 #if defined(__CUDA_ARCH__)
   return bits_of(__fadd_rn(__fmul_rn(x - grid.minimum, grid.inverse_step), kIntegerInMantissa));
@@ -129,11 +131,12 @@ ACTNN_HOST_DEVICE constexpr uint32_t code_at(uint32_t noisy_position, int bits) 
 }
 
 /// The code of one element of a representable group: floor((x - minimum) / step + noise / 2^fraction_bits), in
-/// [0, 2^bits - 1]. Uniform `noise` of `fraction_bits(bits)` bits makes the decoded value's expectation x; `half_step(bits)`
-/// rounds to nearest.
+/// [0, 2^bits - 1]. Uniform `noise` of `fraction_bits(bits)` bits makes the decoded value's expectation x;
+/// `half_step(bits)` rounds to nearest.
 ///
-/// No clamp is needed. Rounding is monotonic, so x - minimum <= range <= levels * step holds in float too, and the product
-/// with inverse_step exceeds levels * 2^fraction_bits by less than half a unit of the integer that 2^23 + ... rounds to.
+/// No clamp is needed. Rounding is monotonic, so x - minimum <= range <= levels * step holds in float too, and the
+/// product with inverse_step exceeds levels * 2^fraction_bits by less than half a unit of the integer that 2^23 + ...
+/// rounds to.
 ACTNN_HOST_DEVICE constexpr uint32_t encode(float x, const EncodingGrid& grid, uint32_t noise, int bits) {
   return code_at(position_on_grid(x, grid) + noise, bits);
 }

@@ -6,8 +6,8 @@
 #include "actnn/core/host_device.h"
 
 /// \file
-/// The element types that are quantized, and exact conversions between them and float, by bit pattern. Rounding directions
-/// are explicit because group parameters are rounded outward.
+/// The element types that are quantized, and exact conversions between them and float, by bit pattern. Rounding
+/// directions are explicit because group parameters are rounded outward.
 
 namespace actnn {
 
@@ -155,8 +155,8 @@ ACTNN_HOST_DEVICE constexpr uint16_t truncate_to_parameter(float x, ElementType 
 
 /// The largest parameter value not above `x` (minus infinity where there is none). `x` is not NaN.
 ///
-/// A bfloat16 is the upper half of a float, so that cutting off the lower half rounds towards zero; written without a branch,
-/// because whether anything was cut off cannot be predicted.
+/// A bfloat16 is the upper half of a float, so that cutting off the lower half rounds towards zero; written without a
+/// branch, because whether anything was cut off cannot be predicted.
 ACTNN_HOST_DEVICE constexpr uint16_t round_parameter_down(float x, ElementType type) {
   if (has_float16_parameters(type)) {
 #if defined(__CUDA_ARCH__)

@@ -10,28 +10,30 @@
 #include "actnn/core/scalar_types.h"
 
 /// \file
-/// The packed form of what a normalization and a piecewise linear activation behind it need in backward: an exact bit per
-/// element, which side of the activation's bend it is on, and a copy of the element in `bits` - 1 bits (2..8 bits in all).
+/// The packed form of what a normalization and a piecewise linear activation behind it need in backward: an exact bit
+/// per element, which side of the activation's bend it is on, and a copy of the element in `bits` - 1 bits (2..8 bits
+/// in all).
 ///
-/// The elements are a matrix of rows (pixels of samples) x channels in row-major order: a channels_last tensor. Eight *lanes* of 4
-/// rows x 8 channels each are a *group*, which has a step for each side, 16 bits each. Lanes lie side by side along the channels,
-/// as many as there are (1, 2, 4 or 8), the others behind them along the rows:
+/// The elements are a matrix of rows (pixels of samples) x channels in row-major order: a channels_last tensor. Eight
+/// *lanes* of 4 rows x 8 channels each are a *group*, which has a step for each side, 16 bits each. Lanes lie side by
+/// side along the channels, as many as there are (1, 2, 4 or 8), the others behind them along the rows:
 ///
 ///     64 channels or more: a group is 4 rows x 64 channels       16 channels: 16 rows x 16 channels
 ///
-///     | steps of groups: above0 below0 above1 below1 ... (2 x 2) | padding to 16 bytes | words of groups: plane x lane |
+///     | groups' steps: above0 below0 above1 below1 ... (2 x 2) | padding to 16 bytes | groups' words: plane x lane |
 ///
-/// A word has one bit of the codes of a lane: bit 8 j + k is that of its row j, channel k. Plane 0 has the sides, plane p > 0
-/// bit p - 1 of the values. What lies behind the last row or channel has code 0.
+/// A word has one bit of the codes of a lane: bit 8 j + k is that of its row j, channel k. Plane 0 has the sides, plane
+/// p > 0 bit p - 1 of the values. What lies behind the last row or channel has code 0.
 ///
-/// A channel's copies are of one of two kinds. *Split*: the bend is at 0, so that values are distances from it, on a grid of their
-/// side; side and value of an element agree. *Linear*: values are on one grid that covers both sides, and the side is a bit of its
-/// own. A normalization uses it for channels whose bend is far from all elements or nowhere (weight near or equal to 0), where
-/// distances from the bend would be large numbers. Both copies are unbiased given the side, and the side is exact; so is then
-/// every function that is linear on each side.
+/// A channel's copies are of one of two kinds. *Split*: the bend is at 0, so that values are distances from it, on a
+/// grid of their side; side and value of an element agree. *Linear*: values are on one grid that covers both sides, and
+/// the side is a bit of its own. A normalization uses it for channels whose bend is far from all elements or nowhere
+/// (weight near or equal to 0), where distances from the bend would be large numbers. Both copies are unbiased given
+/// the side, and the side is exact; so is then every function that is linear on each side.
 ///
-/// Copies *without sides*, of normalized inputs whose sides are not known or are kept elsewhere: the packed form of linear channels
-/// without plane 0. `bits` are planes of values then, 2..7, and grids those of `split_bits(bits)`: 2 bits are the values 0..3.
+/// Copies *without sides*, of normalized inputs whose sides are not known or are kept elsewhere: the packed form of
+/// linear channels without plane 0. `bits` are planes of values then, 2..7, and grids those of `split_bits(bits)`: 2
+/// bits are the values 0..3.
 
 namespace actnn {
 
@@ -44,7 +46,8 @@ inline constexpr int kMostNormalizedBits = kMaxBits - 1;
 /// Bits of the packed form that copies of `bits` without sides are a part of.
 ACTNN_HOST_DEVICE constexpr int split_bits(int bits) { return bits + 1; }
 
-/// Where the elements of a matrix are in its packed form. Sizes are templates over the integer type, as in core/layout.h.
+/// Where the elements of a matrix are in its packed form. Sizes are templates over the integer type, as in
+/// core/layout.h.
 template <class Int>
 struct SplitLayout {
   Int rows;
@@ -72,7 +75,8 @@ struct SplitLayout {
   ACTNN_HOST_DEVICE constexpr int64_t row_octets() const { return ceil_div(channels, kOctet); }
 };
 
-/// The steps of a group: the highest value of a side is `levels` steps away from 0. NaN where an element is infinite or NaN.
+/// The steps of a group: the highest value of a side is `levels` steps away from 0. NaN where an element is infinite or
+/// NaN.
 struct alignas(4) SplitSteps {
   uint16_t above;
   uint16_t below;
@@ -143,8 +147,8 @@ struct SplitEncoder {
         linear(grid.linear > 0.0F ? 65536.0F / grid.linear : 0.0F),
         highest(highest_split_value(bits)) {}
 
-  /// The value of element `s`, rounded by 16 bits of noise; `half_step(2)` rounds to nearest. A split element on the wrong side of 0
-  /// by the rounding of its computation counts as 0.
+  /// The value of element `s`, rounded by 16 bits of noise; `half_step(2)` rounds to nearest. A split element on the
+  /// wrong side of 0 by the rounding of its computation counts as 0.
   ACTNN_HOST_DEVICE constexpr uint32_t encode(float s, bool side, bool is_linear, uint32_t noise) const {
     const float distance = is_linear ? s - grid.lowest : side ? s : -s;
     const float scaled = distance * (is_linear ? linear : side ? above : below);

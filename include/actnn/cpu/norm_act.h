@@ -9,9 +9,9 @@
 #include "actnn/core/sign_split.h"
 
 /// \file
-/// Normalization with activation on matrices of rows x channels (core/norm_act.h), the passes over elements. Groups, blocks of rows
-/// and parts are independent of each other: any division among threads gives the same results. NaNs among them are the canonical
-/// ones. What lies between the steps and the words of a packed tensor is not written.
+/// Normalization with activation on matrices of rows x channels (core/norm_act.h), the passes over elements. Groups,
+/// blocks of rows and parts are independent of each other: any division among threads gives the same results. NaNs
+/// among them are the canonical ones. What lies between the steps and the words of a packed tensor is not written.
 
 namespace actnn::cpu {
 
@@ -22,7 +22,8 @@ inline constexpr int64_t kPartRows = 1024;
 void part_moments(const void* x, ElementType type, const SplitLayout<int64_t>& layout, int64_t part, double* mean,
                   double* squares);
 
-/// Mean and (biased) variance of all rows, [channels] each, from those of the parts in their order: [parts, channels] each.
+/// Mean and (biased) variance of all rows, [channels] each, from those of the parts in their order: [parts, channels]
+/// each.
 void join_moments(const double* means, const double* squares, const SplitLayout<int64_t>& layout, float* mean,
                   float* variance);
 
@@ -56,8 +57,8 @@ struct NormActBackward {
   ElementType type;         ///< of gradients and results
   SplitLayout<int64_t> layout;
   float slope;
-  /// The normalization's input, which takes the place of the copies: s = s_scale x + s_shift of `channels_of_x`. `packed` gives the
-  /// sides then, and may be null if `slope` is 1. Null: none.
+  /// The normalization's input, which takes the place of the copies: s = s_scale x + s_shift of `channels_of_x`.
+  /// `packed` gives the sides then, and may be null if `slope` is 1. Null: none.
   const void* x = nullptr;
   const NormActChannel* channels_of_x = nullptr;
   /// In the planes of `packed` behind those of the copies, of which there may be none then if there is x.
@@ -70,8 +71,8 @@ struct NormActBackward {
 void norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, int64_t first, int64_t last,
                    double* sums, double* copy_sums);
 
-/// The input's gradient of groups [first, last), and dz, rounded, unless `grad_sum` is null. Each may be in the place of a tensor
-/// that is read.
+/// The input's gradient of groups [first, last), and dz, rounded, unless `grad_sum` is null. Each may be in the place
+/// of a tensor that is read.
 void norm_act_input_gradient(const NormActBackward& backward, const NormActGradient* channels, void* grad_input,
                              void* grad_sum, int64_t first, int64_t last);
 

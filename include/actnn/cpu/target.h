@@ -5,8 +5,8 @@
 
 /// \file
 /// Which instruction set the CPU kernels use. Every target gives the same bytes; this is for tests and measurements.
-/// The environment variable `ACTNN_CPU_TARGET` (a name of `available_targets()`, e.g. `AVX2` or `reference`) forces one for
-/// the whole process; it is read at the first kernel call.
+/// The environment variable `ACTNN_CPU_TARGET` (a name of `available_targets()`, e.g. `AVX2` or `reference`) forces one
+/// for the whole process; it is read at the first kernel call.
 
 namespace actnn::cpu {
 

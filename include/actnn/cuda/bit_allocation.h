@@ -5,8 +5,9 @@
 #include <cstdint>
 
 /// \file
-/// Bits for the samples of a batch (Chen et al., "ActNN", ICML 2021, section 4.2), on a GPU: the same bits as on the CPU for
-/// equal sensitivities. Each decrement counts those that come before it, so the work grows with the square of the samples.
+/// Bits for the samples of a batch (Chen et al., "ActNN", ICML 2021, section 4.2), on a GPU: the same bits as on the
+/// CPU for equal sensitivities. Each decrement counts those that come before it, so the work grows with the square of
+/// the samples.
 
 namespace actnn::cuda {
 
@@ -18,8 +19,8 @@ struct SampleSensitivities {
   int64_t samples;
 };
 
-/// From `initial` bits for each sample, takes the `excess` cheapest decrements (all that there are, if those are fewer). Writes the
-/// sensitivities too.
+/// From `initial` bits for each sample, takes the `excess` cheapest decrements (all that there are, if those are
+/// fewer). Writes the sensitivities too.
 cudaError_t allocate_sample_bits(const SampleSensitivities& samples, int initial, int64_t excess, float* sensitivity,
                                  uint8_t* bits, cudaStream_t stream);
 

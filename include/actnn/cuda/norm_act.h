@@ -11,9 +11,9 @@
 #include "actnn/cuda/random.h"
 
 /// \file
-/// Normalization with activation on matrices of rows x channels (core/norm_act.h) on a GPU: the passes over elements. The packed
-/// bytes and y are those of the CPU; sums are added in a fixed order, so that equal inputs give equal bits, but their last bits may
-/// differ from the CPU's. Nothing waits for the device.
+/// Normalization with activation on matrices of rows x channels (core/norm_act.h) on a GPU: the passes over elements.
+/// The packed bytes and y are those of the CPU; sums are added in a fixed order, so that equal inputs give equal bits,
+/// but their last bits may differ from the CPU's. Nothing waits for the device.
 
 namespace actnn::cuda {
 
@@ -62,11 +62,12 @@ struct NormActBackward {
   ElementType type;         ///< of gradients and results
   SplitLayout<int64_t> layout;
   float slope;
-  /// The normalization's input, which takes the place of the copies: s = s_scale x + s_shift of `channels_of_x`. `packed` gives the
-  /// sides then, and may be null if `slope` is 1. Null: none.
+  /// The normalization's input, which takes the place of the copies: s = s_scale x + s_shift of `channels_of_x`.
+  /// `packed` gives the sides then, and may be null if `slope` is 1. Null: none.
   const void* x = nullptr;
   const NormActChannel* channels_of_x = nullptr;
-  /// Copies of the normalized input, which take the place of those in `packed`, with sides as with `x`. All channels are linear then.
+  /// Copies of the normalized input, which take the place of those in `packed`, with sides as with `x`. All channels
+  /// are linear then.
   const uint8_t* normalized = nullptr;
   int normalized_bits = 0;
   /// In the planes of `packed` behind those of the copies, of which there may be none then if there is x.

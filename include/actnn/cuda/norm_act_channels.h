@@ -10,7 +10,8 @@
 #include "actnn/cuda/norm_act.h"
 
 /// \file
-/// Normalization with activation (core/norm_act.h): the numbers of channels, on a GPU. A null weight is 1, a null bias 0.
+/// Normalization with activation (core/norm_act.h): the numbers of channels, on a GPU. A null weight is 1, a null bias
+/// 0.
 
 namespace actnn::cuda {
 
@@ -43,12 +44,14 @@ struct BatchStatistics {
   float momentum;       ///< share of this batch in running statistics; negative: 1 / `batches`, then not null
 };
 
-/// `channel_moments` and `norm_act_channels` with one launch less. `layout.rows` is not 0; `scratch` as for `channel_moments`.
+/// `channel_moments` and `norm_act_channels` with one launch less. `layout.rows` is not 0; `scratch` as for
+/// `channel_moments`.
 cudaError_t batch_norm_channels(const void* x, ElementType type, const SplitLayout<int64_t>& layout, float* scratch,
                                 const BatchStatistics& statistics, NormActChannel* forward, NormActInverse* inverse,
                                 float* inverse_deviation, cudaStream_t stream);
 
-/// `sums` and `copy_sums` as of `norm_act_sums`; `count`: rows that they are divided by for expectations, 0: these are 0.
+/// `sums` and `copy_sums` as of `norm_act_sums`; `count`: rows that they are divided by for expectations, 0: these are
+/// 0.
 struct NormActGradients {
   const float* sums;
   const float* copy_sums;

@@ -7,8 +7,8 @@
 #include "actnn/core/scalar_types.h"
 
 /// \file
-/// Sums over each sample that decide how many bits it gets (Chen et al., "ActNN", ICML 2021, section 4), on a GPU. Fixed order
-/// of addition, so that equal inputs give equal bits; the last bits may differ from the CPU's.
+/// Sums over each sample that decide how many bits it gets (Chen et al., "ActNN", ICML 2021, section 4), on a GPU.
+/// Fixed order of addition, so that equal inputs give equal bits; the last bits may differ from the CPU's.
 
 namespace actnn::cuda {
 

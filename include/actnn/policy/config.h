@@ -10,8 +10,9 @@
 
 namespace actnn {
 
-/// What the layers of a model do with their activations: the flags of the published system (Chen et al., "ActNN", ICML 2021) and
-/// ours. A value: read when a layer is converted and at each of its forwards. The defaults are those of level L3.
+/// What the layers of a model do with their activations: the flags of the published system (Chen et al., "ActNN", ICML
+/// 2021) and ours. A value: read when a layer is converted and at each of its forwards. The defaults are those of level
+/// L3.
 struct Config {
   // What is kept.
   bool compress_activation = true;  ///< false: exact activations
@@ -53,9 +54,10 @@ struct Config {
   bool operator==(const Config&) const = default;
 };
 
-/// The levels: "L0" (nothing), "L1" (4-bit convolutions and linear layers, exact batch norms), "L2" (4 bits everywhere), "L3" (2 bits on
-/// average, adaptive), "L3.1" (L3 and less workspace), "L4" (L3.1 and swap), "L5" (L4 and an allocator that defragments, which is
-/// the caller's to set: `allocator_setting`), "swap" (exact activations, swapped). An error (c10::ValueError) for another name.
+/// The levels: "L0" (nothing), "L1" (4-bit convolutions and linear layers, exact batch norms), "L2" (4 bits
+/// everywhere), "L3" (2 bits on average, adaptive), "L3.1" (L3 and less workspace), "L4" (L3.1 and swap), "L5" (L4 and
+/// an allocator that defragments, which is the caller's to set: `allocator_setting`), "swap" (exact activations,
+/// swapped). An error (c10::ValueError) for another name.
 Config config_for_level(std::string_view level);
 
 /// What PYTORCH_CUDA_ALLOC_CONF has to contain for a level: "expandable_segments:True" for L5, else nothing.

@@ -7,12 +7,13 @@
 #include <vector>
 
 /// \file
-/// The noise that a model's compressed activations really add to its gradients: variance over draws / squared norm of the exact
-/// gradient, on one batch.
+/// The noise that a model's compressed activations really add to its gradients: variance over draws / squared norm of
+/// the exact gradient, on one batch.
 
 namespace actnn {
 
-/// Collects draws of a list of gradients and estimates from them, without bias for either part and without the exact gradient.
+/// Collects draws of a list of gradients and estimates from them, without bias for either part and without the exact
+/// gradient.
 class GradientNoise {
  public:
   /// One draw: the gradients of the same parameters in the same order; undefined ones count as zero.
@@ -34,10 +35,10 @@ class GradientNoise {
   int64_t draws_ = 0;
 };
 
-/// Calls `backward`, which computes the gradients of one and the same batch anew (forward and backward), `draws` times, with all
-/// gradients of `parameters` cleared before, and estimates their noise. Gradients that the parameters had are put back. What else
-/// differs between two calls, such as dropout, counts as noise; running statistics are the caller's care.
-/// Errors (c10::ValueError): fewer than two draws; no parameter got a gradient.
+/// Calls `backward`, which computes the gradients of one and the same batch anew (forward and backward), `draws` times,
+/// with all gradients of `parameters` cleared before, and estimates their noise. Gradients that the parameters had are
+/// put back. What else differs between two calls, such as dropout, counts as noise; running statistics are the caller's
+/// care. Errors (c10::ValueError): fewer than two draws; no parameter got a gradient.
 GradientNoise measure_gradient_noise(const std::vector<at::Tensor>& parameters, const std::function<void()>& backward,
                                      int64_t draws = 2);
 

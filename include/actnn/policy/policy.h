@@ -17,13 +17,14 @@ namespace actnn {
 
 class Scheme;
 
-/// What the schemes of one model share: the configuration, the samples of the current batch, and the allocation of bits to
-/// layers (Chen et al., "ActNN", ICML 2021, section 4.3).
+/// What the schemes of one model share: the configuration, the samples of the current batch, and the allocation of bits
+/// to layers (Chen et al., "ActNN", ICML 2021, section 4.3).
 ///
-/// Bits are allocated at the first forward after a backward, over the layers that took part in that backward, each with all its
-/// uses; those that did not keep theirs. So gradient accumulation, several losses, layers used twice or not at all, frozen
-/// layers and changing batch sizes need nothing special. On CUDA the result is read back without waiting for it: bits
-/// computed at the beginning of one step act from the beginning of the next, which waits only if the device is a step behind. While a CUDA graph is captured bits stay as they are.
+/// Bits are allocated at the first forward after a backward, over the layers that took part in that backward, each with
+/// all its uses; those that did not keep theirs. So gradient accumulation, several losses, layers used twice or not at
+/// all, frozen layers and changing batch sizes need nothing special. On CUDA the result is read back without waiting
+/// for it: bits computed at the beginning of one step act from the beginning of the next, which waits only if the
+/// device is a step behind. While a CUDA graph is captured bits stay as they are.
 ///
 /// Thread-safe with respect to autograd's threads.
 class Policy : public torch::CustomClassHolder {
@@ -35,7 +36,8 @@ class Policy : public torch::CustomClassHolder {
   Config& config() noexcept { return config_; }
 
   /// The indices in the training set of the samples of the current batch: int64 [N], any device; for `use_gradient`.
-  /// Errors (c10::ValueError, c10::TypeError): another dtype or rank; indices on the CPU that are not in 0..num_samples-1.
+  /// Errors (c10::ValueError, c10::TypeError): another dtype or rank; indices on the CPU that are not in
+  /// 0..num_samples-1.
   void set_batch(std::optional<at::Tensor> indices);
   const std::optional<at::Tensor>& batch() const noexcept { return batch_; }
 
@@ -60,7 +62,8 @@ class Policy : public torch::CustomClassHolder {
   /// sensitivities, over the gradients' squared norm: of the last backward. NaN without one. Waits for the device.
   double predicted_noise() const;
 
-  /// Multiplies predictions from now on, e.g. by measured / predicted noise (`actnn/policy/gradient_noise.h`). Positive.
+  /// Multiplies predictions from now on, e.g. by measured / predicted noise (`actnn/policy/gradient_noise.h`).
+  /// Positive.
   void set_noise_correction(double factor);
   double noise_correction() const noexcept { return noise_correction_; }
 

@@ -38,8 +38,8 @@ struct Plan {
 /// The plan of a layer without a scheme: the bits of its group. Errors (c10::ValueError): a group that there is not.
 Plan fixed_plan(const Config& config, int64_t group);
 
-/// How the activations of one layer are kept: bits for the layer, which the policy allocates, and bits for each sample of a batch
-/// within them (Chen et al., "ActNN", ICML 2021, section 4.2).
+/// How the activations of one layer are kept: bits for the layer, which the policy allocates, and bits for each sample
+/// of a batch within them (Chen et al., "ActNN", ICML 2021, section 4.2).
 ///
 /// A layer calls `plan` before its op and `observe` with the op's result, if the activation is kept at all:
 ///
@@ -47,13 +47,13 @@ Plan fixed_plan(const Config& config, int64_t group);
 ///     at::Tensor output = actnn::convolution(input, weight, bias, geometry, plan.quantization, {}, plan.retention);
 ///     scheme->observe(output);
 ///
-/// Sensitivity of sample i: C_i = (num_locations / 4 / depthwise_groups) R_i g_i, with R_i = (group_size / pixels) x the sum over
-/// its groups of (max - min)^2 and g_i the squared norm of the output's gradient: a running scalar, or an entry of a table over
-/// the training set. Everything that is computed stays on the device.
+/// Sensitivity of sample i: C_i = (num_locations / 4 / depthwise_groups) R_i g_i, with R_i = (group_size / pixels) x
+/// the sum over its groups of (max - min)^2 and g_i the squared norm of the output's gradient: a running scalar, or an
+/// entry of a table over the training set. Everything that is computed stays on the device.
 class Scheme : public torch::CustomClassHolder {
  public:
-  /// A scheme that its policy knows. Errors (c10::ValueError): a group that the policy's configuration does not have; counts that
-  /// are not positive.
+  /// A scheme that its policy knows. Errors (c10::ValueError): a group that the policy's configuration does not have;
+  /// counts that are not positive.
   static c10::intrusive_ptr<Scheme> create(const c10::intrusive_ptr<Policy>& policy, const SchemeOptions& options);
 
   Scheme(c10::intrusive_ptr<Policy> policy, SchemeOptions options);  ///< what `create` calls
@@ -65,10 +65,12 @@ class Scheme : public torch::CustomClassHolder {
   double bits() const noexcept { return bits_; }
   void set_bits(double bits);
 
-  /// How to keep `input`, [N, ...]. With `Config::use_gradient` the policy's batch must have N indices (c10::ValueError).
+  /// How to keep `input`, [N, ...]. With `Config::use_gradient` the policy's batch must have N indices
+  /// (c10::ValueError).
   Plan plan(const at::Tensor& input);
 
-  /// `output` is the result of the op that was called with the last plan: its backward will report the gradients' norms.
+  /// `output` is the result of the op that was called with the last plan: its backward will report the gradients'
+  /// norms.
   void observe(const at::Tensor& output);
 
   /// g: a scalar, or a table [num_samples]; float32. Undefined before the first backward.

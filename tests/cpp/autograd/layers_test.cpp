@@ -1,5 +1,5 @@
-// What the C++ functions add to the ops, whose gradients tests/python covers: defaults, lists of one entry, unbatched inputs,
-// 1-D pooling, and layers that return their input.
+// What the C++ functions add to the ops, whose gradients tests/python covers: defaults, lists of one entry, unbatched
+// inputs, 1-D pooling, and layers that return their input.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/adaptive_avg_pool1d.h>
 #include <ATen/ops/avg_pool1d.h>

@@ -93,8 +93,8 @@ TEST(Grid, IsNoWiderThanRoundingRequires) {
   });
 }
 
-// The claim behind the missing clamp: with the largest noise the largest element gets the highest code, not one more, and
-// with none the smallest gets at least 0.
+// The claim behind the missing clamp: with the largest noise the largest element gets the highest code, not one more,
+// and with none the smallest gets at least 0.
 TEST(Encode, NeedsNoClamp) {
   for (const ElementType type : kTypes) {
     for (int bits = kMinBits; bits <= kMaxBits; ++bits) {

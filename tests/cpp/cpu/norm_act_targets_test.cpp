@@ -33,7 +33,8 @@ struct TensorAllocator {
 };
 using Bytes = std::vector<uint8_t, TensorAllocator<uint8_t>>;
 
-/// Whole and cut groups of every number of lanes across, one block of channels and several; and channels that are no octets.
+/// Whole and cut groups of every number of lanes across, one block of channels and several; and channels that are no
+/// octets.
 constexpr Layout kLayouts[] = {{1, 8},   {67, 8},  {33, 16}, {40, 24},  {17, 32}, {9, 40},
                                {13, 64}, {7, 128}, {6, 72},  {10, 320}, {7, 3},   {9, 100}};
 

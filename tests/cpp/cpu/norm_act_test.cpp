@@ -396,7 +396,8 @@ TEST(NormActFormat, BytesAreTheseAlways) {
   // Steps of 1 on both sides; the linear grid -3, -1, 1, 3.
   EXPECT_EQ(packed[0] | packed[1] << 8, 0x3F80);
   EXPECT_EQ(packed[2] | packed[3] << 8, 0x3F80);
-  // Lane 0 is row 0: values 1, 1 (-2 is at 0.5 and goes to -1), 3; lane 1 is row 1: 1, 3 (2 is at 2.5 and goes to 3), 3.
+  // Lane 0 is row 0: values 1, 1 (-2 is at 0.5 and goes to -1), 3; lane 1 is row 1: 1, 3 (2 is at 2.5 and goes to 3),
+  // 3.
   EXPECT_EQ(word(0, 0), 0b101U);
   EXPECT_EQ(word(1, 0), 0b111U);
   EXPECT_EQ(word(2, 0), 0b100U);

@@ -36,8 +36,8 @@ class GpuTest : public testing::Test {
 template <class Parameter>
 class GpuTestOf : public GpuTest, public testing::WithParamInterface<Parameter> {};
 
-/// Bytes of GPU memory, `offset` bytes behind an allocation's start and up to its end, so that compute-sanitizer sees accesses
-/// behind them. What is not given is not initialized, so that it sees too what is read before it was written.
+/// Bytes of GPU memory, `offset` bytes behind an allocation's start and up to its end, so that compute-sanitizer sees
+/// accesses behind them. What is not given is not initialized, so that it sees too what is read before it was written.
 class GpuBytes {
  public:
   explicit GpuBytes(size_t size, size_t offset = 0) : size_(size), offset_(offset) {

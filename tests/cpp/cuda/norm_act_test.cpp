@@ -19,8 +19,8 @@ constexpr Layout kLayouts[] = {{1, 1},     {7, 3},    {33, 8},     {130, 16},  {
                                {130, 64},  {9, 100},  {6, 256},    {5, 320},   {70, 24}, {40, 129},
                                {3000, 64}, {500, 12}, {1000, 256}, {517, 2048}};
 
-/// Channels of every kind: weights of both signs, tiny ones, 0; bends near, far, and on either side. Or all of one kind, which
-/// kernels treat by themselves.
+/// Channels of every kind: weights of both signs, tiny ones, 0; bends near, far, and on either side. Or all of one
+/// kind, which kernels treat by themselves.
 enum class Kinds { kAll, kSplit, kLinear };
 
 struct Channels {
