@@ -206,14 +206,14 @@ struct NormActBuffers : Buffers {
       : Buffers(element_type),
         channels(channel_count),
         maps(channel_count, actnn::forward_channel(0.1F, 1.25F, 0.8F, 0.2F, true)),
-        inverses(channel_count, actnn::inverse_channel(0.8F, 0.2F, true)),
+        inverses(channel_count, actnn::decode_map(0.8F, 0.2F, true)),
         gradients(channel_count, {0.5F, 0.25F, -0.125F, 0.0F}),
         sums(2 * channel_count) {}
 
   int64_t channels;
   actnn::SplitLayout<int64_t> layout{count / channels, channels};
   std::vector<actnn::NormActChannel> maps;
-  std::vector<actnn::NormActInverse> inverses;
+  std::vector<actnn::DecodeMap> inverses;
   std::vector<actnn::NormActGradient> gradients;
   std::vector<double> sums;
 

@@ -18,7 +18,7 @@ const char* name_of(nn::ConversionOutcome outcome) {
   return "";
 }
 
-/// The number of bits that blocks can have at least: one of them is the side of an activation's bend.
+/// The number of bits that blocks can have at least: one of them is the side of an activation's kink.
 constexpr int64_t kFewestBlockBits = 2;
 
 /// On a CPU a convolution costs more than what it would save.

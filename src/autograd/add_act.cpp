@@ -1,7 +1,6 @@
 #include "actnn/autograd/add_act.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
@@ -10,10 +9,11 @@
 
 #include "actnn/core/sign_split.h"
 #include "src/autograd/add_act_gradient.h"
-#include "src/autograd/channel_matrix.h"
 #include "src/autograd/saved_activation.h"
-#include "src/autograd/shared_copy.h"
+#include "src/ops/channel_matrix.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
+#include "src/ops/shared_copy.h"
 
 namespace actnn {
 namespace {
@@ -126,9 +126,8 @@ at::Tensor add_act_gradient(const NormActCopies& copies, const at::Tensor& grad,
 at::Tensor add_act(const at::Tensor& input, const at::Tensor& residual, double negative_slope,
                    const SplitPacking& packing, const OptionalTensor& rng_state) {
   static const auto kOperator =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow(kAddActName, "")
-          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, double, int64_t, bool, const OptionalTensor&)>();
+      find_op<at::Tensor(const at::Tensor&, const at::Tensor&, double, int64_t, bool, const OptionalTensor&)>(
+          kAddActName);
   return kOperator.call(input, residual, negative_slope, packing.bits, packing.stochastic, rng_state);
 }
 

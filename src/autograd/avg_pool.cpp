@@ -16,10 +16,10 @@
 #include <algorithm>
 
 #include "actnn/autograd/pooling.h"
-#include "src/autograd/dispatch.h"
 #include "src/autograd/pool_lists.h"
 #include "src/autograd/saved_activation.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 #include "src/ops/tensors.h"
 
 namespace actnn {
@@ -60,7 +60,7 @@ class AvgPool : public torch::autograd::Function<AvgPool> {
 
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const AvgPoolGeometry& geometry) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    remember_layout(ctx, storage_order(input));
+    save_layout(ctx, storage_order(input));
     ctx->saved_data["kernel_size"] = geometry.kernel_size;
     ctx->saved_data["stride"] = geometry.stride;
     ctx->saved_data["padding"] = geometry.padding;
@@ -113,7 +113,7 @@ class AdaptiveAvgPool : public torch::autograd::Function<AdaptiveAvgPool> {
 
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, c10::IntArrayRef output_size) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    remember_layout(ctx, storage_order(input));
+    save_layout(ctx, storage_order(input));
     ctx->saved_data["output_size"] = output_size.vec();
     return exact_adaptive_avg_pool(input, output_size);
   }

@@ -2,7 +2,6 @@
 
 #include <ATen/Context.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_batch_norm_impl_index.h>
 #include <ATen/ops/_batch_norm_impl_index_backward.h>
@@ -15,9 +14,10 @@
 #include <tuple>
 
 #include "src/autograd/batch_norm_arguments.h"
-#include "src/autograd/keeping.h"
 #include "src/autograd/normalization.h"
+#include "src/autograd/save_options.h"
 #include "src/autograd/saved_activation.h"
+#include "src/ops/dispatch.h"
 
 namespace actnn {
 namespace {
@@ -42,19 +42,19 @@ constexpr int64_t kCudnn = 1;
 /// `_batch_norm_impl_index_backward`, which does not take symbolic sizes: what it calls, called directly.
 auto exact_batch_norm_backward(int64_t implementation, const at::Tensor& grad, const at::Tensor& input,
                                const variable_list& saved, bool training, double eps, std::array<bool, 3> wanted) {
-  const auto& [weight, running_mean, running_var, mean, inverse_deviation, reserve] =
+  const auto& [weight, running_mean, running_var, mean, rstd, reserve] =
       std::tie(saved[0], saved[1], saved[2], saved[3], saved[4], saved[5]);
   // cuDNN has no backward for evaluation mode.
   if (input.sym_numel() != 0 && (implementation == 0 || !training)) {
-    return at::native_batch_norm_backward(grad, input, weight, running_mean, running_var, mean, inverse_deviation,
-                                          training, eps, wanted);
+    return at::native_batch_norm_backward(grad, input, weight, running_mean, running_var, mean, rstd, training, eps,
+                                          wanted);
   }
   if (input.sym_numel() != 0 && implementation == kCudnn) {
     return at::cudnn_batch_norm_backward(input, grad.contiguous(input.suggest_memory_format()), weight, running_mean,
-                                         running_var, mean, inverse_deviation, eps, reserve);
+                                         running_var, mean, rstd, eps, reserve);
   }
-  return at::_batch_norm_impl_index_backward(implementation, input, grad, weight, running_mean, running_var, mean,
-                                             inverse_deviation, training, eps, wanted, reserve);
+  return at::_batch_norm_impl_index_backward(implementation, input, grad, weight, running_mean, running_var, mean, rstd,
+                                             training, eps, wanted, reserve);
 }
 
 class BatchNorm : public torch::autograd::Function<BatchNorm> {
@@ -62,23 +62,24 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
   static constexpr bool is_traceable = true;
 
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const OptionalTensor& weight,
-                            const OptionalTensor& bias, const BatchNormStatistics& statistics, const Keeping& keeping) {
+                            const OptionalTensor& bias, const BatchNormStatistics& statistics,
+                            const SaveOptions& saving) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    auto [output, mean, inverse_deviation, reserve, implementation] = exact_batch_norm(input, weight, bias, statistics);
+    auto [output, mean, rstd, reserve, implementation] = exact_batch_norm(input, weight, bias, statistics);
     // In evaluation mode the input's gradient is a scaled copy of the output's.
-    KeptActivation kept;
+    SavedActivation saved;
     if (wants_grad(weight) || (statistics.training && wants_grad(input))) {
-      kept = keep_activation(ctx, input, keeping);
+      saved = save_activation(ctx, input, saving);
     } else {
-      remember_layout(ctx, input);
+      save_layout(ctx, input);
     }
     // Running statistics change with the next forward; backward reads them in evaluation mode only.
     const bool uses_running = !statistics.training;
     ctx->save_for_backward({weight.value_or(at::Tensor()),
                             uses_running ? statistics.running_mean.value_or(at::Tensor()) : at::Tensor(),
-                            uses_running ? statistics.running_var.value_or(at::Tensor()) : at::Tensor(), mean,
-                            inverse_deviation, reserve, kept.data, kept.parameters});
-    remember_parameters(ctx, weight.has_value(), bias.has_value());
+                            uses_running ? statistics.running_var.value_or(at::Tensor()) : at::Tensor(), mean, rstd,
+                            reserve, saved.data, saved.parameters});
+    save_parameter_presence(ctx, weight.has_value(), bias.has_value());
     ctx->saved_data["training"] = statistics.training;
     ctx->saved_data["eps"] = statistics.eps;
     ctx->saved_data["implementation"] = implementation;
@@ -91,7 +92,7 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
     const variable_list saved = ctx->get_saved_variables();
     const bool training = data["training"].toBool();
     const auto [wants_input, wants_weight, wants_bias] = wanted_gradients(ctx);
-    const at::Tensor input = wants_weight || (training && wants_input) ? kept_activation(ctx, {saved[6], saved[7]})
+    const at::Tensor input = wants_weight || (training && wants_input) ? saved_activation(ctx, {saved[6], saved[7]})
                                                                        : activation_like(ctx, grad_outputs[0]);
     auto grads = exact_batch_norm_backward(data["implementation"].toInt(), grad_outputs[0], input, saved, training,
                                            data["eps"].toDouble(), {wants_input, wants_weight, wants_bias});
@@ -109,10 +110,10 @@ at::Tensor batch_norm_autograd(const at::Tensor& input, const OptionalTensor& we
                                const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                                double momentum, double eps, Arguments... arguments) {
   const BatchNormStatistics statistics{running_mean, running_var, training, momentum, eps};
-  const Keeping keeping{arguments...};
-  check_batch_norm(kBatchNormName, input, weight, bias, statistics, keeping);
+  const SaveOptions saving{arguments...};
+  check_batch_norm(kBatchNormName, input, weight, bias, statistics, saving);
   if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(weight) || wants_grad(bias))) {
-    return BatchNorm::apply(input, weight, bias, statistics, keeping);
+    return BatchNorm::apply(input, weight, bias, statistics, saving);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
   return std::get<0>(exact_batch_norm(input, weight, bias, statistics));
@@ -124,19 +125,19 @@ at::Tensor batch_norm_plain(const at::Tensor& input, const OptionalTensor& weigh
                             const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                             double momentum, double eps, Arguments... arguments) {
   const BatchNormStatistics statistics{running_mean, running_var, training, momentum, eps};
-  check_batch_norm(kBatchNormName, input, weight, bias, statistics, Keeping{arguments...});
+  check_batch_norm(kBatchNormName, input, weight, bias, statistics, SaveOptions{arguments...});
   return std::get<0>(exact_batch_norm(input, weight, bias, statistics));
 }
 
-using BatchNormSignature = KeepingSignature<const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
-                                            const OptionalTensor&, const OptionalTensor&, bool, double, double>;
+using BatchNormSignature = SaveSignature<const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
+                                         const OptionalTensor&, const OptionalTensor&, bool, double, double>;
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def(("batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
          "bool training, float momentum, float eps, " +
-         kKeepingSchema + ") -> Tensor")
+         kSaveSchema + ") -> Tensor")
             .c_str(),
         {at::Tag::pt2_compliant_tag});
 }
@@ -150,10 +151,9 @@ at::Tensor batch_norm(const at::Tensor& input, const OptionalTensor& weight, con
                       const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                       double momentum, double eps, const Quantization& quantization, const OptionalTensor& rng_state,
                       const Retention& retention) {
-  static const auto kHandle =
-      c10::Dispatcher::singleton().findSchemaOrThrow(kBatchNormName, "").typed<BatchNormSignature>();
-  return call_keeping(kHandle, quantization, retention, rng_state, input, weight, bias, running_mean, running_var,
-                      training, momentum, eps);
+  static const auto kHandle = find_op<BatchNormSignature>(kBatchNormName);
+  return call_saving(kHandle, quantization, retention, rng_state, input, weight, bias, running_mean, running_var,
+                     training, momentum, eps);
 }
 
 }  // namespace actnn

@@ -1,18 +1,18 @@
 #include "actnn/autograd/batch_norm_act.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "actnn/core/sign_split.h"
 #include "src/autograd/batch_norm_arguments.h"
-#include "src/autograd/channel_matrix.h"
 #include "src/autograd/normalization.h"
 #include "src/autograd/saved_activation.h"
-#include "src/autograd/shared_copy.h"
 #include "src/ops/activation_names.h"
+#include "src/ops/channel_matrix.h"
+#include "src/ops/dispatch.h"
+#include "src/ops/shared_copy.h"
 #include "src/ops/tensors.h"
 
 namespace actnn {
@@ -33,7 +33,7 @@ struct Normalized {
   at::Tensor y;  ///< matrix
   at::Tensor packed;
   at::Tensor inverse;
-  at::Tensor inverse_deviation;
+  at::Tensor rstd;
 };
 
 Normalized normalize(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
@@ -41,16 +41,16 @@ Normalized normalize(const at::Tensor& input, const OptionalTensor& weight, cons
                      const OptionalTensor& rng_state) {
   const at::Tensor x = as_matrix(input);
   const ActivationFunction function = packing.derivative.function;
-  const bool has_bend =
+  const bool has_kink =
       function == ActivationFunction::kLeakyReLU ? slope != 1.0 : function == ActivationFunction::kReLU6;
-  auto [channels, inverse, inverse_deviation] =
+  auto [channels, inverse, rstd] =
       statistics.training
           ? batch_norm_channels(x, in_float(weight), in_float(bias), if_defined(statistics.running_mean),
-                                if_defined(statistics.running_var), {}, statistics.momentum, statistics.eps, has_bend)
+                                if_defined(statistics.running_var), {}, statistics.momentum, statistics.eps, has_kink)
           : norm_act_channels(*in_float(statistics.running_mean), *in_float(statistics.running_var), in_float(weight),
-                              in_float(bias), statistics.eps, has_bend);
+                              in_float(bias), statistics.eps, has_kink);
   auto [y, packed] = norm_act(x, std::nullopt, channels, slope, packing, rng_state);
-  return {std::move(y), std::move(packed), std::move(inverse), std::move(inverse_deviation)};
+  return {std::move(y), std::move(packed), std::move(inverse), std::move(rstd)};
 }
 
 at::Tensor without_copies(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
@@ -70,14 +70,13 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
     const at::AutoDispatchBelowADInplaceOrView guard;
     const Normalized normalized =
         normalize(input, weight, bias, statistics, slope, packing, state_for(rng_state, input));
-    ctx->save_for_backward(
-        {normalized.packed, normalized.inverse, normalized.inverse_deviation, weight.value_or(at::Tensor())});
+    ctx->save_for_backward({normalized.packed, normalized.inverse, normalized.rstd, weight.value_or(at::Tensor())});
     auto& data = ctx->saved_data;
-    remember_parameters(ctx, weight.has_value(), bias.has_value());
+    save_parameter_presence(ctx, weight.has_value(), bias.has_value());
     data["training"] = statistics.training;
     data["slope"] = slope;
     data["bits"] = packing.bits;
-    remember_derivative(ctx, packing.derivative);
+    save_derivative(ctx, packing.derivative);
     at::Tensor output = from_matrix(normalized.y, input.sym_sizes());
     if (gives_output(packing.derivative.function)) {
       share_copy(output, {normalized.packed, normalized.inverse, slope, packing.bits, packing.derivative});
@@ -94,7 +93,7 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
     const NormActCopies copies{.packed = saved[0],
                                .slope = data["slope"].toDouble(),
                                .bits = data["bits"].toInt(),
-                               .derivative = remembered_derivative(ctx)};
+                               .derivative = saved_derivative(ctx)};
 
     const at::Tensor grad = as_matrix(grad_outputs[0]);
     const c10::SymInt count = data["training"].toBool() ? grad.sym_size(0) : c10::SymInt(0);
@@ -115,8 +114,8 @@ void check(const at::Tensor& input, const OptionalTensor& weight, const Optional
   TORCH_CHECK_VALUE(packing.bits >= kMinSplitBits && packing.bits <= kMaxBits, kBatchNormActName,
                     ": bits must be in 2..8, got ", packing.bits);
   check_packed_derivative(kBatchNormActName, packing.derivative, packing.bits);
-  const Keeping keeping({.bits = packing.bits}, {}, rng_state);
-  check_batch_norm(kBatchNormActName, input, weight, bias, statistics, keeping);
+  const SaveOptions saving({.bits = packing.bits}, {}, rng_state);
+  check_batch_norm(kBatchNormActName, input, weight, bias, statistics, saving);
 }
 
 /// ReLU6 has one bit of derivatives, whatever is asked for.
@@ -177,8 +176,7 @@ at::Tensor batch_norm_act(const at::Tensor& input, const OptionalTensor& weight,
                           const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                           double momentum, double eps, double negative_slope, const SplitPacking& packing,
                           const OptionalTensor& rng_state) {
-  static const auto kHandle =
-      c10::Dispatcher::singleton().findSchemaOrThrow(kBatchNormActName, "").typed<BatchNormActSignature>();
+  static const auto kHandle = find_op<BatchNormActSignature>(kBatchNormActName);
   return kHandle.call(input, weight, bias, running_mean, running_var, training, momentum, eps, negative_slope,
                       packing.bits, packing.stochastic, rng_state, name_of(packing.derivative.function),
                       packing.derivative.bits);

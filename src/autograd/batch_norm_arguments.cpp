@@ -17,9 +17,9 @@ void check_channels(const char* op, const char* argument, const std::optional<at
 
 void check_batch_norm(const char* op, const at::Tensor& input, const std::optional<at::Tensor>& weight,
                       const std::optional<at::Tensor>& bias, const BatchNormStatistics& statistics,
-                      const Keeping& keeping) {
+                      const SaveOptions& saving) {
   check_floating(op, "input", input);
-  check_keeping(op, input, keeping);
+  check_save_options(op, input, saving);
   TORCH_CHECK_VALUE(input.dim() >= 2, op, ": input must have shape [N, C] or [N, C, ...], got shape ",
                     input.sym_sizes());
   check_channels(op, "weight", weight, input);

@@ -4,7 +4,7 @@
 
 #include <optional>
 
-#include "src/autograd/keeping.h"
+#include "src/autograd/save_options.h"
 
 /// \file
 /// What the batch norms are called with besides input, weight and bias, and its checks.
@@ -22,6 +22,6 @@ struct BatchNormStatistics {
 /// An error, which names `op`, unless the arguments fit each other.
 void check_batch_norm(const char* op, const at::Tensor& input, const std::optional<at::Tensor>& weight,
                       const std::optional<at::Tensor>& bias, const BatchNormStatistics& statistics,
-                      const Keeping& keeping);
+                      const SaveOptions& saving);
 
 }  // namespace actnn

@@ -2,7 +2,6 @@
 
 #include <ATen/Context.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
@@ -15,9 +14,11 @@
 #include <tuple>
 
 #include "src/autograd/autocast.h"
-#include "src/autograd/keeping.h"
+#include "src/autograd/save_options.h"
 #include "src/autograd/saved_activation.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
+#include "src/ops/tensors.h"
 
 namespace actnn {
 namespace {
@@ -109,16 +110,16 @@ class Convolution : public torch::autograd::Function<Convolution> {
 
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& weight,
                             const OptionalTensor& bias, const ConvolutionGeometry& geometry,
-                            const ConvolutionExecution& execution, const Keeping& keeping) {
+                            const ConvolutionExecution& execution, const SaveOptions& saving) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     at::Tensor output = exact_convolution(input, weight, bias, geometry, execution);
-    KeptActivation kept;
+    SavedActivation saved;
     if (wants_grad(weight)) {
-      kept = keep_activation(ctx, input, keeping);
+      saved = save_activation(ctx, input, saving);
     } else {
-      remember_layout(ctx, input);
+      save_layout(ctx, input);
     }
-    ctx->save_for_backward({weight, kept.data, kept.parameters});
+    ctx->save_for_backward({weight, saved.data, saved.parameters});
     ctx->saved_data["has_bias"] = bias.has_value();
     ctx->saved_data["stride"] = geometry.stride;
     ctx->saved_data["padding"] = geometry.padding;
@@ -140,7 +141,7 @@ class Convolution : public torch::autograd::Function<Convolution> {
     const bool has_bias = data["has_bias"].toBool();
     const std::array<bool, 3> wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
                                      has_bias && ctx->needs_input_grad(2)};
-    const at::Tensor input = wanted[1] ? kept_activation(ctx, {saved[1], saved[2]}) : activation_like(ctx, grad);
+    const at::Tensor input = wanted[1] ? saved_activation(ctx, {saved[1], saved[2]}) : activation_like(ctx, grad);
     const CudnnBenchmark benchmark(data["cudnn_benchmark"].toOptional<bool>());
     const BackwardGeometry geometry{data["stride"].toSymIntVector(),
                                     data["padding"].toSymIntVector(),
@@ -161,10 +162,10 @@ class Convolution : public torch::autograd::Function<Convolution> {
 /// The geometry with one entry per spatial dimension, after all checks.
 ConvolutionGeometry check_arguments(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                                     const ConvolutionGeometry& geometry, const ConvolutionExecution& execution,
-                                    const Keeping& keeping) {
+                                    const SaveOptions& saving) {
   check_floating(kConvolutionName, "input", input);
   check_floating(kConvolutionName, "weight", weight);
-  check_keeping(kConvolutionName, input, keeping);
+  check_save_options(kConvolutionName, input, saving);
   TORCH_CHECK_VALUE(weight.dim() >= 3 && weight.dim() <= 5, kConvolutionName,
                     ": weight must have 1 to 3 spatial dimensions (rank 3 to 5), got shape ", weight.sym_sizes());
   TORCH_CHECK_VALUE(input.dim() == weight.dim(), kConvolutionName, ": input must have rank ", weight.dim(),
@@ -187,13 +188,13 @@ at::Tensor convolution_autograd(const at::Tensor& input, const at::Tensor& weigh
                                 bool transposed, c10::IntArrayRef output_padding, int64_t groups,
                                 std::optional<bool> cudnn_benchmark, std::optional<int64_t> pipeline_threshold,
                                 Arguments... arguments) {
-  const Keeping keeping{arguments...};
+  const SaveOptions saving{arguments...};
   const ConvolutionExecution execution{cudnn_benchmark, pipeline_threshold};
   const ConvolutionGeometry geometry = check_arguments(
       input, weight, bias, {stride.vec(), padding.vec(), dilation.vec(), transposed, output_padding.vec(), groups},
-      execution, keeping);
+      execution, saving);
   if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(weight) || wants_grad(bias))) {
-    return Convolution::apply(input, weight, bias, geometry, execution, keeping);
+    return Convolution::apply(input, weight, bias, geometry, execution, saving);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
   return exact_convolution(input, weight, bias, geometry, execution);
@@ -211,17 +212,16 @@ at::Tensor convolution_plain(const at::Tensor& input, const at::Tensor& weight, 
       input, weight, bias,
       check_arguments(input, weight, bias,
                       {stride.vec(), padding.vec(), dilation.vec(), transposed, output_padding.vec(), groups},
-                      execution, Keeping{arguments...}),
+                      execution, SaveOptions{arguments...}),
       execution);
 }
 
 using ConvolutionSignature =
-    KeepingSignature<const at::Tensor&, const at::Tensor&, const OptionalTensor&, c10::IntArrayRef, c10::IntArrayRef,
-                     c10::IntArrayRef, bool, c10::IntArrayRef, int64_t, std::optional<bool>, std::optional<int64_t>>;
+    SaveSignature<const at::Tensor&, const at::Tensor&, const OptionalTensor&, c10::IntArrayRef, c10::IntArrayRef,
+                  c10::IntArrayRef, bool, c10::IntArrayRef, int64_t, std::optional<bool>, std::optional<int64_t>>;
 
 const c10::TypedOperatorHandle<ConvolutionSignature>& convolution_op() {
-  static const auto kHandle =
-      c10::Dispatcher::singleton().findSchemaOrThrow(kConvolutionName, "").typed<ConvolutionSignature>();
+  static const auto kHandle = find_op<ConvolutionSignature>(kConvolutionName);
   return kHandle;
 }
 
@@ -238,7 +238,7 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def(
       ("convolution(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
        "bool transposed, int[] output_padding, int groups, bool? cudnn_benchmark=None, int? pipeline_threshold=None, " +
-       kKeepingSchema + ") -> Tensor")
+       kSaveSchema + ") -> Tensor")
           .c_str(),
       {at::Tag::pt2_compliant_tag});
 }
@@ -261,11 +261,11 @@ at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const 
                        const std::optional<at::Tensor>& rng_state, const Retention& retention,
                        const ConvolutionExecution& execution) {
   const auto call = [&](const at::Tensor& batch) {
-    return call_keeping(convolution_op(), quantization, retention, rng_state, batch, weight, bias,
-                        c10::IntArrayRef(geometry.stride), c10::IntArrayRef(geometry.padding),
-                        c10::IntArrayRef(geometry.dilation), geometry.transposed,
-                        c10::IntArrayRef(geometry.output_padding), geometry.groups, execution.cudnn_benchmark,
-                        execution.pipeline_threshold);
+    return call_saving(convolution_op(), quantization, retention, rng_state, batch, weight, bias,
+                       c10::IntArrayRef(geometry.stride), c10::IntArrayRef(geometry.padding),
+                       c10::IntArrayRef(geometry.dilation), geometry.transposed,
+                       c10::IntArrayRef(geometry.output_padding), geometry.groups, execution.cudnn_benchmark,
+                       execution.pipeline_threshold);
   };
   const bool unbatched = input.dim() + 1 == weight.dim();
   return unbatched ? call(input.unsqueeze(0)).squeeze(0) : call(input);

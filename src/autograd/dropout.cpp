@@ -1,7 +1,6 @@
 #include "actnn/autograd/dropout.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -9,6 +8,7 @@
 #include "actnn/ops/dropout.h"
 #include "src/autograd/saved_activation.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 
 namespace actnn {
 namespace {
@@ -19,7 +19,7 @@ using torch::autograd::variable_list;
 constexpr const char* kDropout = "actnn::dropout";
 constexpr const char* kDropoutInPlace = "actnn::dropout_";
 
-void remember_dropout(AutogradContext* ctx, double probability, const at::Tensor& state, c10::SymIntArrayRef stride) {
+void save_dropout(AutogradContext* ctx, double probability, const at::Tensor& state, c10::SymIntArrayRef stride) {
   ctx->save_for_backward({state});
   ctx->saved_data["probability"] = probability;
   ctx->saved_data["mask_stride"] = stride.vec();
@@ -39,7 +39,7 @@ class ApplyDropout : public torch::autograd::Function<ApplyDropout> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, double probability, const at::Tensor& state,
                             c10::SymIntArrayRef stride) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    remember_dropout(ctx, probability, state, stride);
+    save_dropout(ctx, probability, state, stride);
     return apply_dropout(input, probability, state, stride);
   }
 
@@ -65,7 +65,7 @@ class Dropout : public torch::autograd::Function<Dropout> {
                             const std::optional<at::Tensor>& rng_state) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [output, state] = dropout_forward(input, probability, rng_state);
-    remember_dropout(ctx, probability, state, output.sym_strides());
+    save_dropout(ctx, probability, state, output.sym_strides());
     return output;
   }
 
@@ -80,7 +80,7 @@ class DropoutInPlace : public torch::autograd::Function<DropoutInPlace> {
                             const std::optional<at::Tensor>& rng_state) {
     const at::AutoDispatchBelowAutograd guard;
     const at::Tensor state = dropout_forward_(input, probability, rng_state);
-    remember_dropout(ctx, probability, state, input.sym_strides());
+    save_dropout(ctx, probability, state, input.sym_strides());
     ctx->mark_dirty({input});
     return input;
   }
@@ -146,9 +146,8 @@ at::Tensor dropout(const at::Tensor& input, double probability, bool training,
   if (!training || probability == 0.0) {
     return input;
   }
-  static const auto kHandle = c10::Dispatcher::singleton()
-                                  .findSchemaOrThrow(kDropout, "")
-                                  .typed<at::Tensor(const at::Tensor&, double, const std::optional<at::Tensor>&)>();
+  static const auto kHandle =
+      find_op<at::Tensor(const at::Tensor&, double, const std::optional<at::Tensor>&)>(kDropout);
   return kHandle.call(input, probability, rng_state);
 }
 
@@ -158,9 +157,8 @@ at::Tensor& dropout_(at::Tensor& input, double probability, bool training, const
   if (!training || probability == 0.0) {
     return input;
   }
-  static const auto kHandle = c10::Dispatcher::singleton()
-                                  .findSchemaOrThrow(kDropoutInPlace, "")
-                                  .typed<at::Tensor&(at::Tensor&, double, const std::optional<at::Tensor>&)>();
+  static const auto kHandle =
+      find_op<at::Tensor&(at::Tensor&, double, const std::optional<at::Tensor>&)>(kDropoutInPlace);
   return kHandle.call(input, probability, rng_state);
 }
 

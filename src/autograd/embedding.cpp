@@ -8,10 +8,10 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "src/autograd/dispatch.h"
 #include "src/autograd/saved_activation.h"
 #include "src/autograd/small_integers.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 
 namespace actnn {
 namespace {

@@ -8,10 +8,10 @@
 #include "actnn/autograd/normalization.h"
 #include "src/autograd/arguments.h"
 #include "src/autograd/autocast.h"
-#include "src/autograd/dispatch.h"
 #include "src/autograd/normalization.h"
 #include "src/autograd/saved_activation.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 #include "src/ops/tensors.h"
 
 namespace actnn {
@@ -57,14 +57,13 @@ class GroupNorm : public torch::autograd::Function<GroupNorm> {
                             const OptionalTensor& bias, int64_t num_groups, double eps,
                             const Quantization& quantization, const OptionalTensor& rng_state) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    auto [output, mean, inverse_deviation] =
-        exact_group_norm(input.contiguous(layout_of(input)), weight, bias, num_groups, eps);
+    auto [output, mean, rstd] = exact_group_norm(input.contiguous(layout_of(input)), weight, bias, num_groups, eps);
     save_normalization(ctx,
                        {.input = input,
                         .weight = weight.value_or(at::Tensor()),
                         .bias = bias.value_or(at::Tensor()),
                         .mean = mean,
-                        .inverse_deviation = inverse_deviation},
+                        .rstd = rstd},
                        weight.has_value(), bias.has_value(), quantization, rng_state);
     ctx->saved_data["num_groups"] = num_groups;
     return output;
@@ -77,7 +76,7 @@ class GroupNorm : public torch::autograd::Function<GroupNorm> {
     const Extents extents = extents_of(saved.input);
     const OptionalTensor weight = saved.weight.defined() ? OptionalTensor(saved.weight.contiguous()) : std::nullopt;
     auto [grad_input, grad_weight, grad_bias] = at::native_group_norm_backward_symint(
-        grad_outputs[0].contiguous(layout), saved.input.contiguous(layout), saved.mean, saved.inverse_deviation, weight,
+        grad_outputs[0].contiguous(layout), saved.input.contiguous(layout), saved.mean, saved.rstd, weight,
         extents.batch, extents.channels, extents.positions, ctx->saved_data["num_groups"].toInt(), saved.wanted);
     return {grad_input, grad_weight, grad_bias, {}, {}, {}, {}};
   }

@@ -7,8 +7,8 @@
 #include "actnn/autograd/batch_norm.h"
 #include "actnn/autograd/normalization.h"
 #include "src/autograd/arguments.h"
-#include "src/autograd/dispatch.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 
 namespace actnn {
 namespace {

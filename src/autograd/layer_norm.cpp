@@ -14,10 +14,10 @@
 #include "actnn/autograd/normalization.h"
 #include "src/autograd/arguments.h"
 #include "src/autograd/autocast.h"
-#include "src/autograd/dispatch.h"
 #include "src/autograd/normalization.h"
 #include "src/autograd/saved_activation.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 #include "src/ops/tensors.h"
 
 // Normalizations over the last dimensions.
@@ -40,13 +40,13 @@ class LayerNorm : public torch::autograd::Function<LayerNorm> {
                             const OptionalTensor& bias, c10::SymIntArrayRef normalized_shape, double eps,
                             const Quantization& quantization, const OptionalTensor& rng_state) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    auto [output, mean, inverse_deviation] = at::native_layer_norm_symint(input, normalized_shape, weight, bias, eps);
+    auto [output, mean, rstd] = at::native_layer_norm_symint(input, normalized_shape, weight, bias, eps);
     save_normalization(ctx,
                        {.input = input,
                         .weight = weight.value_or(at::Tensor()),
                         .bias = bias.value_or(at::Tensor()),
                         .mean = mean,
-                        .inverse_deviation = inverse_deviation},
+                        .rstd = rstd},
                        weight.has_value(), bias.has_value(), quantization, rng_state);
     ctx->saved_data["normalized_shape"] = normalized_shape.vec();
     return output;
@@ -56,8 +56,8 @@ class LayerNorm : public torch::autograd::Function<LayerNorm> {
     refuse_double_backward(kLayerNorm);
     const SavedNormalization saved = saved_normalization(ctx, grad_outputs[0]);
     auto [grad_input, grad_weight, grad_bias] = at::native_layer_norm_backward_symint(
-        grad_outputs[0], saved.input, ctx->saved_data["normalized_shape"].toSymIntVector(), saved.mean,
-        saved.inverse_deviation, saved.weight, saved.bias, saved.wanted);
+        grad_outputs[0], saved.input, ctx->saved_data["normalized_shape"].toSymIntVector(), saved.mean, saved.rstd,
+        saved.weight, saved.bias, saved.wanted);
     return {grad_input, grad_weight, grad_bias, {}, {}, {}, {}};
   }
 };
@@ -86,8 +86,7 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
                                    .add(eps.value_or(std::numeric_limits<float>::epsilon()))
                                    .rsqrt();
     save_normalization(
-        ctx,
-        {.input = input, .weight = weight.value_or(at::Tensor()), .bias = {}, .mean = {}, .inverse_deviation = inverse},
+        ctx, {.input = input, .weight = weight.value_or(at::Tensor()), .bias = {}, .mean = {}, .rstd = inverse},
         weight.has_value(), /*has_bias=*/false, quantization, rng_state);
     ctx->saved_data["normalized_shape"] = normalized_shape.vec();
     return output;
@@ -100,7 +99,7 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
     const std::vector<c10::SymInt> normalized_shape = ctx->saved_data["normalized_shape"].toSymIntVector();
     const auto [wants_input, wants_weight, _] = saved.wanted;
     const at::Tensor grad = grad_outputs[0].to(at::kFloat);
-    const at::Tensor normalized = saved.input.to(at::kFloat).mul(saved.inverse_deviation);
+    const at::Tensor normalized = saved.input.to(at::kFloat).mul(saved.rstd);
     at::Tensor grad_input;
     at::Tensor grad_weight;
     if (wants_weight) {
@@ -110,7 +109,7 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
       const at::Tensor grad_normalized = saved.weight.defined() ? grad.mul(saved.weight) : grad;
       const at::Tensor mean =
           grad_normalized.mul(normalized).mean(last_dimensions(normalized_shape.size()), /*keepdim=*/true);
-      grad_input = grad_normalized.sub(normalized.mul(mean)).mul(saved.inverse_deviation).to(saved.input.scalar_type());
+      grad_input = grad_normalized.sub(normalized.mul(mean)).mul(saved.rstd).to(saved.input.scalar_type());
     }
     return {grad_input, grad_weight, {}, {}, {}, {}};
   }

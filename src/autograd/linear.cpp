@@ -1,7 +1,6 @@
 #include "actnn/autograd/linear.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/linear.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -10,9 +9,10 @@
 #include <vector>
 
 #include "src/autograd/autocast.h"
-#include "src/autograd/keeping.h"
+#include "src/autograd/save_options.h"
 #include "src/autograd/saved_activation.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 
 namespace actnn {
 namespace {
@@ -28,16 +28,16 @@ class Linear : public torch::autograd::Function<Linear> {
   static constexpr bool is_traceable = true;
 
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& weight,
-                            const OptionalTensor& bias, const Keeping& keeping) {
+                            const OptionalTensor& bias, const SaveOptions& saving) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     at::Tensor output = at::linear(input, weight, bias);
-    KeptActivation kept;
+    SavedActivation saved;
     if (wants_grad(weight)) {
-      kept = keep_activation(ctx, input, keeping);
+      saved = save_activation(ctx, input, saving);
     } else {
-      remember_layout(ctx, input);
+      save_layout(ctx, input);
     }
-    ctx->save_for_backward({wants_grad(input) ? weight : at::Tensor(), kept.data, kept.parameters});
+    ctx->save_for_backward({wants_grad(input) ? weight : at::Tensor(), saved.data, saved.parameters});
     ctx->saved_data["has_bias"] = bias.has_value();
     return output;
   }
@@ -54,7 +54,7 @@ class Linear : public torch::autograd::Function<Linear> {
       grad_input = grad.mm(saved[0]).reshape_symint(input_size);
     }
     if (ctx->needs_input_grad(1)) {
-      const at::Tensor input = kept_activation(ctx, {saved[1], saved[2]});
+      const at::Tensor input = saved_activation(ctx, {saved[1], saved[2]});
       grad_weight = grad.t().mm(input.reshape_symint({-1, input_size.back()}));
     }
     if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)) {
@@ -65,10 +65,10 @@ class Linear : public torch::autograd::Function<Linear> {
 };
 
 void check_arguments(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                     const Keeping& keeping) {
+                     const SaveOptions& saving) {
   check_floating(kLinearName, "input", input);
   check_floating(kLinearName, "weight", weight);
-  check_keeping(kLinearName, input, keeping);
+  check_save_options(kLinearName, input, saving);
   TORCH_CHECK_VALUE(weight.dim() == 2, kLinearName, ": weight must have shape [out_features, in_features], got shape ",
                     weight.sym_sizes());
   TORCH_CHECK_VALUE(input.dim() >= 1 && input.sym_size(-1) == weight.sym_size(1), kLinearName,
@@ -82,10 +82,10 @@ void check_arguments(const at::Tensor& input, const at::Tensor& weight, const Op
 template <class... Arguments>
 at::Tensor linear_autograd(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                            Arguments... arguments) {
-  const Keeping keeping{arguments...};
-  check_arguments(input, weight, bias, keeping);
+  const SaveOptions saving{arguments...};
+  check_arguments(input, weight, bias, saving);
   if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(weight) || wants_grad(bias))) {
-    return Linear::apply(input, weight, bias, keeping);
+    return Linear::apply(input, weight, bias, saving);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
   return at::linear(input, weight, bias);
@@ -95,14 +95,14 @@ at::Tensor linear_autograd(const at::Tensor& input, const at::Tensor& weight, co
 template <class... Arguments>
 at::Tensor linear_plain(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                         Arguments... arguments) {
-  check_arguments(input, weight, bias, Keeping{arguments...});
+  check_arguments(input, weight, bias, SaveOptions{arguments...});
   return at::linear(input, weight, bias);
 }
 
-using LinearSignature = KeepingSignature<const at::Tensor&, const at::Tensor&, const OptionalTensor&>;
+using LinearSignature = SaveSignature<const at::Tensor&, const at::Tensor&, const OptionalTensor&>;
 
 const c10::TypedOperatorHandle<LinearSignature>& linear_op() {
-  static const auto kHandle = c10::Dispatcher::singleton().findSchemaOrThrow(kLinearName, "").typed<LinearSignature>();
+  static const auto kHandle = find_op<LinearSignature>(kLinearName);
   return kHandle;
 }
 
@@ -116,7 +116,7 @@ at::Tensor linear_autocast(const at::Tensor& input, const at::Tensor& weight, co
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
-  m.def(("linear(Tensor input, Tensor weight, Tensor? bias=None, " + kKeepingSchema + ") -> Tensor").c_str(),
+  m.def(("linear(Tensor input, Tensor weight, Tensor? bias=None, " + kSaveSchema + ") -> Tensor").c_str(),
         {at::Tag::pt2_compliant_tag});
 }
 
@@ -130,7 +130,7 @@ TORCH_LIBRARY_IMPL(actnn, AutocastCUDA, m) { m.impl("linear", static_cast<Linear
 at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                   const Quantization& quantization, const std::optional<at::Tensor>& rng_state,
                   const Retention& retention) {
-  return call_keeping(linear_op(), quantization, retention, rng_state, input, weight, bias);
+  return call_saving(linear_op(), quantization, retention, rng_state, input, weight, bias);
 }
 
 }  // namespace actnn

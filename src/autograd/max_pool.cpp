@@ -1,7 +1,6 @@
 #include "actnn/ops/max_pool.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -10,6 +9,7 @@
 #include "src/autograd/pool_lists.h"
 #include "src/autograd/saved_activation.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 
 namespace actnn {
 namespace {
@@ -145,20 +145,16 @@ std::tuple<at::Tensor, at::Tensor> max_pool1d_with_indices(const at::Tensor& inp
 }
 
 at::Tensor max_pool2d(const at::Tensor& input, const MaxPoolGeometry& geometry) {
-  static const auto kHandle = c10::Dispatcher::singleton()
-                                  .findSchemaOrThrow(kMaxPool, "")
-                                  .typed<at::Tensor(const at::Tensor&, c10::IntArrayRef, c10::IntArrayRef,
-                                                    c10::IntArrayRef, c10::IntArrayRef, bool)>();
+  static const auto kHandle = find_op<at::Tensor(const at::Tensor&, c10::IntArrayRef, c10::IntArrayRef,
+                                                 c10::IntArrayRef, c10::IntArrayRef, bool)>(kMaxPool);
   return kHandle.call(input, geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation,
                       geometry.ceil_mode);
 }
 
 std::tuple<at::Tensor, at::Tensor> max_pool2d_with_indices(const at::Tensor& input, const MaxPoolGeometry& geometry) {
   static const auto kHandle =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow(kMaxPoolIndices, "")
-          .typed<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, c10::IntArrayRef, c10::IntArrayRef,
-                                                    c10::IntArrayRef, c10::IntArrayRef, bool)>();
+      find_op<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, c10::IntArrayRef, c10::IntArrayRef,
+                                                 c10::IntArrayRef, c10::IntArrayRef, bool)>(kMaxPoolIndices);
   return kHandle.call(input, geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation,
                       geometry.ceil_mode);
 }

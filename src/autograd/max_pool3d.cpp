@@ -13,10 +13,10 @@
 
 #include "actnn/autograd/pooling.h"
 #include "src/autograd/autocast.h"
-#include "src/autograd/dispatch.h"
 #include "src/autograd/saved_activation.h"
 #include "src/autograd/small_integers.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 #include "src/ops/tensors.h"
 
 // Torch's kernels, with the position of a maximum inside its window in the place of its int64 index.
@@ -108,7 +108,7 @@ class MaxPool3d : public torch::autograd::Function<MaxPool3d> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& input, const MaxPoolGeometry& geometry) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [output, indices] = exact_max_pool3d(input, geometry);
-    remember_layout(ctx, storage_order(input));
+    save_layout(ctx, storage_order(input));
     ctx->save_for_backward({max_pool3d_positions(indices, input.sym_sizes(), geometry)});
     ctx->saved_data["kernel_size"] = geometry.kernel_size;
     ctx->saved_data["stride"] = geometry.stride;

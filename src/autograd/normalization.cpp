@@ -5,7 +5,7 @@
 
 namespace actnn {
 
-void remember_parameters(torch::autograd::AutogradContext* ctx, bool has_weight, bool has_bias) {
+void save_parameter_presence(torch::autograd::AutogradContext* ctx, bool has_weight, bool has_bias) {
   ctx->saved_data["has_weight"] = has_weight;
   ctx->saved_data["has_bias"] = has_bias;
 }
@@ -27,22 +27,22 @@ void save_normalization(torch::autograd::AutogradContext* ctx, const Normalizati
                         bool has_bias, const Quantization& quantization, const std::optional<at::Tensor>& rng_state) {
   at::Tensor packed;
   if (wants_grad(tensors.input) || wants_grad(tensors.weight)) {
-    packed = pack_activation(ctx, tensors.input, quantization, rng_state);
+    packed = save_packed(ctx, tensors.input, quantization, rng_state);
   } else {
-    remember_layout(ctx, storage_order(tensors.input));
+    save_layout(ctx, storage_order(tensors.input));
   }
-  ctx->save_for_backward({packed, tensors.weight, tensors.bias, tensors.mean, tensors.inverse_deviation});
-  remember_parameters(ctx, has_weight, has_bias);
+  ctx->save_for_backward({packed, tensors.weight, tensors.bias, tensors.mean, tensors.rstd});
+  save_parameter_presence(ctx, has_weight, has_bias);
 }
 
 SavedNormalization saved_normalization(torch::autograd::AutogradContext* ctx, const at::Tensor& grad_output) {
   const torch::autograd::variable_list saved = ctx->get_saved_variables();
   const std::array<bool, 3> wanted = wanted_gradients(ctx);
-  return {{.input = wanted[0] || wanted[1] ? unpack_activation(ctx, saved[0]) : activation_like(ctx, grad_output),
+  return {{.input = wanted[0] || wanted[1] ? unpack_saved(ctx, saved[0]) : activation_like(ctx, grad_output),
            .weight = saved[1],
            .bias = saved[2],
            .mean = saved[3],
-           .inverse_deviation = saved[4]},
+           .rstd = saved[4]},
           wanted};
 }
 

@@ -20,7 +20,7 @@ struct Normalization {
   at::Tensor weight;
   at::Tensor bias;
   at::Tensor mean;
-  at::Tensor inverse_deviation;
+  at::Tensor rstd;
 };
 
 /// What backward gets of them: `input` is the copy, or, where no gradient needs it, uninitialized.
@@ -30,7 +30,7 @@ struct SavedNormalization : Normalization {
 
 /// Remembers in forward which of weight and bias there are. The function's first arguments are input, and those of
 /// them.
-void remember_parameters(torch::autograd::AutogradContext* ctx, bool has_weight, bool has_bias);
+void save_parameter_presence(torch::autograd::AutogradContext* ctx, bool has_weight, bool has_bias);
 
 /// In backward: whether gradients of input, weight, bias are wanted.
 std::array<bool, 3> wanted_gradients(torch::autograd::AutogradContext* ctx);

@@ -10,10 +10,10 @@
 
 #include "actnn/autograd/activation.h"
 #include "actnn/ops/mask.h"
-#include "src/autograd/dispatch.h"
 #include "src/autograd/saved_activation.h"
 #include "src/autograd/saved_mask.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 
 // Functions of two slopes: a bit per element says which one holds.
 

@@ -10,10 +10,10 @@
 #include "actnn/autograd/activation.h"
 #include "src/autograd/arguments.h"
 #include "src/autograd/autocast.h"
-#include "src/autograd/dispatch.h"
 #include "src/autograd/saved_activation.h"
 #include "src/autograd/saved_mask.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 
 namespace actnn {
 namespace {
@@ -43,7 +43,7 @@ class Prelu : public torch::autograd::Function<Prelu> {
     at::Tensor packed;
     if (wants_grad(weight)) {
       // Without the positive elements the groups' ranges are smaller.
-      packed = pack_activation(ctx, input.clamp_max(0), quantization, rng_state);
+      packed = save_packed(ctx, input.clamp_max(0), quantization, rng_state);
     }
     ctx->save_for_backward({packed_mask(ctx, input.gt(0)), packed, weight});
     return at::prelu(input, weight);
@@ -62,7 +62,7 @@ class Prelu : public torch::autograd::Function<Prelu> {
       grad_input = at::where(is_positive, grad, grad.mul(weight.reshape_symint(size)));
     }
     if (ctx->needs_input_grad(1)) {
-      const at::Tensor product = grad.mul(unpack_activation(ctx, saved[1])).masked_fill_(is_positive, 0);
+      const at::Tensor product = grad.mul(unpack_saved(ctx, saved[1])).masked_fill_(is_positive, 0);
       grad_weight = product.sum_to_size_symint(size).reshape_symint(weight.sym_sizes());
     }
     return {grad_input, grad_weight, {}, {}};

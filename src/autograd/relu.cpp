@@ -1,7 +1,6 @@
 #include "actnn/autograd/relu.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/relu.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -10,6 +9,7 @@
 #include "actnn/ops/mask.h"
 #include "src/autograd/saved_activation.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 
 namespace actnn {
 namespace {
@@ -136,14 +136,12 @@ TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
 }
 
 at::Tensor relu(const at::Tensor& input) {
-  static const auto kHandle =
-      c10::Dispatcher::singleton().findSchemaOrThrow(kRelu, "").typed<at::Tensor(const at::Tensor&)>();
+  static const auto kHandle = find_op<at::Tensor(const at::Tensor&)>(kRelu);
   return kHandle.call(input);
 }
 
 at::Tensor& relu_(at::Tensor& input) {
-  static const auto kHandle =
-      c10::Dispatcher::singleton().findSchemaOrThrow(kReluInPlace, "").typed<at::Tensor&(at::Tensor&)>();
+  static const auto kHandle = find_op<at::Tensor&(at::Tensor&)>(kReluInPlace);
   return kHandle.call(input);
 }
 

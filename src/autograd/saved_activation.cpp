@@ -2,7 +2,6 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty_strided.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
 
 #include <algorithm>
 #include <string>
@@ -11,22 +10,17 @@
 #include "actnn/ops/offload.h"
 #include "actnn/ops/quantize.h"
 #include "actnn/ops/random.h"
-#include "src/autograd/shared_copy.h"
 #include "src/ops/checks.h"
 #include "src/ops/quantize_per_sample_checks.h"
+#include "src/ops/shared_copy.h"
 #include "src/ops/tensors.h"
 
 namespace actnn {
 
-void remember_layout(torch::autograd::AutogradContext* ctx, const at::Tensor& input) {
+void save_layout(torch::autograd::AutogradContext* ctx, const at::Tensor& input) {
   ctx->saved_data["input_size"] = input.sym_sizes().vec();
   ctx->saved_data["input_stride"] = input.sym_strides().vec();
   ctx->saved_data["input_dtype"] = input.scalar_type();
-}
-
-bool is_traced(const at::Tensor& tensor) {
-  return c10::impl::TorchDispatchModeTLS::any_modes_set() ||
-         tensor.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
 }
 
 std::optional<at::Tensor> state_for(const std::optional<at::Tensor>& rng_state, const at::Tensor& input) {
@@ -51,66 +45,67 @@ std::optional<SharedCopy> shared_copy_of(const at::Tensor& input, const Retentio
 }
 
 /// A copy of the input's own.
-KeptActivation keep_own(torch::autograd::AutogradContext* ctx, const at::Tensor& input, const Keeping& keeping) {
-  const auto& [quantization, retention, rng_state] = keeping;
+SavedActivation save_own(torch::autograd::AutogradContext* ctx, const at::Tensor& input, const SaveOptions& saving) {
+  const auto& [quantization, retention, rng_state] = saving;
   auto& data = ctx->saved_data;
-  KeptActivation kept;
+  SavedActivation saved;
   if (!retention.compress) {
-    remember_layout(ctx, input);
+    save_layout(ctx, input);
     data["form"] = kExact;
-    kept.data = input;
+    saved.data = input;
   } else {
     const at::Tensor dense = retention.sample_bits ? samples_outermost(input) : storage_order(input);
-    remember_layout(ctx, dense);
+    save_layout(ctx, dense);
     data["bits"] = quantization.bits;
     if (retention.sample_bits) {
       const c10::SymInt elements = elements_per_sample(dense.sym_numel(), dense.sym_size(0));
       const int64_t group_size = explicit_group_size(quantization.group_size, elements);
       data["form"] = kPackedPerSample;
       data["group_size"] = group_size;
-      kept.parameters = *retention.sample_bits;
-      kept.data = quantize_per_sample(dense, kept.parameters,
-                                      segments_code_bytes(elements, dense.sym_size(0), retention.total_bits),
-                                      group_size, quantization.stochastic, state_for(rng_state, input));
+      saved.parameters = *retention.sample_bits;
+      saved.data = quantize_per_sample(dense, saved.parameters,
+                                       segments_code_bytes(elements, dense.sym_size(0), retention.total_bits),
+                                       group_size, quantization.stochastic, state_for(rng_state, input));
     } else {
       const int64_t group_size = explicit_group_size(quantization.group_size, dense.sym_numel());
       data["form"] = kPacked;
       data["group_size"] = group_size;
-      kept.data =
+      saved.data =
           quantize(dense, {quantization.bits, group_size, quantization.stochastic}, state_for(rng_state, input));
     }
     if (retention.simulate) {
-      kept = {kept_activation(ctx, kept), at::Tensor()};
+      saved = {saved_activation(ctx, saved), at::Tensor()};
       data["form"] = kExact;
     }
   }
   if (retention.offload && !input.device().is_cpu() && !is_traced(input)) {
     data["offloaded_from"] = input.device();
-    kept.data = offload(kept.data);
+    saved.data = offload(saved.data);
   }
-  return kept;
+  return saved;
 }
 
 }  // namespace
 
-KeptActivation keep_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input, const Keeping& keeping) {
-  const std::optional<SharedCopy> shared = shared_copy_of(input, keeping.retention);
+SavedActivation save_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
+                                const SaveOptions& saving) {
+  const std::optional<SharedCopy> shared = shared_copy_of(input, saving.retention);
   if (!shared) {
-    return keep_own(ctx, input, keeping);
+    return save_own(ctx, input, saving);
   }
-  remember_layout(ctx, input);
+  save_layout(ctx, input);
   auto& data = ctx->saved_data;
   data["form"] = kShared;
   data["bits"] = shared->bits;
   data["slope"] = shared->slope;
-  remember_derivative(ctx, shared->derivative);
+  save_derivative(ctx, shared->derivative);
   return {shared->packed, shared->inverse};
 }
 
-at::Tensor kept_activation(torch::autograd::AutogradContext* ctx, const KeptActivation& kept) {
+at::Tensor saved_activation(torch::autograd::AutogradContext* ctx, const SavedActivation& saved) {
   auto& data = ctx->saved_data;
   const auto device = data.find("offloaded_from");
-  const at::Tensor local = device == data.end() ? kept.data : fetch(kept.data, device->second.toDevice());
+  const at::Tensor local = device == data.end() ? saved.data : fetch(saved.data, device->second.toDevice());
   if (data["form"].toInt() == kExact) {
     return local;
   }
@@ -118,27 +113,26 @@ at::Tensor kept_activation(torch::autograd::AutogradContext* ctx, const KeptActi
   const auto stride = data["input_stride"].toSymIntVector();
   const at::ScalarType dtype = data["input_dtype"].toScalarType();
   if (data["form"].toInt() == kShared) {
-    return SharedCopy{local, kept.parameters, data["slope"].toDouble(), data["bits"].toInt(),
-                      remembered_derivative(ctx)}
+    return SharedCopy{local, saved.parameters, data["slope"].toDouble(), data["bits"].toInt(), saved_derivative(ctx)}
         .decoded(size, dtype);
   }
   const int64_t group_size = data["group_size"].toInt();
   return data["form"].toInt() == kPackedPerSample
-             ? dequantize_per_sample(local, kept.parameters, size, stride, dtype, group_size)
+             ? dequantize_per_sample(local, saved.parameters, size, stride, dtype, group_size)
              : dequantize(local, size, stride, dtype, {.bits = data["bits"].toInt(), .group_size = group_size});
 }
 
-at::Tensor pack_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
-                           const Quantization& quantization, const std::optional<at::Tensor>& rng_state) {
-  return keep_own(ctx, input, {quantization, {}, rng_state}).data;
+at::Tensor save_packed(torch::autograd::AutogradContext* ctx, const at::Tensor& input, const Quantization& quantization,
+                       const std::optional<at::Tensor>& rng_state) {
+  return save_own(ctx, input, {quantization, {}, rng_state}).data;
 }
 
-at::Tensor unpack_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& packed) {
-  return kept_activation(ctx, {packed, {}});
+at::Tensor unpack_saved(torch::autograd::AutogradContext* ctx, const at::Tensor& packed) {
+  return saved_activation(ctx, {packed, {}});
 }
 
-void check_keeping(const char* op, const at::Tensor& input, const Keeping& keeping) {
-  const auto& [quantization, retention, rng_state] = keeping;
+void check_save_options(const char* op, const at::Tensor& input, const SaveOptions& saving) {
+  const auto& [quantization, retention, rng_state] = saving;
   if (quantization.group_size != 0) {
     check_group_size(op, quantization.group_size);
   }
@@ -164,12 +158,12 @@ at::Tensor activation_like(torch::autograd::AutogradContext* ctx, const at::Tens
                                   like.options().dtype(data["input_dtype"].toScalarType()));
 }
 
-void remember_derivative(torch::autograd::AutogradContext* ctx, const PackedDerivative& derivative) {
+void save_derivative(torch::autograd::AutogradContext* ctx, const PackedDerivative& derivative) {
   ctx->saved_data["function"] = static_cast<int64_t>(derivative.function);
   ctx->saved_data["derivative_bits"] = derivative.bits;
 }
 
-PackedDerivative remembered_derivative(torch::autograd::AutogradContext* ctx) {
+PackedDerivative saved_derivative(torch::autograd::AutogradContext* ctx) {
   return {static_cast<ActivationFunction>(ctx->saved_data["function"].toInt()),
           static_cast<int>(ctx->saved_data["derivative_bits"].toInt())};
 }

@@ -7,18 +7,15 @@
 #include <vector>
 
 #include "actnn/core/activation.h"
-#include "src/autograd/keeping.h"
+#include "src/autograd/save_options.h"
 
 /// \file
 /// What the differentiable functions share: how an activation is kept for backward, and checks.
 
 namespace actnn {
 
-/// Remembers size, strides and dtype of `input` in `ctx`, for `activation_like` and `unpack_activation`.
-void remember_layout(torch::autograd::AutogradContext* ctx, const at::Tensor& input);
-
-/// Whether a compiler traces what is done with `tensor`, or Python looks on.
-bool is_traced(const at::Tensor& tensor);
+/// Remembers size, strides and dtype of `input` in `ctx`, for `activation_like` and `unpack_saved`.
+void save_layout(torch::autograd::AutogradContext* ctx, const at::Tensor& input);
 
 /// The state that an op is called with. Where the caller gave none, that is none, and the op draws from torch's
 /// generator without a launch of its own; but a compiler would be free to move such an op into backward, together with
@@ -26,33 +23,34 @@ bool is_traced(const at::Tensor& tensor);
 std::optional<at::Tensor> state_for(const std::optional<at::Tensor>& rng_state, const at::Tensor& input);
 
 /// A kept activation: what the caller saves with `ctx->save_for_backward`.
-struct KeptActivation {
+struct SavedActivation {
   at::Tensor data;        ///< packed, or the activation itself
   at::Tensor parameters;  ///< bits of samples if each has its own, numbers of channels if the copy is a shared one
 };
 
-/// Keeps `input` as `keeping` says, and remembers its layout in `ctx`. A group size of 0 stands for one group
+/// Keeps `input` as `saving` says, and remembers its layout in `ctx`. A group size of 0 stands for one group
 /// for the whole tensor, or for each sample if each has its own bits. Where the op that made `input` has a packed copy
 /// (shared_copy.h), that one is kept instead of another, unless samples have their own bits or the copy is to be moved.
-KeptActivation keep_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input, const Keeping& keeping);
+SavedActivation save_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
+                                const SaveOptions& saving);
 
 /// The copy that was kept: unbiased, or exact.
-at::Tensor kept_activation(torch::autograd::AutogradContext* ctx, const KeptActivation& kept);
+at::Tensor saved_activation(torch::autograd::AutogradContext* ctx, const SavedActivation& saved);
 
 /// The simple case of the two above: packed with one bit width, and unpacked.
-at::Tensor pack_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
-                           const Quantization& quantization, const std::optional<at::Tensor>& rng_state);
-at::Tensor unpack_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& packed);
+at::Tensor save_packed(torch::autograd::AutogradContext* ctx, const at::Tensor& input, const Quantization& quantization,
+                       const std::optional<at::Tensor>& rng_state);
+at::Tensor unpack_saved(torch::autograd::AutogradContext* ctx, const at::Tensor& packed);
 
-/// Checks of an op's `keeping`; `input` is the activation.
-void check_keeping(const char* op, const at::Tensor& input, const Keeping& keeping);
+/// Checks of an op's `saving`; `input` is the activation.
+void check_save_options(const char* op, const at::Tensor& input, const SaveOptions& saving);
 
 /// An uninitialized tensor of the remembered layout, for backward ops that take the activation but read only its shape.
 at::Tensor activation_like(torch::autograd::AutogradContext* ctx, const at::Tensor& like);
 
 /// The derivatives of a packed copy (core/activation.h), among what an op saves.
-void remember_derivative(torch::autograd::AutogradContext* ctx, const PackedDerivative& derivative);
-PackedDerivative remembered_derivative(torch::autograd::AutogradContext* ctx);
+void save_derivative(torch::autograd::AutogradContext* ctx, const PackedDerivative& derivative);
+PackedDerivative saved_derivative(torch::autograd::AutogradContext* ctx);
 
 /// Raises an error if a backward is being differentiated: `op`'s gradient contains a quantized copy, whose derivative
 /// with respect to the activation is lost.

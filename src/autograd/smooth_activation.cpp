@@ -9,10 +9,10 @@
 
 #include "actnn/autograd/activation.h"
 #include "src/autograd/arguments.h"
-#include "src/autograd/dispatch.h"
 #include "src/autograd/saved_activation.h"
 #include "src/ops/activation_functions.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 
 // What is saved is the derivative, a quantized copy of it.
 
@@ -44,14 +44,14 @@ constexpr const SmoothOp& op_of(int64_t number) { return kOps.at(static_cast<siz
 void save_derivative(AutogradContext* ctx, int64_t op, const at::Tensor& input, const at::Tensor& output,
                      const Quantization& quantization, const OptionalTensor& rng_state) {
   const at::Tensor derivative = smooth_derivative(op_of(op).kind, input, output);
-  ctx->save_for_backward({pack_activation(ctx, derivative, quantization, rng_state)});
+  ctx->save_for_backward({save_packed(ctx, derivative, quantization, rng_state)});
   ctx->saved_data["op"] = op;
 }
 
 at::Tensor scaled_gradient(AutogradContext* ctx, const at::Tensor& grad) {
   refuse_double_backward(op_of(ctx->saved_data["op"].toInt()).name);
   const variable_list saved = ctx->get_saved_variables();
-  return grad.mul(unpack_activation(ctx, saved[0]));
+  return grad.mul(unpack_saved(ctx, saved[0]));
 }
 
 class Smooth : public torch::autograd::Function<Smooth> {

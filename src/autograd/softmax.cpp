@@ -11,9 +11,9 @@
 
 #include "src/autograd/arguments.h"
 #include "src/autograd/autocast.h"
-#include "src/autograd/dispatch.h"
 #include "src/autograd/saved_activation.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 
 namespace actnn {
 namespace {
@@ -30,14 +30,14 @@ struct Softmax {
   /// Two copies: y1 * (g - sum(g * y2)) is unbiased, because y1 and y2 are independent.
   static variable_list save(AutogradContext* ctx, const at::Tensor& output, const Quantization& quantization,
                             const OptionalTensor& rng_state) {
-    const at::Tensor first = pack_activation(ctx, output, quantization, rng_state);
-    return {first, quantization.stochastic ? pack_activation(ctx, output, quantization, rng_state) : first};
+    const at::Tensor first = save_packed(ctx, output, quantization, rng_state);
+    return {first, quantization.stochastic ? save_packed(ctx, output, quantization, rng_state) : first};
   }
 
   static at::Tensor gradient(AutogradContext* ctx, const at::Tensor& grad, int64_t dim) {
     const variable_list saved = ctx->get_saved_variables();
-    const at::Tensor sum = grad.mul(unpack_activation(ctx, saved[1])).sum(dim, /*keepdim=*/true);
-    return unpack_activation(ctx, saved[0]).mul(grad.sub(sum));
+    const at::Tensor sum = grad.mul(unpack_saved(ctx, saved[1])).sum(dim, /*keepdim=*/true);
+    return unpack_saved(ctx, saved[0]).mul(grad.sub(sum));
   }
 };
 
@@ -48,11 +48,11 @@ struct LogSoftmax {
 
   static variable_list save(AutogradContext* ctx, const at::Tensor& output, const Quantization& quantization,
                             const OptionalTensor& rng_state) {
-    return {pack_activation(ctx, output.exp(), quantization, rng_state)};
+    return {save_packed(ctx, output.exp(), quantization, rng_state)};
   }
 
   static at::Tensor gradient(AutogradContext* ctx, const at::Tensor& grad, int64_t dim) {
-    const at::Tensor probabilities = unpack_activation(ctx, ctx->get_saved_variables()[0]);
+    const at::Tensor probabilities = unpack_saved(ctx, ctx->get_saved_variables()[0]);
     return grad.sub(probabilities.mul(grad.sum(dim, /*keepdim=*/true)));
   }
 };

@@ -2,7 +2,6 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/batch_norm_backward_elemt.h>
 #include <ATen/ops/batch_norm_backward_reduce.h>
@@ -25,10 +24,12 @@
 
 #include "actnn/autograd/batch_norm.h"
 #include "src/autograd/batch_norm_arguments.h"
-#include "src/autograd/keeping.h"
 #include "src/autograd/normalization.h"
-#include "src/autograd/over_ranks.h"
+#include "src/autograd/save_options.h"
 #include "src/autograd/saved_activation.h"
+#include "src/ops/dispatch.h"
+#include "src/ops/distributed_moments.h"
+#include "src/ops/tensors.h"
 
 namespace actnn {
 namespace {
@@ -78,7 +79,7 @@ std::tuple<at::Tensor, at::Tensor> local_moments(const at::Tensor& input) {
 
 Moments joint_moments(const at::Tensor& input, const std::string& group_name) {
   const auto [mean, var] = local_moments(input);
-  return moments_over_ranks(kSyncBatchNormName, mean, var, local_count(input), group_name);
+  return distributed_moments(kSyncBatchNormName, mean, var, local_count(input), group_name);
 }
 
 OptionalTensor to_float(const OptionalTensor& tensor) {
@@ -92,8 +93,8 @@ at::Tensor normalize(const at::Tensor& input, const OptionalTensor& weight, cons
       at::native_batch_norm(input, weight, bias, mean, var, /*training=*/false, /*momentum=*/0, /*eps=*/eps));
 }
 
-at::Tensor normalize_over_ranks(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                                const BatchNormStatistics& statistics, const Moments& moments) {
+at::Tensor normalize_distributed(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                 const BatchNormStatistics& statistics, const Moments& moments) {
   update_running(statistics.running_mean, statistics.running_var, moments, statistics.momentum);
   if (input.sym_numel() == 0) {
     return at::empty_like(input);
@@ -104,51 +105,51 @@ at::Tensor normalize_over_ranks(const at::Tensor& input, const OptionalTensor& w
 // --- Backward --------------------------------------------------------------------------------------------------------
 
 /// Forward's input, as it was kept, with the statistics of all ranks.
-struct NormalizedOverRanks {
+struct DistributedNormalized {
   at::Tensor input;
   at::Tensor mean;
   at::Tensor var;
   double eps;
 
-  at::Tensor inverse_deviation() const { return (var + eps).rsqrt_(); }
+  at::Tensor rstd() const { return (var + eps).rsqrt_(); }
 
   /// torch has kernels for this very thing on CUDA; they read contiguous tensors, and have no Meta kernels.
   bool has_own_kernels() const { return input.is_cuda() && !is_traced(input); }
 };
 
 /// Sums over this rank's batch of grad and of grad times the normalized input: float32 [2 C].
-at::Tensor local_sums(const at::Tensor& grad, const NormalizedOverRanks& x) {
+at::Tensor local_sums(const at::Tensor& grad, const DistributedNormalized& x) {
   if (x.input.sym_numel() == 0) {
     return at::zeros_symint({2 * x.mean.sym_size(0)}, x.mean.options());
   }
   if (x.has_own_kernels()) {
     const auto [sum, sum_centered, no_weight, no_bias] =
-        at::batch_norm_backward_reduce(grad, x.input, x.mean, x.inverse_deviation(), {}, /*input_g=*/true,
+        at::batch_norm_backward_reduce(grad, x.input, x.mean, x.rstd(), {}, /*input_g=*/true,
                                        /*weight_g=*/false, /*bias_g=*/false);
-    return at::cat({sum, sum_centered * x.inverse_deviation()});
+    return at::cat({sum, sum_centered * x.rstd()});
   }
   // They are the gradients of weight and bias; the weight, here any tensor, says that they are wanted in float32.
   // CUDA's kernel reads the saved statistics in evaluation mode too, the CPU's the running ones.
   const auto [no_input, sum_normalized, sum] =
-      at::native_batch_norm_backward(grad, x.input, /*weight=*/x.var, x.mean, x.var, x.mean, x.inverse_deviation(),
+      at::native_batch_norm_backward(grad, x.input, /*weight=*/x.var, x.mean, x.var, x.mean, x.rstd(),
                                      /*train=*/false, x.eps, {false, true, true});
   return at::cat({sum, sum_normalized});
 }
 
 /// weight / deviation * (grad - E[grad] - x-hat * E[grad x-hat]), with the expectations over all ranks' batches.
-at::Tensor input_gradient(const at::Tensor& grad, const NormalizedOverRanks& x, const OptionalTensor& weight,
+at::Tensor input_gradient(const at::Tensor& grad, const DistributedNormalized& x, const OptionalTensor& weight,
                           const at::Tensor& expectation, const at::Tensor& expectation_normalized) {
   if (x.input.sym_numel() == 0) {
     return at::empty_like(x.input);
   }
-  const at::Tensor inverse_deviation = x.inverse_deviation();
+  const at::Tensor rstd = x.rstd();
   if (x.has_own_kernels()) {
     // Takes sums and counts, of which expectations and 1 are a case.
-    return at::batch_norm_backward_elemt(grad, x.input, x.mean, inverse_deviation, weight, expectation,
-                                         expectation_normalized / inverse_deviation,
+    return at::batch_norm_backward_elemt(grad, x.input, x.mean, rstd, weight, expectation,
+                                         expectation_normalized / rstd,
                                          at::ones({1}, x.mean.options().dtype(at::kInt)));
   }
-  const at::Tensor scale = weight.has_value() ? inverse_deviation * *weight : inverse_deviation;
+  const at::Tensor scale = weight.has_value() ? rstd * *weight : rstd;
   const at::Tensor negative = scale.neg();
   // In float32: the terms cancel.
   at::Tensor result = normalize(x.input.to(at::kFloat), negative * expectation_normalized, negative * expectation,
@@ -164,17 +165,17 @@ class SyncBatchNorm : public torch::autograd::Function<SyncBatchNorm> {
 
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const OptionalTensor& weight,
                             const OptionalTensor& bias, const BatchNormStatistics& statistics,
-                            const std::string& group_name, const Keeping& keeping) {
+                            const std::string& group_name, const SaveOptions& saving) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     const Moments moments = joint_moments(input, group_name);
-    const at::Tensor output = normalize_over_ranks(input, weight, bias, statistics, moments);
-    KeptActivation kept;
+    const at::Tensor output = normalize_distributed(input, weight, bias, statistics, moments);
+    SavedActivation saved;
     if (wants_grad(weight) || wants_grad(input)) {
-      kept = keep_activation(ctx, input, keeping);
+      saved = save_activation(ctx, input, saving);
     }
     ctx->save_for_backward(
-        {weight.value_or(at::Tensor()), moments.mean, moments.var, moments.count, kept.data, kept.parameters});
-    remember_parameters(ctx, weight.has_value(), bias.has_value());
+        {weight.value_or(at::Tensor()), moments.mean, moments.var, moments.count, saved.data, saved.parameters});
+    save_parameter_presence(ctx, weight.has_value(), bias.has_value());
     ctx->saved_data["eps"] = statistics.eps;
     ctx->saved_data["group_name"] = group_name;
     return output;
@@ -190,7 +191,7 @@ class SyncBatchNorm : public torch::autograd::Function<SyncBatchNorm> {
     if (!wants_input && !wants_weight) {
       return {{}, {}, wants_bias ? grad.sum(all_but_channels(grad), false, at::kFloat) : at::Tensor(), {}, {}, {}};
     }
-    NormalizedOverRanks x{kept_activation(ctx, {saved[4], saved[5]}), saved[1], saved[2], data["eps"].toDouble()};
+    DistributedNormalized x{saved_activation(ctx, {saved[4], saved[5]}), saved[1], saved[2], data["eps"].toDouble()};
     if (x.has_own_kernels()) {
       const at::MemoryFormat format = x.input.suggest_memory_format();
       x.input = x.input.contiguous(format);
@@ -200,7 +201,7 @@ class SyncBatchNorm : public torch::autograd::Function<SyncBatchNorm> {
     at::Tensor grad_input;
     if (wants_input) {
       const auto expectations =
-          sum_over_ranks(kSyncBatchNormName, sums, data["group_name"].toStringRef()).div_(saved[3]).chunk(2);
+          distributed_sum(kSyncBatchNormName, sums, data["group_name"].toStringRef()).div_(saved[3]).chunk(2);
       grad_input = input_gradient(grad, x, to_float(saved[0]), expectations[0], expectations[1]);
     }
     const auto local = sums.chunk(2);
@@ -212,14 +213,14 @@ class SyncBatchNorm : public torch::autograd::Function<SyncBatchNorm> {
 
 /// Batch norm, with what was given for this op.
 at::Tensor in_evaluation_mode(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                              const BatchNormStatistics& statistics, const Keeping& keeping) {
+                              const BatchNormStatistics& statistics, const SaveOptions& saving) {
   return batch_norm(input, weight, bias, statistics.running_mean, statistics.running_var, /*training=*/false,
-                    statistics.momentum, statistics.eps, keeping.quantization, keeping.rng_state, keeping.retention);
+                    statistics.momentum, statistics.eps, saving.quantization, saving.rng_state, saving.retention);
 }
 
 at::Tensor in_training_mode(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                             const BatchNormStatistics& statistics, const std::string& group_name) {
-  return normalize_over_ranks(input, weight, bias, statistics, joint_moments(input, group_name));
+  return normalize_distributed(input, weight, bias, statistics, joint_moments(input, group_name));
 }
 
 template <class... Arguments>
@@ -228,13 +229,13 @@ at::Tensor sync_batch_norm_autograd(const at::Tensor& input, const OptionalTenso
                                     bool training, double momentum, double eps, c10::string_view group_name,
                                     Arguments... arguments) {
   const BatchNormStatistics statistics{running_mean, running_var, training, momentum, eps};
-  const Keeping keeping{arguments...};
-  check_batch_norm(kSyncBatchNormName, input, weight, bias, statistics, keeping);
+  const SaveOptions saving{arguments...};
+  check_batch_norm(kSyncBatchNormName, input, weight, bias, statistics, saving);
   if (!training) {
-    return in_evaluation_mode(input, weight, bias, statistics, keeping);
+    return in_evaluation_mode(input, weight, bias, statistics, saving);
   }
   if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(weight) || wants_grad(bias))) {
-    return SyncBatchNorm::apply(input, weight, bias, statistics, std::string(group_name), keeping);
+    return SyncBatchNorm::apply(input, weight, bias, statistics, std::string(group_name), saving);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
   return in_training_mode(input, weight, bias, statistics, std::string(group_name));
@@ -246,22 +247,22 @@ at::Tensor sync_batch_norm_plain(const at::Tensor& input, const OptionalTensor& 
                                  const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                                  double momentum, double eps, c10::string_view group_name, Arguments... arguments) {
   const BatchNormStatistics statistics{running_mean, running_var, training, momentum, eps};
-  const Keeping keeping{arguments...};
-  check_batch_norm(kSyncBatchNormName, input, weight, bias, statistics, keeping);
+  const SaveOptions saving{arguments...};
+  check_batch_norm(kSyncBatchNormName, input, weight, bias, statistics, saving);
   return training ? in_training_mode(input, weight, bias, statistics, std::string(group_name))
-                  : in_evaluation_mode(input, weight, bias, statistics, keeping);
+                  : in_evaluation_mode(input, weight, bias, statistics, saving);
 }
 
 using SyncBatchNormSignature =
-    KeepingSignature<const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                     const OptionalTensor&, bool, double, double, c10::string_view>;
+    SaveSignature<const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                  const OptionalTensor&, bool, double, double, c10::string_view>;
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def(("sync_batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
          "Tensor(b!)? running_var, bool training, float momentum, float eps, str group_name, " +
-         kKeepingSchema + ") -> Tensor")
+         kSaveSchema + ") -> Tensor")
             .c_str(),
         {at::Tag::pt2_compliant_tag});
 }
@@ -277,10 +278,9 @@ at::Tensor sync_batch_norm(const at::Tensor& input, const OptionalTensor& weight
                            const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                            double momentum, double eps, const std::string& group_name, const Quantization& quantization,
                            const OptionalTensor& rng_state, const Retention& retention) {
-  static const auto kHandle =
-      c10::Dispatcher::singleton().findSchemaOrThrow(kSyncBatchNormName, "").typed<SyncBatchNormSignature>();
-  return call_keeping(kHandle, quantization, retention, rng_state, input, weight, bias, running_mean, running_var,
-                      training, momentum, eps, c10::string_view(group_name));
+  static const auto kHandle = find_op<SyncBatchNormSignature>(kSyncBatchNormName);
+  return call_saving(kHandle, quantization, retention, rng_state, input, weight, bias, running_mean, running_var,
+                     training, momentum, eps, c10::string_view(group_name));
 }
 
 }  // namespace actnn

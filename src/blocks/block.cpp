@@ -13,12 +13,12 @@
 #include <utility>
 
 #include "src/autograd/saved_activation.h"
-#include "src/autograd/shared_copy.h"
 #include "src/blocks/batched_gradients.h"
 #include "src/blocks/program_ops.h"
 #include "src/blocks/run_prepared.h"
 #include "src/blocks/steps/convolution.h"
 #include "src/ops/checks.h"
+#include "src/ops/shared_copy.h"
 #include "src/ops/tensors.h"
 #include "src/ops/torch_version.h"
 

@@ -4,7 +4,7 @@
 #include <numeric>
 
 #include "actnn/ops/quantize.h"
-#include "src/autograd/shared_copy.h"
+#include "src/ops/shared_copy.h"
 #include "src/ops/tensors.h"
 
 namespace actnn::blocks {

@@ -9,9 +9,9 @@
 #include <set>
 #include <utility>
 
-#include "src/autograd/dispatch.h"
 #include "src/blocks/registry.h"
 #include "src/blocks/run_prepared.h"
+#include "src/ops/dispatch.h"
 
 namespace actnn::blocks {
 namespace {

@@ -6,7 +6,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "actnn/ops/norm_act.h"
-#include "src/autograd/over_ranks.h"
+#include "src/ops/distributed_moments.h"
 #include "src/ops/tensors.h"
 
 namespace actnn::blocks {
@@ -28,7 +28,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> synchronized_channels(const Batch
                                                                      const at::Tensor& x, bool has_kink,
                                                                      at::Tensor& rows) {
   const auto [mean, var] = local_moments(x);
-  const Moments moments = moments_over_ranks(kSynchronizedNormName, mean, var, x.sym_size(0), *norm.group_name);
+  const Moments moments = distributed_moments(kSynchronizedNormName, mean, var, x.sym_size(0), *norm.group_name);
   const std::optional<at::Tensor> num_batches_tracked = run.buffer(norm.num_batches_tracked);
   if (num_batches_tracked) {
     num_batches_tracked->add_(1);
@@ -44,7 +44,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> synchronized_channels(const Batch
 at::Tensor synchronized_gradients(const BatchNorm& norm, const at::Tensor& inverse, const at::Tensor& deviation,
                                   const at::Tensor& rows, const std::optional<at::Tensor>& weight,
                                   const at::Tensor& grad_weight, const at::Tensor& grad_bias) {
-  const at::Tensor sums = sum_over_ranks(kSynchronizedNormName, at::cat({grad_bias, grad_weight}), *norm.group_name);
+  const at::Tensor sums = distributed_sum(kSynchronizedNormName, at::cat({grad_bias, grad_weight}), *norm.group_name);
   const auto expectations = sums.div_(rows).chunk(2);
   // E[dz x-hat] as E[dz s]: x-hat = p s + q.
   const at::Tensor p = inverse.select(1, 0);

@@ -38,19 +38,19 @@ HWY_INLINE hn::Vec<Tag> at_least(Tag df, hn::Vec<Tag> x, float lowest) {
 /// By `actnn::sigmoid`.
 template <class Tag>
 HWY_INLINE hn::Vec<Tag> sigmoid(Tag df, hn::Vec<Tag> z) {
-  using Numbers = SigmoidNumbers;
+  using Coefficients = SigmoidCoefficients;
   const hn::Rebind<uint32_t, Tag> d32;
   const auto one = hn::Set(df, 1.0F);
-  const auto shifted = hn::MulAdd(z, hn::Set(df, -Numbers::kLog2E), hn::Set(df, Numbers::kShift));
-  const auto n = hn::Sub(shifted, hn::Set(df, Numbers::kShift));
-  const auto high = hn::MulAdd(n, hn::Set(df, -Numbers::kLog2High), hn::Neg(z));
-  const auto r = hn::MulAdd(n, hn::Set(df, -Numbers::kLog2Low), high);
-  auto p = hn::Set(df, Numbers::k0);
-  p = hn::MulAdd(p, r, hn::Set(df, Numbers::k1));
-  p = hn::MulAdd(p, r, hn::Set(df, Numbers::k2));
-  p = hn::MulAdd(p, r, hn::Set(df, Numbers::k3));
-  p = hn::MulAdd(p, r, hn::Set(df, Numbers::k4));
-  p = hn::MulAdd(p, r, hn::Set(df, Numbers::k5));
+  const auto shifted = hn::MulAdd(z, hn::Set(df, -Coefficients::kLog2E), hn::Set(df, Coefficients::kShift));
+  const auto n = hn::Sub(shifted, hn::Set(df, Coefficients::kShift));
+  const auto high = hn::MulAdd(n, hn::Set(df, -Coefficients::kLog2High), hn::Neg(z));
+  const auto r = hn::MulAdd(n, hn::Set(df, -Coefficients::kLog2Low), high);
+  auto p = hn::Set(df, Coefficients::k0);
+  p = hn::MulAdd(p, r, hn::Set(df, Coefficients::k1));
+  p = hn::MulAdd(p, r, hn::Set(df, Coefficients::k2));
+  p = hn::MulAdd(p, r, hn::Set(df, Coefficients::k3));
+  p = hn::MulAdd(p, r, hn::Set(df, Coefficients::k4));
+  p = hn::MulAdd(p, r, hn::Set(df, Coefficients::k5));
   p = hn::MulAdd(p, r, one);
   p = hn::MulAdd(p, r, one);
   const auto power = hn::Add(hn::ShiftLeft<23>(hn::BitCast(d32, shifted)), hn::BitCast(d32, one));
@@ -72,9 +72,9 @@ HWY_INLINE ActivatedVector<Tag> activate(Tag df, hn::Vec<Tag> z) {
     const auto y = hn::IfThenElse(hn::IsNaN(z), z, at_most(df, at_least(df, z, 0.0F), 6.0F));
     return {y, hn::IfThenElseZero(on_slope, one)};
   } else if constexpr (function == ActivationFunction::kSiLU) {
-    const auto lowest = hn::Set(df, -SigmoidNumbers::kFarthest);
+    const auto lowest = hn::Set(df, -SigmoidCoefficients::kFarthest);
     const auto above = hn::IfThenElse(hn::Lt(z, lowest), lowest, z);
-    const auto near = at_most(df, above, SigmoidNumbers::kFarthest);
+    const auto near = at_most(df, above, SigmoidCoefficients::kFarthest);
     const auto share = sigmoid(df, near);
     return {hn::Mul(above, share), hn::Mul(share, hn::MulAdd(near, hn::Sub(one, share), one))};
   } else {

@@ -49,7 +49,7 @@ struct Forward {
   bool has_linear;  ///< channels
   NoiseCounters counters;
   PhiloxKeys keys;
-  Bend<Tag> bend;
+  Kink<Tag> kink;
   uint8_t* words;  ///< of group 0
 
   explicit Forward(const NormActForward& forward)
@@ -59,7 +59,7 @@ struct Forward {
                                [](const NormActChannel& channel) { return channel.linear != 0.0F; })),
         counters(forward.layout),
         keys(forward.random.seed),
-        bend(forward.slope),
+        kink(forward.slope),
         words(forward.planes() == 0 ? nullptr : forward.packed + codes_offset(forward.layout.groups())) {}
 };
 
@@ -119,7 +119,7 @@ HWY_INLINE void normalize_group(const Forward<Tag>& forward, const GroupPlace& p
       const auto side = hn::Gt(z, zero);
       if constexpr (kFunction == ActivationFunction::kLeakyReLU) {
         if constexpr (!std::is_same_v<Store, StoreNothing>) {
-          store_floats(df, canonical_nan(df, forward.bend.activated(z, side)), y + index, Store());
+          store_floats(df, canonical_nan(df, forward.kink.activated(z, side)), y + index, Store());
         }
       } else {
         const auto result = activate<kFunction>(df, z);

@@ -17,7 +17,7 @@ namespace actnn::cpu::HWY_NAMESPACE {
 
 #if HWY_TARGET == HWY_SCALAR
 
-void norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, int64_t first, int64_t last,
+void norm_act_sums(const NormActBackward& backward, const DecodeMap* channels, int64_t first, int64_t last,
                    double* sums, double* copy_sums) {
   reference::norm_act_sums(backward, channels, first, last, sums, copy_sums);
 }
@@ -25,8 +25,7 @@ void norm_act_input_gradient(const NormActBackward& backward, const NormActGradi
                              void* grad_sum, int64_t first, int64_t last) {
   reference::norm_act_input_gradient(backward, channels, grad_input, grad_sum, first, last);
 }
-void norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y, int64_t first,
-                     int64_t last) {
+void norm_act_output(const NormActBackward& backward, const DecodeMap* channels, void* y, int64_t first, int64_t last) {
   reference::norm_act_output(backward, channels, y, first, last);
 }
 
@@ -55,7 +54,7 @@ struct VectorGrid {
   }
 };
 
-/// What is known of the activation at a vector of elements: sides of the bend, and derivatives where it has some.
+/// What is known of the activation at a vector of elements: sides of the kink, and derivatives where it has some.
 template <class Tag>
 struct OfActivation {
   hn::Mask<Tag> side;
@@ -71,7 +70,7 @@ class Backward {
         maps_(channels, backward.layout.channels),
         maps_of_x_(backward.channels_of_x, backward.x ? backward.layout.channels : 0),
         words_(backward.packed ? backward.packed + codes_offset(backward.layout.groups()) : nullptr),
-        bend_(backward.slope),
+        kink_(backward.slope),
         ahead_(prefetch_distance(backward.layout)) {}
 
   HWY_INLINE hn::Vec<Tag> field(float Map::*member, const Strip& strip) const {
@@ -89,7 +88,7 @@ class Backward {
       const auto flat = hn::Eq(of.derivative, hn::Zero(Tag()));
       return hn::IfThenZeroElse(flat, hn::Mul(of.derivative, gradient));
     } else {
-      return bend_.gradient(gradient, of.side);
+      return kink_.gradient(gradient, of.side);
     }
   }
 
@@ -100,7 +99,7 @@ class Backward {
       const auto above = hn::IfThenElse(on_slope, z, hn::Set(Tag(), 6.0F));
       return hn::IfThenElse(hn::IsNaN(z), z, hn::IfThenElseZero(of.side, above));
     } else {
-      return bend_.activated(z, of.side);
+      return kink_.activated(z, of.side);
     }
   }
 
@@ -189,14 +188,14 @@ class Backward {
   ChannelMaps<Map> maps_;
   ChannelMaps<NormActChannel> maps_of_x_;
   const uint8_t* words_;
-  Bend<Tag> bend_;
+  Kink<Tag> kink_;
   int64_t ahead_;
 };
 
 template <class Element, bool kDerived, class Tag>
-void add_sums(Tag /*tag*/, const NormActBackward& arguments, const NormActInverse* channels, int64_t first,
-              int64_t last, double* sums, double* copy_sums) {
-  const Backward<Tag, Element, NormActInverse, kDerived> backward(arguments, channels);
+void add_sums(Tag /*tag*/, const NormActBackward& arguments, const DecodeMap* channels, int64_t first, int64_t last,
+              double* sums, double* copy_sums) {
+  const Backward<Tag, Element, DecodeMap, kDerived> backward(arguments, channels);
   backward.visit(first, last, [&](const Strip& strip, auto&& rows) {
     Doubles<Tag> sum(sums + strip.channel);
     Doubles<Tag> copy_sum(copy_sums + strip.channel);
@@ -231,12 +230,12 @@ void input_gradients(Tag df, const NormActBackward& arguments, const NormActGrad
 }
 
 template <class Store, bool kDerived, class Element, class Tag>
-void outputs(Tag df, const NormActBackward& arguments, const NormActInverse* channels, Element* y, int64_t first,
+void outputs(Tag df, const NormActBackward& arguments, const DecodeMap* channels, Element* y, int64_t first,
              int64_t last) {
-  const Backward<Tag, Element, NormActInverse, kDerived> backward(arguments, channels);
+  const Backward<Tag, Element, DecodeMap, kDerived> backward(arguments, channels);
   backward.visit(first, last, [&](const Strip& strip, auto&& rows) {
-    const auto a = backward.field(&NormActInverse::a, strip);
-    const auto b = backward.field(&NormActInverse::b, strip);
+    const auto a = backward.field(&DecodeMap::a, strip);
+    const auto b = backward.field(&DecodeMap::b, strip);
     rows([&](int64_t index, const OfActivation<Tag>& of, hn::Vec<Tag> s) {
       const auto z = hn::Add(hn::Mul(a, s), b);
       store_floats(df, canonical_nan(df, backward.output(z, of)), y + index, Store());
@@ -263,7 +262,7 @@ bool is_for_reference(const NormActBackward& backward) {
 
 }  // namespace
 
-void norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, int64_t first, int64_t last,
+void norm_act_sums(const NormActBackward& backward, const DecodeMap* channels, int64_t first, int64_t last,
                    double* sums, double* copy_sums) {
   if (is_for_reference(backward)) {
     return reference::norm_act_sums(backward, channels, first, last, sums, copy_sums);
@@ -295,8 +294,7 @@ void norm_act_input_gradient(const NormActBackward& backward, const NormActGradi
   });
 }
 
-void norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y, int64_t first,
-                     int64_t last) {
+void norm_act_output(const NormActBackward& backward, const DecodeMap* channels, void* y, int64_t first, int64_t last) {
   if (is_for_reference(backward)) {
     return reference::norm_act_output(backward, channels, y, first, last);
   }
@@ -323,7 +321,7 @@ HWY_EXPORT(norm_act_sums);
 HWY_EXPORT(norm_act_input_gradient);
 HWY_EXPORT(norm_act_output);
 
-void norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, int64_t first, int64_t last,
+void norm_act_sums(const NormActBackward& backward, const DecodeMap* channels, int64_t first, int64_t last,
                    double* sums, double* copy_sums) {
   if (use_reference()) {
     return reference::norm_act_sums(backward, channels, first, last, sums, copy_sums);
@@ -339,8 +337,7 @@ void norm_act_input_gradient(const NormActBackward& backward, const NormActGradi
   HWY_DYNAMIC_DISPATCH(norm_act_input_gradient)(backward, channels, grad_input, grad_sum, first, last);
 }
 
-void norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y, int64_t first,
-                     int64_t last) {
+void norm_act_output(const NormActBackward& backward, const DecodeMap* channels, void* y, int64_t first, int64_t last) {
   if (use_reference()) {
     return reference::norm_act_output(backward, channels, y, first, last);
   }

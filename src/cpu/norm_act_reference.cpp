@@ -183,16 +183,16 @@ void forward_group(const NormActForward& forward, int64_t group) {
   }
 }
 
-/// What is known of the activation at an element: the side of the bend, or the derivative.
+/// What is known of the activation at an element: the side of the kink, or the derivative.
 struct OfActivation {
   bool side;
   float derivative;
 };
 
-/// The words of a lane. Where no copies are packed, all elements are above the bend.
-class KeptLane {
+/// The words of a lane. Where no copies are packed, all elements are above the kink.
+class SavedLane {
  public:
-  KeptLane(const NormActBackward& backward, int64_t group, int lane) : backward_(backward) {
+  SavedLane(const NormActBackward& backward, int64_t group, int lane) : backward_(backward) {
     if (backward.packed) {
       words_ = load_words(backward.packed, backward.layout, group, lane, backward.planes());
     }
@@ -219,11 +219,11 @@ template <class Element, class Body>
 void for_each_exact(const NormActBackward& backward, int64_t group, Body&& body) {
   const auto* x = static_cast<const Element*>(backward.x);
   for (int lane = 0; lane < kSplitLanes; ++lane) {
-    const KeptLane kept(backward, group, lane);
+    const SavedLane saved(backward, group, lane);
     LanePlace(backward.layout, group, lane).for_each(backward.layout, [&](int place, int64_t index, int64_t channel) {
       const NormActChannel& map = backward.channels_of_x[channel];
       const float scaled = map.s_scale * to_float(x[index]);
-      body(index, channel, kept.of_activation(place), scaled + map.s_shift);
+      body(index, channel, saved.of_activation(place), scaled + map.s_shift);
     });
   }
 }
@@ -239,10 +239,10 @@ void for_each_copy(const NormActBackward& backward, int64_t group, IsLinear&& is
   std::memcpy(&steps, backward.packed + group * static_cast<int64_t>(sizeof steps), sizeof steps);
   const SplitGrid grid(steps, backward.bits, backward.type);
   for (int lane = 0; lane < kSplitLanes; ++lane) {
-    const KeptLane kept(backward, group, lane);
+    const SavedLane saved(backward, group, lane);
     LanePlace(backward.layout, group, lane).for_each(backward.layout, [&](int place, int64_t index, int64_t channel) {
-      const OfActivation of = kept.of_activation(place);
-      body(index, channel, of, grid.decode(of.side, kept.value(place), is_linear(channel)));
+      const OfActivation of = saved.of_activation(place);
+      body(index, channel, of, grid.decode(of.side, saved.value(place), is_linear(channel)));
     });
   }
 }
@@ -300,7 +300,7 @@ void norm_act(const NormActForward& forward, int64_t first, int64_t last) {
   });
 }
 
-void norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, int64_t first, int64_t last,
+void norm_act_sums(const NormActBackward& backward, const DecodeMap* channels, int64_t first, int64_t last,
                    double* sums, double* copy_sums) {
   const int64_t blocks = backward.layout.channel_blocks();
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
@@ -337,8 +337,7 @@ void norm_act_input_gradient(const NormActBackward& backward, const NormActGradi
   });
 }
 
-void norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y, int64_t first,
-                     int64_t last) {
+void norm_act_output(const NormActBackward& backward, const DecodeMap* channels, void* y, int64_t first, int64_t last) {
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
     for (int64_t group = first; group < last; ++group) {
       for_each_copy<Element>(

@@ -210,9 +210,9 @@ inline constexpr int kDerivativePlane = 1;
 
 /// The activation of core/norm_act.h in vectors.
 template <class Tag>
-class Bend {
+class Kink {
  public:
-  explicit Bend(float slope) : slope_(hn::Set(Tag(), slope)), is_flat_(hn::Eq(slope_, hn::Zero(Tag()))) {}
+  explicit Kink(float slope) : slope_(hn::Set(Tag(), slope)), is_flat_(hn::Eq(slope_, hn::Zero(Tag()))) {}
 
   /// NaN stays, also below a slope of 0; not yet the canonical one.
   HWY_INLINE hn::Vec<Tag> activated(hn::Vec<Tag> z, hn::Mask<Tag> side) const {

@@ -163,15 +163,15 @@ int64_t norm_act_scratch(const SplitLayout<int64_t>& layout) {
 
 cudaError_t channel_moments(const void* x, ElementType type, const SplitLayout<int64_t>& layout, float* scratch,
                             float* mean, float* variance, cudaStream_t stream) {
-  return find_moments(x, type, layout, scratch, nullptr, StoreNumbers{mean, variance}, stream);
+  return find_moments(x, type, layout, scratch, nullptr, StorePair{mean, variance}, stream);
 }
 
 cudaError_t batch_norm_channels(const void* x, ElementType type, const SplitLayout<int64_t>& layout, float* scratch,
-                                const BatchStatistics& statistics, NormActChannel* forward, NormActInverse* inverse,
-                                float* inverse_deviation, cudaStream_t stream) {
+                                const BatchStatistics& statistics, NormActChannel* forward, DecodeMap* inverse,
+                                float* rstd, cudaStream_t stream) {
   const auto rows = static_cast<double>(layout.rows);
   const StoreBatchChannels store{
-      {statistics.weight, statistics.bias, statistics.eps, statistics.has_bend, forward, inverse, inverse_deviation},
+      {statistics.weight, statistics.bias, statistics.eps, statistics.has_kink, forward, inverse, rstd},
       statistics,
       static_cast<float>(rows / (rows - 1.0))};
   return find_moments(x, type, layout, scratch, statistics.batches, store, stream);

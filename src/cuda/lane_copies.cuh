@@ -23,7 +23,7 @@ inline bool has_derivatives(const NormActBackward& backward) {
 template <class Element>
 struct Backward {
   const SplitSteps* steps;
-  const uint32_t* sides;  ///< null: every element is above the bend
+  const uint32_t* sides;  ///< null: every element is above the kink
   int side_planes;        ///< all planes that sides, and derivatives, are some of
   const uint32_t* values;
   int value_planes;
@@ -74,7 +74,7 @@ __device__ uint32_t load_sides(const Backward<Element>& backward, const Place& p
   return backward.sides ? *words_of_lane(backward.sides, place.group(), backward.side_planes) : ~0U;
 }
 
-/// How a warp's elements are treated. Gradients below the bend are 0 on the short ways, or no element is below.
+/// How a warp's elements are treated. Gradients below the kink are 0 on the short ways, or no element is below.
 enum class Way {
   kSplitRelu,   ///< all channels are split
   kLinearRelu,  ///< all are linear

@@ -60,7 +60,7 @@ class LaneSides {
 };
 
 /// `SplitEncoder::encode` of split channels with few instructions, for steps up to `kMostStep`. Positions are fractions
-/// of 2^23, of which a saturating multiplication makes 0 on the other side of the bend. No limit is needed: steps are
+/// of 2^23, of which a saturating multiplication makes 0 on the other side of the kink. No limit is needed: steps are
 /// rounded up, so that no copy is farther away than the highest value, and what a product exceeds it by is rounded
 /// away.
 class PositionOnSide {

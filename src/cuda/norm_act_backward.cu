@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kBlockThreads, kGradientBlocks<Element, kVecto
 /// `kDerived`: of ReLU6.
 template <class Element, bool kVectors, bool kDerived>
 __global__ void __launch_bounds__(kBlockThreads, kOutputBlocks)
-    output_kernel(const Backward<Element> backward, const SplitTiles tiles, const NormActInverse* channels,
+    output_kernel(const Backward<Element> backward, const SplitTiles tiles, const DecodeMap* channels,
                   Element* output) {
   using Place = SplitPlace<Element, kVectors>;
   using Copies = PackedCopies<Element, kVectors>;
@@ -160,8 +160,7 @@ cudaError_t norm_act_input_gradient(const NormActBackward& backward, const NormA
   return cudaGetLastError();
 }
 
-cudaError_t norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y,
-                            cudaStream_t stream) {
+cudaError_t norm_act_output(const NormActBackward& backward, const DecodeMap* channels, void* y, cudaStream_t stream) {
   const SplitTiles tiles = tiles_of_device(backward.layout, kOutputBlocks);
   if (tiles.blocks() == 0) {
     return cudaSuccess;

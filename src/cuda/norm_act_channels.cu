@@ -25,17 +25,17 @@ cudaError_t store_all(const float* first, const float* second, int64_t channels,
 }
 
 __global__ void sum_channels_kernel(const NormActChannel* norm, int64_t channels, NormActChannel* forward,
-                                    NormActInverse* inverse) {
+                                    DecodeMap* inverse) {
   const int64_t c = thread_index();
   if (c < channels) {
     forward[c] = norm ? sum_channel(norm[c].z_scale, norm[c].z_shift) : sum_channel(1.0F, 0.0F);
-    inverse[c] = sum_inverse();
+    inverse[c] = sum_decode_map();
   }
 }
 
 }  // namespace
 
-cudaError_t sum_channels(const NormActChannel* norm, int64_t channels, NormActChannel* forward, NormActInverse* inverse,
+cudaError_t sum_channels(const NormActChannel* norm, int64_t channels, NormActChannel* forward, DecodeMap* inverse,
                          cudaStream_t stream) {
   if (channels == 0) {
     return cudaSuccess;
@@ -45,16 +45,15 @@ cudaError_t sum_channels(const NormActChannel* norm, int64_t channels, NormActCh
   return cudaGetLastError();
 }
 
-cudaError_t norm_act_channels(const NormActChannels& of, NormActChannel* forward, NormActInverse* inverse,
-                              float* inverse_deviation, cudaStream_t stream) {
-  const StoreChannels store{of.weight, of.bias, of.eps, of.has_bend, forward, inverse, inverse_deviation};
+cudaError_t norm_act_channels(const NormActChannels& of, NormActChannel* forward, DecodeMap* inverse, float* rstd,
+                              cudaStream_t stream) {
+  const StoreChannels store{of.weight, of.bias, of.eps, of.has_kink, forward, inverse, rstd};
   return store_all(of.mean, of.variance, of.channels, store, stream);
 }
 
 cudaError_t norm_act_gradients(const NormActGradients& of, NormActGradient* gradients, float* grad_weight,
                                float* grad_bias, cudaStream_t stream) {
-  const StoreGradients store{
-      {of.inverse, of.weight, of.inverse_deviation, of.count}, gradients, grad_weight, grad_bias};
+  const StoreGradients store{{of.inverse, of.weight, of.rstd, of.count}, gradients, grad_weight, grad_bias};
   return store_all(of.sums, of.copy_sums, of.channels, store, stream);
 }
 

@@ -14,7 +14,7 @@ constexpr int kSumsBlocks = sizeof(Element) == sizeof(float) || !kVectors || kSe
 
 template <class Element, bool kVectors, bool kSecond, bool kFromX, bool kDerived>
 __global__ void __launch_bounds__(kBlockThreads, kSumsBlocks<Element, kVectors, kSecond, kFromX, kDerived>)
-    sums_kernel(const Backward<Element> backward, const SplitTiles tiles, const NormActInverse* channels,
+    sums_kernel(const Backward<Element> backward, const SplitTiles tiles, const DecodeMap* channels,
                 const PartialSums partial) {
   using Place = SplitPlace<Element, kVectors>;
   using Copies = LaneCopies<Element, kVectors, kFromX>;
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kJoinThreads) join_sums_kernel(const PartialSu
 
 /// Both stages; `store` gets the sums of each channel.
 template <class Store>
-cudaError_t add_up(const NormActBackward& backward, const NormActInverse* channels, float* scratch, const Store& store,
+cudaError_t add_up(const NormActBackward& backward, const DecodeMap* channels, float* scratch, const Store& store,
                    cudaStream_t stream) {
   const SplitLayout<int64_t>& layout = backward.layout;
   if (layout.channels == 0) {
@@ -118,9 +118,9 @@ cudaError_t add_up(const NormActBackward& backward, const NormActInverse* channe
 
 }  // namespace
 
-cudaError_t norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, float* scratch, float* sums,
+cudaError_t norm_act_sums(const NormActBackward& backward, const DecodeMap* channels, float* scratch, float* sums,
                           float* copy_sums, cudaStream_t stream) {
-  return add_up(backward, channels, scratch, StoreNumbers{sums, copy_sums}, stream);
+  return add_up(backward, channels, scratch, StorePair{sums, copy_sums}, stream);
 }
 
 cudaError_t norm_act_sums_and_gradients(const NormActBackward& backward, const NormalizedChannels& channels,

@@ -330,7 +330,7 @@ __device__ uint32_t linear_channels(const Map* channels, const Place& place) {
   return linear;
 }
 
-/// Whether element k of row j is above the bend, by the word of plane 0.
+/// Whether element k of row j is above the kink, by the word of plane 0.
 __device__ inline bool is_above(uint32_t sides, int j, int k) {
   return ((sides >> (j * kOctetChannels + k)) & 1U) != 0;
 }

@@ -16,7 +16,7 @@ __device__ inline float number_or(const float* numbers, int64_t channel, float o
   return numbers ? numbers[channel] : otherwise;
 }
 
-struct StoreNumbers {
+struct StorePair {
   float* first;
   float* second;
 
@@ -34,10 +34,10 @@ struct StoreChannels {
   const float* weight;
   const float* bias;
   float eps;
-  bool has_bend;
+  bool has_kink;
   NormActChannel* forward;
-  NormActInverse* inverse;
-  float* inverse_deviation;
+  DecodeMap* inverse;
+  float* rstd;
 
   struct Known {
     float weight;
@@ -48,10 +48,10 @@ struct StoreChannels {
   }
 
   __device__ void operator()(int64_t channel, const Known& known, float mean, float variance) const {
-    const float own_inverse_deviation = 1.0F / __fsqrt_rn(variance + eps);
-    inverse_deviation[channel] = own_inverse_deviation;
-    forward[channel] = forward_channel(mean, own_inverse_deviation, known.weight, known.bias, has_bend);
-    inverse[channel] = inverse_channel(known.weight, known.bias, has_bend);
+    const float own_rstd = 1.0F / __fsqrt_rn(variance + eps);
+    rstd[channel] = own_rstd;
+    forward[channel] = forward_channel(mean, own_rstd, known.weight, known.bias, has_kink);
+    inverse[channel] = decode_map(known.weight, known.bias, has_kink);
   }
 };
 
@@ -93,18 +93,17 @@ struct StoreGradients {
   float* grad_bias;
 
   struct Known {
-    NormActInverse inverse;
+    DecodeMap inverse;
     float weight;
-    float inverse_deviation;
+    float rstd;
   };
   __device__ Known known(int64_t channel) const {
-    return {channels.inverse[channel], number_or(channels.weight, channel, 1.0F), channels.inverse_deviation[channel]};
+    return {channels.inverse[channel], number_or(channels.weight, channel, 1.0F), channels.rstd[channel]};
   }
 
   __device__ void operator()(int64_t channel, const Known& known, float sum, float copy_sum) const {
     const float share = channels.count > 0 ? 1.0F / static_cast<float>(channels.count) : 0.0F;
-    gradients[channel] =
-        gradient_channel(known.inverse, known.weight, known.inverse_deviation, sum * share, copy_sum * share);
+    gradients[channel] = gradient_channel(known.inverse, known.weight, known.rstd, sum * share, copy_sum * share);
     grad_weight[channel] = weight_gradient(known.inverse, sum, copy_sum);
     grad_bias[channel] = sum;
   }

@@ -1,8 +1,8 @@
 #include <ATen/TensorOperators.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
+#include "src/ops/dispatch.h"
 #include "src/ops/norm_act_checks.h"
 
 namespace actnn {
@@ -31,7 +31,7 @@ void update(const OptionalTensor& running, const at::Tensor& value, std::optiona
 ThreeTensors composed_batch_norm_channels(const at::Tensor& input, const OptionalTensor& weight,
                                           const OptionalTensor& bias, const OptionalTensor& running_mean,
                                           const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
-                                          std::optional<double> momentum, double eps, bool has_bend) {
+                                          std::optional<double> momentum, double eps, bool has_kink) {
   check_batch_norm_channels(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum);
   const auto [mean, variance] = channel_moments(input);
   if (num_batches_tracked) {
@@ -40,7 +40,7 @@ ThreeTensors composed_batch_norm_channels(const at::Tensor& input, const Optiona
   update(running_mean, mean, momentum, num_batches_tracked);
   const c10::SymFloat rows(input.sym_size(0));
   update(running_var, variance * at::Scalar(rows / (rows - 1.0)), momentum, num_batches_tracked);
-  return norm_act_channels(mean, variance, weight, bias, eps, has_bend);
+  return norm_act_channels(mean, variance, weight, bias, eps, has_kink);
 }
 
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
@@ -62,13 +62,12 @@ TORCH_LIBRARY_IMPL(actnn, ADInplaceOrView, m) {
 ThreeTensors batch_norm_channels(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                                  const OptionalTensor& running_mean, const OptionalTensor& running_var,
                                  const OptionalTensor& num_batches_tracked, std::optional<double> momentum, double eps,
-                                 bool has_bend) {
+                                 bool has_kink) {
   static const auto kHandle =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow(kBatchNormChannelsName, "")
-          .typed<ThreeTensors(const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                              const OptionalTensor&, const OptionalTensor&, std::optional<double>, double, bool)>();
-  return kHandle.call(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, has_bend);
+      find_op<ThreeTensors(const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                           const OptionalTensor&, const OptionalTensor&, std::optional<double>, double, bool)>(
+          kBatchNormChannelsName);
+  return kHandle.call(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, has_kink);
 }
 
 }  // namespace actnn

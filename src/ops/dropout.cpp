@@ -1,7 +1,6 @@
 #include "actnn/ops/dropout.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/empty_strided.h>
@@ -11,6 +10,7 @@
 #include "actnn/core/layout.h"
 #include "actnn/cpu/dropout.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 #include "src/ops/dropout_checks.h"
 #include "src/ops/tensors.h"
 
@@ -159,24 +159,21 @@ TORCH_LIBRARY_IMPL(actnn, ADInplaceOrView, m) {
 std::tuple<at::Tensor, at::Tensor> dropout_forward(const at::Tensor& input, double probability,
                                                    const std::optional<at::Tensor>& rng_state) {
   static const auto kOp =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow(kForward, "")
-          .typed<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, double, const std::optional<at::Tensor>&)>();
+      find_op<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, double, const std::optional<at::Tensor>&)>(
+          kForward);
   return kOp.call(input, probability, rng_state);
 }
 
 at::Tensor dropout_forward_(at::Tensor& input, double probability, const std::optional<at::Tensor>& rng_state) {
-  static const auto kOp = c10::Dispatcher::singleton()
-                              .findSchemaOrThrow(kForwardInPlace, "")
-                              .typed<at::Tensor(const at::Tensor&, double, const std::optional<at::Tensor>&)>();
+  static const auto kOp =
+      find_op<at::Tensor(const at::Tensor&, double, const std::optional<at::Tensor>&)>(kForwardInPlace);
   return kOp.call(input, probability, rng_state);
 }
 
 at::Tensor apply_dropout(const at::Tensor& input, double probability, const at::Tensor& state,
                          c10::SymIntArrayRef stride) {
-  static const auto kOp = c10::Dispatcher::singleton()
-                              .findSchemaOrThrow(kApply, "")
-                              .typed<at::Tensor(const at::Tensor&, double, const at::Tensor&, c10::SymIntArrayRef)>();
+  static const auto kOp =
+      find_op<at::Tensor(const at::Tensor&, double, const at::Tensor&, c10::SymIntArrayRef)>(kApply);
   return kOp.call(input, probability, state, stride);
 }
 

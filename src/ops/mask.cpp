@@ -1,7 +1,6 @@
 #include "actnn/ops/mask.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/empty_strided.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -10,6 +9,7 @@
 #include "actnn/core/layout.h"
 #include "actnn/cpu/mask.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 #include "src/ops/mask_checks.h"
 #include "src/ops/tensors.h"
 
@@ -175,35 +175,27 @@ TORCH_LIBRARY_IMPL(actnn, ADInplaceOrView, m) {
 }
 
 at::Tensor pack_mask(const at::Tensor& mask) {
-  static const auto kOp =
-      c10::Dispatcher::singleton().findSchemaOrThrow(kPackMask, "").typed<at::Tensor(const at::Tensor&)>();
+  static const auto kOp = find_op<at::Tensor(const at::Tensor&)>(kPackMask);
   return kOp.call(mask);
 }
 
 at::Tensor unpack_mask(const at::Tensor& packed, c10::SymIntArrayRef size, c10::SymIntArrayRef stride) {
-  static const auto kOp = c10::Dispatcher::singleton()
-                              .findSchemaOrThrow(kUnpackMask, "")
-                              .typed<at::Tensor(const at::Tensor&, c10::SymIntArrayRef, c10::SymIntArrayRef)>();
+  static const auto kOp = find_op<at::Tensor(const at::Tensor&, c10::SymIntArrayRef, c10::SymIntArrayRef)>(kUnpackMask);
   return kOp.call(packed, size, stride);
 }
 
 std::tuple<at::Tensor, at::Tensor> relu_pack(const at::Tensor& input) {
-  static const auto kOp = c10::Dispatcher::singleton()
-                              .findSchemaOrThrow(kReluPack, "")
-                              .typed<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&)>();
+  static const auto kOp = find_op<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&)>(kReluPack);
   return kOp.call(input);
 }
 
 at::Tensor relu_pack_(at::Tensor& input) {
-  static const auto kOp =
-      c10::Dispatcher::singleton().findSchemaOrThrow(kReluPackInPlace, "").typed<at::Tensor(const at::Tensor&)>();
+  static const auto kOp = find_op<at::Tensor(const at::Tensor&)>(kReluPackInPlace);
   return kOp.call(input);
 }
 
 at::Tensor apply_mask(const at::Tensor& input, const at::Tensor& mask, c10::SymIntArrayRef stride) {
-  static const auto kOp = c10::Dispatcher::singleton()
-                              .findSchemaOrThrow(kApplyMask, "")
-                              .typed<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymIntArrayRef)>();
+  static const auto kOp = find_op<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymIntArrayRef)>(kApplyMask);
   return kOp.call(input, mask, stride);
 }
 

@@ -1,7 +1,6 @@
 #include "actnn/ops/max_pool.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -11,6 +10,7 @@
 
 #include "actnn/cpu/max_pool.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 #include "src/ops/max_pool_checks.h"
 #include "src/ops/tensors.h"
 #include "src/ops/window_count.h"
@@ -250,31 +250,24 @@ TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
 }
 
 std::tuple<at::Tensor, at::Tensor> max_pool2d_pack(const at::Tensor& input, const MaxPool2dWindow& window) {
-  static const auto kOp =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow(kPack, "")
-          .typed<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, c10::IntArrayRef, c10::IntArrayRef,
-                                                    c10::IntArrayRef, c10::IntArrayRef, bool)>();
+  static const auto kOp = find_op<std::tuple<at::Tensor, at::Tensor>(
+      const at::Tensor&, c10::IntArrayRef, c10::IntArrayRef, c10::IntArrayRef, c10::IntArrayRef, bool)>(kPack);
   return kOp.call(input, window.kernel_size, window.stride, window.padding, window.dilation, window.ceil_mode);
 }
 
 at::Tensor max_pool2d_pack_backward(const at::Tensor& grad_output, const at::Tensor& positions,
                                     c10::SymIntArrayRef size, bool channels_last, const MaxPool2dWindow& window) {
   static const auto kOp =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow(kBackward, "")
-          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymIntArrayRef, bool, c10::IntArrayRef,
-                            c10::IntArrayRef, c10::IntArrayRef, c10::IntArrayRef, bool)>();
+      find_op<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymIntArrayRef, bool, c10::IntArrayRef,
+                         c10::IntArrayRef, c10::IntArrayRef, c10::IntArrayRef, bool)>(kBackward);
   return kOp.call(grad_output, positions, size, channels_last, window.kernel_size, window.stride, window.padding,
                   window.dilation, window.ceil_mode);
 }
 
 at::Tensor max_pool2d_indices(const at::Tensor& positions, c10::SymIntArrayRef size, bool channels_last,
                               const MaxPool2dWindow& window) {
-  static const auto kOp = c10::Dispatcher::singleton()
-                              .findSchemaOrThrow(kIndices, "")
-                              .typed<at::Tensor(const at::Tensor&, c10::SymIntArrayRef, bool, c10::IntArrayRef,
-                                                c10::IntArrayRef, c10::IntArrayRef, c10::IntArrayRef, bool)>();
+  static const auto kOp = find_op<at::Tensor(const at::Tensor&, c10::SymIntArrayRef, bool, c10::IntArrayRef,
+                                             c10::IntArrayRef, c10::IntArrayRef, c10::IntArrayRef, bool)>(kIndices);
   return kOp.call(positions, size, channels_last, window.kernel_size, window.stride, window.padding, window.dilation,
                   window.ceil_mode);
 }

@@ -1,7 +1,6 @@
 #include "actnn/ops/norm_act.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -14,6 +13,7 @@
 
 #include "actnn/cpu/norm_act.h"
 #include "src/ops/activation_names.h"
+#include "src/ops/dispatch.h"
 #include "src/ops/norm_act_checks.h"
 #include "src/ops/tensors.h"
 
@@ -46,34 +46,34 @@ TwoTensors moments_cpu(const at::Tensor& input) {
 }
 
 ThreeTensors channels_cpu(const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& weight,
-                          const OptionalTensor& bias, double eps, bool has_bend) {
+                          const OptionalTensor& bias, double eps, bool has_kink) {
   check_norm_act_channels(mean, variance, weight, bias);
   const int64_t count = mean.size(0);
   at::Tensor channels = per_channel(mean, count, kNormActChannel);
-  at::Tensor inverse = per_channel(mean, count, kNormActInverse);
-  at::Tensor inverse_deviation = per_channel(mean, count);
+  at::Tensor inverse = per_channel(mean, count, kDecodeMap);
+  at::Tensor rstd = per_channel(mean, count);
   for (int64_t c = 0; c < count; ++c) {
     const float w = weight ? weight->const_data_ptr<float>()[c] : 1.0F;
     const float b = bias ? bias->const_data_ptr<float>()[c] : 0.0F;
     const float deviation = std::sqrt(variance.const_data_ptr<float>()[c] + static_cast<float>(eps));
-    inverse_deviation.mutable_data_ptr<float>()[c] = 1.0F / deviation;
+    rstd.mutable_data_ptr<float>()[c] = 1.0F / deviation;
     mutable_rows_as<NormActChannel>(channels)[c] =
-        forward_channel(mean.const_data_ptr<float>()[c], 1.0F / deviation, w, b, has_bend);
-    mutable_rows_as<NormActInverse>(inverse)[c] = inverse_channel(w, b, has_bend);
+        forward_channel(mean.const_data_ptr<float>()[c], 1.0F / deviation, w, b, has_kink);
+    mutable_rows_as<DecodeMap>(inverse)[c] = decode_map(w, b, has_kink);
   }
-  return {channels, inverse, inverse_deviation};
+  return {channels, inverse, rstd};
 }
 
 TwoTensors sum_channels_cpu(const OptionalTensor& channels, const at::Tensor& like) {
   check_sum_channels(channels, like);
   const int64_t count = like.size(1);
   at::Tensor forward = per_channel(like, count, kNormActChannel);
-  at::Tensor inverse = per_channel(like, count, kNormActInverse);
+  at::Tensor inverse = per_channel(like, count, kDecodeMap);
   for (int64_t c = 0; c < count; ++c) {
     const auto* norm = channels ? &rows_as<NormActChannel>(*channels)[c] : nullptr;
     mutable_rows_as<NormActChannel>(forward)[c] =
         norm ? sum_channel(norm->z_scale, norm->z_shift) : sum_channel(1.0F, 0.0F);
-    mutable_rows_as<NormActInverse>(inverse)[c] = sum_inverse();
+    mutable_rows_as<DecodeMap>(inverse)[c] = sum_decode_map();
   }
   return {forward, inverse};
 }
@@ -140,7 +140,7 @@ at::Tensor sums_cpu(const OptionalTensor& packed, const at::Tensor& grad, const 
   at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
     for (int64_t part = first; part < last; ++part) {
       double* of_part = sums.data() + 2 * part * layout.channels;
-      cpu::norm_act_sums(backward, rows_as<NormActInverse>(inverse), part * part_blocks,
+      cpu::norm_act_sums(backward, rows_as<DecodeMap>(inverse), part * part_blocks,
                          std::min((part + 1) * part_blocks, layout.row_blocks()), of_part, of_part + layout.channels);
     }
   });
@@ -155,19 +155,19 @@ at::Tensor sums_cpu(const OptionalTensor& packed, const at::Tensor& grad, const 
 }
 
 ThreeTensors gradients_cpu(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
-                           const at::Tensor& inverse_deviation, int64_t count) {
-  check_norm_act_gradients(sums, inverse, weight, inverse_deviation);
-  const int64_t channels = inverse_deviation.size(0);
+                           const at::Tensor& rstd, int64_t count) {
+  check_norm_act_gradients(sums, inverse, weight, rstd);
+  const int64_t channels = rstd.size(0);
   at::Tensor gradients = per_channel(sums, channels, kNormActGradient);
   at::Tensor grad_weight = per_channel(sums, channels);
   at::Tensor grad_bias = per_channel(sums, channels);
   const auto* sum = sums.const_data_ptr<float>();
   for (int64_t c = 0; c < channels; ++c) {
-    const NormActInverse& map = rows_as<NormActInverse>(inverse)[c];
+    const DecodeMap& map = rows_as<DecodeMap>(inverse)[c];
     const float w = weight ? weight->const_data_ptr<float>()[c] : 1.0F;
     const float share = count > 0 ? 1.0F / static_cast<float>(count) : 0.0F;
-    mutable_rows_as<NormActGradient>(gradients)[c] = gradient_channel(
-        map, w, inverse_deviation.const_data_ptr<float>()[c], sum[c] * share, sum[channels + c] * share);
+    mutable_rows_as<NormActGradient>(gradients)[c] =
+        gradient_channel(map, w, rstd.const_data_ptr<float>()[c], sum[c] * share, sum[channels + c] * share);
     grad_weight.mutable_data_ptr<float>()[c] = weight_gradient(map, sum[c], sum[channels + c]);
     grad_bias.mutable_data_ptr<float>()[c] = sum[c];
   }
@@ -204,10 +204,10 @@ at::Tensor output_cpu(const at::Tensor& packed, const at::Tensor& inverse, int64
   at::Tensor y = at::empty({rows, inverse.size(0)}, packed.options().dtype(dtype));
   const cpu::NormActBackward backward =
       backward_of({.packed = packed, .slope = slope, .bits = bits, .derivative = derivative}, y, std::nullopt, type);
-  at::parallel_for(
-      0, backward.layout.groups(), parallel_grain(kSplitLanes * kLaneRows * kOctet), [&](int64_t first, int64_t last) {
-        cpu::norm_act_output(backward, rows_as<NormActInverse>(inverse), y.mutable_data_ptr(), first, last);
-      });
+  at::parallel_for(0, backward.layout.groups(), parallel_grain(kSplitLanes * kLaneRows * kOctet),
+                   [&](int64_t first, int64_t last) {
+                     cpu::norm_act_output(backward, rows_as<DecodeMap>(inverse), y.mutable_data_ptr(), first, last);
+                   });
   return y;
 }
 
@@ -219,16 +219,15 @@ TwoTensors moments_meta(const at::Tensor& input) {
 }
 
 ThreeTensors channels_meta(const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& weight,
-                           const OptionalTensor& bias, double /*eps*/, bool /*has_bend*/) {
+                           const OptionalTensor& bias, double /*eps*/, bool /*has_kink*/) {
   check_norm_act_channels(mean, variance, weight, bias);
   const int64_t count = mean.size(0);
-  return {per_channel(mean, count, kNormActChannel), per_channel(mean, count, kNormActInverse),
-          per_channel(mean, count)};
+  return {per_channel(mean, count, kNormActChannel), per_channel(mean, count, kDecodeMap), per_channel(mean, count)};
 }
 
 TwoTensors sum_channels_meta(const OptionalTensor& channels, const at::Tensor& like) {
   check_sum_channels(channels, like);
-  return {per_channel(like, like.size(1), kNormActChannel), per_channel(like, like.size(1), kNormActInverse)};
+  return {per_channel(like, like.size(1), kNormActChannel), per_channel(like, like.size(1), kDecodeMap)};
 }
 
 TwoTensors norm_act_meta(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
@@ -276,22 +275,21 @@ at::Tensor input_gradient(const OptionalTensor& packed, const at::Tensor& grad, 
 // The dispatcher passes symbolic integers by value.
 // NOLINTBEGIN(performance-unnecessary-value-param)
 ThreeTensors gradients_meta(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
-                            const at::Tensor& inverse_deviation, c10::SymInt /*count*/) {
-  check_norm_act_gradients(sums, inverse, weight, inverse_deviation);
-  const int64_t channels = inverse_deviation.size(0);
+                            const at::Tensor& rstd, c10::SymInt /*count*/) {
+  check_norm_act_gradients(sums, inverse, weight, rstd);
+  const int64_t channels = rstd.size(0);
   return {per_channel(sums, channels, kNormActGradient), per_channel(sums, channels), per_channel(sums, channels)};
 }
 
 ThreeTensors sums_and_gradients(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                                const at::Tensor& inverse, const OptionalTensor& weight,
-                                const at::Tensor& inverse_deviation, c10::SymInt count, double slope, int64_t bits,
-                                const OptionalTensor& input, const OptionalTensor& channels,
-                                const OptionalTensor& normalized, int64_t normalized_bits, c10::string_view activation,
-                                int64_t derivative_bits) {
+                                const at::Tensor& inverse, const OptionalTensor& weight, const at::Tensor& rstd,
+                                c10::SymInt count, double slope, int64_t bits, const OptionalTensor& input,
+                                const OptionalTensor& channels, const OptionalTensor& normalized,
+                                int64_t normalized_bits, c10::string_view activation, int64_t derivative_bits) {
   const at::Tensor sums = norm_act_sums({packed, slope, bits, input, channels, normalized, normalized_bits,
                                          packed_derivative(kSums, activation, derivative_bits)},
                                         grad, second_grad, inverse);
-  return norm_act_gradients(sums, inverse, weight, inverse_deviation, count);
+  return norm_act_gradients(sums, inverse, weight, rstd, count);
 }
 
 at::Tensor output_meta(const at::Tensor& packed, const at::Tensor& inverse, c10::SymInt rows, at::ScalarType dtype,
@@ -301,11 +299,6 @@ at::Tensor output_meta(const at::Tensor& packed, const at::Tensor& inverse, c10:
 }
 
 // NOLINTEND(performance-unnecessary-value-param)
-
-template <class Signature>
-auto find_op(const char* op) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(op, "").typed<Signature>();
-}
 
 }  // namespace
 
@@ -400,10 +393,10 @@ TwoTensors channel_moments(const at::Tensor& input) {
 }
 
 ThreeTensors norm_act_channels(const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& weight,
-                               const OptionalTensor& bias, double eps, bool has_bend) {
+                               const OptionalTensor& bias, double eps, bool has_kink) {
   static const auto kOp = find_op<ThreeTensors(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
                                                const OptionalTensor&, double, bool)>("actnn::norm_act_channels");
-  return kOp.call(mean, variance, weight, bias, eps, has_bend);
+  return kOp.call(mean, variance, weight, bias, eps, has_kink);
 }
 
 TwoTensors norm_act(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels, double slope,
@@ -428,14 +421,14 @@ at::Tensor norm_act_sums(const NormActCopies& copies, const at::Tensor& grad, co
 
 ThreeTensors norm_act_sums_and_gradients(const NormActCopies& copies, const at::Tensor& grad,
                                          const OptionalTensor& second_grad, const at::Tensor& inverse,
-                                         const OptionalTensor& weight, const at::Tensor& inverse_deviation,
+                                         const OptionalTensor& weight, const at::Tensor& rstd,
                                          const c10::SymInt& count) {
   static const auto kOp = find_op<ThreeTensors(
       const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, const OptionalTensor&,
       const at::Tensor&, c10::SymInt, double, int64_t, const OptionalTensor&, const OptionalTensor&,
       const OptionalTensor&, int64_t, c10::string_view, int64_t)>("actnn::norm_act_sums_and_gradients");
-  return kOp.call(copies.packed, grad, second_grad, inverse, weight, inverse_deviation, count, copies.slope,
-                  copies.bits, copies.input, copies.channels, copies.normalized, copies.normalized_bits,
+  return kOp.call(copies.packed, grad, second_grad, inverse, weight, rstd, count, copies.slope, copies.bits,
+                  copies.input, copies.channels, copies.normalized, copies.normalized_bits,
                   name_of(copies.derivative.function), copies.derivative.bits);
 }
 
@@ -445,10 +438,10 @@ TwoTensors sum_channels(const OptionalTensor& channels, const at::Tensor& like) 
 }
 
 ThreeTensors norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
-                                const at::Tensor& inverse_deviation, const c10::SymInt& count) {
+                                const at::Tensor& rstd, const c10::SymInt& count) {
   static const auto kOp = find_op<ThreeTensors(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
                                                const at::Tensor&, c10::SymInt)>("actnn::norm_act_gradients");
-  return kOp.call(sums, inverse, weight, inverse_deviation, count);
+  return kOp.call(sums, inverse, weight, rstd, count);
 }
 
 at::Tensor norm_act_input_gradient(const NormActCopies& copies, const at::Tensor& grad,

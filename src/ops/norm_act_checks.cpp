@@ -173,18 +173,17 @@ ElementType check_norm_add_act(const at::Tensor& input, const at::Tensor& residu
 
 ElementType check_norm_act_sums(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
                                 const at::Tensor& inverse) {
-  return check_gradient(kSums, copies, grad, second_grad, inverse, kNormActInverse);
+  return check_gradient(kSums, copies, grad, second_grad, inverse, kDecodeMap);
 }
 
 void check_norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
-                              const at::Tensor& inverse_deviation) {
-  TORCH_CHECK_VALUE(inverse_deviation.dim() == 1, kGradients, ": inverse_deviation must be 1-D, got shape ",
-                    inverse_deviation.sym_sizes());
-  const c10::SymInt channels = inverse_deviation.sym_size(0);
-  const c10::Device device = inverse_deviation.device();
-  check_floats(kGradients, "inverse_deviation", inverse_deviation, {channels}, device);
+                              const at::Tensor& rstd) {
+  TORCH_CHECK_VALUE(rstd.dim() == 1, kGradients, ": inverse_deviation must be 1-D, got shape ", rstd.sym_sizes());
+  const c10::SymInt channels = rstd.sym_size(0);
+  const c10::Device device = rstd.device();
+  check_floats(kGradients, "inverse_deviation", rstd, {channels}, device);
   check_floats(kGradients, "sums", sums, {2, channels}, device);
-  check_floats(kGradients, "inverse", inverse, {channels, kNormActInverse}, device);
+  check_floats(kGradients, "inverse", inverse, {channels, kDecodeMap}, device);
   check_floats(kGradients, "weight", weight, {channels}, device);
 }
 
@@ -204,7 +203,7 @@ ElementType check_norm_act_output(const at::Tensor& packed, const at::Tensor& in
                     name_of(derivative.function));
   check_split_bits(kOutput, bits);
   check_packed_derivative(kOutput, derivative, bits);
-  check_copies(kOutput, packed, inverse, kNormActInverse, rows, bits + derivative.bits);
+  check_copies(kOutput, packed, inverse, kDecodeMap, rows, bits + derivative.bits);
   return check_element_type(kOutput, dtype);
 }
 

@@ -45,7 +45,7 @@ ElementType check_batch_norm_channels(const at::Tensor& input, const OptionalTen
 ElementType check_norm_act_sums(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
                                 const at::Tensor& inverse);
 void check_norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
-                              const at::Tensor& inverse_deviation);
+                              const at::Tensor& rstd);
 ElementType check_norm_act_input_gradient(const NormActCopies& copies, const at::Tensor& grad,
                                           const OptionalTensor& second_grad, const at::Tensor& gradients,
                                           const OptionalTensor& grad_input = std::nullopt,
@@ -57,7 +57,7 @@ ElementType check_norm_act_output(const at::Tensor& packed, const at::Tensor& in
 std::tuple<at::Tensor, at::Tensor, at::Tensor> composed_batch_norm_channels(
     const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
     const OptionalTensor& running_mean, const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
-    std::optional<double> momentum, double eps, bool has_bend);
+    std::optional<double> momentum, double eps, bool has_kink);
 
 /// Normalized copies, on the CPU, as packed ones with sides.
 NormActCopies with_sides(const NormActCopies& copies, const SplitLayout<int64_t>& layout);

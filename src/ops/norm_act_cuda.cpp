@@ -43,24 +43,23 @@ TwoTensors moments_cuda(const at::Tensor& input) {
 }
 
 ThreeTensors channels_cuda(const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& weight,
-                           const OptionalTensor& bias, double eps, bool has_bend) {
+                           const OptionalTensor& bias, double eps, bool has_kink) {
   check_norm_act_channels(mean, variance, weight, bias);
   const c10::cuda::CUDAGuard guard(mean.device());
   const int64_t count = mean.size(0);
   at::Tensor channels = per_channel(mean, count, kNormActChannel);
-  at::Tensor inverse = per_channel(mean, count, kNormActInverse);
-  at::Tensor inverse_deviation = per_channel(mean, count);
+  at::Tensor inverse = per_channel(mean, count, kDecodeMap);
+  at::Tensor rstd = per_channel(mean, count);
   check_launch(cuda::norm_act_channels({.mean = mean.const_data_ptr<float>(),
                                         .variance = variance.const_data_ptr<float>(),
                                         .weight = floats_or_null(weight),
                                         .bias = floats_or_null(bias),
                                         .eps = static_cast<float>(eps),
-                                        .has_bend = has_bend,
+                                        .has_kink = has_kink,
                                         .channels = count},
-                                       mutable_rows_as<NormActChannel>(channels),
-                                       mutable_rows_as<NormActInverse>(inverse),
-                                       inverse_deviation.mutable_data_ptr<float>(), current_stream()));
-  return {channels, inverse, inverse_deviation};
+                                       mutable_rows_as<NormActChannel>(channels), mutable_rows_as<DecodeMap>(inverse),
+                                       rstd.mutable_data_ptr<float>(), current_stream()));
+  return {channels, inverse, rstd};
 }
 
 TwoTensors sum_channels_cuda(const OptionalTensor& norm, const at::Tensor& like) {
@@ -68,9 +67,9 @@ TwoTensors sum_channels_cuda(const OptionalTensor& norm, const at::Tensor& like)
   const c10::cuda::CUDAGuard guard(like.device());
   const int64_t count = like.size(1);
   at::Tensor channels = per_channel(like, count, kNormActChannel);
-  at::Tensor inverse = per_channel(like, count, kNormActInverse);
+  at::Tensor inverse = per_channel(like, count, kDecodeMap);
   check_launch(cuda::sum_channels(norm ? rows_as<NormActChannel>(*norm) : nullptr, count,
-                                  mutable_rows_as<NormActChannel>(channels), mutable_rows_as<NormActInverse>(inverse),
+                                  mutable_rows_as<NormActChannel>(channels), mutable_rows_as<DecodeMap>(inverse),
                                   current_stream()));
   return {channels, inverse};
 }
@@ -79,7 +78,7 @@ TwoTensors sum_channels_cuda(const OptionalTensor& norm, const at::Tensor& like)
 ThreeTensors batch_norm_channels_cuda(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                                       const OptionalTensor& running_mean, const OptionalTensor& running_var,
                                       const OptionalTensor& num_batches_tracked, std::optional<double> momentum,
-                                      double eps, bool has_bend) {
+                                      double eps, bool has_kink) {
   const ElementType type =
       check_batch_norm_channels(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum);
   const auto is_plain = [&](const OptionalTensor& running) {
@@ -87,14 +86,14 @@ ThreeTensors batch_norm_channels_cuda(const at::Tensor& input, const OptionalTen
   };
   if (input.size(0) == 0 || !is_plain(running_mean) || !is_plain(running_var)) {
     return composed_batch_norm_channels(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum,
-                                        eps, has_bend);
+                                        eps, has_kink);
   }
   const c10::cuda::CUDAGuard guard(input.device());
   const Layout layout = split_layout(input);
   const at::Tensor scratch = scratch_for(layout, input);
   at::Tensor channels = per_channel(input, layout.channels, kNormActChannel);
-  at::Tensor inverse = per_channel(input, layout.channels, kNormActInverse);
-  at::Tensor inverse_deviation = per_channel(input, layout.channels);
+  at::Tensor inverse = per_channel(input, layout.channels, kDecodeMap);
+  at::Tensor rstd = per_channel(input, layout.channels);
   const auto mutable_floats = [](const OptionalTensor& tensor) {
     return tensor ? tensor->mutable_data_ptr<float>() : nullptr;
   };
@@ -103,14 +102,14 @@ ThreeTensors batch_norm_channels_cuda(const at::Tensor& input, const OptionalTen
       {.weight = floats_or_null(weight),
        .bias = floats_or_null(bias),
        .eps = static_cast<float>(eps),
-       .has_bend = has_bend,
+       .has_kink = has_kink,
        .running_mean = mutable_floats(running_mean),
        .running_var = mutable_floats(running_var),
        .batches = num_batches_tracked ? num_batches_tracked->mutable_data_ptr<int64_t>() : nullptr,
        .momentum = static_cast<float>(momentum.value_or(-1.0))},
-      mutable_rows_as<NormActChannel>(channels), mutable_rows_as<NormActInverse>(inverse),
-      inverse_deviation.mutable_data_ptr<float>(), current_stream()));
-  return {channels, inverse, inverse_deviation};
+      mutable_rows_as<NormActChannel>(channels), mutable_rows_as<DecodeMap>(inverse), rstd.mutable_data_ptr<float>(),
+      current_stream()));
+  return {channels, inverse, rstd};
 }
 
 /// New tensors for the results of a forward, and its arguments.
@@ -226,25 +225,25 @@ at::Tensor sums_cuda(const OptionalTensor& packed, const at::Tensor& grad, const
   const int64_t channels = backward.layout.channels;
   const at::Tensor scratch = scratch_for(backward.layout, grad);
   at::Tensor sums = at::empty({2, channels}, inverse.options());
-  check_launch(cuda::norm_act_sums(backward, rows_as<NormActInverse>(inverse), scratch.mutable_data_ptr<float>(),
+  check_launch(cuda::norm_act_sums(backward, rows_as<DecodeMap>(inverse), scratch.mutable_data_ptr<float>(),
                                    sums.mutable_data_ptr<float>(), sums.mutable_data_ptr<float>() + channels,
                                    current_stream()));
   return sums;
 }
 
 ThreeTensors gradients_cuda(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
-                            const at::Tensor& inverse_deviation, int64_t count) {
-  check_norm_act_gradients(sums, inverse, weight, inverse_deviation);
+                            const at::Tensor& rstd, int64_t count) {
+  check_norm_act_gradients(sums, inverse, weight, rstd);
   const c10::cuda::CUDAGuard guard(sums.device());
-  const int64_t channels = inverse_deviation.size(0);
+  const int64_t channels = rstd.size(0);
   at::Tensor gradients = per_channel(sums, channels, kNormActGradient);
   at::Tensor grad_weight = per_channel(sums, channels);
   at::Tensor grad_bias = per_channel(sums, channels);
   check_launch(cuda::norm_act_gradients({.sums = sums.const_data_ptr<float>(),
                                          .copy_sums = sums.const_data_ptr<float>() + channels,
-                                         .inverse = rows_as<NormActInverse>(inverse),
+                                         .inverse = rows_as<DecodeMap>(inverse),
                                          .weight = floats_or_null(weight),
-                                         .inverse_deviation = inverse_deviation.const_data_ptr<float>(),
+                                         .rstd = rstd.const_data_ptr<float>(),
                                          .count = count,
                                          .channels = channels},
                                         mutable_rows_as<NormActGradient>(gradients),
@@ -255,10 +254,10 @@ ThreeTensors gradients_cuda(const at::Tensor& sums, const at::Tensor& inverse, c
 
 ThreeTensors sums_and_gradients_cuda(const OptionalTensor& packed, const at::Tensor& grad,
                                      const OptionalTensor& second_grad, const at::Tensor& inverse,
-                                     const OptionalTensor& weight, const at::Tensor& inverse_deviation, int64_t count,
-                                     double slope, int64_t bits, const OptionalTensor& input,
-                                     const OptionalTensor& input_channels, const OptionalTensor& normalized,
-                                     int64_t normalized_bits, c10::string_view activation, int64_t derivative_bits) {
+                                     const OptionalTensor& weight, const at::Tensor& rstd, int64_t count, double slope,
+                                     int64_t bits, const OptionalTensor& input, const OptionalTensor& input_channels,
+                                     const OptionalTensor& normalized, int64_t normalized_bits,
+                                     c10::string_view activation, int64_t derivative_bits) {
   const NormActCopies given{packed,
                             slope,
                             bits,
@@ -268,7 +267,7 @@ ThreeTensors sums_and_gradients_cuda(const OptionalTensor& packed, const at::Ten
                             normalized_bits,
                             packed_derivative(kSums, activation, derivative_bits)};
   const ElementType type = check_norm_act_sums(given, grad, second_grad, inverse);
-  check_norm_act_channels(inverse_deviation, inverse_deviation, weight, std::nullopt);
+  check_norm_act_channels(rstd, rstd, weight, std::nullopt);
   const c10::cuda::CUDAGuard guard(grad.device());
   const NormActCopies copies = aligned(given);
   const cuda::NormActBackward backward = backward_of(copies, grad, second_grad, type);
@@ -279,9 +278,9 @@ ThreeTensors sums_and_gradients_cuda(const OptionalTensor& packed, const at::Ten
   at::Tensor grad_bias = per_channel(grad, channels);
   check_launch(cuda::norm_act_sums_and_gradients(
       backward,
-      {.inverse = rows_as<NormActInverse>(inverse),
+      {.inverse = rows_as<DecodeMap>(inverse),
        .weight = floats_or_null(weight),
-       .inverse_deviation = inverse_deviation.const_data_ptr<float>(),
+       .rstd = rstd.const_data_ptr<float>(),
        .count = count},
       scratch.mutable_data_ptr<float>(), mutable_rows_as<NormActGradient>(gradients),
       grad_weight.mutable_data_ptr<float>(), grad_bias.mutable_data_ptr<float>(), current_stream()));
@@ -316,7 +315,7 @@ at::Tensor output_cuda(const at::Tensor& packed, const at::Tensor& inverse, int6
   const c10::cuda::CUDAGuard guard(packed.device());
   const NormActCopies copies = aligned({.packed = packed, .slope = slope, .bits = bits, .derivative = derivative});
   at::Tensor y = at::empty({rows, inverse.size(0)}, packed.options().dtype(dtype));
-  check_launch(cuda::norm_act_output(backward_of(copies, y, std::nullopt, type), rows_as<NormActInverse>(inverse),
+  check_launch(cuda::norm_act_output(backward_of(copies, y, std::nullopt, type), rows_as<DecodeMap>(inverse),
                                      y.mutable_data_ptr(), current_stream()));
   return y;
 }

@@ -1,5 +1,4 @@
 #include <ATen/Parallel.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
@@ -10,6 +9,7 @@
 #include "actnn/cpu/normalized_copies.h"
 #include "actnn/ops/norm_act.h"
 #include "src/ops/activation_names.h"
+#include "src/ops/dispatch.h"
 #include "src/ops/norm_act_checks.h"
 #include "src/ops/tensors.h"
 
@@ -115,10 +115,8 @@ ThreeTensors norm_add_act(const at::Tensor& input, const at::Tensor& residual, c
                     "actnn::norm_add_act: the activation must be ReLU, leaky ReLU or none, got ",
                     name_of(packing.derivative.function));
   static const auto kOp =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("actnn::norm_add_act", "")
-          .typed<ThreeTensors(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double,
-                              int64_t, int64_t, bool, bool, const OptionalTensor&)>();
+      find_op<ThreeTensors(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double, int64_t,
+                           int64_t, bool, bool, const OptionalTensor&)>("actnn::norm_add_act");
   return kOp.call(input, residual, channels, norm_channels, slope, packing.bits, normalized_bits, packing.keeps_below,
                   packing.stochastic, rng_state);
 }

@@ -2,7 +2,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
@@ -19,6 +18,7 @@
 #include "actnn/core/bit_packing.h"
 #include "actnn/core/layout.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 #include "src/ops/tensors.h"
 
 namespace actnn {
@@ -215,16 +215,12 @@ TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
 }
 
 at::Tensor pack_codes(const at::Tensor& codes, const at::Tensor& bits, const c10::SymInt& bytes) {
-  static const auto kOp = c10::Dispatcher::singleton()
-                              .findSchemaOrThrow(kPack, "")
-                              .typed<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt)>();
+  static const auto kOp = find_op<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt)>(kPack);
   return kOp.call(codes, bits, bytes);
 }
 
 at::Tensor unpack_codes(const at::Tensor& packed, const at::Tensor& bits, const c10::SymInt& elements) {
-  static const auto kOp = c10::Dispatcher::singleton()
-                              .findSchemaOrThrow(kUnpack, "")
-                              .typed<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt)>();
+  static const auto kOp = find_op<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt)>(kUnpack);
   return kOp.call(packed, bits, elements);
 }
 

@@ -1,7 +1,6 @@
 #include "actnn/ops/quantize.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty_strided.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
@@ -11,6 +10,7 @@
 #include "actnn/core/layout.h"
 #include "actnn/cpu/quantize.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 #include "src/ops/quantize_checks.h"
 #include "src/ops/tensors.h"
 
@@ -129,18 +129,14 @@ TORCH_LIBRARY_IMPL(actnn, ADInplaceOrView, m) {
 at::Tensor quantize(const at::Tensor& input, const Quantization& quantization,
                     const std::optional<at::Tensor>& rng_state) {
   static const auto kOp =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow(kQuantize, "")
-          .typed<at::Tensor(const at::Tensor&, int64_t, int64_t, bool, const std::optional<at::Tensor>&)>();
+      find_op<at::Tensor(const at::Tensor&, int64_t, int64_t, bool, const std::optional<at::Tensor>&)>(kQuantize);
   return kOp.call(input, quantization.bits, quantization.group_size, quantization.stochastic, rng_state);
 }
 
 at::Tensor dequantize(const at::Tensor& packed, c10::SymIntArrayRef size, c10::SymIntArrayRef stride,
                       at::ScalarType dtype, const Quantization& quantization) {
-  static const auto kOp = c10::Dispatcher::singleton()
-                              .findSchemaOrThrow(kDequantize, "")
-                              .typed<at::Tensor(const at::Tensor&, c10::SymIntArrayRef, c10::SymIntArrayRef,
-                                                at::ScalarType, int64_t, int64_t)>();
+  static const auto kOp = find_op<at::Tensor(const at::Tensor&, c10::SymIntArrayRef, c10::SymIntArrayRef,
+                                             at::ScalarType, int64_t, int64_t)>(kDequantize);
   return kOp.call(packed, size, stride, dtype, quantization.bits, quantization.group_size);
 }
 

@@ -1,5 +1,4 @@
 #include <ATen/Parallel.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty_strided.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
@@ -11,6 +10,7 @@
 #include "actnn/cpu/quantize.h"
 #include "actnn/ops/quantize.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 #include "src/ops/quantize_per_sample_checks.h"
 #include "src/ops/tensors.h"
 
@@ -203,19 +203,15 @@ TORCH_LIBRARY_IMPL(actnn, ADInplaceOrView, m) {
 
 at::Tensor quantize_per_sample(const at::Tensor& input, const at::Tensor& bits, const c10::SymInt& code_bytes,
                                int64_t group_size, bool stochastic, const std::optional<at::Tensor>& rng_state) {
-  static const auto kOp = c10::Dispatcher::singleton()
-                              .findSchemaOrThrow(kQuantizePerSample, "")
-                              .typed<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, int64_t, bool,
-                                                const std::optional<at::Tensor>&)>();
+  static const auto kOp = find_op<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, int64_t, bool,
+                                             const std::optional<at::Tensor>&)>(kQuantizePerSample);
   return kOp.call(input, bits, code_bytes, group_size, stochastic, rng_state);
 }
 
 at::Tensor dequantize_per_sample(const at::Tensor& packed, const at::Tensor& bits, c10::SymIntArrayRef size,
                                  c10::SymIntArrayRef stride, at::ScalarType dtype, int64_t group_size) {
-  static const auto kOp = c10::Dispatcher::singleton()
-                              .findSchemaOrThrow(kDequantizePerSample, "")
-                              .typed<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymIntArrayRef,
-                                                c10::SymIntArrayRef, at::ScalarType, int64_t)>();
+  static const auto kOp = find_op<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymIntArrayRef,
+                                             c10::SymIntArrayRef, at::ScalarType, int64_t)>(kDequantizePerSample);
   return kOp.call(packed, bits, size, stride, dtype, group_size);
 }
 

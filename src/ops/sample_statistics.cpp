@@ -2,12 +2,12 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "actnn/cpu/sample_statistics.h"
 #include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
 #include "src/ops/sample_statistics_checks.h"
 #include "src/ops/tensors.h"
 
@@ -112,14 +112,12 @@ TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
 }
 
 at::Tensor group_range_squares(const at::Tensor& input, int64_t group_size) {
-  static const auto kOp =
-      c10::Dispatcher::singleton().findSchemaOrThrow(kRanges, "").typed<at::Tensor(const at::Tensor&, int64_t)>();
+  static const auto kOp = find_op<at::Tensor(const at::Tensor&, int64_t)>(kRanges);
   return kOp.call(input, group_size);
 }
 
 at::Tensor square_norms(const at::Tensor& input) {
-  static const auto kOp =
-      c10::Dispatcher::singleton().findSchemaOrThrow(kSquares, "").typed<at::Tensor(const at::Tensor&)>();
+  static const auto kOp = find_op<at::Tensor(const at::Tensor&)>(kSquares);
   return kOp.call(input);
 }
 

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/empty_strided.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 
 #include <utility>
 
@@ -45,6 +46,11 @@ void cast_together(const std::vector<at::Tensor*>& tensors, const std::vector<at
   } else if (!from.empty()) {
     at::_foreach_copy_(to, from);
   }
+}
+
+bool is_traced(const at::Tensor& tensor) {
+  return c10::impl::TorchDispatchModeTLS::any_modes_set() ||
+         tensor.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
 }
 
 at::Tensor on_device(const at::Tensor& tensor, c10::Device device) {

@@ -58,6 +58,9 @@ inline std::optional<at::Tensor> in_float(const std::optional<at::Tensor>& tenso
   return tensor && tensor->defined() ? std::optional(with_dtype(*tensor, at::kFloat).contiguous()) : std::nullopt;
 }
 
+/// Whether a compiler traces what is done with `tensor`, or Python looks on.
+bool is_traced(const at::Tensor& tensor);
+
 /// `tensor` on `device`, without a wait unless that is the host, where a copy may be read at once.
 at::Tensor on_device(const at::Tensor& tensor, c10::Device device);
 

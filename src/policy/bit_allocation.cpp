@@ -2,7 +2,6 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/nan_to_num.h>
 #include <ATen/ops/ones_like.h>
@@ -16,6 +15,7 @@
 
 #include "actnn/core/bit_allocation.h"
 #include "actnn/core/bit_packing.h"
+#include "src/ops/dispatch.h"
 
 namespace actnn {
 namespace {
@@ -138,18 +138,14 @@ TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
 at::Tensor allocate_bits(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight,
                          int64_t target) {
   static const auto kHandle =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow(kBitAllocationName, "")
-          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t)>();
+      find_op<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t)>(kBitAllocationName);
   return kHandle.call(bits, sensitivity, weight, target);
 }
 
 at::Tensor allocate_bits_for_noise(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight,
                                    const at::Tensor& allowed) {
   static const auto kHandle =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow(kNoiseOp, "")
-          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&)>();
+      find_op<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&)>(kNoiseOp);
   return kHandle.call(bits, sensitivity, weight, allowed);
 }
 

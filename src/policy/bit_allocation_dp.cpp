@@ -1,7 +1,6 @@
 #include "actnn/policy/bit_allocation_dp.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -11,6 +10,7 @@
 #include <vector>
 
 #include "actnn/core/bit_packing.h"
+#include "src/ops/dispatch.h"
 
 namespace actnn {
 namespace {
@@ -158,9 +158,8 @@ TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("allocate_bits_dp", allocate_dp_
 std::tuple<at::Tensor, at::Tensor> allocate_bits_dp(const at::Tensor& square_norm, const at::Tensor& sensitivity,
                                                     int64_t max_bits, double target, int64_t states) {
   static const auto kHandle =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow(kBitAllocationDpName, "")
-          .typed<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, int64_t, double, int64_t)>();
+      find_op<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, int64_t, double, int64_t)>(
+          kBitAllocationDpName);
   return kHandle.call(square_norm, sensitivity, max_bits, target, states);
 }
 

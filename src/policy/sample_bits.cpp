@@ -1,7 +1,6 @@
 #include "actnn/policy/sample_bits.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
@@ -11,6 +10,7 @@
 #include "actnn/core/bit_allocation.h"
 #include "actnn/core/bit_packing.h"
 #include "actnn/cpu/bit_allocation.h"
+#include "src/ops/dispatch.h"
 #include "src/policy/sample_bits_checks.h"
 
 namespace actnn {
@@ -139,16 +139,14 @@ TORCH_LIBRARY_IMPL(actnn, ADInplaceOrView, m) {
 
 std::tuple<at::Tensor, at::Tensor> allocate_sample_bits(const at::Tensor& range, const OptionalTensor& gradient,
                                                         double factor, int64_t initial_bits, int64_t total_bits) {
-  static const auto kOp = c10::Dispatcher::singleton()
-                              .findSchemaOrThrow(kAllocate, "")
-                              .typed<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const OptionalTensor&,
-                                                                        double, int64_t, int64_t)>();
+  static const auto kOp =
+      find_op<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const OptionalTensor&, double, int64_t, int64_t)>(
+          kAllocate);
   return kOp.call(range, gradient, factor, initial_bits, total_bits);
 }
 
 at::Tensor update_gradient_norm_(at::Tensor& gradient, const at::Tensor& norms) {
-  static const auto kOp =
-      c10::Dispatcher::singleton().findSchemaOrThrow(kUpdate, "").typed<at::Tensor(at::Tensor&, const at::Tensor&)>();
+  static const auto kOp = find_op<at::Tensor(at::Tensor&, const at::Tensor&)>(kUpdate);
   return kOp.call(gradient, norms);
 }
 

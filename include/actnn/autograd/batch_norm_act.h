@@ -12,7 +12,7 @@ namespace actnn {
 /// Batch norm and the activation behind it in one pass, saving one packed tensor for both: an exact bit for the side of
 /// the activation and `packing.bits` - 1 bits for x-hat (core/sign_split.h). `negative_slope`: 0 is ReLU, 1 no
 /// activation, others leaky ReLU. `packing.derivative` names another activation: ReLU6 (1 bit of derivatives, exact),
-/// SiLU or hardswish (1..7 bits, rounded at random; they keep the normalized input without a bend).
+/// SiLU or hardswish (1..7 bits, rounded at random; they keep the normalized input without a kink).
 ///
 /// `input`: [N, C] or [N, C, ...], float32, float16 or bfloat16; a tensor that is not channels_last is copied into that
 /// layout, which the result has. `weight`, `bias`, `running_mean`, `running_var`: [C] or none. In training mode the

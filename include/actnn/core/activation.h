@@ -101,7 +101,7 @@ ACTNN_HOST_DEVICE inline float reciprocal(float x) {
 }
 
 /// Numbers of 1 / (1 + exp(-z)).
-struct SigmoidNumbers {
+struct SigmoidCoefficients {
   static constexpr float kFarthest = 80.0F;         ///< z beyond it counts as it, and NaN
   static constexpr float kShift = 0x1.8p23F;        ///< added, rounds to an integer, which is then in the low bits
   static constexpr float kLog2E = 1.44269502F;      ///< of exp(x) = 2^n exp(x - n log(2)), n = round(x log2(e))
@@ -118,16 +118,16 @@ struct SigmoidNumbers {
 
 /// 1 / (1 + exp(-z)), |z| <= kFarthest.
 ACTNN_HOST_DEVICE inline float sigmoid(float z) {
-  using Numbers = SigmoidNumbers;
-  const float shifted = fused(z, -Numbers::kLog2E, Numbers::kShift);
-  const float n = shifted - Numbers::kShift;
-  const float r = fused(n, -Numbers::kLog2Low, fused(n, -Numbers::kLog2High, -z));
-  float p = Numbers::k0;
-  p = fused(p, r, Numbers::k1);
-  p = fused(p, r, Numbers::k2);
-  p = fused(p, r, Numbers::k3);
-  p = fused(p, r, Numbers::k4);
-  p = fused(p, r, Numbers::k5);
+  using Coefficients = SigmoidCoefficients;
+  const float shifted = fused(z, -Coefficients::kLog2E, Coefficients::kShift);
+  const float n = shifted - Coefficients::kShift;
+  const float r = fused(n, -Coefficients::kLog2Low, fused(n, -Coefficients::kLog2High, -z));
+  float p = Coefficients::k0;
+  p = fused(p, r, Coefficients::k1);
+  p = fused(p, r, Coefficients::k2);
+  p = fused(p, r, Coefficients::k3);
+  p = fused(p, r, Coefficients::k4);
+  p = fused(p, r, Coefficients::k5);
   p = fused(p, r, 1.0F);
   p = fused(p, r, 1.0F);
   const float power = float_of((bits_of(shifted) << 23) + bits_of(1.0F));
@@ -147,8 +147,8 @@ ACTNN_HOST_DEVICE inline ActivatedNumber activate(float z) {
   if constexpr (function == ActivationFunction::kReLU6) {
     return {is_nan(z) ? z : at_most(at_least(z, 0.0F), 6.0F), z > 0.0F && z < 6.0F ? 1.0F : 0.0F};
   } else if constexpr (function == ActivationFunction::kSiLU) {
-    const float above = z < -SigmoidNumbers::kFarthest ? -SigmoidNumbers::kFarthest : z;
-    const float near = at_most(above, SigmoidNumbers::kFarthest);
+    const float above = z < -SigmoidCoefficients::kFarthest ? -SigmoidCoefficients::kFarthest : z;
+    const float near = at_most(above, SigmoidCoefficients::kFarthest);
     const float share = sigmoid(near);
     return {above * share, share * fused(near, 1.0F - share, 1.0F)};
   } else {

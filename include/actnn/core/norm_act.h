@@ -11,12 +11,12 @@
 ///     x-hat = (x - mean) / sqrt(var + eps)      z = weight x-hat + bias (+ residual)      y = z if z > 0, else slope z
 ///
 /// and what is kept of it for backward (core/sign_split.h): the side of z, and a copy s of z / |weight| ("split", s = 0
-/// at the bend) or of x-hat ("linear"). Both give x-hat and, on each side, z as linear functions of s, so that an
+/// at the kink) or of x-hat ("linear"). Both give x-hat and, on each side, z as linear functions of s, so that an
 /// unbiased copy of s gives unbiased ones of x-hat and of y.
 
 namespace actnn {
 
-/// The activation, and its derivative times `gradient`, on the side of the bend that `side` names (true: z > 0). A
+/// The activation, and its derivative times `gradient`, on the side of the kink that `side` names (true: z > 0). A
 /// slope of 0 makes infinities 0, as ReLU does; NaN stays.
 ACTNN_HOST_DEVICE constexpr float activated(float z, bool side, float slope) {
   return side || is_nan(z) ? z : slope == 0.0F ? 0.0F : slope * z;
@@ -38,38 +38,38 @@ inline constexpr int64_t kNormActChannel = 5;
 static_assert(sizeof(NormActChannel) == kNormActChannel * sizeof(float));
 
 /// How to come from s to x-hat and z: x-hat = p s + q, z = a s + b.
-struct NormActInverse {
+struct DecodeMap {
   float p;
   float q;
   float a;
   float b;
   float linear;  ///< 0 or 1
 };
-inline constexpr int64_t kNormActInverse = 5;
-static_assert(sizeof(NormActInverse) == kNormActInverse * sizeof(float));
+inline constexpr int64_t kDecodeMap = 5;
+static_assert(sizeof(DecodeMap) == kDecodeMap * sizeof(float));
 
-/// A bend that is more deviations than this away from the mean leaves a channel linear.
-inline constexpr float kFarthestBend = 8.0F;
+/// A kink that is more deviations than this away from the mean leaves a channel linear.
+inline constexpr float kFarthestKink = 8.0F;
 
-/// Whether a channel is kept as linear: without a bend, or with one that is far away or nowhere (weight 0, or NaN).
-ACTNN_HOST_DEVICE constexpr bool is_linear_channel(float weight, float bias, bool has_bend) {
+/// Whether a channel is kept as linear: without a kink, or with one that is far away or nowhere (weight 0, or NaN).
+ACTNN_HOST_DEVICE constexpr bool is_linear_channel(float weight, float bias, bool has_kink) {
   const float size = weight < 0.0F ? -weight : weight;
   const float offset = bias < 0.0F ? -bias : bias;
-  return !has_bend || !(offset <= kFarthestBend * size) || size == 0.0F;
+  return !has_kink || !(offset <= kFarthestKink * size) || size == 0.0F;
 }
 
-ACTNN_HOST_DEVICE constexpr NormActChannel forward_channel(float mean, float inverse_deviation, float weight,
-                                                           float bias, bool has_bend) {
-  const float z_scale = weight * inverse_deviation;
+ACTNN_HOST_DEVICE constexpr NormActChannel forward_channel(float mean, float rstd, float weight, float bias,
+                                                           bool has_kink) {
+  const float z_scale = weight * rstd;
   const float z_shift = bias - mean * z_scale;
-  if (is_linear_channel(weight, bias, has_bend)) {
-    return {z_scale, z_shift, inverse_deviation, -(mean * inverse_deviation), 1.0F};
+  if (is_linear_channel(weight, bias, has_kink)) {
+    return {z_scale, z_shift, rstd, -(mean * rstd), 1.0F};
   }
   return {z_scale, z_shift, 1.0F / (weight < 0.0F ? -weight : weight), 0.0F, 0.0F};
 }
 
-ACTNN_HOST_DEVICE constexpr NormActInverse inverse_channel(float weight, float bias, bool has_bend) {
-  if (is_linear_channel(weight, bias, has_bend)) {
+ACTNN_HOST_DEVICE constexpr DecodeMap decode_map(float weight, float bias, bool has_kink) {
+  if (is_linear_channel(weight, bias, has_kink)) {
     return {1.0F, 0.0F, weight, bias, 1.0F};
   }
   return {weight < 0.0F ? -1.0F : 1.0F, -(bias / weight), weight < 0.0F ? -weight : weight, 0.0F, 0.0F};
@@ -85,10 +85,10 @@ ACTNN_HOST_DEVICE constexpr float running_statistic(float running, float value, 
 ACTNN_HOST_DEVICE constexpr NormActChannel sum_channel(float z_scale, float z_shift) {
   return {z_scale, z_shift, 1.0F, 0.0F, 0.0F};
 }
-ACTNN_HOST_DEVICE constexpr NormActInverse sum_inverse() { return {1.0F, 0.0F, 1.0F, 0.0F, 0.0F}; }
+ACTNN_HOST_DEVICE constexpr DecodeMap sum_decode_map() { return {1.0F, 0.0F, 1.0F, 0.0F, 0.0F}; }
 
 /// The gradient of the weight, the sum of dz x-hat, from the sums of dz and of dz s.
-ACTNN_HOST_DEVICE constexpr float weight_gradient(const NormActInverse& inverse, float sum, float copy_sum) {
+ACTNN_HOST_DEVICE constexpr float weight_gradient(const DecodeMap& inverse, float sum, float copy_sum) {
   return inverse.p * copy_sum + inverse.q * sum;
 }
 
@@ -104,10 +104,9 @@ static_assert(sizeof(NormActGradient) == kNormActGradient * sizeof(float));
 
 /// weight / deviation (dz - E[dz] - x-hat E[dz x-hat]) with the expectations over the batch, from the sums of dz and of
 /// dz s.
-ACTNN_HOST_DEVICE constexpr NormActGradient gradient_channel(const NormActInverse& inverse, float weight,
-                                                             float inverse_deviation, float mean_gradient,
-                                                             float mean_gradient_copy) {
-  const float scale = weight * inverse_deviation;
+ACTNN_HOST_DEVICE constexpr NormActGradient gradient_channel(const DecodeMap& inverse, float weight, float rstd,
+                                                             float mean_gradient, float mean_gradient_copy) {
+  const float scale = weight * rstd;
   const float of_normalized = weight_gradient(inverse, mean_gradient, mean_gradient_copy);
   return {scale, -(scale * of_normalized * inverse.p), -(scale * (mean_gradient + inverse.q * of_normalized)),
           inverse.linear};

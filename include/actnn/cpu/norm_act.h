@@ -36,7 +36,7 @@ struct NormActForward {
   const NormActChannel* channels;
   float slope;
   int bits;          ///< 2..8; 0: no copies are kept
-  bool keeps_below;  ///< false: copies below the bend are not wanted, and count as 0
+  bool keeps_below;  ///< false: copies below the kink are not wanted, and count as 0
   uint8_t* packed;   ///< out: layout.bytes(planes())
   RandomState random;
   bool stochastic;
@@ -68,7 +68,7 @@ struct NormActBackward {
 };
 
 /// Sums of dz and of dz s over blocks of rows [first, last): [channels] each, added to what is there.
-void norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, int64_t first, int64_t last,
+void norm_act_sums(const NormActBackward& backward, const DecodeMap* channels, int64_t first, int64_t last,
                    double* sums, double* copy_sums);
 
 /// The input's gradient of groups [first, last), and dz, rounded, unless `grad_sum` is null. Each may be in the place
@@ -77,8 +77,7 @@ void norm_act_input_gradient(const NormActBackward& backward, const NormActGradi
                              void* grad_sum, int64_t first, int64_t last);
 
 /// y of groups [first, last) again, from the copies; not of smooth activations.
-void norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y, int64_t first,
-                     int64_t last);
+void norm_act_output(const NormActBackward& backward, const DecodeMap* channels, void* y, int64_t first, int64_t last);
 
 namespace reference {
 
@@ -86,12 +85,11 @@ namespace reference {
 void part_moments(const void* x, ElementType type, const SplitLayout<int64_t>& layout, int64_t part, double* mean,
                   double* squares);
 void norm_act(const NormActForward& forward, int64_t first, int64_t last);
-void norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, int64_t first, int64_t last,
+void norm_act_sums(const NormActBackward& backward, const DecodeMap* channels, int64_t first, int64_t last,
                    double* sums, double* copy_sums);
 void norm_act_input_gradient(const NormActBackward& backward, const NormActGradient* channels, void* grad_input,
                              void* grad_sum, int64_t first, int64_t last);
-void norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y, int64_t first,
-                     int64_t last);
+void norm_act_output(const NormActBackward& backward, const DecodeMap* channels, void* y, int64_t first, int64_t last);
 
 }  // namespace reference
 }  // namespace actnn::cpu

@@ -41,7 +41,7 @@ struct NormActForward {
   const NormActChannel* channels;  ///< [channels]
   float slope;
   int bits;          ///< 2..8; 0: no copies are kept
-  bool keeps_below;  ///< false: copies below the bend are not wanted, and count as 0
+  bool keeps_below;  ///< false: copies below the kink are not wanted, and count as 0
   uint8_t* packed;   ///< out: layout.bytes(planes()), all of them; begins at a multiple of 16 bytes
   RandomSource random;
   bool stochastic;
@@ -77,7 +77,7 @@ struct NormActBackward {
 };
 
 /// Sums of dz and of dz s: [channels] each.
-cudaError_t norm_act_sums(const NormActBackward& backward, const NormActInverse* channels, float* scratch, float* sums,
+cudaError_t norm_act_sums(const NormActBackward& backward, const DecodeMap* channels, float* scratch, float* sums,
                           float* copy_sums, cudaStream_t stream);
 
 /// The input's gradient, and dz, rounded, unless `grad_sum` is null. Each may be in the place of a tensor that is read.
@@ -85,7 +85,6 @@ cudaError_t norm_act_input_gradient(const NormActBackward& backward, const NormA
                                     void* grad_sum, cudaStream_t stream);
 
 /// y again, from the copies; not of smooth activations.
-cudaError_t norm_act_output(const NormActBackward& backward, const NormActInverse* channels, void* y,
-                            cudaStream_t stream);
+cudaError_t norm_act_output(const NormActBackward& backward, const DecodeMap* channels, void* y, cudaStream_t stream);
 
 }  // namespace actnn::cuda

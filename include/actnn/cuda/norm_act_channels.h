@@ -21,15 +21,15 @@ struct NormActChannels {
   const float* weight;
   const float* bias;
   float eps;
-  bool has_bend;
+  bool has_kink;
   int64_t channels;
 };
 
-cudaError_t norm_act_channels(const NormActChannels& of, NormActChannel* forward, NormActInverse* inverse,
-                              float* inverse_deviation, cudaStream_t stream);
+cudaError_t norm_act_channels(const NormActChannels& of, NormActChannel* forward, DecodeMap* inverse, float* rstd,
+                              cudaStream_t stream);
 
 /// Of the sums of normalizations of `norm`, or of x itself if that is null, and residuals.
-cudaError_t sum_channels(const NormActChannel* norm, int64_t channels, NormActChannel* forward, NormActInverse* inverse,
+cudaError_t sum_channels(const NormActChannel* norm, int64_t channels, NormActChannel* forward, DecodeMap* inverse,
                          cudaStream_t stream);
 
 /// Batch normalization in training: what it knows of channels, and the running statistics that it updates.
@@ -37,7 +37,7 @@ struct BatchStatistics {
   const float* weight;
   const float* bias;
   float eps;
-  bool has_bend;
+  bool has_kink;
   float* running_mean;  ///< null: none
   float* running_var;   ///< of unbiased variances; null: none
   int64_t* batches;     ///< one number, which is incremented; null: none
@@ -47,17 +47,17 @@ struct BatchStatistics {
 /// `channel_moments` and `norm_act_channels` with one launch less. `layout.rows` is not 0; `scratch` as for
 /// `channel_moments`.
 cudaError_t batch_norm_channels(const void* x, ElementType type, const SplitLayout<int64_t>& layout, float* scratch,
-                                const BatchStatistics& statistics, NormActChannel* forward, NormActInverse* inverse,
-                                float* inverse_deviation, cudaStream_t stream);
+                                const BatchStatistics& statistics, NormActChannel* forward, DecodeMap* inverse,
+                                float* rstd, cudaStream_t stream);
 
 /// `sums` and `copy_sums` as of `norm_act_sums`; `count`: rows that they are divided by for expectations, 0: these are
 /// 0.
 struct NormActGradients {
   const float* sums;
   const float* copy_sums;
-  const NormActInverse* inverse;
+  const DecodeMap* inverse;
   const float* weight;
-  const float* inverse_deviation;
+  const float* rstd;
   int64_t count;
   int64_t channels;
 };
@@ -67,9 +67,9 @@ cudaError_t norm_act_gradients(const NormActGradients& of, NormActGradient* grad
 
 /// The numbers of a normalization that its backward needs; `count` as of `NormActGradients`.
 struct NormalizedChannels {
-  const NormActInverse* inverse;
+  const DecodeMap* inverse;
   const float* weight;
-  const float* inverse_deviation;
+  const float* rstd;
   int64_t count;
 };
 

@@ -22,18 +22,17 @@ namespace actnn {
 /// (mean, biased variance) of each channel of `input`, [rows, channels].
 std::tuple<at::Tensor, at::Tensor> channel_moments(const at::Tensor& input);
 
-/// What the passes need of a normalization: (channels: `NormActChannel` [C, 5], inverse: `NormActInverse` [C, 5],
-/// inverse deviation: [C]). `weight` and `bias`: float32 [C], or none for 1 and 0. `has_bend`: whether an activation
-/// follows.
+/// What the passes need of a normalization: (channels: `NormActChannel` [C, 5], inverse: `DecodeMap` [C, 5], inverse
+/// deviation: [C]). `weight` and `bias`: float32 [C], or none for 1 and 0. `has_kink`: whether an activation follows.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_act_channels(const at::Tensor& mean, const at::Tensor& variance,
                                                                  const std::optional<at::Tensor>& weight,
                                                                  const std::optional<at::Tensor>& bias, double eps,
-                                                                 bool has_bend);
+                                                                 bool has_kink);
 
 /// How an activation is packed.
 struct SplitPacking {
   int64_t bits = 4;         ///< 2..8, the side included; 0: no copies are packed
-  bool keeps_below = true;  ///< false: copies below the bend are not wanted, and count as 0
+  bool keeps_below = true;  ///< false: copies below the kink are not wanted, and count as 0
   bool stochastic = true;   ///< false: round to nearest
   /// Another activation than leaky ReLU, and the bits of its derivatives, which are packed too: ReLU6 1, SiLU and
   /// hardswish 1..7; 0, with no copies: nothing is packed.
@@ -43,7 +42,7 @@ struct SplitPacking {
 };
 
 /// (y, packed), with `channels` of `norm_act_channels`: y = activation of normalized `input` (+ `residual`, of its
-/// shape and dtype), leaky ReLU with `slope` below 0, or that of `packing.derivative`, for which `channels` have a bend
+/// shape and dtype), leaky ReLU with `slope` below 0, or that of `packing.derivative`, for which `channels` have a kink
 /// if it is ReLU6. `packed`: uint8, without elements if nothing is packed. `rng_state`: int64 [2], advanced; none:
 /// torch's generator.
 std::tuple<at::Tensor, at::Tensor> norm_act(const at::Tensor& input, const std::optional<at::Tensor>& residual,
@@ -52,7 +51,7 @@ std::tuple<at::Tensor, at::Tensor> norm_act(const at::Tensor& input, const std::
 
 /// (y, packed, normalized) of a norm's sum with `residual`, in one pass: y and packed as of `norm_act` with `channels`
 /// of `sum_channels`, and copies of the normalized input of `normalized_bits` (2..7), with `norm_channels` of
-/// `norm_act_channels` without a bend. `normalized` has no sides (core/sign_split.h). `rng_state` is advanced for each
+/// `norm_act_channels` without a kink. `normalized` has no sides (core/sign_split.h). `rng_state` is advanced for each
 /// of the two that is packed. The activation must be leaky ReLU, of any slope.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_add_act(const at::Tensor& input, const at::Tensor& residual,
                                                             const at::Tensor& channels, const at::Tensor& norm_channels,
@@ -67,7 +66,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_add_act(const at::Tensor& in
 std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_channels(
     const at::Tensor& input, const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias,
     const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var,
-    const std::optional<at::Tensor>& num_batches_tracked, std::optional<double> momentum, double eps, bool has_bend);
+    const std::optional<at::Tensor>& num_batches_tracked, std::optional<double> momentum, double eps, bool has_kink);
 
 /// What backward knows of the elements of a norm: packed copies, or, in their place, the norm's own input, computed
 /// again, or copies of the normalized input of `norm_add_act`.
@@ -99,13 +98,12 @@ std::tuple<at::Tensor, at::Tensor> sum_channels(const std::optional<at::Tensor>&
 /// are of, or 0 if they are constants (evaluation).
 std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse,
                                                                   const std::optional<at::Tensor>& weight,
-                                                                  const at::Tensor& inverse_deviation,
-                                                                  const c10::SymInt& count);
+                                                                  const at::Tensor& rstd, const c10::SymInt& count);
 
 /// `norm_act_gradients` of `norm_act_sums`.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_act_sums_and_gradients(
     const NormActCopies& copies, const at::Tensor& grad, const std::optional<at::Tensor>& second_grad,
-    const at::Tensor& inverse, const std::optional<at::Tensor>& weight, const at::Tensor& inverse_deviation,
+    const at::Tensor& inverse, const std::optional<at::Tensor>& weight, const at::Tensor& rstd,
     const c10::SymInt& count);
 
 /// The gradient of the input, of the dtype and shape of `grad`.

@@ -8,9 +8,9 @@
 
 #include "actnn/ops/norm_act.h"
 #include "src/autograd/add_act_gradient.h"
-#include "src/autograd/channel_matrix.h"
 #include "src/blocks/run.h"
 #include "src/blocks/synchronized_norm.h"
+#include "src/ops/channel_matrix.h"
 #include "src/ops/tensors.h"
 
 namespace actnn::blocks {

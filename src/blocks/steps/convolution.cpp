@@ -8,11 +8,11 @@
 #include <numeric>
 #include <utility>
 
-#include "src/autograd/channel_matrix.h"
 #include "src/blocks/registry.h"
 #include "src/blocks/steps/broadcast.h"
 #include "src/blocks/steps/like_value.h"
 #include "src/blocks/steps/windows.h"
+#include "src/ops/channel_matrix.h"
 #include "src/ops/tensors.h"
 
 namespace actnn::blocks {

@@ -33,9 +33,9 @@ struct Pass {
   bool has_residual = false;
   uint64_t offset = 0;
   bool stochastic = true;
-  bool has_bend = derivative.function == kReLU6;
+  bool has_kink = derivative.function == kReLU6;
   std::vector<NormActChannel> channels{};
-  std::vector<NormActInverse> inverse{};
+  std::vector<DecodeMap> inverse{};
   std::vector<float> values{};
   std::vector<uint8_t> x{};
   std::vector<uint8_t> residual{};
@@ -49,8 +49,8 @@ struct Pass {
     for (int64_t c = 0; c < layout.channels; ++c) {
       const float weight = c % 3 == 0 ? 3.0F : c % 3 == 1 ? -2.0F : 0.01F;
       const float bias = c % 3 == 2 ? 2.5F : 1.5F;
-      channels.push_back(forward_channel(0.1F, 1.25F, weight, bias, has_bend));
-      inverse.push_back(inverse_channel(weight, bias, has_bend));
+      channels.push_back(forward_channel(0.1F, 1.25F, weight, bias, has_kink));
+      inverse.push_back(decode_map(weight, bias, has_kink));
     }
     values = random_values(layout.rows * layout.channels, 3, false);
     x = as_elements(values, type);
@@ -191,9 +191,9 @@ TEST_P(NormActDerived, GradientsAreThoseOfTheDerivatives) {
     Pass pass{.layout = layout, .type = type(), .derivative = {function(), widths().back()}};
     pass.run();
     const std::vector<uint8_t> grad = as_elements(random_values(layout.rows * layout.channels, 8, false), type());
-    std::vector<NormActInverse> plain = pass.inverse;
+    std::vector<DecodeMap> plain = pass.inverse;
     std::vector<NormActGradient> gradients;
-    for (NormActInverse& channel : plain) {
+    for (DecodeMap& channel : plain) {
       channel.a = 1.0F;
       channel.b = 0.0F;
       gradients.push_back({0.5F, 0.25F, -0.125F, channel.linear});
@@ -279,7 +279,7 @@ TEST(NormActDerivatives, AreUnbiasedAlsoInProductsWithCopies) {
         pass.run();
         // s in the gradient of the input, d in that of z.
         std::vector<NormActGradient> gradients;
-        for (const NormActInverse& channel : pass.inverse) {
+        for (const DecodeMap& channel : pass.inverse) {
           gradients.push_back({0.0F, 1.0F, 0.0F, channel.linear});
         }
         std::vector<uint8_t> copies(ones.size());

@@ -19,14 +19,14 @@ constexpr int kBits = 3;
 /// Channels of both kinds, in forward and in backward.
 struct Channels {
   std::vector<NormActChannel> forward;
-  std::vector<NormActInverse> inverse;
+  std::vector<DecodeMap> inverse;
   std::vector<NormActGradient> gradients;
 
   explicit Channels(int64_t count) {
     for (int64_t c = 0; c < count; ++c) {
       const float weight = c % 3 == 0 ? 0.0F : c % 3 == 1 ? 0.8F : -1.5F;
       forward.push_back(forward_channel(0.2F, 1.25F, weight, 0.3F, true));
-      inverse.push_back(inverse_channel(weight, 0.3F, true));
+      inverse.push_back(decode_map(weight, 0.3F, true));
       gradients.push_back({0.5F, 0.25F, -0.125F, inverse.back().linear});
     }
   }

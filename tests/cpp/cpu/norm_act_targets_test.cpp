@@ -82,16 +82,16 @@ struct Problem {
     }
     return maps;
   }
-  std::vector<NormActInverse> inverse() const {
-    std::vector<NormActInverse> maps;
+  std::vector<DecodeMap> inverse() const {
+    std::vector<DecodeMap> maps;
     for (int64_t c = 0; c < layout.channels; ++c) {
-      maps.push_back(inverse_channel(weight(c), bias(c), true));
+      maps.push_back(decode_map(weight(c), bias(c), true));
     }
     return maps;
   }
   std::vector<NormActGradient> gradients() const {
     std::vector<NormActGradient> maps;
-    for (const NormActInverse& channel : inverse()) {
+    for (const DecodeMap& channel : inverse()) {
       maps.push_back(gradient_channel(channel, weight(static_cast<int64_t>(maps.size())), 1.25F, 0.01F, 0.02F));
     }
     return maps;
@@ -181,7 +181,7 @@ std::vector<double> with_one_nan(std::vector<double> sums) {
 
 Backward backward_of(const Problem& problem, const Source& source, const Bytes& packed) {
   const Layout& layout = problem.layout;
-  const std::vector<NormActInverse> inverse = problem.inverse();
+  const std::vector<DecodeMap> inverse = problem.inverse();
   const std::vector<NormActGradient> gradients = problem.gradients();
   const std::vector<NormActChannel> channels = problem.channels();
   Bytes x = problem.elements(3);

@@ -19,26 +19,26 @@ struct Shape {
 constexpr Shape kShapes[] = {{1, 1},   {7, 3},    {33, 8},  {130, 16}, {65, 24},
                              {19, 40}, {130, 64}, {9, 100}, {6, 256},  {5, 320}};
 
-/// Channels of every kind: weights of both signs, tiny ones, 0; bends near, far, and on either side.
+/// Channels of every kind: weights of both signs, tiny ones, 0; kinks near, far, and on either side.
 struct Channels {
   std::vector<NormActChannel> forward;
-  std::vector<NormActInverse> inverse;
+  std::vector<DecodeMap> inverse;
 
-  Channels(int64_t count, bool has_bend) {
+  Channels(int64_t count, bool has_kink) {
     constexpr float kWeights[] = {1.0F, -0.7F, 0.0F, 1e-3F, 2.5F, -1e-6F, 0.3F};
     constexpr float kBiases[] = {0.1F, -0.4F, 0.5F, 0.7F, 0.0F, -0.2F, 2.0F, -0.5F, 1.5F};
     for (int64_t c = 0; c < count; ++c) {
       const float weight = kWeights[c % 7];
       const float bias = kBiases[c % 9];
-      forward.push_back(forward_channel(0.2F, 1.25F, weight, bias, has_bend));
-      inverse.push_back(inverse_channel(weight, bias, has_bend));
+      forward.push_back(forward_channel(0.2F, 1.25F, weight, bias, has_kink));
+      inverse.push_back(decode_map(weight, bias, has_kink));
     }
   }
 
   /// The channels' kinds, with s as it is.
-  std::vector<NormActInverse> identity() const {
-    std::vector<NormActInverse> result = inverse;
-    for (NormActInverse& channel : result) {
+  std::vector<DecodeMap> identity() const {
+    std::vector<DecodeMap> result = inverse;
+    for (DecodeMap& channel : result) {
       channel.a = 1.0F;
       channel.b = 0.0F;
     }
@@ -103,7 +103,7 @@ Result run(const Problem& problem, const Channels& channels, uint64_t offset = 0
 
 /// Copies are read in float32, whatever the type of the elements: the steps are those of the type.
 std::vector<float> output(const Problem& problem, const std::vector<uint8_t>& packed,
-                          const std::vector<NormActInverse>& channels, float slope) {
+                          const std::vector<DecodeMap>& channels, float slope) {
   std::vector<uint8_t> y(problem.values.size() * static_cast<size_t>(element_size(problem.type)));
   norm_act_output({.packed = packed.data(),
                    .bits = problem.bits,
@@ -200,7 +200,7 @@ TEST(NormActCopies, AreUnbiased) {
       // Per channel: of a single element a rare code may not have come up yet.
       for (int64_t c = 0; c < shape.channels; ++c) {
         const NormActChannel& channel = channels.forward[c];
-        const NormActInverse& inverse = channels.inverse[c];
+        const DecodeMap& inverse = channels.inverse[c];
         double bias = 0;
         double normalized_bias = 0;
         double y_bias = 0;

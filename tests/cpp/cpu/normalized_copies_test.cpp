@@ -62,7 +62,7 @@ TEST(NormalizedCopies, AreUnbiased) {
   constexpr int kDraws = 2000;
   constexpr Layout kLayout{40, 14};
   const std::vector<float> x = random_values(kLayout.rows * kLayout.channels, 3, false);
-  const std::vector<NormActInverse> identity(14, {1.0F, 0.0F, 1.0F, 0.0F, 1.0F});
+  const std::vector<DecodeMap> identity(14, {1.0F, 0.0F, 1.0F, 0.0F, 1.0F});
   for (const int bits : {2, 4}) {
     std::vector<double> sum(x.size());
     std::vector<double> squares(x.size());

@@ -22,18 +22,18 @@ std::vector<uint8_t> bytes_of(const GpuArray<T>& array) {
 }
 
 /// The numbers of channels that forward needs.
-struct ForwardNumbers {
+struct ForwardCoefficients {
   GpuArray<NormActChannel> forward;
-  GpuArray<NormActInverse> inverse;
-  GpuArray<float> inverse_deviation;
+  GpuArray<DecodeMap> inverse;
+  GpuArray<float> rstd;
 
-  explicit ForwardNumbers(int64_t channels) : forward(channels), inverse(channels), inverse_deviation(channels) {}
+  explicit ForwardCoefficients(int64_t channels) : forward(channels), inverse(channels), rstd(channels) {}
 };
 
-void expect_equal(const ForwardNumbers& actual, const ForwardNumbers& expected) {
+void expect_equal(const ForwardCoefficients& actual, const ForwardCoefficients& expected) {
   EXPECT_EQ(bytes_of(actual.forward), bytes_of(expected.forward));
   EXPECT_EQ(bytes_of(actual.inverse), bytes_of(expected.inverse));
-  EXPECT_EQ(bytes_of(actual.inverse_deviation), bytes_of(expected.inverse_deviation));
+  EXPECT_EQ(bytes_of(actual.rstd), bytes_of(expected.rstd));
 }
 
 /// Normalizes a batch after `batches` others in two steps and in one. `parameters`: whether there are weight and bias.
@@ -48,35 +48,34 @@ void compare_batch(const Layout& layout, ElementType type, float momentum, int64
 
   const GpuArray<float> mean(layout.channels);
   const GpuArray<float> variance(layout.channels);
-  const ForwardNumbers expected(layout.channels);
+  const ForwardCoefficients expected(layout.channels);
   check(channel_moments(x.as<void>(), type, layout, scratch.data(), mean.data(), variance.data(), nullptr));
   check(norm_act_channels({.mean = mean.data(),
                            .variance = variance.data(),
                            .weight = weights,
                            .bias = biases,
                            .eps = kEps,
-                           .has_bend = true,
+                           .has_kink = true,
                            .channels = layout.channels},
-                          expected.forward.data(), expected.inverse.data(), expected.inverse_deviation.data(),
-                          nullptr));
+                          expected.forward.data(), expected.inverse.data(), expected.rstd.data(), nullptr));
 
   const std::vector<float> running_means = random_values(layout.channels, 7, false);
   const std::vector<float> running_variances = random_values(layout.channels, 8, false);
   const GpuArray<float> running_mean(running_means);
   const GpuArray<float> running_var(running_variances);
   const GpuArray<int64_t> count(std::vector<int64_t>{batches});
-  const ForwardNumbers actual(layout.channels);
+  const ForwardCoefficients actual(layout.channels);
   BatchStatistics statistics{.weight = weights,
                              .bias = biases,
                              .eps = kEps,
-                             .has_bend = true,
+                             .has_kink = true,
                              .running_mean = running_mean.data(),
                              .running_var = running_var.data(),
                              .batches = count.data(),
                              .momentum = momentum};
   const auto run = [&] {
     check(batch_norm_channels(x.as<void>(), type, layout, scratch.data(), statistics, actual.forward.data(),
-                              actual.inverse.data(), actual.inverse_deviation.data(), nullptr));
+                              actual.inverse.data(), actual.rstd.data(), nullptr));
   };
   run();
   expect_equal(actual, expected);
@@ -125,18 +124,18 @@ TEST_P(NormActChannelsOf, HaveGradientsInOneStepAsInTwo) {
     for (const int64_t count : {int64_t{0}, layout.rows}) {
       SCOPED_TRACE(testing::Message() << layout.rows << " x " << layout.channels << ", count " << count);
       std::vector<NormActChannel> of_x;
-      std::vector<NormActInverse> inverses;
+      std::vector<DecodeMap> inverses;
       const std::vector<float> weights = random_values(layout.channels, 5, false);
       for (const float weight : weights) {
         of_x.push_back(forward_channel(0.1F, 1.5F, weight, 0.3F, false));
-        inverses.push_back(inverse_channel(weight, 0.3F, false));
+        inverses.push_back(decode_map(weight, 0.3F, false));
       }
       const GpuBytes x(as_elements(random_values(layout.rows * layout.channels, 4, false), GetParam()));
       const GpuBytes grad(as_elements(random_values(layout.rows * layout.channels, 6, false), GetParam()));
       const GpuArray<NormActChannel> channels_of_x(of_x);
-      const GpuArray<NormActInverse> inverse(inverses);
+      const GpuArray<DecodeMap> inverse(inverses);
       const GpuArray<float> weight(weights);
-      const GpuArray<float> inverse_deviation(std::vector<float>(weights.size(), 1.5F));
+      const GpuArray<float> rstd(std::vector<float>(weights.size(), 1.5F));
       const GpuArray<float> scratch(norm_act_scratch(layout));
       const NormActBackward backward{.packed = nullptr,
                                      .bits = 0,
@@ -163,18 +162,15 @@ TEST_P(NormActChannelsOf, HaveGradientsInOneStepAsInTwo) {
                                    .copy_sums = copy_sums.data(),
                                    .inverse = inverse.data(),
                                    .weight = weight.data(),
-                                   .inverse_deviation = inverse_deviation.data(),
+                                   .rstd = rstd.data(),
                                    .count = count,
                                    .channels = layout.channels},
                                   gradients, grad_weight, grad_bias, nullptr);
       });
       const auto in_one_step = gradients_of([&](NormActGradient* gradients, float* grad_weight, float* grad_bias) {
-        return norm_act_sums_and_gradients(backward,
-                                           {.inverse = inverse.data(),
-                                            .weight = weight.data(),
-                                            .inverse_deviation = inverse_deviation.data(),
-                                            .count = count},
-                                           scratch.data(), gradients, grad_weight, grad_bias, nullptr);
+        return norm_act_sums_and_gradients(
+            backward, {.inverse = inverse.data(), .weight = weight.data(), .rstd = rstd.data(), .count = count},
+            scratch.data(), gradients, grad_weight, grad_bias, nullptr);
       });
       EXPECT_EQ(in_one_step, in_two_steps);
     }

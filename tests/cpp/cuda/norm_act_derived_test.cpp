@@ -31,7 +31,7 @@ struct Problem {
   bool stochastic = true;
   bool special = false;  ///< with infinities and NaNs
   size_t offset = 0;     ///< elements of memory before each matrix
-  bool has_bend = derivative.function == kReLU6;
+  bool has_kink = derivative.function == kReLU6;
 
   int planes() const { return bits + derivative.bits; }
   size_t shift() const { return offset * static_cast<size_t>(element_size(type)); }
@@ -46,7 +46,7 @@ struct Problem {
 
 struct Channels {
   std::vector<NormActChannel> forward;
-  std::vector<NormActInverse> inverse;
+  std::vector<DecodeMap> inverse;
   std::vector<NormActGradient> gradient;
 
   explicit Channels(const Problem& problem) {
@@ -55,8 +55,8 @@ struct Channels {
     for (int64_t c = 0; c < problem.layout.channels; ++c) {
       const float weight = c < 16 && problem.layout.channels > 16 ? 2.0F : kWeights[c % 6];
       const float bias = kBiases[c % 5];
-      forward.push_back(forward_channel(0.2F, 1.25F, weight, bias, problem.has_bend));
-      inverse.push_back(inverse_channel(weight, bias, problem.has_bend));
+      forward.push_back(forward_channel(0.2F, 1.25F, weight, bias, problem.has_kink));
+      inverse.push_back(decode_map(weight, bias, problem.has_kink));
       gradient.push_back(gradient_channel(inverse.back(), weight, 1.25F, 0.03F, -0.02F));
     }
   }
@@ -136,7 +136,7 @@ void compare_sums(const Problem& problem, const Backwards& backwards, const Chan
   std::vector<double> expected_copies(count);
   cpu::norm_act_sums(backwards.on_cpu, channels.inverse.data(), 0, problem.layout.row_blocks(), expected.data(),
                      expected_copies.data());
-  const GpuArray<NormActInverse> inverse(channels.inverse);
+  const GpuArray<DecodeMap> inverse(channels.inverse);
   const GpuArray<float> scratch(norm_act_scratch(problem.layout));
   const GpuArray<float> sums(problem.layout.channels);
   const GpuArray<float> copy_sums(problem.layout.channels);
@@ -194,7 +194,7 @@ void compare(const Problem& problem) {
     compare_sums(problem, backwards, channels);
   }
   if (problem.bits != 0 && gives_output(problem.derivative.function)) {
-    const GpuArray<NormActInverse> inverse(channels.inverse);
+    const GpuArray<DecodeMap> inverse(channels.inverse);
     const GpuBytes result(grad.size(), problem.shift());
     std::vector<uint8_t> expected(grad.size());
     cpu::norm_act_output(backwards.on_cpu, channels.inverse.data(), expected.data(), 0, problem.layout.groups());
@@ -265,8 +265,8 @@ TEST_P(NormActDerived, PacksNothingWithoutBits) {
 
 /// Channels of both kinds beside each other.
 TEST_P(NormActDerived, TakesChannelsOfEveryKind) {
-  for (const bool has_bend : {false, true}) {
-    compare({.layout = {130, 64}, .type = type(), .derivative = derivative(4), .has_bend = has_bend});
+  for (const bool has_kink : {false, true}) {
+    compare({.layout = {130, 64}, .type = type(), .derivative = derivative(4), .has_kink = has_kink});
   }
 }
 

@@ -19,13 +19,13 @@ constexpr Layout kLayouts[] = {{1, 1},     {7, 3},    {33, 8},     {130, 16},  {
                                {130, 64},  {9, 100},  {6, 256},    {5, 320},   {70, 24}, {40, 129},
                                {3000, 64}, {500, 12}, {1000, 256}, {517, 2048}};
 
-/// Channels of every kind: weights of both signs, tiny ones, 0; bends near, far, and on either side. Or all of one
+/// Channels of every kind: weights of both signs, tiny ones, 0; kinks near, far, and on either side. Or all of one
 /// kind, which kernels treat by themselves.
 enum class Kinds { kAll, kSplit, kLinear };
 
 struct Channels {
   std::vector<NormActChannel> forward;
-  std::vector<NormActInverse> inverse;
+  std::vector<DecodeMap> inverse;
   std::vector<NormActGradient> gradient;
 
   explicit Channels(int64_t count, Kinds kinds = Kinds::kAll) {
@@ -37,9 +37,9 @@ struct Channels {
       // The first octets have split channels only.
       const bool is_split = kinds == Kinds::kSplit || (c < 16 && count > 16);
       const float used_weight = !is_split ? weight : c % 2 == 0 ? 0.8F : -1.7F;
-      const bool has_bend = kinds != Kinds::kLinear;
-      forward.push_back(forward_channel(0.2F, 1.25F, used_weight, bias, has_bend));
-      inverse.push_back(inverse_channel(used_weight, bias, has_bend));
+      const bool has_kink = kinds != Kinds::kLinear;
+      forward.push_back(forward_channel(0.2F, 1.25F, used_weight, bias, has_kink));
+      inverse.push_back(decode_map(used_weight, bias, has_kink));
       gradient.push_back(gradient_channel(inverse.back(), used_weight, 1.25F, 0.03F, -0.02F));
     }
   }
@@ -117,8 +117,8 @@ std::vector<float> floats_of(const std::vector<uint8_t>& elements, ElementType t
 
 /// The copies as the CPU reads them, rounded to the type.
 std::vector<float> copies_of(const Problem& problem, const std::vector<uint8_t>& packed,
-                             std::vector<NormActInverse> channels) {
-  for (NormActInverse& channel : channels) {
+                             std::vector<DecodeMap> channels) {
+  for (DecodeMap& channel : channels) {
     channel.a = 1.0F;
     channel.b = 0.0F;
   }
@@ -187,7 +187,7 @@ void compare_sums(const Problem& problem, const Backwards& backwards, const Chan
   std::vector<double> expected_copy_sums(count);
   cpu::norm_act_sums(backwards.on_cpu, channels.inverse.data(), 0, problem.layout.row_blocks(), expected_sums.data(),
                      expected_copy_sums.data());
-  const GpuArray<NormActInverse> inverse(channels.inverse);
+  const GpuArray<DecodeMap> inverse(channels.inverse);
   const GpuArray<float> scratch(norm_act_scratch(problem.layout));
   const GpuArray<float> sums(problem.layout.channels);
   const GpuArray<float> copy_sums(problem.layout.channels);
@@ -281,7 +281,7 @@ void compare(const Problem& problem) {
                                  .layout = problem.layout,
                                  .slope = problem.slope},
                       .copies = copies_of(problem, expected, channels.inverse)};
-  const GpuArray<NormActInverse> inverse(channels.inverse);
+  const GpuArray<DecodeMap> inverse(channels.inverse);
   const GpuBytes result(grad.size(), problem.shift());
   std::vector<uint8_t> expected_result(grad.size());
   cpu::norm_act_output(backwards.on_cpu, channels.inverse.data(), expected_result.data(), 0, problem.layout.groups());

@@ -38,7 +38,7 @@ struct Problem {
 struct Channels {
   std::vector<NormActChannel> norm;
   std::vector<NormActChannel> sum;
-  std::vector<NormActInverse> inverse;
+  std::vector<DecodeMap> inverse;
   std::vector<NormActGradient> gradient;
 
   explicit Channels(int64_t count) {
@@ -46,7 +46,7 @@ struct Channels {
       const float weight = 0.4F * static_cast<float>(c % 5) - 0.7F;
       norm.push_back(forward_channel(0.2F, 1.25F, weight, 0.1F, false));
       sum.push_back(sum_channel(norm.back().z_scale, norm.back().z_shift));
-      inverse.push_back(inverse_channel(weight, 0.1F, false));
+      inverse.push_back(decode_map(weight, 0.1F, false));
       gradient.push_back(gradient_channel(inverse.back(), weight, 1.25F, 0.03F, -0.02F));
     }
   }
@@ -162,7 +162,7 @@ void compare_backward(const Problem& problem, const Channels& channels, const Ex
   std::vector<double> expected_copy_sums(count);
   cpu::norm_act_sums(on_cpu, channels.inverse.data(), 0, problem.layout.row_blocks(), expected_sums.data(),
                      expected_copy_sums.data());
-  const GpuArray<NormActInverse> inverse(channels.inverse);
+  const GpuArray<DecodeMap> inverse(channels.inverse);
   const GpuArray<float> scratch(norm_act_scratch(problem.layout));
   const GpuArray<float> sums(problem.layout.channels);
   const GpuArray<float> copy_sums(problem.layout.channels);

@@ -13,7 +13,7 @@
 namespace actnn {
 
 /// The sum of the ranks' `tensor`, on each of them.
-at::Tensor sum_over_ranks(const char* caller, const at::Tensor& tensor, const std::string& group_name);
+at::Tensor distributed_sum(const char* caller, const at::Tensor& tensor, const std::string& group_name);
 
 /// What all ranks' batches together have.
 struct Moments {
@@ -25,8 +25,8 @@ struct Moments {
 
 /// From `mean` and biased `var`, floating [C], of this rank's batch with `count` elements of a channel; of an empty one
 /// any finite numbers.
-Moments moments_over_ranks(const char* caller, const at::Tensor& mean, const at::Tensor& var, const c10::SymInt& count,
-                           const std::string& group_name);
+Moments distributed_moments(const char* caller, const at::Tensor& mean, const at::Tensor& var, const c10::SymInt& count,
+                            const std::string& group_name);
 
 /// running += momentum (batch - running), with the unbiased variance, where there are running statistics; nothing if
 /// all batches are empty. A momentum of none stands for 1 / `num_batches_tracked`.

@@ -1,4 +1,4 @@
-#include "src/autograd/over_ranks.h"
+#include "src/ops/distributed_moments.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -32,7 +32,7 @@ at::Tensor call(const c10::OperatorHandle& op, Arguments&&... arguments) {
 
 }  // namespace
 
-at::Tensor sum_over_ranks(const char* caller, const at::Tensor& tensor, const std::string& group_name) {
+at::Tensor distributed_sum(const char* caller, const at::Tensor& tensor, const std::string& group_name) {
   static const c10::OperatorHandle kAllReduce = collective(caller, "_c10d_functional::all_reduce");
   static const c10::OperatorHandle kWait = collective(caller, "_c10d_functional::wait_tensor");
   try {
@@ -51,13 +51,13 @@ at::Tensor sum_over_ranks(const char* caller, const at::Tensor& tensor, const st
 /// deviation, but in float64, of whose 53 bits it costs twice those that the rounding of the float32 inputs costs of
 /// their 24: what is left is always more exact than the inputs. Central moments in float32, as by Chan, would need the
 /// mean of all first, and a second all-reduce. The sums within a rank are central.
-Moments moments_over_ranks(const char* caller, const at::Tensor& mean, const at::Tensor& var, const c10::SymInt& count,
-                           const std::string& group_name) {
+Moments distributed_moments(const char* caller, const at::Tensor& mean, const at::Tensor& var, const c10::SymInt& count,
+                            const std::string& group_name) {
   const c10::SymInt channels = mean.sym_size(0);
   const at::Tensor wide_mean = mean.to(at::kDouble);
   at::Tensor sums =
       at::cat({wide_mean, at::addcmul(var.to(at::kDouble), wide_mean, wide_mean), at::ones({1}, wide_mean.options())});
-  sums = sum_over_ranks(caller, sums.mul_(at::Scalar(count)), group_name);
+  sums = distributed_sum(caller, sums.mul_(at::Scalar(count)), group_name);
   const at::Tensor total = sums.narrow_symint(0, 2 * channels, 1).clamp_min(1);
   const at::Tensor expectations = sums / total;
   const at::Tensor joint_mean = expectations.narrow_symint(0, 0, channels);

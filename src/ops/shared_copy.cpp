@@ -1,4 +1,4 @@
-#include "src/autograd/shared_copy.h"
+#include "src/ops/shared_copy.h"
 
 #include <c10/util/intrusive_ptr.h>
 #include <torch/library.h>
@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "actnn/ops/norm_act.h"
-#include "src/autograd/channel_matrix.h"
-#include "src/autograd/saved_activation.h"
+#include "src/ops/channel_matrix.h"
+#include "src/ops/tensors.h"
 
 namespace actnn {
 namespace {

@@ -16,24 +16,24 @@
 
 namespace actnn {
 
-inline const std::string kKeepingSchema =
+inline const std::string kSaveSchema =
     "int bits=4, int group_size=256, bool stochastic=True, Tensor(z!)? rng_state=None, Tensor? sample_bits=None, "
     "SymInt total_bits=0, bool compress=True, bool simulate=False, bool offload=False";
 
 /// A kernel's signature: the op's own arguments, then those of the schema above.
 template <class... Own>
-using KeepingSignature = at::Tensor(Own..., int64_t bits, int64_t group_size, bool stochastic,
-                                    const std::optional<at::Tensor>& rng_state,
-                                    const std::optional<at::Tensor>& sample_bits, c10::SymInt total_bits, bool compress,
-                                    bool simulate, bool offload);
+using SaveSignature = at::Tensor(Own..., int64_t bits, int64_t group_size, bool stochastic,
+                                 const std::optional<at::Tensor>& rng_state,
+                                 const std::optional<at::Tensor>& sample_bits, c10::SymInt total_bits, bool compress,
+                                 bool simulate, bool offload);
 
 /// What they say.
-struct Keeping {
-  Keeping(int64_t bits, int64_t group_size, bool stochastic, std::optional<at::Tensor> state,
-          std::optional<at::Tensor> sample_bits, c10::SymInt total_bits, bool compress, bool simulate, bool offload)
-      : Keeping({bits, group_size, stochastic},
-                {std::move(sample_bits), std::move(total_bits), compress, simulate, offload}, std::move(state)) {}
-  Keeping(const Quantization& how, Retention where, std::optional<at::Tensor> state)
+struct SaveOptions {
+  SaveOptions(int64_t bits, int64_t group_size, bool stochastic, std::optional<at::Tensor> state,
+              std::optional<at::Tensor> sample_bits, c10::SymInt total_bits, bool compress, bool simulate, bool offload)
+      : SaveOptions({bits, group_size, stochastic},
+                    {std::move(sample_bits), std::move(total_bits), compress, simulate, offload}, std::move(state)) {}
+  SaveOptions(const Quantization& how, Retention where, std::optional<at::Tensor> state)
       : quantization(how), retention(std::move(where)), rng_state(std::move(state)) {}
 
   Quantization quantization;
@@ -43,8 +43,8 @@ struct Keeping {
 
 /// Calls an op with its own arguments and what says how its input is kept.
 template <class Op, class... Own>
-at::Tensor call_keeping(const Op& op, const Quantization& quantization, const Retention& retention,
-                        const std::optional<at::Tensor>& rng_state, const Own&... own) {
+at::Tensor call_saving(const Op& op, const Quantization& quantization, const Retention& retention,
+                       const std::optional<at::Tensor>& rng_state, const Own&... own) {
   return op.call(own..., quantization.bits, quantization.group_size, quantization.stochastic, rng_state,
                  retention.sample_bits, retention.total_bits, retention.compress, retention.simulate,
                  retention.offload);
