@@ -33,7 +33,7 @@ class AtomicFile {
   int descriptor_ = -1;
 };
 
-/// Throws RunError unless a file can be written at `path`; leaves nothing behind. To be asked before hours of work.
+/// Throws RunError unless a file can be written at `path`; leaves nothing behind. To be called before hours of work.
 void require_writable(const std::filesystem::path& path);
 
 /// Makes `link` a symbolic link to `target` (as written, relative to the link's folder), replacing an older link

@@ -9,7 +9,7 @@
 
 namespace actnn::app {
 
-/// A run that can be gone on with. The file is a safetensors file, so that other programs can read the weights:
+/// A run that can be resumed. The file is a safetensors file, so that other programs can read the weights:
 ///
 ///     8 bytes         N, the size of the header, little-endian
 ///     N bytes         JSON: {"<name>": {"dtype": "F32", "shape": [..], "data_offsets": [begin, end]}, ..,

@@ -63,7 +63,7 @@ class ResidualBlockImpl : public nn::Module, public Fusible {
   std::string plan() const override { return chain_.plan(); }
 
  private:
-  /// The convolution at `first` and the norm behind it.
+  /// The convolution at `first` and the norm after it.
   static actnn::nn::Value add_layers(actnn::nn::ChainBuilder& builder, actnn::nn::Value input,
                                      const nn::SequentialImpl& layers, size_t first) {
     return builder.norm(builder.convolution(input, layer<nn::Conv2d>(layers, first)),

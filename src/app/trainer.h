@@ -23,8 +23,8 @@ struct StepOutcome {
 };
 
 /// Trains one model: one phase of a run. Everything is a function of the settings and the phase: weights, order of
-/// images and noise come from the seed; on one CPU thread the losses are the same, bit for bit, also when gone on with
-/// from a saved state.
+/// images and noise come from the seed; on one CPU thread the losses are the same, bit for bit, also when resumed from
+/// a saved state.
 class Trainer {
  public:
   /// `record`: what was measured before, for a resumed phase. The data must outlive the trainer.

@@ -13,7 +13,7 @@
 
 namespace actnn {
 
-/// The arguments that say how `op` quantizes what it keeps of `input`, checked.
+/// The arguments that say how `op` quantizes what it saves of `input`, checked.
 Quantization check_quantization(const char* op, const at::Tensor& input, int64_t bits, int64_t group_size,
                                 bool stochastic, const std::optional<at::Tensor>& rng_state);
 

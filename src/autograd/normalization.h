@@ -9,7 +9,7 @@
 #include "actnn/ops/quantization.h"
 
 /// \file
-/// What normalizations by a sample's own statistics keep for backward: layer norm, group norm, RMS norm. Which
+/// What normalizations by a sample's own statistics save for backward: layer norm, group norm, RMS norm. Which
 /// gradients are wanted of these and of batch norms.
 
 namespace actnn {
@@ -28,8 +28,7 @@ struct SavedNormalization : Normalization {
   std::array<bool, 3> wanted{};  ///< gradients of input, weight, bias
 };
 
-/// Remembers in forward which of weight and bias there are. The function's first arguments are input, and those of
-/// them.
+/// Saves in forward which of weight and bias were given. The function's first arguments are input, then those given.
 void save_parameter_presence(torch::autograd::AutogradContext* ctx, bool has_weight, bool has_bias);
 
 /// In backward: whether gradients of input, weight, bias are wanted.

@@ -11,8 +11,7 @@
 #include "actnn/ops/quantization.h"
 
 /// \file
-/// The arguments with which every op ends that keeps its input: in its schema, its kernels' signature, and a call of
-/// it.
+/// The trailing arguments of every op that saves its input: in its schema, in its kernels' signature, and in a call.
 
 namespace actnn {
 
@@ -27,7 +26,7 @@ using SaveSignature = at::Tensor(Own..., int64_t bits, int64_t group_size, bool 
                                  const std::optional<at::Tensor>& sample_bits, c10::SymInt total_bits, bool compress,
                                  bool simulate, bool offload);
 
-/// What they say.
+/// The same as a struct.
 struct SaveOptions {
   SaveOptions(int64_t bits, int64_t group_size, bool stochastic, std::optional<at::Tensor> state,
               std::optional<at::Tensor> sample_bits, c10::SymInt total_bits, bool compress, bool simulate, bool offload)
@@ -41,7 +40,7 @@ struct SaveOptions {
   std::optional<at::Tensor> rng_state;
 };
 
-/// Calls an op with its own arguments and what says how its input is kept.
+/// Calls an op with its own arguments, then those that say how its input is saved.
 template <class Op, class... Own>
 at::Tensor call_saving(const Op& op, const Quantization& quantization, const Retention& retention,
                        const std::optional<at::Tensor>& rng_state, const Own&... own) {

@@ -36,7 +36,7 @@ int64_t explicit_group_size(int64_t group_size, const c10::SymInt& elements) {
                                .guard_int(__FILE__, __LINE__);
 }
 
-/// What `data["form"]` says of a kept activation.
+/// What `data["form"]` says of a saved activation.
 enum Form : int64_t { kExact, kPacked, kPackedPerSample, kShared };
 
 std::optional<SharedCopy> shared_copy_of(const at::Tensor& input, const Retention& retention) {

@@ -10,31 +10,32 @@
 #include "src/autograd/save_options.h"
 
 /// \file
-/// What the differentiable functions share: how an activation is kept for backward, and checks.
+/// What the differentiable functions share: how an activation is saved for backward, and checks.
 
 namespace actnn {
 
-/// Remembers size, strides and dtype of `input` in `ctx`, for `activation_like` and `unpack_saved`.
+/// Saves size, strides and dtype of `input` in `ctx`, for `activation_like` and `unpack_saved`.
 void save_layout(torch::autograd::AutogradContext* ctx, const at::Tensor& input);
 
-/// The state that an op is called with. Where the caller gave none, that is none, and the op draws from torch's
-/// generator without a launch of its own; but a compiler would be free to move such an op into backward, together with
-/// the full activation, so that while one traces it gets a state to advance, which keeps it in forward.
+/// The random state to call an op with: the caller's, or none, for which the op draws from torch's generator without a
+/// launch of its own. A compiler could move such an op into backward, together with the full activation; while one
+/// traces, the op therefore gets a state to advance, which keeps it in forward.
 std::optional<at::Tensor> state_for(const std::optional<at::Tensor>& rng_state, const at::Tensor& input);
 
-/// A kept activation: what the caller saves with `ctx->save_for_backward`.
+/// A saved activation: what the caller saves with `ctx->save_for_backward`.
 struct SavedActivation {
   at::Tensor data;        ///< packed, or the activation itself
-  at::Tensor parameters;  ///< bits of samples if each has its own, numbers of channels if the copy is a shared one
+  at::Tensor parameters;  ///< bits of samples if each has its own, the decode map if the copy is shared
 };
 
-/// Keeps `input` as `saving` says, and remembers its layout in `ctx`. A group size of 0 stands for one group
-/// for the whole tensor, or for each sample if each has its own bits. Where the op that made `input` has a packed copy
-/// (shared_copy.h), that one is kept instead of another, unless samples have their own bits or the copy is to be moved.
+/// Saves `input`, as `saving` says, and its layout in `ctx`. A group size of 0 stands for one group for the whole
+/// tensor, or for each sample if each has its own bits. Where the op that made `input` has a packed copy
+/// (shared_copy.h), that one is saved instead of another, unless samples have their own bits or the copy is to be
+/// moved.
 SavedActivation save_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
                                 const SaveOptions& saving);
 
-/// The copy that was kept: unbiased, or exact.
+/// The saved activation, unpacked: unbiased, or exact.
 at::Tensor saved_activation(torch::autograd::AutogradContext* ctx, const SavedActivation& saved);
 
 /// The simple case of the two above: packed with one bit width, and unpacked.
@@ -45,7 +46,7 @@ at::Tensor unpack_saved(torch::autograd::AutogradContext* ctx, const at::Tensor&
 /// Checks of an op's `saving`; `input` is the activation.
 void check_save_options(const char* op, const at::Tensor& input, const SaveOptions& saving);
 
-/// An uninitialized tensor of the remembered layout, for backward ops that take the activation but read only its shape.
+/// An uninitialized tensor of the saved layout, for backward ops that take the activation but read only its shape.
 at::Tensor activation_like(torch::autograd::AutogradContext* ctx, const at::Tensor& like);
 
 /// The derivatives of a packed copy (core/activation.h), among what an op saves.
@@ -56,7 +57,7 @@ PackedDerivative saved_derivative(torch::autograd::AutogradContext* ctx);
 /// with respect to the activation is lost.
 void refuse_double_backward(const char* op);
 
-/// Whether `tensor` is there and a gradient of it will be wanted.
+/// Whether `tensor` is defined and requires a gradient.
 inline bool wants_grad(const std::optional<at::Tensor>& tensor) {
   return tensor.has_value() && tensor->defined() && tensor->requires_grad();
 }

@@ -9,11 +9,11 @@
 #include "src/ops/tensors.h"
 
 /// \file
-/// How functions keep a mask of one bit per element for backward.
+/// How functions save a mask of one bit per element for backward.
 
 namespace actnn {
 
-/// Packs a bool tensor and remembers its layout in `ctx`. The caller saves the result with `ctx->save_for_backward`.
+/// Packs a bool tensor and saves its layout in `ctx`. The caller saves the result with `ctx->save_for_backward`.
 inline at::Tensor packed_mask(torch::autograd::AutogradContext* ctx, const at::Tensor& mask) {
   const at::Tensor dense = storage_order(mask);
   ctx->saved_data["mask_size"] = dense.sym_sizes().vec();

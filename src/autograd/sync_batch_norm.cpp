@@ -104,7 +104,7 @@ at::Tensor normalize_distributed(const at::Tensor& input, const OptionalTensor& 
 
 // --- Backward --------------------------------------------------------------------------------------------------------
 
-/// Forward's input, as it was kept, with the statistics of all ranks.
+/// Forward's input, as it was saved, with the statistics of all ranks.
 struct DistributedNormalized {
   at::Tensor input;
   at::Tensor mean;

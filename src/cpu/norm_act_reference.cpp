@@ -13,7 +13,7 @@ namespace {
 using Layout = SplitLayout<int64_t>;
 using Lane = std::array<float, kLaneRows * kOctet>;  ///< row j, channel k at 8 j + k
 
-/// The rows and channels of one lane of a group that there are.
+/// The existing rows and channels of one lane of a group.
 struct LanePlace {
   int64_t row;
   int64_t channel;

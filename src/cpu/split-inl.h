@@ -88,7 +88,7 @@ class ChannelMaps {
   hwy::AlignedFreeUniquePtr<float[]> fields_;
 };
 
-/// A vector of channels in the rows of a lane (of two lanes: a pair of octets) that there are.
+/// A vector of channels in the existing rows of a lane (of two lanes: a pair of octets).
 struct Strip {
   int64_t place;    ///< of the first element in the group's words; a row is 8 places
   int64_t index;    ///< and in the matrix
@@ -97,12 +97,12 @@ struct Strip {
   int64_t rows;
 };
 
-/// Elements that are asked for ahead: whole rows of groups, and some thousand.
+/// Elements that are prefetched: whole rows of groups, and some thousand.
 inline int64_t prefetch_distance(const SplitLayout<int64_t>& layout) {
   return align_up<int64_t>(4096, layout.group_rows() * layout.channels);
 }
 
-/// Loads floats of a matrix, and asks for those `ahead`. Beyond the end this does nothing.
+/// Loads floats of a matrix, and prefetches those `ahead`. Beyond the end this does nothing.
 template <class Tag, class Element>
 HWY_INLINE hn::Vec<Tag> load_ahead(Tag df, const Element* p, int64_t ahead) {
   hwy::Prefetch(reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(p) +
@@ -110,7 +110,7 @@ HWY_INLINE hn::Vec<Tag> load_ahead(Tag df, const Element* p, int64_t ahead) {
   return load_floats(df, p);
 }
 
-/// What there is of a group of a matrix of whole octets.
+/// The existing part of a group in a matrix of whole octets.
 struct GroupPlace {
   int64_t matrix_channels;
   int64_t row;       ///< the first

@@ -5,15 +5,15 @@
 #include "src/cuda/split_tiles.cuh"
 
 /// \file
-/// Sums over the rows of each channel, in a fixed order: of a thread's rows and a warp's in single precision, which are
-/// few, of a block's warps and of all blocks in double. Each block leaves two numbers a channel, [2][parts][channels].
+/// Sums over the rows of each channel, in a fixed order: in single precision over the few rows of a thread and a warp,
+/// in double over a block's warps and all blocks. Each block leaves two sums per channel, [2][parts][channels].
 
 namespace actnn::cuda {
 
 /// Whole rounds of a GPU of 132 multiprocessors that run two or three blocks each. A constant, so that sums do not
 /// depend on the GPU.
 inline constexpr int64_t kSumBlocks = 792;
-/// For small tensors: one round of two blocks each, for otherwise a block's numbers cost as much as its few tiles.
+/// For small tensors: one round of two blocks each, since otherwise a block's sums would cost as much as its few tiles.
 inline constexpr int64_t kFewSumBlocks = 264;
 inline constexpr int64_t kFewestSumTiles = 4;
 /// A thread adds up 4 rows of each tile.
@@ -61,14 +61,14 @@ struct WarpSums {
   }
 };
 
-/// The channel of whose two numbers this thread takes care, in [0, channels), or -1.
+/// The channel whose two sums this thread handles, in [0, channels), or -1.
 __device__ inline int64_t channel_of_thread(const SplitTiles& tiles) {
   const int64_t strip_channels = int64_t{tiles.width()} * kOctet;
   const int64_t channel = tiles.strip() * strip_channels + threadIdx.x;
   return threadIdx.x < strip_channels && channel < tiles.layout.channels ? channel : -1;
 }
 
-/// Where a block's numbers are.
+/// Where a block's sums are.
 struct PartialSums {
   float* numbers;
   int64_t parts;
@@ -94,7 +94,7 @@ inline unsigned join_threads(int64_t parts) {
   return static_cast<unsigned>(std::clamp<int64_t>(warps * kWarp, kWarp, kJoinThreads));
 }
 
-/// This thread's channel, which is perhaps behind the last.
+/// This thread's channel, which may be beyond the last.
 __device__ inline int64_t channel_to_join() {
   return int64_t{blockIdx.x} * kSlicedChannels + threadIdx.x % kSlicedChannels;
 }
@@ -113,8 +113,8 @@ struct SliceSums {
   }
 };
 
-/// Adds up what `of_part(part, first, second, sums)` adds for the two numbers of all parts. The first warp gets the
-/// sums of its threads' channels.
+/// Adds up what `of_part(part, first, second, sums)` adds for the two sums of all parts. The first warp gets the sums
+/// of its threads' channels.
 template <class OfPart>
 __device__ SliceSums add_up_parts(const PartialSums& partial, OfPart&& of_part) {
   __shared__ SliceSums of_warps[kJoinThreads / kWarp][kSlicedChannels];
@@ -160,8 +160,8 @@ __device__ SliceSums add_up_parts(const PartialSums& partial, OfPart&& of_part) 
   return all;
 }
 
-/// The second stage as a whole: `store` gets what `numbers(sums)` makes of a channel's sums. What `store` knows of the
-/// channel is loaded beside the parts.
+/// The second stage as a whole: `store` gets what `numbers(sums)` makes of a channel's sums. What `store` needs of the
+/// channel is loaded along with the parts.
 template <class Store, class OfPart, class Numbers>
 __device__ void join_parts(const PartialSums& partial, const Store& store, OfPart&& of_part, Numbers&& numbers) {
   const int64_t channel = channel_to_join();

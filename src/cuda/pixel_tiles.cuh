@@ -52,7 +52,7 @@ class PixelTiles {
   int threads() const { return threads_; }
   int64_t blocks() const { return blocks_; }
 
-  /// The calling thread's place; it may lie behind the end of any axis.
+  /// The calling thread's place; it may lie beyond the end of any axis.
   __device__ PixelPlace place() const {
     uint32_t thread = threadIdx.x;
     uint32_t block = blockIdx.x;

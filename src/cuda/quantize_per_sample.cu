@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   });
 }
 
-/// What no tile and no rest writes: the groups of samples without codes, the padding, and the room behind all codes.
+/// What no tile and no rest writes: the groups of samples without codes, the padding, and the room after all codes.
 template <class Element>
 __global__ void __launch_bounds__(kBlockThreads) fill_gaps_kernel(SampleSegments<Element> segments, Padding padding) {
   padding.zero();

@@ -24,7 +24,7 @@ struct Segment {
   GroupParameters* parameters;
   uint8_t* codes;        ///< begins at a multiple of 4 bytes
   uint64_t first_octet;  ///< counter of the first octet's noise
-  int64_t code_end;      ///< bytes behind the last code up to here become 0
+  int64_t code_end;      ///< bytes after the last code up to here become 0
 };
 
 /// Puts the low `width` bits of `value` into a string of 32-bit words at bit `position`; where and how wide is known to
@@ -215,7 +215,7 @@ __device__ void quantize_tile(const Segment<Element>& segment, int64_t tile, con
   });
 }
 
-/// Any group, by some neighbouring lanes; all lanes of the warp take part, perhaps with a group behind the last.
+/// Any group, by some neighbouring lanes; all lanes of the warp take part, perhaps with a group beyond the last.
 template <class Element>
 __device__ void quantize_group(const Segment<Element>& segment, int64_t group, int lanes, int bits,
                                const RandomState& random, bool stochastic) {

@@ -7,7 +7,7 @@
 
 namespace actnn::cuda {
 
-/// Written for a sample without codes: its width is not in 1..8, or its codes would end behind the room.
+/// Written for a sample without codes: its width is not in 1..8, or its codes would end beyond the room.
 inline constexpr int64_t kNoCodes = -1;
 
 /// Fills `samples.code_offsets` for samples of `elements` elements; the last number is the end of all codes.

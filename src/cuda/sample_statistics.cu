@@ -41,7 +41,7 @@ __device__ double squared_distance(const Range& range) {
   return distance * distance;
 }
 
-/// What this lane contributes to the sum of squared ranges: a tile, or behind the tiles a part of the rest.
+/// What this lane contributes to the sum of squared ranges: a tile, or after the tiles a part of the rest.
 template <class Element>
 __device__ double part_ranges(const Element* elements, int64_t count, int64_t group_size, int64_t part,
                               const TilePlan& plan) {

@@ -156,8 +156,8 @@ class FiniteCheck {
   float sum_ = 0.0F;
 };
 
-/// A thread's channels, and its rows of a tile. Where the format has an element that the matrix has not, one of the
-/// same group is loaded in its place, which changes no maximum; it is not stored.
+/// A thread's channels, and its rows of a tile. Where the format has an element that the matrix does not have, one of
+/// the same group is loaded in its place, which changes no maximum; it is not stored.
 template <class Element, bool kVectors>
 class SplitPlace {
  public:
@@ -175,7 +175,7 @@ class SplitPlace {
     channel_ = channels_ != 0 ? own : first;
   }
 
-  /// The lane's channels that there are.
+  /// The lane's channels that exist.
   __device__ int channels() const { return channels_; }
   /// The channel that is loaded as the lane's k-th.
   __device__ int64_t channel(int k) const { return channel_ + (kVectors ? k : min(k, max(channels_ - 1, 0))); }
@@ -198,11 +198,11 @@ class SplitPlace {
   __device__ bool exists() const { return exists_; }
   /// The group, or one that exists.
   __device__ int64_t group() const { return group_; }
-  /// The lane's rows that there are.
+  /// The lane's rows that exist.
   __device__ int rows() const { return rows_; }
   __device__ int64_t row() const { return first_row_ + row_of_lane_; }
   __device__ int rows_apart() const { return tiles_.rows_apart; }
-  /// Ones for the elements of the lane that there are.
+  /// Ones for the elements of the lane that exist.
   __device__ uint32_t existing() const {
     const uint32_t of_row = kVectors ? (channels_ != 0 ? 0xFFU : 0U) : (1U << channels_) - 1;
     return of_row * 0x01010101U & (rows_ == kLaneRows ? ~0U : (1U << (8 * rows_)) - 1);
@@ -301,22 +301,21 @@ class SplitPlace {
   bool exists_;
 };
 
-/// Numbers that belong to the channels of a strip, in shared memory: in registers there is no room for them beside the
-/// elements.
-template <class Numbers>
+/// The coefficients of a strip's channels, in shared memory: registers have no room for them beside the elements.
+template <class Coefficients>
 struct ChannelTable {
-  Numbers numbers[kOctet][kWarp];  ///< of channel k of the octet of each lane of a warp
+  Coefficients coefficients[kOctet][kWarp];  ///< of channel k of the octet of each lane of a warp
 
   /// Each warp loads channel k = its number, by `of_channel(channel)`. All threads of the block take part.
   template <class Place, class OfChannel>
   __device__ void load(const Place& place, OfChannel&& of_channel) {
     static_assert(kTileWarps == kOctet);
     const int k = static_cast<int>(threadIdx.x) / kWarp;
-    numbers[k][lane_index()] = of_channel(place.channel(k));
+    coefficients[k][lane_index()] = of_channel(place.channel(k));
     __syncthreads();
   }
 
-  __device__ Numbers operator[](int k) const { return numbers[k][lane_index()]; }
+  __device__ Coefficients operator[](int k) const { return coefficients[k][lane_index()]; }
 };
 
 /// Bit k: whether channel k of this thread is linear.

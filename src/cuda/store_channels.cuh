@@ -6,8 +6,8 @@
 #include "actnn/cuda/norm_act_channels.h"
 
 /// \file
-/// What kernels do with the two numbers that they found for a channel: a function object for each. What it knows of the
-/// channel beside them is loaded by itself, so that nothing waits for it when the numbers are there.
+/// What kernels do with the two values that they computed for a channel: a function object for each. What else it needs
+/// of the channel is loaded separately, so that nothing waits for it once the values are there.
 
 namespace actnn::cuda {
 

@@ -23,7 +23,7 @@ inline constexpr int kTileElements = kTileOctets * static_cast<int>(kOctet);
 struct TilePlan {
   int64_t groups;      ///< of the segment
   int64_t tiles;       ///< whole ones
-  int64_t rest_warps;  ///< warps for the groups behind the tiles
+  int64_t rest_warps;  ///< warps for the groups after the tiles
   int lanes_log2;      ///< binary logarithm of the lanes that share a group of a tile
   int rest_lanes;      ///< lanes that share a group of the rest
 
@@ -48,7 +48,7 @@ struct TilePlan {
   /// Groups of a warp's part of the rest.
   ACTNN_HOST_DEVICE int rest_groups() const { return kWarp / rest_lanes; }
   ACTNN_HOST_DEVICE int64_t first_rest_group() const { return tiles << (5 - lanes_log2); }
-  /// The group of this lane in a part of the rest; perhaps behind the last group.
+  /// The group of this lane in a part of the rest; perhaps beyond the last group.
   __device__ int64_t rest_group(int64_t part) const {
     return first_rest_group() + part * rest_groups() + lane_index() / rest_lanes;
   }

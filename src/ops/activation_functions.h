@@ -9,7 +9,7 @@
 
 namespace actnn {
 
-/// Whether the derivative takes two values, so that a bit an element is all of it.
+/// Whether the derivative takes only two values, so that one bit per element describes it.
 constexpr bool is_piecewise(ActivationKind kind) {
   return kind == ActivationKind::kReLU || kind == ActivationKind::kReLU6 || kind == ActivationKind::kLeakyReLU;
 }

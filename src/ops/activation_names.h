@@ -6,7 +6,8 @@
 #include "actnn/core/activation.h"
 
 /// \file
-/// Activations by name: all that the library knows, and those that a pass takes in, with the bits of their derivatives.
+/// Activations by name: all that the library knows, and those that can be fused into a pass, with the bits of their
+/// derivatives.
 
 namespace actnn {
 
@@ -18,7 +19,7 @@ ActivationKind activation_kind(const char* op, std::string_view name);
 
 const char* name_of(ActivationFunction function);
 
-/// Throws c10::ValueError, for `op`, for a name of no activation that a pass takes in.
+/// Throws c10::ValueError, for `op`, for a name of no activation that can be fused into a pass.
 PackedDerivative packed_derivative(const char* op, std::string_view activation, int64_t bits);
 
 /// Throws c10::ValueError unless a pass of the activation with copies of so many `bits` (0: none) can pack these

@@ -15,7 +15,7 @@ namespace actnn {
 /// The sum of the ranks' `tensor`, on each of them.
 at::Tensor distributed_sum(const char* caller, const at::Tensor& tensor, const std::string& group_name);
 
-/// What all ranks' batches together have.
+/// The statistics of all ranks' batches together.
 struct Moments {
   at::Tensor mean;      ///< float32 [C]
   at::Tensor var;       ///< float32 [C], biased
@@ -23,8 +23,8 @@ struct Moments {
   at::Tensor nonempty;  ///< float64 [1]: 1, or 0 if all batches are empty
 };
 
-/// From `mean` and biased `var`, floating [C], of this rank's batch with `count` elements of a channel; of an empty one
-/// any finite numbers.
+/// From `mean` and biased `var`, floating [C], of this rank's batch with `count` elements of a channel; any finite
+/// values if it is empty.
 Moments distributed_moments(const char* caller, const at::Tensor& mean, const at::Tensor& var, const c10::SymInt& count,
                             const std::string& group_name);
 

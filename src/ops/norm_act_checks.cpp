@@ -57,8 +57,9 @@ void check_normalized_bits(const char* op, int64_t bits) {
 
 void check_copies(const char* op, const at::Tensor& packed, const at::Tensor& channels, int64_t members,
                   const c10::SymInt& rows, int64_t planes) {
-  TORCH_CHECK_VALUE(channels.dim() == 2, op, ": the channels' numbers must be 2-D, got shape ", channels.sym_sizes());
-  check_floats(op, "the channels' numbers", channels, {channels.sym_size(0), members}, packed.device());
+  TORCH_CHECK_VALUE(channels.dim() == 2, op, ": the channels' coefficients must be 2-D, got shape ",
+                    channels.sym_sizes());
+  check_floats(op, "the channels' coefficients", channels, {channels.sym_size(0), members}, packed.device());
   const SplitLayout<c10::SymInt> layout{rows, channels.size(0)};
   check_packed(op, "packed", packed, layout.bytes(static_cast<int>(planes)));
 }
@@ -68,9 +69,9 @@ ElementType check_gradient(const char* op, const NormActCopies& copies, const at
   const ElementType type = check_matrix(op, "grad", grad);
   check_like(op, "second_grad", second_grad, "grad", grad);
   TORCH_CHECK_VALUE(channels.dim() == 2 && grad.sym_size(1) == channels.sym_size(0), op,
-                    ": the channels' numbers must be [C, ", members, "] for a gradient [rows, C], got shapes ",
+                    ": the channels' coefficients must be [C, ", members, "] for a gradient [rows, C], got shapes ",
                     channels.sym_sizes(), " and ", grad.sym_sizes());
-  check_floats(op, "the channels' numbers", channels, {grad.sym_size(1), members}, grad.device());
+  check_floats(op, "the channels' coefficients", channels, {grad.sym_size(1), members}, grad.device());
   const bool has_derivatives = copies.derivative.function != ActivationFunction::kLeakyReLU;
   check_packed_derivative(op, copies.derivative, /*bits=*/1);
   if (copies.packed) {
@@ -95,7 +96,7 @@ ElementType check_gradient(const char* op, const NormActCopies& copies, const at
       copies.packed || ((copies.input || copies.normalized) && copies.slope == 1.0 && !has_derivatives), op,
       ": packed copies can be left out for an input or normalized copies, and leaky_relu with a slope of 1, only");
   TORCH_CHECK_VALUE(copies.input.has_value() == copies.channels.has_value(), op,
-                    ": an input and its channels' numbers go together");
+                    ": an input and its channels' coefficients go together");
   check_like(op, "input", copies.input, "grad", grad);
   check_floats(op, "the input's channels", copies.channels, {grad.sym_size(1), kNormActChannel}, grad.device());
   return type;

@@ -53,7 +53,7 @@ ElementType check_norm_act_input_gradient(const NormActCopies& copies, const at:
 ElementType check_norm_act_output(const at::Tensor& packed, const at::Tensor& inverse, const c10::SymInt& rows,
                                   at::ScalarType dtype, int64_t bits, const PackedDerivative& derivative);
 
-/// `batch_norm_channels` by the ops that there are for its parts, on every device.
+/// `batch_norm_channels` by the ops for its parts, on every device.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> composed_batch_norm_channels(
     const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
     const OptionalTensor& running_mean, const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
@@ -70,7 +70,7 @@ inline const float* floats_or_null(const OptionalTensor& tensor) {
   return tensor ? tensor->const_data_ptr<float>() : nullptr;
 }
 
-/// The rows of a tensor [C, members] as what they are.
+/// The rows of a tensor [C, members] as structs.
 template <class Struct>
 const Struct* rows_as(const at::Tensor& tensor) {
   return reinterpret_cast<const Struct*>(tensor.const_data_ptr<float>());

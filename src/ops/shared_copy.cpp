@@ -17,7 +17,7 @@ namespace {
 
 using WeakTensor = c10::weak_intrusive_ptr<at::TensorImpl, at::UndefinedTensorImpl>;
 
-/// What is known of a tensor and its copy, keeping neither.
+/// What is known of a tensor and its copy; keeps neither alive.
 struct Entry {
   c10::weak_intrusive_ptr<c10::StorageImpl> storage;
   int64_t offset;

@@ -8,8 +8,8 @@
 #include "actnn/core/activation.h"
 
 /// \file
-/// One packed copy for all who need a tensor in backward: the op that made the tensor and packed it tells, and those
-/// that read it find the copy instead of making their own.
+/// One packed copy for all ops that need a tensor in backward: the op that made and packed the tensor registers its
+/// copy, and those that read the tensor find it instead of making their own.
 
 namespace actnn {
 
@@ -25,11 +25,10 @@ struct SharedCopy {
   at::Tensor decoded(c10::SymIntArrayRef size, at::ScalarType dtype) const;
 };
 
-/// Tells that `copy` is one of `tensor` as it is now. Nothing is kept alive by it: the copy is found as long as both
-/// exist.
+/// Registers `copy` as one of `tensor` as it is now. Keeps neither alive: the copy is found as long as both exist.
 void share_copy(const at::Tensor& tensor, const SharedCopy& copy);
 
-/// The copy of `tensor`, of all of it and unchanged since; none where a compiler traces.
+/// The copy of all of `tensor`, unchanged since; none while a compiler traces.
 std::optional<SharedCopy> find_copy(const at::Tensor& tensor);
 
 }  // namespace actnn

@@ -44,7 +44,7 @@ at::Tensor storage_order(const at::Tensor& tensor);
 /// contiguous copy.
 at::Tensor samples_outermost(const at::Tensor& input);
 
-/// `tensor` itself if it has the dtype: below autograd, `Tensor::to` is not asked then.
+/// `tensor` itself if it has the dtype: below autograd, `Tensor::to` is not called then.
 inline at::Tensor with_dtype(const at::Tensor& tensor, at::ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
 }
@@ -58,7 +58,7 @@ inline std::optional<at::Tensor> in_float(const std::optional<at::Tensor>& tenso
   return tensor && tensor->defined() ? std::optional(with_dtype(*tensor, at::kFloat).contiguous()) : std::nullopt;
 }
 
-/// Whether a compiler traces what is done with `tensor`, or Python looks on.
+/// Whether a compiler traces the ops on `tensor`, or a Python mode watches them.
 bool is_traced(const at::Tensor& tensor);
 
 /// `tensor` on `device`, without a wait unless that is the host, where a copy may be read at once.

@@ -80,7 +80,7 @@ struct Flag {
   std::function<void(Config&, const c10::IValue&)> set;
 };
 
-/// `valid`: what a value of the right type must be, besides.
+/// `valid`: what else a value of the right type must be.
 template <class T>
 Flag flag(const char* name, T Config::*member, const char* rule = "", bool (*valid)(const T&) = nullptr) {
   return {name, [member](const Config& config) { return c10::IValue(config.*member); },

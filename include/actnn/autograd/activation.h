@@ -13,8 +13,8 @@
 
 namespace actnn {
 
-/// Smooth activations keep a quantized copy of their *derivative* f'(x), computed from the exact input, so that the
-/// gradient of the input, grad_output * f'(x), is unbiased. Double backward raises an error. The forms in place compute
+/// Smooth activations save a quantized copy of their *derivative* f'(x), computed from the exact input, so that the
+/// gradient of the input, grad_output * f'(x), is unbiased. Double backward raises an error. The in-place forms compute
 /// f'(x) before they overwrite `input`.
 ///
 /// `approximate`: "none" or "tanh".
@@ -33,7 +33,7 @@ at::Tensor sigmoid(const at::Tensor& input, const Quantization& quantization = {
 at::Tensor tanh(const at::Tensor& input, const Quantization& quantization = {},
                 const std::optional<at::Tensor>& rng_state = std::nullopt);
 
-/// Piecewise linear activations keep one bit per element; gradients, also second ones, are exact.
+/// Piecewise linear activations save one bit per element; gradients, also second ones, are exact.
 at::Tensor leaky_relu(const at::Tensor& input, double negative_slope = 0.01);
 at::Tensor& leaky_relu_(at::Tensor& input, double negative_slope = 0.01);
 
@@ -41,7 +41,7 @@ at::Tensor& leaky_relu_(at::Tensor& input, double negative_slope = 0.01);
 at::Tensor hardtanh(const at::Tensor& input, double min_val = -1, double max_val = 1);
 at::Tensor& hardtanh_(at::Tensor& input, double min_val = -1, double max_val = 1);
 
-/// `at::prelu`. `weight`: [1] or [C], C the second dimension of `input`, in the input's dtype. Keeps one bit per
+/// `at::prelu`. `weight`: [1] or [C], C the second dimension of `input`, in the input's dtype. Saves one bit per
 /// element for the gradient of the input, which is exact, and, only if the weight wants a gradient, a quantized copy of
 /// min(x, 0), of which that gradient is computed, unbiased. Double backward raises an error. Autocast casts as torch
 /// does, to the lower precision.

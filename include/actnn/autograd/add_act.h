@@ -9,11 +9,11 @@
 namespace actnn {
 
 /// The end of a residual block: activation of `input` + `residual`, saving an exact bit per element for the side of the
-/// activation. With `packing.bits` - 1 bits more it makes the copy that the layers behind it read (`batch_norm_act`).
+/// activation. With `packing.bits` - 1 more bits it makes the copy that the layers after it read (`batch_norm_act`).
 /// `negative_slope`: 0 is ReLU.
 ///
 /// Both tensors: [N, C] or [N, C, ...] of one shape, dtype (float32, float16, bfloat16) and device; tensors that are
-/// not channels_last are copied into that layout, which the result has. The sum is rounded once, behind the activation.
+/// not channels_last are copied into that layout, which the result has. The sum is rounded once, after the activation.
 /// Gradients are exact. Nothing is saved where none is wanted.
 ///
 /// Errors (c10::ValueError, c10::TypeError): other dtypes, shapes or devices; bits outside 2..8.

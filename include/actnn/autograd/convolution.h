@@ -27,9 +27,8 @@ struct ConvolutionGeometry {
 /// `input`: [N, C_in, ...] with 1 to 3 spatial dimensions (without N: unbatched), float32, float16 or bfloat16, any
 /// memory format. `weight`: [C_out, C_in / groups, ...], transposed: [C_in, C_out / groups, ...]. `bias`: [C_out] or
 /// none. The result is the exact convolution, bit for bit. In backward the gradients of input and bias are the exact
-/// ones; the gradient of weight is computed from the copy and is unbiased (exact gradient + zero-mean noise). Only a
-/// weight that requires a gradient makes the input be saved. Under autocast, inputs are cast as torch's convolution
-/// casts them.
+/// ones; the gradient of weight is computed from the copy and is unbiased (exact gradient + zero-mean noise). The input
+/// is saved only if the weight requires a gradient. Under autocast, inputs are cast as torch's convolution casts them.
 ///
 /// `rng_state`: see `actnn/ops/random.h`; by default a fresh state that follows `torch::manual_seed`.
 /// Double backward raises an error. Source: ActNN (Chen et al., ICML 2021), section 3.

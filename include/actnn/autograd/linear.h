@@ -12,8 +12,8 @@ namespace actnn {
 /// `at::linear`, saving a quantized copy of its input for backward.
 ///
 /// `input`: [..., in_features] of any rank >= 1; `weight`: [out_features, in_features]; `bias`: [out_features] or none.
-/// The result, and the gradients of input and bias, are the exact ones; the gradient of weight is unbiased. Only a
-/// weight that requires a gradient makes the input be saved. Double backward raises an error.
+/// The result, and the gradients of input and bias, are the exact ones; the gradient of weight is unbiased. The input
+/// is saved only if the weight requires a gradient. Double backward raises an error.
 at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                   const Quantization& quantization = {}, const std::optional<at::Tensor>& rng_state = std::nullopt,
                   const Retention& retention = {});

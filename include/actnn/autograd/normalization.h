@@ -8,14 +8,15 @@
 #include "actnn/ops/quantization.h"
 
 /// \file
-/// Normalizations by the statistics of a sample's own elements. Results are torch's, bit for bit. Kept for backward are
-/// a quantized copy of the input and the exact statistics; of the copy nothing where only the bias wants a gradient.
+/// Normalizations by the statistics of a sample's own elements. Results are torch's, bit for bit. Saved for backward
+/// are a quantized copy of the input and the exact statistics; no copy where only the bias wants a gradient.
 ///
 /// The gradient of bias is exact, that of weight is unbiased. The gradient of input contains a product of two copied
 /// values, so that its expectation differs from the exact gradient by Var[x-hat] / n times the gradient of the
 /// normalized value, n the number of elements that share their statistics. Double backward raises an error.
 ///
-/// `input` and the parameters are float32, float16 or bfloat16, on one device; the rest is a ValueError or TypeError.
+/// `input` and the parameters are float32, float16 or bfloat16, on one device; anything else is a ValueError or
+/// TypeError.
 
 namespace actnn {
 

@@ -32,7 +32,7 @@ std::tuple<at::Tensor, at::Tensor> max_pool1d_with_indices(const at::Tensor& inp
 
 /// The same over the last three dimensions of [N, C, D, H, W] or [C, D, H, W]; indices are (z * H + y) * W + x.
 /// Positions are found from torch's indices, which live only during forward and backward: one byte per output element
-/// is kept for windows of up to 256 elements, two for up to 32768. Where torch's index is outside the window
+/// is saved for windows of up to 256 elements, two for up to 32768. Where torch's index is outside the window
 /// (channels_last_3d, a window of minus infinity), the window's first element gets the gradient. Autocast on the CPU
 /// computes `max_pool3d` in float32, as torch does.
 at::Tensor max_pool3d(const at::Tensor& input, const MaxPoolGeometry& geometry);

@@ -8,8 +8,8 @@
 
 namespace actnn {
 
-/// How an activation is kept for backward, besides its quantization. The default: quantized with one bit width, where
-/// it is.
+/// How an activation is saved for backward, apart from its quantization. The default: quantized with one bit width,
+/// where it is.
 struct Retention {
   /// uint8 [N], 1..8: the bits of each sample of an input whose first dimension counts samples, instead of the layer's
   /// bits. None: one width for all.
@@ -19,10 +19,10 @@ struct Retention {
   /// it.
   c10::SymInt total_bits = 0;
 
-  /// false: the activation itself is kept, as torch's layers do.
+  /// false: the activation itself is saved, as torch's layers do.
   bool compress = true;
 
-  /// Keep the unpacked copy, in floating point: the same numbers in backward, no memory saved. For experiments.
+  /// Save the unpacked copy, in floating point: the same values in backward, but no less memory. For experiments.
   bool simulate = false;
 
   /// Keep the data in pinned host memory (`actnn/ops/offload.h`). Acts on CUDA tensors; not while a compiler traces.

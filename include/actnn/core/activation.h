@@ -8,13 +8,13 @@
 #include "actnn/core/scalar_types.h"
 
 /// \file
-/// The activations that a normalization takes into its pass, and how the derivatives of those are packed that two
-/// slopes do not describe. Every operation is one IEEE operation in single precision, multiply-adds are fused where
-/// they are written so: every processor gives the same numbers.
+/// The activations that can be fused into a normalization's pass, and how derivatives are packed that two slopes do not
+/// describe. Every operation is one IEEE operation in single precision, and multiply-adds are fused only where they are
+/// written so: every processor gives the same results.
 
 namespace actnn {
 
-/// An activation with everything that is part of its name; a leaky ReLU has a slope besides.
+/// An activation with everything that is part of its name; a leaky ReLU also has a slope.
 enum class ActivationKind : int8_t {
   kReLU,
   kReLU6,
@@ -28,7 +28,7 @@ enum class ActivationKind : int8_t {
 };
 
 enum class ActivationFunction : uint8_t {
-  kLeakyReLU,  ///< any slope below 0: ReLU, and no activation, are among them. Packs no derivatives.
+  kLeakyReLU,  ///< any slope below 0, so also ReLU and no activation; packs no derivatives
   kReLU6,
   kSiLU,
   kHardswish
@@ -37,17 +37,17 @@ enum class ActivationFunction : uint8_t {
 /// Bit planes of derivatives, beside the planes of copies in a packed tensor (core/sign_split.h).
 struct PackedDerivative {
   ActivationFunction function = ActivationFunction::kLeakyReLU;
-  int bits = 0;  ///< 1 of ReLU6, whose derivative is 0 or 1; 1..7 of the smooth ones; 0: none is kept
+  int bits = 0;  ///< 1 for ReLU6, whose derivative is 0 or 1; 1..7 for smooth ones; 0: none
 };
 inline constexpr int kMostDerivativeBits = kMaxBits - 1;
 
-/// Whether a packed copy gives the activation's result without bias: where it is linear piece by piece, and the pieces
-/// are exact.
+/// Whether a packed copy gives an unbiased result of the activation: where it is piecewise linear, and the pieces are
+/// exact.
 ACTNN_HOST_DEVICE constexpr bool gives_output(ActivationFunction function) {
   return function == ActivationFunction::kLeakyReLU || function == ActivationFunction::kReLU6;
 }
 
-/// Where derivatives are, rounded outward. SiLU's are between -0.0998394 and 1.0998394.
+/// The range of derivatives, rounded outward. SiLU's are between -0.0998394 and 1.0998394.
 struct DerivativeRange {
   float lowest;
   float highest;
@@ -91,7 +91,7 @@ ACTNN_HOST_DEVICE inline float at_least(float x, float lowest) {
 /// 1 / x, x in [1, 2^125], rounded to nearest.
 ACTNN_HOST_DEVICE inline float reciprocal(float x) {
 #if defined(__CUDA_ARCH__)
-  // The way of division without what it does for other numbers.
+  // Division, without its handling of other operands.
   float guess;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(guess) : "f"(x));
   return __fmaf_rn(guess, __fmaf_rn(-x, guess, 1.0F), guess);
@@ -100,10 +100,10 @@ ACTNN_HOST_DEVICE inline float reciprocal(float x) {
 #endif
 }
 
-/// Numbers of 1 / (1 + exp(-z)).
+/// Coefficients of 1 / (1 + exp(-z)).
 struct SigmoidCoefficients {
-  static constexpr float kFarthest = 80.0F;         ///< z beyond it counts as it, and NaN
-  static constexpr float kShift = 0x1.8p23F;        ///< added, rounds to an integer, which is then in the low bits
+  static constexpr float kFarthest = 80.0F;         ///< replaces a z beyond it, and NaN
+  static constexpr float kShift = 0x1.8p23F;        ///< adding it rounds to an integer, in the low bits
   static constexpr float kLog2E = 1.44269502F;      ///< of exp(x) = 2^n exp(x - n log(2)), n = round(x log2(e))
   static constexpr float kLog2High = 0.693359375F;  ///< log(2) in two parts
   static constexpr float kLog2Low = -2.12194440e-4F;
@@ -134,13 +134,13 @@ ACTNN_HOST_DEVICE inline float sigmoid(float z) {
   return reciprocal(fused(p, power, 1.0F));
 }
 
-/// An activation and its derivative at a number.
+/// An activation and its derivative at one point.
 struct ActivatedNumber {
   float y;
   float derivative;
 };
 
-/// At z; y is NaN for a NaN, of any bits. Not of leaky ReLU, which core/norm_act.h has.
+/// At z; y is a NaN, of any bits, for a NaN. Not for leaky ReLU, which is in core/norm_act.h.
 template <ActivationFunction function>
 ACTNN_HOST_DEVICE inline ActivatedNumber activate(float z) {
   static_assert(function != ActivationFunction::kLeakyReLU);
@@ -158,7 +158,7 @@ ACTNN_HOST_DEVICE inline ActivatedNumber activate(float z) {
   }
 }
 
-/// Codes of derivatives: 2^bits numbers, equally far apart, from the lowest to the highest of the range. They need no
+/// Codes of derivatives: 2^bits evenly spaced values from the lowest to the highest of the range. They need no
 /// parameters.
 struct DerivativeGrid {
   float lowest;
@@ -171,7 +171,7 @@ struct DerivativeGrid {
   ACTNN_HOST_DEVICE float decode(float code) const { return fused(code, step, lowest); }
 };
 
-/// The other way: codes, rounded by noise, of 16 bits. A number of the range is its code's expectation on the grid.
+/// The other way: codes, rounded by 16 bits of noise. A derivative in the range is the expectation of its decoded code.
 struct DerivativeEncoder {
   float scale = 0;  ///< units of 2^-16 of a step
   float shift = 0;
@@ -193,7 +193,7 @@ struct DerivativeEncoder {
   }
 };
 
-/// The counter of the noise of derivatives: not that of the copies, so that products of both stay unbiased.
+/// The counter of the noise of derivatives: another than that of the copies, so that products of both stay unbiased.
 ACTNN_HOST_DEVICE constexpr uint64_t derivative_counter(uint64_t counter) { return counter | (uint64_t{1} << 63); }
 
 /// The gradient times a derivative. A derivative of 0 makes infinities 0.

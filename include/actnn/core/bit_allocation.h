@@ -7,7 +7,7 @@
 
 /// \file
 /// The prices by which bits are taken away from elements (samples, or layers x samples), the cheapest first: Chen et
-/// al., "ActNN", ICML 2021, section 4.2. Of equal prices the first element's comes first.
+/// al., "ActNN", ICML 2021, section 4.2. Among equal prices that of the first element comes first.
 
 namespace actnn {
 
@@ -31,8 +31,8 @@ ACTNN_HOST_DEVICE constexpr double rise_of_variance(double counted, int bits) {
   return counted * (rounding_variance(bits - 1) - rounding_variance(bits));
 }
 
-/// The sensitivity of a sample, in float32: its squared ranges x what the layer makes of them x the squared norm of the
-/// gradient, which counts as 1 while it is not known (0).
+/// The sensitivity of a sample, in float32: its squared ranges x the layer's factor x the squared norm of the gradient,
+/// which counts as 1 while it is unknown (0).
 ACTNN_HOST_DEVICE constexpr float sample_sensitivity(float range, float factor, float gradient) {
   return range * factor * (gradient > 0.0F ? gradient : 1.0F);
 }

@@ -99,7 +99,7 @@ constexpr WindowAxis<Int> window_columns(const MaxPool2dShape& s) {
 }
 
 /// Torch's comparison: strictly greater or NaN takes over, so that the maximum is the first of equal elements and the
-/// last of several NaNs. A window begins with minus infinity at its first position inside or behind the input
+/// last of several NaNs. A window begins with minus infinity at its first position inside or beyond the input
 /// (`WindowSpan::skipped` of both axes), which is the result where dilation lets it miss the input altogether; no
 /// gradient flows then.
 ACTNN_HOST_DEVICE constexpr bool takes_over(float value, float maximum) { return value > maximum || value != value; }

@@ -10,8 +10,8 @@
 ///
 ///     x-hat = (x - mean) / sqrt(var + eps)      z = weight x-hat + bias (+ residual)      y = z if z > 0, else slope z
 ///
-/// and what is kept of it for backward (core/sign_split.h): the side of z, and a copy s of z / |weight| ("split", s = 0
-/// at the kink) or of x-hat ("linear"). Both give x-hat and, on each side, z as linear functions of s, so that an
+/// and what is saved of it for backward (core/sign_split.h): the side of z, and a copy s of z / |weight| ("split", s =
+/// 0 at the kink) or of x-hat ("linear"). Both give x-hat and, on each side, z as linear functions of s, so that an
 /// unbiased copy of s gives unbiased ones of x-hat and of y.
 
 namespace actnn {
@@ -37,7 +37,7 @@ struct NormActChannel {
 inline constexpr int64_t kNormActChannel = 5;
 static_assert(sizeof(NormActChannel) == kNormActChannel * sizeof(float));
 
-/// How to come from s to x-hat and z: x-hat = p s + q, z = a s + b.
+/// How a copy s is decoded: x-hat = p s + q, z = a s + b.
 struct DecodeMap {
   float p;
   float q;
@@ -48,10 +48,10 @@ struct DecodeMap {
 inline constexpr int64_t kDecodeMap = 5;
 static_assert(sizeof(DecodeMap) == kDecodeMap * sizeof(float));
 
-/// A kink that is more deviations than this away from the mean leaves a channel linear.
+/// A channel whose kink is more standard deviations than this away from the mean is linear.
 inline constexpr float kFarthestKink = 8.0F;
 
-/// Whether a channel is kept as linear: without a kink, or with one that is far away or nowhere (weight 0, or NaN).
+/// Whether a channel is saved as linear: it has no kink, or one that is far away or nowhere (weight 0, or NaN).
 ACTNN_HOST_DEVICE constexpr bool is_linear_channel(float weight, float bias, bool has_kink) {
   const float size = weight < 0.0F ? -weight : weight;
   const float offset = bias < 0.0F ? -bias : bias;
@@ -88,8 +88,8 @@ ACTNN_HOST_DEVICE constexpr NormActChannel sum_channel(float z_scale, float z_sh
 ACTNN_HOST_DEVICE constexpr DecodeMap sum_decode_map() { return {1.0F, 0.0F, 1.0F, 0.0F, 0.0F}; }
 
 /// The gradient of the weight, the sum of dz x-hat, from the sums of dz and of dz s.
-ACTNN_HOST_DEVICE constexpr float weight_gradient(const DecodeMap& inverse, float sum, float copy_sum) {
-  return inverse.p * copy_sum + inverse.q * sum;
+ACTNN_HOST_DEVICE constexpr float weight_gradient(const DecodeMap& map, float sum, float copy_sum) {
+  return map.p * copy_sum + map.q * sum;
 }
 
 /// The gradient of the input at an element: scale dz + of_copy s + shift.
@@ -104,12 +104,11 @@ static_assert(sizeof(NormActGradient) == kNormActGradient * sizeof(float));
 
 /// weight / deviation (dz - E[dz] - x-hat E[dz x-hat]) with the expectations over the batch, from the sums of dz and of
 /// dz s.
-ACTNN_HOST_DEVICE constexpr NormActGradient gradient_channel(const DecodeMap& inverse, float weight, float rstd,
+ACTNN_HOST_DEVICE constexpr NormActGradient gradient_channel(const DecodeMap& map, float weight, float rstd,
                                                              float mean_gradient, float mean_gradient_copy) {
   const float scale = weight * rstd;
-  const float of_normalized = weight_gradient(inverse, mean_gradient, mean_gradient_copy);
-  return {scale, -(scale * of_normalized * inverse.p), -(scale * (mean_gradient + inverse.q * of_normalized)),
-          inverse.linear};
+  const float of_normalized = weight_gradient(map, mean_gradient, mean_gradient_copy);
+  return {scale, -(scale * of_normalized * map.p), -(scale * (mean_gradient + map.q * of_normalized)), map.linear};
 }
 
 }  // namespace actnn

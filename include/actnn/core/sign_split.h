@@ -10,9 +10,8 @@
 #include "actnn/core/scalar_types.h"
 
 /// \file
-/// The packed form of what a normalization and a piecewise linear activation behind it need in backward: an exact bit
-/// per element, which side of the activation's kink it is on, and a copy of the element in `bits` - 1 bits (2..8 bits
-/// in all).
+/// The packed form of what a normalization and a piecewise linear activation after it need in backward: an exact bit
+/// per element for its side of the activation's kink, and a copy of the element in `bits` - 1 bits (2..8 bits in all).
 ///
 /// The elements are a matrix of rows (pixels of samples) x channels in row-major order: a channels_last tensor. Eight
 /// *lanes* of 4 rows x 8 channels each are a *group*, which has a step for each side, 16 bits each. Lanes lie side by
@@ -23,17 +22,17 @@
 ///     | groups' steps: above0 below0 above1 below1 ... (2 x 2) | padding to 16 bytes | groups' words: plane x lane |
 ///
 /// A word has one bit of the codes of a lane: bit 8 j + k is that of its row j, channel k. Plane 0 has the sides, plane
-/// p > 0 bit p - 1 of the values. What lies behind the last row or channel has code 0.
+/// p > 0 bit p - 1 of the values. What lies beyond the last row or channel has code 0.
 ///
 /// A channel's copies are of one of two kinds. *Split*: the kink is at 0, so that values are distances from it, on a
 /// grid of their side; side and value of an element agree. *Linear*: values are on one grid that covers both sides, and
 /// the side is a bit of its own. A normalization uses it for channels whose kink is far from all elements or nowhere
-/// (weight near or equal to 0), where distances from the kink would be large numbers. Both copies are unbiased given
-/// the side, and the side is exact; so is then every function that is linear on each side.
+/// (weight near or equal to 0), where distances from the kink would be large. Both copies are unbiased given the side,
+/// and the side is exact; so is then every function that is linear on each side.
 ///
-/// Copies *without sides*, of normalized inputs whose sides are not known or are kept elsewhere: the packed form of
-/// linear channels without plane 0. `bits` are planes of values then, 2..7, and grids those of `split_bits(bits)`: 2
-/// bits are the values 0..3.
+/// Copies *without sides*, of normalized inputs whose sides are unknown or saved elsewhere: the packed form of linear
+/// channels without plane 0. `bits` are planes of values then, 2..7, and grids those of `split_bits(bits)`: 2 bits are
+/// the values 0..3.
 
 namespace actnn {
 

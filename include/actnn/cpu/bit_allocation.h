@@ -7,8 +7,8 @@
 
 namespace actnn::cpu {
 
-/// From `initial` bits for each of the `samples`, takes the `excess` cheapest decrements (all that there are, if those
-/// are fewer): the greedy answer. `bits`: [samples], 1..8.
+/// From `initial` bits for each of the `samples`, takes the `excess` cheapest decrements (all of them, if there are
+/// fewer): the greedy answer. `bits`: [samples], 1..8.
 void allocate_sample_bits(const float* sensitivity, int64_t samples, int initial, int64_t excess, uint8_t* bits);
 
 }  // namespace actnn::cpu

@@ -35,7 +35,7 @@ struct NormActForward {
   SplitLayout<int64_t> layout;
   const NormActChannel* channels;
   float slope;
-  int bits;          ///< 2..8; 0: no copies are kept
+  int bits;          ///< 2..8; 0: no copies
   bool keeps_below;  ///< false: copies below the kink are not wanted, and count as 0
   uint8_t* packed;   ///< out: layout.bytes(planes())
   RandomState random;
@@ -57,11 +57,11 @@ struct NormActBackward {
   ElementType type;         ///< of gradients and results
   SplitLayout<int64_t> layout;
   float slope;
-  /// The normalization's input, which takes the place of the copies: s = s_scale x + s_shift of `channels_of_x`.
-  /// `packed` gives the sides then, and may be null if `slope` is 1. Null: none.
+  /// The normalization's input, which replaces the copies: s = s_scale x + s_shift of `channels_of_x`. `packed` gives
+  /// the sides then, and may be null if `slope` is 1. Null: none.
   const void* x = nullptr;
   const NormActChannel* channels_of_x = nullptr;
-  /// In the planes of `packed` behind those of the copies, of which there may be none then if there is x.
+  /// In the planes of `packed` after those of the copies, of which there may then be none if there is x.
   PackedDerivative derivative = {};
 
   int planes() const { return bits + derivative.bits; }
@@ -71,8 +71,8 @@ struct NormActBackward {
 void norm_act_sums(const NormActBackward& backward, const DecodeMap* channels, int64_t first, int64_t last,
                    double* sums, double* copy_sums);
 
-/// The input's gradient of groups [first, last), and dz, rounded, unless `grad_sum` is null. Each may be in the place
-/// of a tensor that is read.
+/// The input's gradient of groups [first, last), and dz, rounded, unless `grad_sum` is null. Each may alias a tensor
+/// that is read.
 void norm_act_input_gradient(const NormActBackward& backward, const NormActGradient* channels, void* grad_input,
                              void* grad_sum, int64_t first, int64_t last);
 

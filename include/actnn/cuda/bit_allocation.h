@@ -19,8 +19,8 @@ struct SampleSensitivities {
   int64_t samples;
 };
 
-/// From `initial` bits for each sample, takes the `excess` cheapest decrements (all that there are, if those are
-/// fewer). Writes the sensitivities too.
+/// From `initial` bits for each sample, takes the `excess` cheapest decrements (all of them, if there are fewer).
+/// Writes the sensitivities too.
 cudaError_t allocate_sample_bits(const SampleSensitivities& samples, int initial, int64_t excess, float* sensitivity,
                                  uint8_t* bits, cudaStream_t stream);
 

@@ -17,7 +17,7 @@
 
 namespace actnn::cuda {
 
-/// Numbers of scratch that `channel_moments` and `norm_act_sums` need.
+/// Elements of scratch memory that `channel_moments` and `norm_act_sums` need.
 int64_t norm_act_scratch(const SplitLayout<int64_t>& layout);
 
 /// Mean and biased variance of each channel of `x`: [channels] each.
@@ -40,7 +40,7 @@ struct NormActForward {
   SplitLayout<int64_t> layout;
   const NormActChannel* channels;  ///< [channels]
   float slope;
-  int bits;          ///< 2..8; 0: no copies are kept
+  int bits;          ///< 2..8; 0: no copies
   bool keeps_below;  ///< false: copies below the kink are not wanted, and count as 0
   uint8_t* packed;   ///< out: layout.bytes(planes()), all of them; begins at a multiple of 16 bytes
   RandomSource random;
@@ -62,15 +62,15 @@ struct NormActBackward {
   ElementType type;         ///< of gradients and results
   SplitLayout<int64_t> layout;
   float slope;
-  /// The normalization's input, which takes the place of the copies: s = s_scale x + s_shift of `channels_of_x`.
-  /// `packed` gives the sides then, and may be null if `slope` is 1. Null: none.
+  /// The normalization's input, which replaces the copies: s = s_scale x + s_shift of `channels_of_x`. `packed` gives
+  /// the sides then, and may be null if `slope` is 1. Null: none.
   const void* x = nullptr;
   const NormActChannel* channels_of_x = nullptr;
   /// Copies of the normalized input, which take the place of those in `packed`, with sides as with `x`. All channels
   /// are linear then.
   const uint8_t* normalized = nullptr;
   int normalized_bits = 0;
-  /// In the planes of `packed` behind those of the copies, of which there may be none then if there is x.
+  /// In the planes of `packed` after those of the copies, of which there may then be none if there is x.
   PackedDerivative derivative = {};
 
   int planes() const { return bits + derivative.bits; }
@@ -80,7 +80,7 @@ struct NormActBackward {
 cudaError_t norm_act_sums(const NormActBackward& backward, const DecodeMap* channels, float* scratch, float* sums,
                           float* copy_sums, cudaStream_t stream);
 
-/// The input's gradient, and dz, rounded, unless `grad_sum` is null. Each may be in the place of a tensor that is read.
+/// The input's gradient, and dz, rounded, unless `grad_sum` is null. Each may alias a tensor that is read.
 cudaError_t norm_act_input_gradient(const NormActBackward& backward, const NormActGradient* channels, void* grad_input,
                                     void* grad_sum, cudaStream_t stream);
 

@@ -10,8 +10,8 @@
 #include "actnn/cuda/norm_act.h"
 
 /// \file
-/// Normalization with activation (core/norm_act.h): the numbers of channels, on a GPU. A null weight is 1, a null bias
-/// 0.
+/// Normalization with activation (core/norm_act.h): the coefficients of channels, on a GPU. A null weight is 1, a null
+/// bias 0.
 
 namespace actnn::cuda {
 
@@ -28,7 +28,7 @@ struct NormActChannels {
 cudaError_t norm_act_channels(const NormActChannels& of, NormActChannel* forward, DecodeMap* inverse, float* rstd,
                               cudaStream_t stream);
 
-/// Of the sums of normalizations of `norm`, or of x itself if that is null, and residuals.
+/// For sums of a residual and a normalization by `norm`, or x itself if that is null.
 cudaError_t sum_channels(const NormActChannel* norm, int64_t channels, NormActChannel* forward, DecodeMap* inverse,
                          cudaStream_t stream);
 
@@ -44,7 +44,7 @@ struct BatchStatistics {
   float momentum;       ///< share of this batch in running statistics; negative: 1 / `batches`, then not null
 };
 
-/// `channel_moments` and `norm_act_channels` with one launch less. `layout.rows` is not 0; `scratch` as for
+/// `channel_moments` and `norm_act_channels` with one launch fewer. `layout.rows` is not 0; `scratch` as for
 /// `channel_moments`.
 cudaError_t batch_norm_channels(const void* x, ElementType type, const SplitLayout<int64_t>& layout, float* scratch,
                                 const BatchStatistics& statistics, NormActChannel* forward, DecodeMap* inverse,
@@ -65,7 +65,7 @@ struct NormActGradients {
 cudaError_t norm_act_gradients(const NormActGradients& of, NormActGradient* gradients, float* grad_weight,
                                float* grad_bias, cudaStream_t stream);
 
-/// The numbers of a normalization that its backward needs; `count` as of `NormActGradients`.
+/// What backward needs of a normalization; `count` as of `NormActGradients`.
 struct NormalizedChannels {
   const DecodeMap* inverse;
   const float* weight;
@@ -73,7 +73,7 @@ struct NormalizedChannels {
   int64_t count;
 };
 
-/// `norm_act_sums` and `norm_act_gradients` with one launch less; `scratch` as for `norm_act_sums`.
+/// `norm_act_sums` and `norm_act_gradients` with one launch fewer; `scratch` as for `norm_act_sums`.
 cudaError_t norm_act_sums_and_gradients(const NormActBackward& backward, const NormalizedChannels& channels,
                                         float* scratch, NormActGradient* gradients, float* grad_weight,
                                         float* grad_bias, cudaStream_t stream);

@@ -42,7 +42,7 @@ struct DequantizeArguments {
 cudaError_t dequantize(const DequantizeArguments& arguments, cudaStream_t stream);
 
 /// Samples with a bit width each. The host does not know the widths, so what is wrong with them cannot be reported: a
-/// sample whose width is not in 1..8, or whose codes would end behind `room`, is written as NaN groups without codes,
+/// sample whose width is not in 1..8, or whose codes would end beyond `room`, is written as NaN groups without codes,
 /// and read as NaN.
 struct SampleBits {
   const uint8_t* bits;  ///< `samples` bit widths
@@ -52,7 +52,7 @@ struct SampleBits {
 };
 
 /// `arguments.count` elements a sample; `bits` is ignored. `packed` has codes_offset(all groups) + room bytes, of which
-/// those behind the last sample's codes become 0.
+/// those after the last sample's codes become 0.
 cudaError_t quantize_per_sample(const QuantizeArguments& arguments, const SampleBits& samples, cudaStream_t stream);
 cudaError_t dequantize_per_sample(const DequantizeArguments& arguments, const SampleBits& samples, cudaStream_t stream);
 

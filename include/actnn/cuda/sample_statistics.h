@@ -20,7 +20,7 @@ struct Samples {
   int64_t count;
 };
 
-/// Numbers of scratch that `group_range_squares` needs, and `square_norms` for a group size of 1024.
+/// Elements of scratch memory that `group_range_squares` needs, and `square_norms` for a group size of 1024.
 int64_t statistics_scratch(const Samples& samples, int64_t group_size);
 
 /// Per sample the sum over groups of (largest - smallest)^2, into `sums` (float). NaN if an element is NaN.

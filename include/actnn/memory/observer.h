@@ -56,11 +56,11 @@ class AllocationObserver {
   /// The most live bytes since the construction or the last `reset_peak`.
   int64_t peak_bytes(c10::DeviceType type = c10::DeviceType::CPU) const;
 
-  /// Makes the peak of every device type the live bytes of now.
+  /// Sets the peak of every device type to its live bytes.
   void reset_peak();
 
   /// Records every change of the live bytes of one device type from now on, dropping what an earlier timeline recorded.
-  /// A sample takes 16 bytes of ordinary memory; a training step has some hundreds to some thousands.
+  /// A sample takes 16 bytes of ordinary memory; a training step has hundreds to thousands.
   void start_timeline(c10::DeviceType type = c10::DeviceType::CPU);
 
   /// Names this moment in the timeline; without one, does nothing.

@@ -11,19 +11,20 @@
 
 /// \file
 /// The passes of a normalization with activation (core/norm_act.h) over a matrix of rows x channels, row-major: a
-/// channels_last tensor. Floating tensors are float32, float16 or bfloat16; what is one number per channel is float32.
+/// channels_last tensor. Floating tensors are float32, float16 or bfloat16; what has one value per channel is float32.
 /// No host synchronization, deterministic but for the noise. Not differentiable: floor `autograd` puts them together.
 ///
 /// Errors (c10::ValueError, c10::TypeError): other dtypes, shapes or devices, tensors that are not contiguous, bits
-/// outside 2..8, bits of derivatives that the activation has not.
+/// outside 2..8, bits that derivatives of the activation cannot have.
 
 namespace actnn {
 
 /// (mean, biased variance) of each channel of `input`, [rows, channels].
 std::tuple<at::Tensor, at::Tensor> channel_moments(const at::Tensor& input);
 
-/// What the passes need of a normalization: (channels: `NormActChannel` [C, 5], inverse: `DecodeMap` [C, 5], inverse
-/// deviation: [C]). `weight` and `bias`: float32 [C], or none for 1 and 0. `has_kink`: whether an activation follows.
+/// What the passes need of a normalization: (channels: `NormActChannel` [C, 5], inverse: `DecodeMap` [C, 5], rstd: [C],
+/// 1 / sqrt(variance + eps)). `weight` and `bias`: float32 [C], or none for 1 and 0. `has_kink`: whether an activation
+/// follows.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_act_channels(const at::Tensor& mean, const at::Tensor& variance,
                                                                  const std::optional<at::Tensor>& weight,
                                                                  const std::optional<at::Tensor>& bias, double eps,
@@ -59,10 +60,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_add_act(const at::Tensor& in
                                                             int64_t normalized_bits,
                                                             const std::optional<at::Tensor>& rng_state = std::nullopt);
 
-/// (channels, inverse, inverse deviation) of `norm_act_channels` with the mean and variance of `input`, [rows,
-/// channels], and an update of the running statistics, [C], where there are some: running += momentum (batch -
-/// running), with the unbiased variance. `num_batches_tracked` is advanced; a `momentum` of none stands for 1 /
-/// num_batches_tracked, the average over all batches.
+/// (channels, inverse, rstd) of `norm_act_channels` with the mean and variance of `input`, [rows, channels], and an
+/// update of the running statistics, [C], where there are some: running += momentum (batch - running), with the
+/// unbiased variance. `num_batches_tracked` is advanced; a `momentum` of none stands for 1 / num_batches_tracked, the
+/// average over all batches.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_channels(
     const at::Tensor& input, const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias,
     const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var,
@@ -94,8 +95,8 @@ at::Tensor norm_act_sums(const NormActCopies& copies, const at::Tensor& grad,
 /// on the device.
 std::tuple<at::Tensor, at::Tensor> sum_channels(const std::optional<at::Tensor>& channels, const at::Tensor& like);
 
-/// (`NormActGradient` [C, 4], gradient of weight [C], of bias [C]) from the sums. `count`: rows that mean and variance
-/// are of, or 0 if they are constants (evaluation).
+/// (`NormActGradient` [C, 4], gradient of weight [C], of bias [C]) from the sums. `count`: rows over which mean and
+/// variance were taken, or 0 if they are constants (evaluation).
 std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse,
                                                                   const std::optional<at::Tensor>& weight,
                                                                   const at::Tensor& rstd, const c10::SymInt& count);
@@ -111,7 +112,7 @@ at::Tensor norm_act_input_gradient(const NormActCopies& copies, const at::Tensor
                                    const std::optional<at::Tensor>& second_grad, const at::Tensor& gradients);
 
 /// The same in `grad_input`, and dz in `grad_sum` if there is one: the gradient of the residual. Both are like `grad`,
-/// and may be the very tensors that are read.
+/// and may alias the tensors that are read.
 void norm_act_input_gradient_out(const NormActCopies& copies, const at::Tensor& grad,
                                  const std::optional<at::Tensor>& second_grad, const at::Tensor& gradients,
                                  at::Tensor& grad_input, const std::optional<at::Tensor>& grad_sum);

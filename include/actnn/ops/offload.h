@@ -11,7 +11,7 @@
 namespace actnn {
 
 /// A pinned CPU copy of `tensor` that is being made: only `fetch` knows when it is complete. `tensor` may be freed at
-/// once. A tensor that is in host memory already is returned itself.
+/// once. A tensor that is already in host memory is returned as it is.
 at::Tensor offload(const at::Tensor& tensor);
 
 /// The tensor on `device` from what `offload` returned; any number of times. Also starts to fetch the tensor that was

@@ -4,14 +4,14 @@
 #include <c10/core/SymInt.h>
 
 /// \file
-/// Packing of codes that exist already, without ranges and rounding: for callers with a quantizer of their own. The
-/// stream has no parameters: sample s's codes fill ceil(elements / 8) * bits[s] bytes (core/bit_packing.h) right after
-/// those of sample s - 1. Work on CPU, CUDA and Meta with symbolic sizes and give the same bytes on all; no wait for
-/// the device; deterministic; not differentiable.
+/// Packing of existing codes, without ranges and rounding: for callers with a quantizer of their own. The stream has no
+/// parameters: sample s's codes fill ceil(elements / 8) * bits[s] bytes (core/bit_packing.h) right after those of
+/// sample s - 1. Work on CPU, CUDA and Meta with symbolic sizes and give the same bytes on all; no wait for the device;
+/// deterministic; not differentiable.
 ///
 /// Errors (c10::ValueError, c10::TypeError): other dtypes, shapes or devices; a stream of a wrong size. On the CPU also
-/// bits outside 1..8; on CUDA, where the host does not see the bits, the bytes are then unspecified, but no memory but
-/// the stream's is read or written.
+/// bits outside 1..8; on CUDA, where the host does not see the bits, the bytes are then unspecified, but only the
+/// stream's memory is read or written.
 
 namespace actnn {
 

@@ -11,16 +11,15 @@
 /// to the sum of weight_i * bits_i <= target.
 ///
 /// The greedy answer: from the bits given, again and again take one bit from the element whose variance then rises
-/// least per weight, until the target holds or all have 1 bit. Of equals the first element loses a bit first. A NaN
+/// least per weight, until the target holds or all have 1 bit. Among equals the first element loses a bit first. A NaN
 /// sensitivity counts as infinite, a negative one as 0.
 
 namespace actnn {
 
-/// The greedy answer without a wait for the device, for any of them: every possible decrement is sorted once, since
-/// those of an element come in order of their price, and the cheapest that reach the target are taken. All tensors are
-/// 1-D of one size N, on one device. `bits`: uint8, 1..8, where to begin; `sensitivity`: float32 or float64; `weight`:
-/// int64, above 0. Returns uint8 bits [N]. Deterministic; equal to `allocate_bits_greedily` bit for bit. Not
-/// differentiable.
+/// The greedy answer on any device, without waiting for it: every possible decrement is sorted once, since those of an
+/// element come in order of their price, and the cheapest that reach the target are taken. All tensors are 1-D of one
+/// size N, on one device. `bits`: uint8, 1..8, where to begin; `sensitivity`: float32 or float64; `weight`: int64,
+/// above 0. Returns uint8 bits [N]. Deterministic; equal to `allocate_bits_greedily` bit for bit. Not differentiable.
 ///
 /// Errors (c10::ValueError, c10::TypeError): other dtypes, shapes or devices.
 at::Tensor allocate_bits(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight,

@@ -6,8 +6,8 @@
 #include <tuple>
 
 /// \file
-/// Bits together with sampling: an element (a sample's activation) may also be kept only now and then, which costs
-/// fewer bits on average than quantizing it coarsely every time. Kept with probability p and scaled by 1 / p, its
+/// Bits together with sampling: an element (a sample's activation) may also be saved only some of the time, which costs
+/// fewer bits on average than quantizing it coarsely every time. Saved with probability p and scaled by 1 / p, its
 /// estimate stays unbiased.
 
 namespace actnn {
@@ -23,7 +23,7 @@ namespace actnn {
 /// `square_norm`, `sensitivity`: float32 or float64 [N] on one device; the work is done on the CPU, so another device
 /// waits. NaN and infinity count as the largest float32, negative numbers as 0. `max_bits` in 1..8; `target`: bits per
 /// element on average, finite, at least 1 / states; `states` in 1..1024. Returns (bits uint8 [N], probability [N] with
-/// the dtype of `square_norm`). Deterministic: of equals, the choice with the smallest cost. Not differentiable.
+/// the dtype of `square_norm`). Deterministic: among equals, the choice with the smallest cost. Not differentiable.
 ///
 /// Errors (c10::ValueError, c10::TypeError): other dtypes, shapes, devices or numbers; a table of more than 2^30
 /// entries.

@@ -14,7 +14,7 @@ namespace actnn {
 /// 2021) and ours. A value: read when a layer is converted and at each of its forwards. The defaults are those of level
 /// L3.
 struct Config {
-  // What is kept.
+  // What is saved.
   bool compress_activation = true;  ///< false: exact activations
   bool training = true;             ///< false: as compress_activation = false, for evaluation with gradients
   std::vector<int64_t> activation_compression_bits = {2, 8, 8};  ///< average bits of a layer, by its `group`

@@ -37,8 +37,8 @@ class GradientNoise {
 
 /// Calls `backward`, which computes the gradients of one and the same batch anew (forward and backward), `draws` times,
 /// with all gradients of `parameters` cleared before, and estimates their noise. Gradients that the parameters had are
-/// put back. What else differs between two calls, such as dropout, counts as noise; running statistics are the caller's
-/// care. Errors (c10::ValueError): fewer than two draws; no parameter got a gradient.
+/// put back. What else differs between two calls, such as dropout, counts as noise; the caller takes care of running
+/// statistics. Errors (c10::ValueError): fewer than two draws; no parameter got a gradient.
 GradientNoise measure_gradient_noise(const std::vector<at::Tensor>& parameters, const std::function<void()>& backward,
                                      int64_t draws = 2);
 

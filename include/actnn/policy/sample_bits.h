@@ -8,7 +8,7 @@
 
 /// \file
 /// The two steps by which a layer's bits follow its gradients, as one op each: a layer of an adaptive scheme costs
-/// three small kernels more. Nothing waits for the device. Not differentiable.
+/// three more small kernels. Nothing waits for the device. Not differentiable.
 
 namespace actnn {
 

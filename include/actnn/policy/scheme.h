@@ -29,19 +29,19 @@ struct SchemeOptions {
   std::string name{};
 };
 
-/// How one forward keeps its activation.
+/// How one forward saves its activation.
 struct Plan {
   Quantization quantization{};
   Retention retention{};
 };
 
-/// The plan of a layer without a scheme: the bits of its group. Errors (c10::ValueError): a group that there is not.
+/// The plan of a layer without a scheme: the bits of its group. Errors (c10::ValueError): a group that does not exist.
 Plan fixed_plan(const Config& config, int64_t group);
 
-/// How the activations of one layer are kept: bits for the layer, which the policy allocates, and bits for each sample
+/// How the activations of one layer are saved: bits for the layer, which the policy allocates, and bits for each sample
 /// of a batch within them (Chen et al., "ActNN", ICML 2021, section 4.2).
 ///
-/// A layer calls `plan` before its op and `observe` with the op's result, if the activation is kept at all:
+/// A layer calls `plan` before its op and `observe` with the op's result, if the activation is saved at all:
 ///
 ///     const Plan plan = scheme->plan(input);
 ///     at::Tensor output = actnn::convolution(input, weight, bias, geometry, plan.quantization, {}, plan.retention);
@@ -65,7 +65,7 @@ class Scheme : public torch::CustomClassHolder {
   double bits() const noexcept { return bits_; }
   void set_bits(double bits);
 
-  /// How to keep `input`, [N, ...]. With `Config::use_gradient` the policy's batch must have N indices
+  /// How to save `input`, [N, ...]. With `Config::use_gradient` the policy's batch must have N indices
   /// (c10::ValueError).
   Plan plan(const at::Tensor& input);
 
@@ -80,7 +80,7 @@ class Scheme : public torch::CustomClassHolder {
   /// Elements per sample of the last plan.
   int64_t dim() const noexcept { return dim_; }
 
-  /// What a checkpoint has to have: "bits", "scales".
+  /// What a checkpoint must contain: "bits", "scales".
   std::map<std::string, at::Tensor> state() const;
   /// Errors (c10::ValueError): entries that are missing or not what `state` gave.
   void load_state(const std::map<std::string, at::Tensor>& state);
@@ -102,7 +102,7 @@ class Scheme : public torch::CustomClassHolder {
   };
 
   void learn(std::optional<Use> use, const at::Tensor& grad_output, const at::Tensor& grad_weight);
-  /// g as it is known now, 0 or none if not at all: a scalar, or with a table an entry for each sample.
+  /// g as far as it is known, 0 or none if it is not: a scalar, or with a table an entry for each sample.
   std::optional<at::Tensor> gradient_of(const std::optional<at::Tensor>& batch, const at::Tensor& like);
   /// g after a backward found these squared norms.
   at::Tensor learn_gradient(const Use& use, const at::Tensor& norms);
