@@ -28,7 +28,7 @@ using torch::autograd::variable_list;
 
 constexpr const char* kBatchNormName = "actnn::batch_norm";
 
-/// What `at::batch_norm` calls: (output, saved mean, saved inverse deviation, reserve, implementation).
+/// What `at::batch_norm` calls: (output, saved mean, saved rstd, reserve, implementation).
 auto exact_batch_norm(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                       const BatchNormStatistics& statistics) {
   return at::_batch_norm_impl_index(input, weight, bias, statistics.running_mean, statistics.running_var,

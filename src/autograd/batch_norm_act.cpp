@@ -28,7 +28,7 @@ OptionalTensor if_defined(const OptionalTensor& tensor) {
   return tensor.has_value() && tensor->defined() ? tensor : std::nullopt;
 }
 
-/// What one forward found out.
+/// The results of one forward.
 struct Normalized {
   at::Tensor y;  ///< matrix
   at::Tensor packed;

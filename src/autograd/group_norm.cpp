@@ -38,7 +38,7 @@ Extents extents_of(const at::Tensor& input) {
   return {input.sym_size(0), input.sym_size(1), element_count(input.sym_sizes().slice(2).vec())};
 }
 
-/// What `at::group_norm` calls: (output, mean, inverse deviation). `input` is in its layout.
+/// What `at::group_norm` calls: (output, mean, rstd). `input` is in its layout.
 auto exact_group_norm(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                       int64_t num_groups, double eps) {
   const auto contiguous = [](const OptionalTensor& tensor) {

@@ -73,7 +73,7 @@ std::tuple<at::Tensor, at::Tensor> local_moments(const at::Tensor& input) {
     auto [var, mean] = at::var_mean(input.to(at::kFloat), all_but_channels(input), /*unbiased=*/false);
     return {std::move(mean), std::move(var)};
   }
-  // On the CPU, the running statistics, here nobody's, say that those of a 16-bit input are wanted in float32.
+  // On the CPU, the running statistics, here dummies, make those of a 16-bit input float32.
   return at::batch_norm_update_stats(input, zeros(), zeros(), /*momentum=*/0);
 }
 
@@ -113,7 +113,7 @@ struct DistributedNormalized {
 
   at::Tensor rstd() const { return (var + eps).rsqrt_(); }
 
-  /// torch has kernels for this very thing on CUDA; they read contiguous tensors, and have no Meta kernels.
+  /// Torch has kernels for exactly this on CUDA; they read contiguous tensors, and have no Meta kernels.
   bool has_own_kernels() const { return input.is_cuda() && !is_traced(input); }
 };
 
@@ -144,7 +144,7 @@ at::Tensor input_gradient(const at::Tensor& grad, const DistributedNormalized& x
   }
   const at::Tensor rstd = x.rstd();
   if (x.has_own_kernels()) {
-    // Takes sums and counts, of which expectations and 1 are a case.
+    // It takes sums and counts; expectations and 1 are a special case.
     return at::batch_norm_backward_elemt(grad, x.input, x.mean, rstd, weight, expectation,
                                          expectation_normalized / rstd,
                                          at::ones({1}, x.mean.options().dtype(at::kInt)));

@@ -55,7 +55,7 @@ struct Nothing {};
 
 /// What a pass over a lane's elements does.
 enum class Pass {
-  kOutputOnly,  ///< nothing is kept
+  kOutputOnly,  ///< nothing is saved
   kSplitRelu,   ///< all channels of the warp are split, and y is 0 below the kink
   kAny
 };

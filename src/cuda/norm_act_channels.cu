@@ -5,7 +5,7 @@
 namespace actnn::cuda {
 namespace {
 
-/// `first` and `second`: the two numbers of each channel.
+/// `first` and `second`: the two values of each channel.
 template <class Store>
 __global__ void store_kernel(const float* first, const float* second, int64_t channels, Store store) {
   const int64_t c = thread_index();

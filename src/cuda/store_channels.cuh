@@ -11,9 +11,9 @@
 
 namespace actnn::cuda {
 
-/// `numbers` of a channel; null: `otherwise`.
-__device__ inline float number_or(const float* numbers, int64_t channel, float otherwise) {
-  return numbers ? numbers[channel] : otherwise;
+/// The value of a channel; `otherwise` where `values` is null.
+__device__ inline float value_or(const float* values, int64_t channel, float otherwise) {
+  return values ? values[channel] : otherwise;
 }
 
 struct StorePair {
@@ -44,7 +44,7 @@ struct StoreChannels {
     float bias;
   };
   __device__ Known known(int64_t channel) const {
-    return {number_or(weight, channel, 1.0F), number_or(bias, channel, 0.0F)};
+    return {value_or(weight, channel, 1.0F), value_or(bias, channel, 0.0F)};
   }
 
   __device__ void operator()(int64_t channel, const Known& known, float mean, float variance) const {
@@ -68,8 +68,8 @@ struct StoreBatchChannels {
     float momentum;
   };
   __device__ Known known(int64_t channel) const {
-    return {store.known(channel), number_or(statistics.running_mean, channel, 0.0F),
-            number_or(statistics.running_var, channel, 0.0F),
+    return {store.known(channel), value_or(statistics.running_mean, channel, 0.0F),
+            value_or(statistics.running_var, channel, 0.0F),
             statistics.momentum < 0.0F ? static_cast<float>(1.0 / static_cast<double>(*statistics.batches))
                                        : statistics.momentum};
   }
@@ -98,7 +98,7 @@ struct StoreGradients {
     float rstd;
   };
   __device__ Known known(int64_t channel) const {
-    return {channels.inverse[channel], number_or(channels.weight, channel, 1.0F), channels.rstd[channel]};
+    return {channels.inverse[channel], value_or(channels.weight, channel, 1.0F), channels.rstd[channel]};
   }
 
   __device__ void operator()(int64_t channel, const Known& known, float sum, float copy_sum) const {

@@ -48,9 +48,9 @@ at::Tensor distributed_sum(const char* caller, const at::Tensor& tensor, const s
 }
 
 /// One all-reduce of {n E[x], n E[x^2], n}. Var = E[x^2] - E[x]^2 cancels where the mean is large against the
-/// deviation, but in float64, of whose 53 bits it costs twice those that the rounding of the float32 inputs costs of
-/// their 24: what is left is always more exact than the inputs. Central moments in float32, as by Chan, would need the
-/// mean of all first, and a second all-reduce. The sums within a rank are central.
+/// deviation. In float64 that costs twice as many of the 53 bits as the rounding of the float32 inputs costs of their
+/// 24: what is left is always more exact than the inputs. Central moments in float32, as by Chan, would need the mean
+/// of all first, and a second all-reduce. The sums within a rank are central.
 Moments distributed_moments(const char* caller, const at::Tensor& mean, const at::Tensor& var, const c10::SymInt& count,
                             const std::string& group_name) {
   const c10::SymInt channels = mean.sym_size(0);

@@ -84,7 +84,7 @@ bool can_be_known(const at::Tensor& tensor) {
   return !is_traced(tensor) && tensor.has_storage() && !tensor.is_inference() && tensor.numel() > 0;
 }
 
-/// What the copy of `tensor` is made of, for those who count bytes; nothing without one.
+/// The tensors of `tensor`'s copy, for those who count bytes; none without a copy.
 std::vector<at::Tensor> tensors_of_copy(const at::Tensor& tensor) {
   const std::optional<SharedCopy> copy = find_copy(tensor);
   return copy ? std::vector{copy->packed, copy->inverse} : std::vector<at::Tensor>();

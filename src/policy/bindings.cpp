@@ -1,4 +1,4 @@
-/// The policy as classes of torch's, `torch.classes.actnn`: what a language other than C++ uses.
+/// The policy as torch classes, `torch.classes.actnn`: what a language other than C++ uses.
 
 #include <torch/custom_class.h>
 

@@ -29,7 +29,7 @@ double price(double sensitivity, int64_t weight, int bits) {
   return rise_of_variance(counted_sensitivity(sensitivity), bits) / static_cast<double>(weight);
 }
 
-/// `rounding_variance` of a tensor of bits: the same operations, so the same numbers.
+/// `rounding_variance` of a tensor of bits: the same operations, so the same results.
 at::Tensor variance(const at::Tensor& bits) {
   const at::Tensor levels = (at::ones_like(bits).bitwise_left_shift(bits) - 1).to(at::kDouble);
   return (levels * levels).reciprocal();
@@ -78,7 +78,7 @@ Decrements decrements(const at::Tensor& bits, const at::Tensor& sensitivity, con
           .gains = (possible * weight.unsqueeze(1)).flatten()};
 }
 
-/// `bits` less the decrements taken, which are given in order.
+/// `bits` minus the decrements taken, which are given in order.
 at::Tensor take(const at::Tensor& bits, const Decrements& all, const at::Tensor& taken) {
   const at::Tensor real = taken & all.in_order(all.possible);
   const at::Tensor fewer = at::zeros_like(all.gains).scatter(0, all.order, real.to(at::kLong));

@@ -86,7 +86,7 @@ std::tuple<at::Tensor, at::Tensor> allocate_dp(const at::Tensor& square_norm, co
   const std::vector<double> norms = cleaned(square_norm);
   const std::vector<double> sensitivities = cleaned(sensitivity);
   const auto count = static_cast<int64_t>(norms.size());
-  // More than the dearest choice for every element changes nothing.
+  // More than the most expensive choice for every element changes nothing.
   const double budget = std::min(target, static_cast<double>(max_bits)) * static_cast<double>(count * states);
   TORCH_CHECK_VALUE(budget * static_cast<double>(count) <= static_cast<double>(kMaxTable), kBitAllocationDpName,
                     ": N * N * target * states must be at most 2^30, got ", budget * static_cast<double>(count));

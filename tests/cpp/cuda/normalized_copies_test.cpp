@@ -22,7 +22,7 @@ constexpr RandomState kRandomOfNormalized{.seed = 7, .offset = 4};
 struct Problem {
   Layout layout;
   ElementType type;
-  int bits = 3;  ///< 0: nothing is kept of the sum
+  int bits = 3;  ///< 0: nothing is saved of the sum
   int normalized_bits = 2;
   float slope = 0.0F;
   bool stochastic = true;
