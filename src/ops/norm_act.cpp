@@ -13,6 +13,7 @@
 
 #include "actnn/cpu/norm_act.h"
 #include "src/ops/activation_names.h"
+#include "src/ops/copies_arguments.h"
 #include "src/ops/dispatch.h"
 #include "src/ops/norm_act_checks.h"
 #include "src/ops/tensors.h"
@@ -23,6 +24,11 @@ namespace {
 using Layout = SplitLayout<int64_t>;
 using TwoTensors = std::tuple<at::Tensor, at::Tensor>;
 using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+using SumsSignature = CopiesSignature<at::Tensor, const at::Tensor&, const OptionalTensor&, const at::Tensor&>;
+using SumsAndGradientsSignature =
+    CopiesSignature<ThreeTensors, const at::Tensor&, const OptionalTensor&, const at::Tensor&, const OptionalTensor&,
+                    const at::Tensor&, c10::SymInt>;
+using InputGradientSignature = SumsSignature;
 
 // --- CPU -------------------------------------------------------------------------------------------------------------
 
@@ -118,18 +124,10 @@ cpu::NormActBackward backward_of(const NormActCopies& copies, const at::Tensor& 
           .derivative = copies.derivative};
 }
 
+template <class... Arguments>
 at::Tensor sums_cpu(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                    const at::Tensor& inverse, double slope, int64_t bits, const OptionalTensor& input,
-                    const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits,
-                    c10::string_view activation, int64_t derivative_bits) {
-  const NormActCopies given{packed,
-                            slope,
-                            bits,
-                            input,
-                            channels,
-                            normalized,
-                            normalized_bits,
-                            packed_derivative(kSums, activation, derivative_bits)};
+                    const at::Tensor& inverse, Arguments... arguments) {
+  const NormActCopies given = copies_of(kSums, packed, arguments...);
   const ElementType type = check_norm_act_sums(given, grad, second_grad, inverse);
   const NormActCopies copies = with_sides(given, split_layout(grad));
   const cpu::NormActBackward backward = backward_of(copies, grad, second_grad, type);
@@ -179,14 +177,8 @@ void input_gradient_out_cpu(const OptionalTensor& packed, const at::Tensor& grad
                             const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits,
                             at::Tensor& grad_input, const OptionalTensor& grad_sum, c10::string_view activation,
                             int64_t derivative_bits) {
-  const NormActCopies given{packed,
-                            slope,
-                            bits,
-                            input,
-                            channels,
-                            normalized,
-                            normalized_bits,
-                            packed_derivative(kInputGradient, activation, derivative_bits)};
+  const NormActCopies given = copies_of(kInputGradient, packed, slope, bits, input, channels, normalized,
+                                        normalized_bits, activation, derivative_bits);
   const ElementType type = check_norm_act_input_gradient(given, grad, second_grad, gradients, grad_input, grad_sum);
   const NormActCopies copies = with_sides(given, split_layout(grad));
   const cpu::NormActBackward backward = backward_of(copies, grad, second_grad, type);
@@ -240,13 +232,10 @@ TwoTensors norm_act_meta(const at::Tensor& input, const OptionalTensor& residual
   return {at::empty_like(input), empty_bytes(planes == 0 ? 0 : layout.bytes(planes), input)};
 }
 
+template <class... Arguments>
 at::Tensor sums_meta(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                     const at::Tensor& inverse, double slope, int64_t bits, const OptionalTensor& input,
-                     const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits,
-                     c10::string_view activation, int64_t derivative_bits) {
-  check_norm_act_sums({packed, slope, bits, input, channels, normalized, normalized_bits,
-                       packed_derivative(kSums, activation, derivative_bits)},
-                      grad, second_grad, inverse);
+                     const at::Tensor& inverse, Arguments... arguments) {
+  check_norm_act_sums(copies_of(kSums, packed, arguments...), grad, second_grad, inverse);
   return at::empty({2, inverse.size(0)}, inverse.options());
 }
 
@@ -255,20 +244,18 @@ void input_gradient_out_meta(const OptionalTensor& packed, const at::Tensor& gra
                              const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits,
                              at::Tensor& grad_input, const OptionalTensor& grad_sum, c10::string_view activation,
                              int64_t derivative_bits) {
-  check_norm_act_input_gradient({packed, slope, bits, input, channels, normalized, normalized_bits,
-                                 packed_derivative(kInputGradient, activation, derivative_bits)},
+  check_norm_act_input_gradient(copies_of(kInputGradient, packed, slope, bits, input, channels, normalized,
+                                          normalized_bits, activation, derivative_bits),
                                 grad, second_grad, gradients, grad_input, grad_sum);
 }
 
 /// On every device: the gradient in a new tensor.
+template <class... Arguments>
 at::Tensor input_gradient(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                          const at::Tensor& gradients, double slope, int64_t bits, const OptionalTensor& input,
-                          const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits,
-                          c10::string_view activation, int64_t derivative_bits) {
+                          const at::Tensor& gradients, Arguments... arguments) {
   at::Tensor grad_input = at::empty_like(grad);
-  norm_act_input_gradient_out({packed, slope, bits, input, channels, normalized, normalized_bits,
-                               packed_derivative(kInputGradient, activation, derivative_bits)},
-                              grad, second_grad, gradients, grad_input, {});
+  norm_act_input_gradient_out(copies_of(kInputGradient, packed, arguments...), grad, second_grad, gradients, grad_input,
+                              {});
   return grad_input;
 }
 
@@ -281,14 +268,11 @@ ThreeTensors gradients_meta(const at::Tensor& sums, const at::Tensor& inverse, c
   return {per_channel(sums, channels, kNormActGradient), per_channel(sums, channels), per_channel(sums, channels)};
 }
 
+template <class... Arguments>
 ThreeTensors sums_and_gradients(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
                                 const at::Tensor& inverse, const OptionalTensor& weight, const at::Tensor& rstd,
-                                c10::SymInt count, double slope, int64_t bits, const OptionalTensor& input,
-                                const OptionalTensor& channels, const OptionalTensor& normalized,
-                                int64_t normalized_bits, c10::string_view activation, int64_t derivative_bits) {
-  const at::Tensor sums = norm_act_sums({packed, slope, bits, input, channels, normalized, normalized_bits,
-                                         packed_derivative(kSums, activation, derivative_bits)},
-                                        grad, second_grad, inverse);
+                                c10::SymInt count, Arguments... arguments) {
+  const at::Tensor sums = norm_act_sums(copies_of(kSums, packed, arguments...), grad, second_grad, inverse);
   return norm_act_gradients(sums, inverse, weight, rstd, count);
 }
 
@@ -313,28 +297,26 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
       "bool stochastic=True, Tensor(a!)? rng_state=None, str activation='leaky_relu', int derivative_bits=0) -> "
       "(Tensor y, Tensor packed)",
       {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
-  m.def(
-      "norm_act_sums(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor inverse, float slope, int bits, "
-      "Tensor? input=None, Tensor? channels=None, Tensor? normalized=None, int normalized_bits=0, "
-      "str activation='leaky_relu', int derivative_bits=0) -> Tensor",
-      {at::Tag::pt2_compliant_tag});
+  m.def(("norm_act_sums(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor inverse, " + kCopiesSchema +
+         ") -> Tensor")
+            .c_str(),
+        {at::Tag::pt2_compliant_tag});
   m.def("sum_channels(Tensor? channels, Tensor like) -> (Tensor channels, Tensor inverse)",
         {at::Tag::pt2_compliant_tag});
   m.def(
-      "norm_act_sums_and_gradients(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor inverse, Tensor? weight, "
-      "Tensor inverse_deviation, SymInt count, float slope, int bits, Tensor? input=None, Tensor? channels=None, "
-      "Tensor? normalized=None, int normalized_bits=0, str activation='leaky_relu', int derivative_bits=0) -> "
-      "(Tensor gradients, Tensor grad_weight, Tensor grad_bias)",
+      ("norm_act_sums_and_gradients(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor inverse, Tensor? weight, "
+       "Tensor inverse_deviation, SymInt count, " +
+       kCopiesSchema + ") -> (Tensor gradients, Tensor grad_weight, Tensor grad_bias)")
+          .c_str(),
       {at::Tag::pt2_compliant_tag});
   m.def(
       "norm_act_gradients(Tensor sums, Tensor inverse, Tensor? weight, Tensor inverse_deviation, SymInt count) -> "
       "(Tensor gradients, Tensor grad_weight, Tensor grad_bias)",
       {at::Tag::pt2_compliant_tag});
-  m.def(
-      "norm_act_input_gradient(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor gradients, float slope, "
-      "int bits, Tensor? input=None, Tensor? channels=None, Tensor? normalized=None, int normalized_bits=0, "
-      "str activation='leaky_relu', int derivative_bits=0) -> Tensor",
-      {at::Tag::pt2_compliant_tag});
+  m.def(("norm_act_input_gradient(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor gradients, " +
+         kCopiesSchema + ") -> Tensor")
+            .c_str(),
+        {at::Tag::pt2_compliant_tag});
   m.def(
       "norm_act_input_gradient_out(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor gradients, float slope, "
       "int bits, Tensor? input, Tensor? channels, Tensor? normalized, int normalized_bits, Tensor(a!) grad_input, "
@@ -351,7 +333,7 @@ TORCH_LIBRARY_IMPL(actnn, CPU, m) {
   m.impl("norm_act_channels", channels_cpu);
   m.impl("sum_channels", sum_channels_cpu);
   m.impl("norm_act", norm_act_cpu);
-  m.impl("norm_act_sums", sums_cpu);
+  m.impl("norm_act_sums", static_cast<SumsSignature*>(sums_cpu));
   m.impl("norm_act_gradients", gradients_cpu);
   m.impl("norm_act_input_gradient_out", input_gradient_out_cpu);
   m.impl("norm_act_output", output_cpu);
@@ -362,15 +344,15 @@ TORCH_LIBRARY_IMPL(actnn, Meta, m) {
   m.impl("norm_act_channels", channels_meta);
   m.impl("sum_channels", sum_channels_meta);
   m.impl("norm_act", norm_act_meta);
-  m.impl("norm_act_sums", sums_meta);
+  m.impl("norm_act_sums", static_cast<SumsSignature*>(sums_meta));
   m.impl("norm_act_gradients", gradients_meta);
   m.impl("norm_act_input_gradient_out", input_gradient_out_meta);
   m.impl("norm_act_output", output_meta);
 }
 
 TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) {
-  m.impl("norm_act_input_gradient", input_gradient);
-  m.impl("norm_act_sums_and_gradients", sums_and_gradients);
+  m.impl("norm_act_input_gradient", static_cast<InputGradientSignature*>(input_gradient));
+  m.impl("norm_act_sums_and_gradients", static_cast<SumsAndGradientsSignature*>(sums_and_gradients));
 }
 
 TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
@@ -410,26 +392,16 @@ TwoTensors norm_act(const at::Tensor& input, const OptionalTensor& residual, con
 
 at::Tensor norm_act_sums(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
                          const at::Tensor& inverse) {
-  static const auto kOp =
-      find_op<at::Tensor(const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, double,
-                         int64_t, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t,
-                         c10::string_view, int64_t)>("actnn::norm_act_sums");
-  return kOp.call(copies.packed, grad, second_grad, inverse, copies.slope, copies.bits, copies.input, copies.channels,
-                  copies.normalized, copies.normalized_bits, name_of(copies.derivative.function),
-                  copies.derivative.bits);
+  static const auto kOp = find_op<SumsSignature>(kSums);
+  return call_with_copies(kOp, copies, grad, second_grad, inverse);
 }
 
 ThreeTensors norm_act_sums_and_gradients(const NormActCopies& copies, const at::Tensor& grad,
                                          const OptionalTensor& second_grad, const at::Tensor& inverse,
                                          const OptionalTensor& weight, const at::Tensor& rstd,
                                          const c10::SymInt& count) {
-  static const auto kOp = find_op<ThreeTensors(
-      const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, const OptionalTensor&,
-      const at::Tensor&, c10::SymInt, double, int64_t, const OptionalTensor&, const OptionalTensor&,
-      const OptionalTensor&, int64_t, c10::string_view, int64_t)>("actnn::norm_act_sums_and_gradients");
-  return kOp.call(copies.packed, grad, second_grad, inverse, weight, rstd, count, copies.slope, copies.bits,
-                  copies.input, copies.channels, copies.normalized, copies.normalized_bits,
-                  name_of(copies.derivative.function), copies.derivative.bits);
+  static const auto kOp = find_op<SumsAndGradientsSignature>("actnn::norm_act_sums_and_gradients");
+  return call_with_copies(kOp, copies, grad, second_grad, inverse, weight, rstd, count);
 }
 
 TwoTensors sum_channels(const OptionalTensor& channels, const at::Tensor& like) {
@@ -446,13 +418,8 @@ ThreeTensors norm_act_gradients(const at::Tensor& sums, const at::Tensor& invers
 
 at::Tensor norm_act_input_gradient(const NormActCopies& copies, const at::Tensor& grad,
                                    const OptionalTensor& second_grad, const at::Tensor& gradients) {
-  static const auto kOp =
-      find_op<at::Tensor(const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, double,
-                         int64_t, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t,
-                         c10::string_view, int64_t)>("actnn::norm_act_input_gradient");
-  return kOp.call(copies.packed, grad, second_grad, gradients, copies.slope, copies.bits, copies.input, copies.channels,
-                  copies.normalized, copies.normalized_bits, name_of(copies.derivative.function),
-                  copies.derivative.bits);
+  static const auto kOp = find_op<InputGradientSignature>(kInputGradient);
+  return call_with_copies(kOp, copies, grad, second_grad, gradients);
 }
 
 void norm_act_input_gradient_out(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,

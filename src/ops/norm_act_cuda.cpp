@@ -8,6 +8,7 @@
 #include "actnn/cuda/norm_act.h"
 #include "actnn/cuda/norm_act_channels.h"
 #include "src/ops/activation_names.h"
+#include "src/ops/copies_arguments.h"
 #include "src/ops/cuda_support.h"
 #include "src/ops/norm_act_checks.h"
 #include "src/ops/tensors.h"
@@ -18,6 +19,9 @@ namespace {
 using Layout = SplitLayout<int64_t>;
 using TwoTensors = std::tuple<at::Tensor, at::Tensor>;
 using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+using SumsKernel = CopiesSignature<at::Tensor, const at::Tensor&, const OptionalTensor&, const at::Tensor&>;
+using SumsAndGradientsKernel = CopiesSignature<ThreeTensors, const at::Tensor&, const OptionalTensor&,
+                                               const at::Tensor&, const OptionalTensor&, const at::Tensor&, int64_t>;
 
 constexpr const char* kNormAct = "actnn::norm_act";
 constexpr const char* kSums = "actnn::norm_act_sums";
@@ -206,18 +210,10 @@ NormActCopies aligned(NormActCopies copies) {
   return copies;
 }
 
+template <class... Arguments>
 at::Tensor sums_cuda(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                     const at::Tensor& inverse, double slope, int64_t bits, const OptionalTensor& input,
-                     const OptionalTensor& input_channels, const OptionalTensor& normalized, int64_t normalized_bits,
-                     c10::string_view activation, int64_t derivative_bits) {
-  const NormActCopies given{packed,
-                            slope,
-                            bits,
-                            input,
-                            input_channels,
-                            normalized,
-                            normalized_bits,
-                            packed_derivative(kSums, activation, derivative_bits)};
+                     const at::Tensor& inverse, Arguments... arguments) {
+  const NormActCopies given = copies_of(kSums, packed, arguments...);
   const ElementType type = check_norm_act_sums(given, grad, second_grad, inverse);
   const c10::cuda::CUDAGuard guard(grad.device());
   const NormActCopies copies = aligned(given);
@@ -252,20 +248,12 @@ ThreeTensors gradients_cuda(const at::Tensor& sums, const at::Tensor& inverse, c
   return {gradients, grad_weight, grad_bias};
 }
 
+template <class... Arguments>
 ThreeTensors sums_and_gradients_cuda(const OptionalTensor& packed, const at::Tensor& grad,
                                      const OptionalTensor& second_grad, const at::Tensor& inverse,
-                                     const OptionalTensor& weight, const at::Tensor& rstd, int64_t count, double slope,
-                                     int64_t bits, const OptionalTensor& input, const OptionalTensor& input_channels,
-                                     const OptionalTensor& normalized, int64_t normalized_bits,
-                                     c10::string_view activation, int64_t derivative_bits) {
-  const NormActCopies given{packed,
-                            slope,
-                            bits,
-                            input,
-                            input_channels,
-                            normalized,
-                            normalized_bits,
-                            packed_derivative(kSums, activation, derivative_bits)};
+                                     const OptionalTensor& weight, const at::Tensor& rstd, int64_t count,
+                                     Arguments... arguments) {
+  const NormActCopies given = copies_of(kSums, packed, arguments...);
   const ElementType type = check_norm_act_sums(given, grad, second_grad, inverse);
   check_norm_act_channels(rstd, rstd, weight, std::nullopt);
   const c10::cuda::CUDAGuard guard(grad.device());
@@ -292,14 +280,8 @@ void input_gradient_out_cuda(const OptionalTensor& packed, const at::Tensor& gra
                              const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits,
                              at::Tensor& grad_input, const OptionalTensor& grad_sum, c10::string_view activation,
                              int64_t derivative_bits) {
-  const NormActCopies given{packed,
-                            slope,
-                            bits,
-                            input,
-                            channels,
-                            normalized,
-                            normalized_bits,
-                            packed_derivative(kInputGradient, activation, derivative_bits)};
+  const NormActCopies given = copies_of(kInputGradient, packed, slope, bits, input, channels, normalized,
+                                        normalized_bits, activation, derivative_bits);
   const ElementType type = check_norm_act_input_gradient(given, grad, second_grad, gradients, grad_input, grad_sum);
   const c10::cuda::CUDAGuard guard(grad.device());
   const NormActCopies copies = aligned(given);
@@ -327,10 +309,10 @@ TORCH_LIBRARY_IMPL(actnn, CUDA, m) {
   m.impl("norm_act_channels", channels_cuda);
   m.impl("sum_channels", sum_channels_cuda);
   m.impl("batch_norm_channels", batch_norm_channels_cuda);
-  m.impl("norm_act_sums_and_gradients", sums_and_gradients_cuda);
+  m.impl("norm_act_sums_and_gradients", static_cast<SumsAndGradientsKernel*>(sums_and_gradients_cuda));
   m.impl("norm_act", norm_act_cuda);
   m.impl("norm_add_act", norm_add_act_cuda);
-  m.impl("norm_act_sums", sums_cuda);
+  m.impl("norm_act_sums", static_cast<SumsKernel*>(sums_cuda));
   m.impl("norm_act_gradients", gradients_cuda);
   m.impl("norm_act_input_gradient_out", input_gradient_out_cuda);
   m.impl("norm_act_output", output_cuda);
