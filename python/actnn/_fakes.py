@@ -1,4 +1,5 @@
-"""What programs give for tensors without data, to compilers that trace: their ops one after the other, on symbolic sizes too."""
+"""What programs give for tensors without data, to compilers that trace: their ops one after the other, on symbolic
+sizes too."""
 
 import torch
 from torch import Tensor

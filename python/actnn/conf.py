@@ -44,7 +44,7 @@ class Config:
     noise_target                    instead of average bits: the fewest bytes whose predicted noise stays under it
     empty_cache_threshold           CUDA: release the allocator's cache when allocated / reserved falls under it
     pipeline_threshold              bytes above which a convolution's backward goes through the batch in parts
-    cudnn_benchmark_conv2d          CUDA: cuDNN may try algorithms for 2-D convolutions; None: as torch.backends.cudnn says
+    cudnn_benchmark_conv2d          CUDA: cuDNN tries algorithms of 2-D convolutions; None: as torch.backends.cudnn
     swap                            CUDA: keep the data in pinned host memory
     debug_memory_model              QModule prints the memory in use around forward
     debug_speed                     QModule prints the time of each forward

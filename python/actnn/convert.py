@@ -40,6 +40,9 @@ def convert(
     parameters, hooks and attributes, its state dictionary. What cannot be captured runs with compressed functions, or
     exact; the report says so, and fills when the graph has been captured.
 
+    This is for calls of the model, `model(...)`. Its methods called directly (`model.forward`, `forward_features`), and
+    parts of it called by themselves (`model.encoder(...)`), run exact: convert such a part by itself.
+
     With `blocks=False`, and with configurations that no blocks can have (bits allocated among layers, offloading,
     debugging), layers get compressed forms instead. Such a layer is the same object, of a subclass of its type:
     parameters, buffers, hooks, and whatever refers to it, stay. Subclasses with a forward of their own, scripted and
@@ -47,7 +50,7 @@ def convert(
     layers: `QModule` covers them, or `CompressFunctions`.
 
     A model that is converted already is converted anew. Copies of a converted model, and what is loaded from a file of
-    it, are converted; a part of it by itself is not.
+    it, are converted.
 
     Args:
         model: any module; a single layer too.

@@ -8,8 +8,8 @@ from torch import Tensor
 from . import _checks
 from .conf import config
 from .cpp_extension import quantization
-from .functional import expand
 from .qscheme import PLAN, QScheme
+from .redirected import expand
 
 _ops = torch.ops.actnn
 

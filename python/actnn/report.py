@@ -43,7 +43,7 @@ class Block:
     name: str
     """The path of the innermost module that has all of its steps, and a number: "layer1.0#0"."""
     steps: tuple[str, ...]
-    """Paths of modules, and names of functions: "layer1.0.conv1", "add"."""
+    """Paths of layers, and functions with the path of what calls them: "layer1.0.conv1", "layer1.0: add"."""
     bits_of_steps: tuple[int | None, ...]
     """Of what each step keeps; None if that is nothing, or exact."""
     plan: list[dict[str, Any]]
@@ -137,8 +137,9 @@ class Report:
         entries, found = {entry.path: entry for entry in self.entries}, {}
         for block in self.blocks:
             for step, bits in zip(block.steps, block.bits_of_steps, strict=True):
-                if step in entries and step not in found and entries[step].outcome != TRAVERSED:
-                    found[step] = replace(entries[step], block=block.name, bits=bits)
+                path = step.partition(": ")[0]
+                if path in entries and path not in found and entries[path].outcome != TRAVERSED:
+                    found[path] = replace(entries[path], block=block.name, bits=bits)
         return found
 
     def __str__(self) -> str:

@@ -101,8 +101,8 @@ class Scheduler : public Wants {
     for (const Value input : step.inputs) {
       exact.push_back(plan_.options.exact.contains(input));
     }
-    TORCH_CHECK_VALUE(step.is_view() || step.copies_from_saved() || step.is_linear(exact), "block: value ", value.number,
-                      " cannot be computed again, for ", step.name(), " of unbiased copies is biased");
+    TORCH_CHECK_VALUE(step.is_view() || step.copies_from_saved() || step.is_linear(exact), "block: value ",
+                      value.number, " cannot be computed again, for ", step.name(), " of unbiased copies is biased");
   }
 
   bool is_imported(Value value) const {

@@ -29,8 +29,12 @@ class AllReduces:
 
     def __exit__(self, *error):
         self.profile.__exit__(*error)
-        calls = [event for event in self.profile.events() if event.name == "_c10d_functional::all_reduce"
-                 and any(child.name == "c10d::allreduce_" for child in event.cpu_children)]  # not those of fake tensors
+        calls = [
+            event
+            for event in self.profile.events()
+            if event.name == "_c10d_functional::all_reduce"
+            and any(child.name == "c10d::allreduce_" for child in event.cpu_children)
+        ]  # not those of fake tensors
         self.sizes += [math.prod(call.input_shapes[0]) for call in sorted(calls, key=lambda c: c.time_range.start)]
 
 

@@ -109,9 +109,7 @@ def check(case, ranks, draws=16):
     """Results and running statistics equal those of torch's functions for all batches, gradients in the mean."""
     results = ranks.run(draws_on_a_rank, case, draws)
     program = case.program()
-    output, gradients, buffers = outcome(
-        *case.tensors(), program, partial(program.expected, training=case.training)
-    )
+    output, gradients, buffers = outcome(*case.tensors(), program, partial(program.expected, training=case.training))
     torch.testing.assert_close(torch.cat([of_rank[0][0] for of_rank in results]), output, rtol=1e-4, atol=1e-4)
     for of_rank in results:
         torch.testing.assert_close(of_rank[0][2], buffers, rtol=1e-4, atol=1e-5)

@@ -1,6 +1,7 @@
 """A converted model computes what the model computes, whatever its Python does."""
 
 import argparse
+import logging
 from collections import OrderedDict, defaultdict, deque, namedtuple
 from dataclasses import dataclass
 from typing import ClassVar
@@ -156,6 +157,28 @@ def test_class_attributes_that_are_read_through_the_class_may_change():
     check_same(exact, converted, x)
     Counted.factor = 3.0
     check_same(exact, converted, x)
+
+
+def test_what_libraries_have_in_forwards_breaks_no_graph(monkeypatch):
+    def warning_once(logger, text):
+        logger.warning(text)
+
+    monkeypatch.setattr(logging.Logger, "warning_once", warning_once, raising=False)
+    logger = logging.getLogger("actnn.tests")
+
+    class Usual(Net):
+        has_scale = True
+
+        def forward(self, x):
+            logger.warning_once("in training")
+            if torch.jit.isinstance(x, torch.Tensor) and self.has_scale:
+                x = x * 1.0
+            return super().forward(x)
+
+    exact, converted, report = pair(Usual)
+    for _ in range(2):
+        check_same(exact, converted, images())
+    assert len(report.graphs) == 1 and not report.record.breaks and not report.record.fallback
 
 
 def test_a_graph_break_does_not_make_the_rest_exact(capsys):

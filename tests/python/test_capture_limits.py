@@ -11,6 +11,7 @@ import torch
 from actnn.capture import backend
 from captured_models import Net, check_same, images, mlp, pair
 from configurations import eight_bits
+from saved_memory import saved_bytes
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -78,6 +79,19 @@ def test_an_error_of_the_backend_is_none_of_the_models(monkeypatch):
     with pytest.warns(UserWarning, match="ZeroDivisionError: in here"):
         check_same(exact, converted, images())
     assert "ZeroDivisionError: in here" in str(report) and report.without_blocks["graph 0"]
+
+
+def test_after_an_error_of_programs_functions_are_compressed(monkeypatch):
+    def fail(*args):
+        raise ZeroDivisionError("in here")
+
+    exact, converted, report = pair(Net)
+    monkeypatch.setattr("actnn.capture.lowering.find_programs", fail)
+    with pytest.warns(UserWarning, match="runs with compressed functions, without blocks.*ZeroDivisionError: in here"):
+        check_same(exact, converted, images())
+    assert "no blocks: ZeroDivisionError: in here" in str(report)
+    ours, theirs = (saved_bytes(lambda model=model: model(images()))[0] for model in (converted, exact))
+    assert ours < theirs / 2
 
 
 def test_transforms_tracers_and_dispatch_modes_get_the_model_itself():

@@ -154,7 +154,7 @@ def test_a_converted_layer_computes_what_its_parent_does(name, training, device)
     case = CASES[name]
     parent = case.make().train(training)
     layer = copy.deepcopy(parent)
-    report = convert(layer, eight_bits())
+    report = convert(layer, eight_bits(), blocks=False)
     assert type(layer) is CONVERSIONS[type(parent)] and report.count(CONVERTED) == 1
     if name == "SyncBatchNorm" and device == "cpu":
         parent.__class__ = nn.BatchNorm2d  # torch's refuses the CPU; of one process, it is a batch norm
@@ -179,7 +179,7 @@ def test_half_precision(name, dtype, device):
     case = CASES[name]
     parent = case.make().to(dtype)
     layer = copy.deepcopy(parent)
-    convert(layer, eight_bits())
+    convert(layer, eight_bits(), blocks=False)
     assert isinstance(layer, QuantizedLayer)
     x = case.input().to(dtype)
     expected, expected_grads = run(parent, x)
@@ -196,7 +196,7 @@ def test_without_grad_and_with_float64_it_is_its_parent(name):
     if isinstance(parent, nn.SyncBatchNorm):
         pytest.skip("torch's refuses the CPU")
     layer = copy.deepcopy(parent)
-    convert(layer, eight_bits())
+    convert(layer, eight_bits(), blocks=False)
     x = case.input()
     with torch.no_grad():
         assert_same_bits(layer(x.clone()), parent(x.clone()))
@@ -211,7 +211,7 @@ def test_max_pool_returns_indices(pool, device):
     shape = {nn.MaxPool1d: LINE, nn.MaxPool2d: IMAGE, nn.MaxPool3d: VOLUME}[pool]
     parent = pool(3, 2, 1, ceil_mode=True, return_indices=True)
     layer = copy.deepcopy(parent)
-    convert(layer, eight_bits())
+    convert(layer, eight_bits(), blocks=False)
     x, z = (torch.randn(shape).requires_grad_() for _ in range(2))
     z = x.detach().clone().requires_grad_()
     (y, indices), (expected, expected_indices) = layer(x), parent(z)
@@ -226,7 +226,7 @@ def test_max_pool_and_unpool_go_together(device):
     pool, unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
     x = torch.randn(2, 3, 8, 8)
     expected = unpool(*pool(x))
-    convert(pool, eight_bits())
+    convert(pool, eight_bits(), blocks=False)
     assert torch.equal(unpool(*pool(x)), expected)
 
 
@@ -234,7 +234,7 @@ def test_max_pool_and_unpool_go_together(device):
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
 def test_dropout(p, inplace, device):
     layer = nn.Dropout(p, inplace=inplace)
-    convert(layer, eight_bits())
+    convert(layer, eight_bits(), blocks=False)
     x = torch.ones(100_000, requires_grad=True)
     y = layer(x * 1)
     if p < 1:
@@ -304,7 +304,7 @@ def test_transforms_of_functions_see_torchs_layer(name, level):
     make, shape = TRANSFORMED[name]
     exact = make()
     layer = copy.deepcopy(exact)
-    actnn.convert(layer, actnn.Config(level))
+    actnn.convert(layer, actnn.Config(level), blocks=False)
     assert type(layer).__name__ == name
     x, direction = torch.randn(shape), torch.randn(shape)
 

@@ -109,6 +109,27 @@ def test_small_values_of_gates_are_exact():
     assert [made[value] for value in program.body["options"]["exact"]] == wanted
 
 
+class Gated(nn.Module):
+    """Without a residual connection, and with activations that backward needs the input of."""
+
+    def __init__(self):
+        super().__init__()
+        self.expand = nn.Sequential(conv(8, 16, 1), nn.BatchNorm2d(16), nn.SiLU())
+        self.spatial = nn.Sequential(conv(16, 16), nn.BatchNorm2d(16), nn.SiLU())
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 4, 1), nn.SiLU(), nn.Conv2d(4, 16, 1))
+        self.project = nn.Sequential(conv(16, 8, 1), nn.BatchNorm2d(8))
+
+    def forward(self, x):
+        x = self.spatial(self.expand(x))
+        return self.project(torch.sigmoid(self.gate(x)) * x)
+
+
+def test_a_gate_is_in_one_program_with_what_it_gates_and_the_weights_behind():
+    (graph,) = assert_computes_the_same(nn.Sequential(Gated(), Gated()), torch.randn(4, 8, 16, 16))
+    assert [program.name for program in graph.programs] == ["0#0", "1#1"]
+    assert all(len(program.steps) == 14 for program in graph.programs)
+
+
 class UNet(nn.Module):
     def __init__(self):
         super().__init__()

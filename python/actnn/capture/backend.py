@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from .records import CapturedProgram, Graph, OutsideCall, Record
 
 if TYPE_CHECKING:  # these import TorchDynamo, which takes seconds
     from .lowering import Lowered, LoweringOptions
+    from .programs import ProgramStep
 
 PLACE = "actnn_place"
 """Where a node of a lowered graph has what its bytes count for: (True, the name of a program), (False, a path)."""
@@ -64,9 +65,9 @@ def compile_graph(
     made = Graph(len(record.graphs), cause, [], [])
     record.graphs.append(made)
     module, run = graph, graph.forward
-    for options in _attempts(settings, root):
+    for with_programs in (True, False):
         try:
-            lowered = _lower(graph, inputs, options)
+            lowered = _lower(graph, inputs, replace(_options(settings, root), makes_programs=with_programs))
             _describe(made, lowered, root)
             module = lowered.module
             run = module.forward if settings.compile is None else _compiler(settings.compile)(module, inputs)
@@ -85,13 +86,6 @@ def compile_graph(
         return run(*values)
 
     return run_graph
-
-
-def _attempts(settings: Settings, root: Root) -> Iterator[LoweringOptions]:
-    """What a graph is lowered with, and if that is not possible, what it is lowered with then."""
-    options = _options(settings, root)
-    yield options
-    yield replace(options, makes_programs=False)
 
 
 def _lower(graph: fx.GraphModule, inputs: Sequence[Any], options: LoweringOptions) -> Lowered:
@@ -143,6 +137,11 @@ def _options(settings: Settings, root: Root) -> LoweringOptions:
     )
 
 
+def _name(step: ProgramStep, root: Root) -> str:
+    path = root.under(step.path)
+    return path if step.is_layer else f"{path}: {step.op}".removeprefix(": ")
+
+
 def _describe(graph: Graph, lowered: Lowered, root: Root) -> None:
     """Notes what the graph has become, and marks its nodes with what they are part of."""
     from .values import path_of
@@ -154,7 +153,7 @@ def _describe(graph: Graph, lowered: Lowered, root: Root) -> None:
             root.under(program.name) if not program.name.startswith("#") else f"{root.path or '(root)'}{program.name}"
         )
         name = name if graph.number == 0 else f"{name} of graph {graph.number}"
-        steps = tuple(root.under(step.path) if step.path else step.op for step in program.steps)
+        steps = tuple(_name(step, root) for step in program.steps)
         saves = (program.plan or {}).get("saves", [])
         graph.programs.append(CapturedProgram(name, steps, tuple(step.bits for step in program.steps), saves))
         names.append(name)

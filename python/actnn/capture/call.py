@@ -12,11 +12,13 @@ from torch import nn
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from ..conf import Config
-from ..functional import FunctionsOfModel, is_transformed
+from ..functional import FunctionsOfModel
+from ..redirected import is_transformed
 from .backend import Settings
 from .dynamo import Dynamo, NotCapturedError, is_traced_as_it_is
 from .options import why_not
 from .records import Record
+from .synchronized import group_of_all
 from .versions import IS_CURRENT
 
 PLACE = "_call_impl"
@@ -56,10 +58,14 @@ class CapturedCall:
         self.settings = settings
         self.record.clear()
         self.remove_parts()
-        self._flags = _flags_of(settings.config)
+        self._state = self._state_now()
         self._dynamo = Dynamo(self.module, settings, self.record)
         self._functions: FunctionsOfModel | None = None
         self.record.fallback = why_not(settings.config, settings.options)
+
+    def _state_now(self) -> tuple:
+        """What captured graphs depend on, and TorchDynamo does not see."""
+        return (*_flags_of(self.settings.config), group_of_all())
 
     def install(self) -> None:
         """Puts it into its module, in the place of what `module.compile()` left there."""
@@ -85,7 +91,7 @@ class CapturedCall:
             return self.call_without_capture(caller, args, kwargs)
         if module is None:
             raise ReferenceError("the module of this call is gone")
-        if _flags_of(self.settings.config) != self._flags:
+        if self._state_now() != self._state:
             self.use(self.settings)
         if not self.may_capture():
             return self.call_without_capture(module, args, kwargs)

@@ -21,7 +21,7 @@ from torch import fx, nn
 from .backend import Root, Settings, compile_graph
 from .records import Record
 from .synchronized import synchronized_norms
-from .traceable import plain_isinstance, said_once
+from .traceable import WithSaidOnce, plain_isinstance
 from .versions import why_capture_is_wrong
 
 ATTEMPTS = 3
@@ -171,7 +171,7 @@ class Dynamo:
                     suppress_errors=False,
                     skip_tensor_guards_with_matching_dict_tags=False,  # parameters that are frozen, or no longer
                     skip_nnmodule_hook_guards=False,  # hooks that come later
-                    ignore_logging_functions=config.ignore_logging_functions | said_once(),
+                    ignore_logging_functions=WithSaidOnce(config.ignore_logging_functions),
                     recompile_limit=limit,
                     accumulated_recompile_limit=max(config.accumulated_recompile_limit, 4 * limit),
                 ),

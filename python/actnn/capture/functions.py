@@ -1,6 +1,6 @@
 """Single calls outside of programs that the library's differentiable functions compute.
 
-A call keeps its node; its target becomes the function of `functional.REDIRECTED` for it, with the numbers of the
+A call keeps its node; its target becomes the function of `REDIRECTED` for it, with the numbers of the
 quantization in front of its arguments.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from .. import functional
+from ..redirected import REDIRECTED
 from .modes import computed, nodes_in_their_modes
 from .values import UnsupportedError, any_requires_grad, example, floating
 
@@ -43,7 +43,7 @@ def name_of_target(node: fx.Node) -> str:
 def _redirected(node: fx.Node) -> Callable | None:
     target = getattr(Tensor, node.target, None) if node.op == "call_method" else node.target
     try:
-        return functional.REDIRECTED.get(target)
+        return REDIRECTED.get(target)
     except TypeError:  # it has no hash
         return None
 

@@ -35,7 +35,7 @@ class LoweringOptions:
     skipped: Callable[[str], bool] = lambda path: False
     """Whether the module at a path stays exact."""
     exact: frozenset[Callable] = frozenset()
-    """Functions whose calls stay exact, such as `functional.BATCH_NORMS`."""
+    """Functions whose calls stay exact, such as `BATCH_NORMS`."""
     makes_programs: bool = True
     replaces_functions: bool = True
     run: Callable | None = None

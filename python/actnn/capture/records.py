@@ -10,7 +10,7 @@ class CapturedProgram:
 
     name: str
     steps: tuple[str, ...]
-    """Paths of modules, and names of functions that the captured module itself calls."""
+    """Paths of layers, and functions with the path of the module that calls them."""
     bits_of_steps: tuple[int | None, ...]
     saves: list[dict[str, Any]]
     """What it keeps, as the library says."""

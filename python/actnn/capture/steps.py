@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from ..functional import DTYPES
+from ..redirected import DTYPES
 from .values import UnsupportedError, example, floating, tensor
 
 VIEWS = frozenset(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 _of_torch = nn.SyncBatchNorm.forward
@@ -33,13 +34,24 @@ def _forward(self: nn.SyncBatchNorm, input: Tensor) -> Tensor:
     if self.process_group:
         group = self.process_group
     counts = self.track_running_stats
-    if torch.distributed.get_world_size(group) < 2 or (counts and self.momentum is None):
+    if counts and self.momentum is None:
         return _of_torch(self, input)
     self._check_input_dim(input)
     self._check_non_zero_input_channels(input)
     if counts:
         self.num_batches_tracked.add_(1)
+    statistics = (self.running_mean, self.running_var) if counts else (None, None)
+    momentum = self.momentum if counts else 0.0
+    if torch.distributed.get_world_size(group) < 2:
+        return F.batch_norm(input, *statistics, self.weight, self.bias, True, momentum, self.eps)
     return torch.ops.actnn.sync_batch_norm(
-        input, self.weight, self.bias, self.running_mean if counts else None, self.running_var if counts else None,
-        True, self.momentum if counts else 0.0, self.eps, group.group_name,
-    )  # fmt: skip
+        input, self.weight, self.bias, *statistics, True, momentum, self.eps, group.group_name
+    )
+
+
+def group_of_all() -> tuple[str, int] | None:
+    """The name and the size of the default process group; None if there is none."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return None
+    group = torch.distributed.group.WORLD
+    return group.group_name, group.size()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,21 +11,25 @@ import torch
 
 @contextmanager
 def plain_isinstance() -> Iterator[None]:
-    """Around a capture: `torch.jit.isinstance`, which checks types for scripts, is Python's own, as it is for plain
-    types."""
-    of_torch = torch.jit.isinstance
-    torch.jit.isinstance = _isinstance
+    """Around a capture: `torch.jit.isinstance`, which forwards that can be scripted ask for types, is Python's own."""
+    rules = torch._dynamo.trace_rules.get_torch_obj_rule_map()
+    before = rules.get(torch.jit.isinstance)
+    polyfilled = torch._dynamo.variables.PolyfilledFunctionVariable
+    rules[torch.jit.isinstance] = polyfilled
+    torch.jit.isinstance.__torch_dynamo_polyfill__ = _isinstance
     try:
         yield
     finally:
-        torch.jit.isinstance = of_torch
+        rules[torch.jit.isinstance] = before
 
 
 def _isinstance(obj: Any, target_type: Any) -> bool:
     return isinstance(obj, target_type)
 
 
-def said_once() -> set[Callable]:
-    """Methods that libraries give to loggers, and that say a thing once in a process, such as `warning_once`: not while
-    a graph is captured."""
-    return {method for name, method in vars(logging.Logger).items() if name.endswith("_once") and callable(method)}
+class WithSaidOnce(set):
+    """Functions for logging that a capture leaves out: those given, and methods of loggers that say a thing once in a
+    process, such as the `warning_once` of some libraries. These are not listed, since TorchDynamo logs the list."""
+
+    def __contains__(self, function: object) -> bool:
+        return super().__contains__(function) or getattr(function, "__name__", "").endswith("_once")

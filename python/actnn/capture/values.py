@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ..functional import DEVICES, DTYPES
+from ..redirected import DEVICES, DTYPES
 
 
 class UnsupportedError(Exception):

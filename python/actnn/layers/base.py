@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from .. import _checks
 from ..conf import Config
 from ..conf import config as default_config
-from ..functional import DTYPES, is_transformed
 from ..qscheme import QScheme
+from ..redirected import DTYPES, is_transformed
 from ..utils import get_memory_usage
 
 ops = torch.ops.actnn

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from ..functional import expand
+from ..redirected import expand
 from .base import QuantizedLayer, compressed_form_of, ops
 
 

@@ -39,8 +39,7 @@ void Concatenate::backward(BackwardRun& run) const {
   for (const Value input : inputs) {
     const c10::SymInt& extent = run.sizes(input)[along];
     if (run.wants(input)) {
-      // Not a view, which would keep the whole gradient until the last part of it is read.
-      run.add(input, in_layout(grad.narrow_symint(along, start, extent), run.layout(input)));
+      run.add(input, grad.narrow_symint(along, start, extent));
     }
     start = start + extent;
   }

@@ -107,7 +107,9 @@ void Convolution::add_input_gradient(BackwardRun& run, const at::Tensor& grad, c
       run.add(inputs[0], std::move(*sum));
     }
   }
-  run.add(inputs[0], gradients(grad, empty_like_value(run, inputs[0], grad), weights, {true, false, false})[0]);
+  // The weight's layout tells the backend that values are channels_last; the input's shape has no strides that could.
+  const at::Tensor shape = shape_of_value(run, inputs[0], grad);
+  run.add(inputs[0], gradients(grad, shape, in_layout(weights, Layout::kChannels), {true, false, false})[0]);
 }
 
 /// Of the rows of channels_last tensors: 1x1, with nothing between input and output pixels.

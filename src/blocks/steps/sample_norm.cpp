@@ -30,7 +30,8 @@ void add_sample_norm_gradients(BackwardRun& run, Value output, const NormOperand
   }
   const Sizes& sizes = run.sizes(output);
   NormGradient gradient = norm_gradient(run, output);
-  // Torch's CUDA kernel knows contiguous tensors only; the CPU's for channels_last writes the input's gradient, wanted or not.
+  // Torch's CUDA kernel knows contiguous tensors only. The CPU's for channels_last writes the input's gradient, wanted
+  // or not.
   const at::MemoryFormat format = gradient.grad.is_cpu() && wanted[0] ? gradient.normalized.suggest_memory_format()
                                                                       : at::MemoryFormat::Contiguous;
   gradient.grad = gradient.grad.contiguous(format);
