@@ -12,14 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
+import actnn
 import measure
 import torch
 from measure import print_rows
 from models import BertLayer, BertSizes, ResNet
 from networks import NETWORKS
 from torch import Tensor, nn
-
-import actnn
 
 
 class Layers(nn.Module):

@@ -241,7 +241,8 @@ class _Survey:
         return _why_not_of_tensors(module)
 
     def _why_not_of_type(self, module: nn.Module) -> str:
-        return UNKNOWN if any(True for _ in module.children()) else NO_LAYER
+        is_of_torch = type(module).__module__.startswith("torch.nn.")
+        return UNKNOWN if is_of_torch or any(True for _ in module.children()) else NO_LAYER
 
     def _report(self, path: str, type_name: str, outcome: str, replacement: str = "", reason: str = "", **more) -> None:
         self.report.entries.append(Entry(path, type_name, outcome, replacement, reason, **more))

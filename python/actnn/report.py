@@ -11,6 +11,7 @@ from .kept_bytes import KeptBytes, bits_of, measure_kept_bytes
 
 CONVERTED, TRAVERSED, LEFT = "converted", "traversed", "left alone"
 NOT_YET = "the graph has not been captured yet: run the model once, or report.measure"
+NO_GRAPH = "no graph has been captured so far: record.breaks and record.troubles say why"
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Report:
         """Calls and modules that are in no block, by their place, and why; the model itself is ""."""
         if self.record is None:
             return {"": self.layers_only} if self.layers_only else {}
-        found = {"": reason} if (reason := self.record.fallback or ("" if self.graphs else NOT_YET)) else {}
+        found = {"": reason} if (reason := self.record.fallback or self._why_no_graph()) else {}
         for graph in self.graphs:
             if reason := graph.error or graph.reason:
                 found[f"graph {graph.number}"] = reason
@@ -131,6 +132,11 @@ class Report:
             for entry in self.entries
         ]
         return kept
+
+    def _why_no_graph(self) -> str:
+        if self.graphs:
+            return ""
+        return NO_GRAPH if self.record.breaks or self.record.troubles else NOT_YET
 
     def _in_blocks(self) -> dict[str, Entry]:
         """Entries of the modules that blocks compute."""

@@ -72,7 +72,8 @@ class GroupNorm : public torch::autograd::Function<GroupNorm> {
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     refuse_double_backward(kGroupNormName);
     const SavedNormalization saved = saved_normalization(ctx, grad_outputs[0]);
-    const at::MemoryFormat layout = layout_of(saved.input);
+    // Torch's kernel for channels_last writes the input's gradient, wanted or not.
+    const at::MemoryFormat layout = saved.wanted[0] ? layout_of(saved.input) : at::MemoryFormat::Contiguous;
     const Extents extents = extents_of(saved.input);
     const OptionalTensor weight = saved.weight.defined() ? OptionalTensor(saved.weight.contiguous()) : std::nullopt;
     auto [grad_input, grad_weight, grad_bias] = at::native_group_norm_backward_symint(

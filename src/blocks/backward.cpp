@@ -36,9 +36,8 @@ class Backward : public BackwardRun {
   std::vector<at::Tensor> run(const std::vector<at::ScalarType>& input_dtypes) {
     for (stage_ = plan_.stages.size(); stage_-- > 0;) {
       const Step& stage = *plan_.stages[stage_];
-      const bool has_gradient = std::any_of(stage.outputs.begin(), stage.outputs.end(), [&](Value output) {
-        return gradients_[output.number].defined();
-      });
+      const bool has_gradient = std::any_of(stage.outputs.begin(), stage.outputs.end(),
+                                            [&](Value output) { return gradients_[output.number].defined(); });
       if (has_gradient && wants(stage.output())) {
         stage.backward(*this);
       }
@@ -82,7 +81,10 @@ class Backward : public BackwardRun {
     if (known == decoded_.end()) {
       known = decoded_.emplace(value, decode(value)).first;
     }
-    if (last_copy_reader(value) < stage_) {
+    // Kept for those that compute other copies again of it, but not from one that reads it to the next.
+    const std::vector<Value>& inputs = plan_.stages[stage_]->inputs;
+    const bool is_read = std::find(inputs.begin(), inputs.end(), value) != inputs.end();
+    if (!is_read && last_copy_reader(value) < stage_) {
       return known->second;
     }
     at::Tensor last = std::move(known->second);
@@ -116,9 +118,7 @@ class Backward : public BackwardRun {
     const at::Tensor& parameter(ParameterIndex index) const override { return backward_.parameter(index); }
     at::ScalarType dtype(Value value) const override { return backward_.dtype(value); }
     c10::SymInt integer(IntegerIndex index) const override { return backward_.arguments_.integers[index.number]; }
-    const std::vector<at::Tensor>& saved(Value value, Form form) const override {
-      return backward_.saved(value, form);
-    }
+    const std::vector<at::Tensor>& saved(Value value, Form form) const override { return backward_.saved(value, form); }
 
    private:
     Backward& backward_;

@@ -13,7 +13,8 @@ namespace actnn::blocks {
 struct BackwardArguments : RunArguments {
   std::vector<std::vector<c10::SymInt>> sizes;  ///< of inputs
   std::vector<at::Tensor> saved;                ///< by the schedule's slots
-  std::vector<at::Tensor> grads;                ///< of results; undefined ones count as zeros. The memory of those that nobody else holds is used again
+  std::vector<at::Tensor>
+      grads;  ///< of results; undefined ones count as zeros. The memory of those that nobody else holds is used again
 };
 
 /// The gradients of inputs, then of parameters, in their dtypes; undefined where not wanted. `wanted` as for the schedule, or fewer.

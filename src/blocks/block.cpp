@@ -15,6 +15,7 @@
 #include "src/autograd/saved_activation.h"
 #include "src/blocks/batched_gradients.h"
 #include "src/blocks/program_ops.h"
+#include "src/blocks/run_checks.h"
 #include "src/blocks/run_prepared.h"
 #include "src/blocks/steps/convolution.h"
 #include "src/ops/checks.h"
@@ -95,9 +96,8 @@ class BlockBackward : public torch::autograd::Node {
     const at::AutoDispatchBelowADInplaceOrView guard;
     if (are_batched(grads)) {
       const std::vector<at::Tensor> batches = std::move(grads);
-      return for_each_of_batch(batches, [&](std::vector<at::Tensor> of_entry) {
-        return gradients(arguments, std::move(of_entry), wanted);
-      });
+      return for_each_of_batch(
+          batches, [&](std::vector<at::Tensor> of_entry) { return gradients(arguments, std::move(of_entry), wanted); });
     }
     return gradients(arguments, std::move(grads), wanted);
   }
@@ -173,25 +173,34 @@ void share_copies(const Plan& plan, const Schedule& schedule, const ForwardResul
   }
 }
 
-template <class List>
-void check_length(const char* what, const List& list, int64_t expected) {
-  TORCH_CHECK_VALUE(static_cast<int64_t>(list.size()) == expected, kBlockName, ": ", what, " must have ", expected,
-                    " entries, got ", list.size());
+/// Copies of inputs that whoever made them has packed already.
+struct KnownCopies {
+  std::vector<Import> imports;
+  std::vector<at::Tensor> tensors;
+};
+
+KnownCopies known_copies(const Plan& plan, const std::vector<at::Tensor>& inputs) {
+  KnownCopies known;
+  for (size_t number = 0; number < inputs.size(); ++number) {
+    const Value input{static_cast<int64_t>(number)};
+    const auto copy = plan.copies.contains(input) && plan.imports.empty() ? find_copy(inputs[number]) : std::nullopt;
+    if (copy) {
+      known.imports.push_back({input,
+                               {.kind = CopyFormat::Kind::kSplit,
+                                .bits = copy->bits,
+                                .slope = copy->slope,
+                                .derivative = copy->derivative}});
+      known.tensors.insert(known.tensors.end(), {copy->packed, copy->inverse});
+    }
+  }
+  return known;
 }
 
 void check_arguments(const Plan& plan, const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& parameters,
                      const std::vector<at::Tensor>& buffers, const std::vector<c10::SymInt>& integers,
                      const std::vector<at::Tensor>& copies) {
-  const Program& program = plan.program;
-  check_length("inputs", inputs, program.inputs);
-  check_length("parameters", parameters, program.parameters());
-  check_length("buffers", buffers, program.buffers());
-  check_length("integers", integers, program.integers);
-  int64_t imported = 0;
-  for (const Import& import : plan.imports) {
-    imported += static_cast<int64_t>(import.format.parts());
-  }
-  check_length("copies", copies, imported);
+  check_lengths(plan, {inputs.size(), parameters.size(), integers.size(), copies.size()});
+  check_length("buffers", buffers.size(), plan.program.buffers());
   check_floating(kBlockName, "an input", inputs[0]);
   for (const at::Tensor& input : inputs) {
     TORCH_CHECK_VALUE(input.device() == inputs[0].device(), kBlockName, ": inputs must be on one device, got ",
@@ -274,7 +283,8 @@ std::vector<at::Tensor> run_prepared(const std::shared_ptr<const PreparedPlan>& 
       // A result is nobody else's memory: an input may have passed through views only.
       const auto is_alias = [&](const at::Tensor& other) { return tensor.is_alias_of(other); };
       const auto before = result.results.begin() + static_cast<int64_t>(number);
-      if (std::any_of(inputs.begin(), inputs.end(), is_alias) || std::any_of(result.results.begin(), before, is_alias)) {
+      if (std::any_of(inputs.begin(), inputs.end(), is_alias) ||
+          std::any_of(result.results.begin(), before, is_alias)) {
         tensor = tensor.clone();
       }
     }
@@ -309,7 +319,14 @@ Block::Block(Plan plan) {
 std::vector<at::Tensor> Block::run(const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& parameters,
                                    const std::vector<at::Tensor>& buffers, const std::vector<c10::SymInt>& integers,
                                    const std::vector<at::Tensor>& copies) const {
-  return run_prepared(prepared_, inputs, parameters, buffers, integers, copies);
+  const auto [imports, known] = copies.empty() ? known_copies(plan(), inputs) : KnownCopies();
+  if (imports.empty()) {
+    return run_prepared(prepared_, inputs, parameters, buffers, integers, copies);
+  }
+  const std::shared_ptr<const PreparedPlan> importing = prepared_->importing(imports);
+  std::vector<at::Tensor> results = run_prepared(importing, inputs, parameters, buffers, integers, known);
+  prepared_->saved_bytes = importing->saved_bytes.load();
+  return results;
 }
 
 const Plan& Block::plan() const { return prepared_->plan; }

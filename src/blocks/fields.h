@@ -50,16 +50,32 @@ class FieldVisitorOf : public FieldVisitor {
   void visit(const char* name, int64_t& field, bool is_required) override { all(name, field, is_required); }
   void visit(const char* name, double& field, bool is_required) override { all(name, field, is_required); }
   void visit(const char* name, std::string& field, bool is_required) override { all(name, field, is_required); }
-  void visit(const char* name, std::optional<int64_t>& field, bool is_required) override { all(name, field, is_required); }
-  void visit(const char* name, std::optional<double>& field, bool is_required) override { all(name, field, is_required); }
-  void visit(const char* name, std::optional<std::string>& field, bool is_required) override { all(name, field, is_required); }
-  void visit(const char* name, std::vector<int64_t>& field, bool is_required) override { all(name, field, is_required); }
-  void visit(const char* name, std::optional<std::vector<double>>& field, bool is_required) override { all(name, field, is_required); }
+  void visit(const char* name, std::optional<int64_t>& field, bool is_required) override {
+    all(name, field, is_required);
+  }
+  void visit(const char* name, std::optional<double>& field, bool is_required) override {
+    all(name, field, is_required);
+  }
+  void visit(const char* name, std::optional<std::string>& field, bool is_required) override {
+    all(name, field, is_required);
+  }
+  void visit(const char* name, std::vector<int64_t>& field, bool is_required) override {
+    all(name, field, is_required);
+  }
+  void visit(const char* name, std::optional<std::vector<double>>& field, bool is_required) override {
+    all(name, field, is_required);
+  }
   void visit(const char* name, std::vector<Extent>& field, bool is_required) override { all(name, field, is_required); }
-  void visit(const char* name, std::optional<std::vector<Extent>>& field, bool is_required) override { all(name, field, is_required); }
+  void visit(const char* name, std::optional<std::vector<Extent>>& field, bool is_required) override {
+    all(name, field, is_required);
+  }
   void visit(const char* name, ParameterIndex& field, bool is_required) override { all(name, field, is_required); }
-  void visit(const char* name, std::optional<ParameterIndex>& field, bool is_required) override { all(name, field, is_required); }
-  void visit(const char* name, std::optional<BufferIndex>& field, bool is_required) override { all(name, field, is_required); }
+  void visit(const char* name, std::optional<ParameterIndex>& field, bool is_required) override {
+    all(name, field, is_required);
+  }
+  void visit(const char* name, std::optional<BufferIndex>& field, bool is_required) override {
+    all(name, field, is_required);
+  }
 
  private:
   template <class Field>

@@ -26,7 +26,8 @@ class Forward : public ForwardRun {
   ForwardResult run() {
     for (int64_t input = 0; input < plan_.program.inputs; ++input) {
       const at::Tensor& given = arguments_.inputs[input];
-      values_[input] = in_layout(given.is_floating_point() ? with_dtype(given, dtype({input})) : given, layout({input}));
+      values_[input] =
+          in_layout(given.is_floating_point() ? with_dtype(given, dtype({input})) : given, layout({input}));
       save_copy({input});
     }
     for (stage_ = 0; stage_ < plan_.stages.size(); ++stage_) {
@@ -85,8 +86,8 @@ class Forward : public ForwardRun {
   }
 
   void release(Value value) {
-    const bool is_result = std::find(plan_.program.results.begin(), plan_.program.results.end(), value) !=
-                           plan_.program.results.end();
+    const bool is_result =
+        std::find(plan_.program.results.begin(), plan_.program.results.end(), value) != plan_.program.results.end();
     if (!is_result && schedule_.last_reader[value.number] <= stage_) {
       values_[value.number].reset();
     }

@@ -24,7 +24,8 @@ void Gradient::join() {
     if (!is_owned(first) || first.scalar_type() != second.scalar_type()) {
       std::swap(first, second);
     }
-    first = is_owned(first) && first.scalar_type() == second.scalar_type() ? first.add_(second) : at::add(first, second);
+    first =
+        is_owned(first) && first.scalar_type() == second.scalar_type() ? first.add_(second) : at::add(first, second);
     second.reset();
   }
 }

@@ -37,7 +37,7 @@ class IndexCollector : public FieldVisitorOf<IndexCollector> {
     }
   }
   template <class Other>
-    requires std::is_arithmetic_v<Other>
+  requires std::is_arithmetic_v<Other>
   void collect(Other /*number*/) {}
   void collect(const std::string& /*text*/) {}
   void collect(const std::vector<int64_t>& /*numbers*/) {}

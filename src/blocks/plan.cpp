@@ -121,16 +121,17 @@ class Planner {
       return false;
     }
     const bool is_product = dynamic_cast<const Convolution*>(&stage) || dynamic_cast<const Linear*>(&stage);
-    return is_product ? is_read_by_norm(value)
-                      : std::all_of(stage.inputs.begin(), stage.inputs.end(), [&](Value input) { return has_copy(input); });
+    return is_product
+               ? is_read_by_norm(value)
+               : std::all_of(stage.inputs.begin(), stage.inputs.end(), [&](Value input) { return has_copy(input); });
   }
 
   bool is_read_by_norm(Value value) const {
     return std::any_of(plan_.stages.begin(), plan_.stages.end(), [&](const StepPointer& stage) {
       const std::vector<Need> needs = stage->needs(AllWanted());
       return stage->recomputes_inputs() && std::any_of(needs.begin(), needs.end(), [&](const Need& need) {
-        return need.value == value && need.form == Form::kCopy;
-      });
+               return need.value == value && need.form == Form::kCopy;
+             });
     });
   }
 

@@ -114,10 +114,8 @@ std::string to_json(const Plan& plan) {
   const Program& program = plan.program;
   const Schedule schedule =
       make_schedule(plan, std::vector<bool>(program.inputs + program.parameters(), true), /*exports=*/true);
-  json written{{"saves", json::array()},
-               {"recomputes", json::array()},
-               {"fusions", json::array()},
-               {"copies", json::object()}};
+  json written{
+      {"saves", json::array()}, {"recomputes", json::array()}, {"fusions", json::array()}, {"copies", json::object()}};
   for (const auto& [key, slot] : schedule.slots) {
     written["saves"].push_back(save_to_json(plan, key.first, key.second));
   }
@@ -128,8 +126,7 @@ std::string to_json(const Plan& plan) {
     written["fusions"].push_back({{"name", fusion.name}, {"steps", fusion.steps}});
   }
   for (const auto& [value, format] : plan.copies) {
-    const bool is_result =
-        std::find(program.results.begin(), program.results.end(), value) != program.results.end();
+    const bool is_result = std::find(program.results.begin(), program.results.end(), value) != program.results.end();
     if (is_result || value.number < program.inputs) {
       written["copies"][std::to_string(value.number)] = {{"copy", to_json_object(format)}, {"tensors", format.parts()}};
     }

@@ -13,6 +13,19 @@ std::shared_ptr<const Schedule> PreparedPlan::schedule(const std::vector<bool>& 
   return known;
 }
 
+std::shared_ptr<const PreparedPlan> PreparedPlan::importing(const std::vector<Import>& imports) const {
+  ImportKey key;
+  for (const auto& [input, format] : imports) {
+    key.emplace_back(input, format.kind, format.bits, format.slope, format.derivative.function, format.derivative.bits);
+  }
+  const std::lock_guard lock(mutex_);
+  std::shared_ptr<const PreparedPlan>& known = importing_[key];
+  if (known == nullptr) {
+    known = std::make_shared<const PreparedPlan>(make_plan(plan.program, plan.options, imports));
+  }
+  return known;
+}
+
 std::shared_ptr<const PreparedPlan> prepared_plan(const std::string& text) {
   static std::mutex mutex;
   static std::unordered_map<std::string, std::shared_ptr<const PreparedPlan>> plans;

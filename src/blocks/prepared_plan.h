@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -19,6 +20,9 @@ struct PreparedPlan {
 
   std::shared_ptr<const Schedule> schedule(const std::vector<bool>& wanted, bool exports) const;
 
+  /// The same program, planned for inputs whose copies are there already; made once.
+  std::shared_ptr<const PreparedPlan> importing(const std::vector<Import>& imports) const;
+
   const Plan plan;
   const std::string text;  ///< that it was made of, for ops that compilers trace; empty: none
   mutable std::atomic<int64_t> saved_bytes = 0;
@@ -26,6 +30,8 @@ struct PreparedPlan {
  private:
   mutable std::mutex mutex_;
   mutable std::map<std::pair<std::vector<bool>, bool>, std::shared_ptr<const Schedule>> schedules_;
+  using ImportKey = std::vector<std::tuple<Value, CopyFormat::Kind, int64_t, double, ActivationFunction, int>>;
+  mutable std::map<ImportKey, std::shared_ptr<const PreparedPlan>> importing_;
 };
 
 /// The plan of a program's text (`plan_from_json`), made once in a process.

@@ -6,10 +6,12 @@
 
 #include <algorithm>
 #include <iterator>
+#include <numeric>
 #include <set>
 #include <utility>
 
 #include "src/blocks/registry.h"
+#include "src/blocks/run_checks.h"
 #include "src/blocks/run_prepared.h"
 #include "src/ops/dispatch.h"
 
@@ -45,6 +47,9 @@ Tensors program_forward(const std::string& program, at::TensorList inputs, at::T
                         at::TensorList buffers, at::TensorList copies, c10::SymIntArrayRef integers,
                         const c10::List<bool>& wanted, bool exports, at::ScalarType dtype) {
   const auto prepared = prepared_plan(program);
+  check_lengths(prepared->plan, {inputs.size(), parameters.size(), integers.size(), copies.size()});
+  check_length("buffers", buffers.size(), prepared->plan.program.buffers());
+  check_length("wanted", wanted.size(), static_cast<int64_t>(inputs.size() + parameters.size()));
   ForwardArguments arguments;
   arguments.parameters = parameters.vec();
   arguments.integers = integers.vec();
@@ -69,6 +74,18 @@ Tensors program_backward(const std::string& program, const c10::List<std::option
                          const c10::List<bool>& forward_wanted, bool exports, const c10::List<bool>& wanted,
                          at::IntArrayRef input_dtypes, at::ScalarType dtype) {
   const auto prepared = prepared_plan(program);
+  check_lengths(prepared->plan, {ranks.size(), parameters.size(), integers.size(), copies.size()});
+  check_length("grads", grads.size(), static_cast<int64_t>(prepared->plan.program.results.size()));
+  for (const auto* list : {&forward_wanted, &wanted}) {
+    check_length("a list of wanted gradients", list->size(), static_cast<int64_t>(ranks.size() + parameters.size()));
+  }
+  check_length("input_dtypes", input_dtypes.size(), static_cast<int64_t>(ranks.size()));
+  const auto is_negative = [](int64_t rank) { return rank < 0; };
+  TORCH_CHECK_VALUE(std::none_of(ranks.begin(), ranks.end(), is_negative), "block: ranks must be 0 or more, got ",
+                    ranks);
+  check_length("sizes", sizes.size(), std::accumulate(ranks.begin(), ranks.end(), int64_t{0}));
+  const auto schedule = prepared->schedule(to_vector(forward_wanted), exports);
+  check_length("saved", saved.size(), static_cast<int64_t>(schedule->saved_tensors));
   BackwardArguments arguments;
   arguments.parameters = parameters.vec();
   arguments.integers = integers.vec();
@@ -91,8 +108,7 @@ Tensors program_backward(const std::string& program, const c10::List<std::option
                [](const at::Tensor& grad) { return grad.defined(); });
   const std::vector<Sizes> input_sizes = arguments.sizes;
   const std::vector<bool> all_wanted = to_vector(wanted);
-  Tensors gradients = run_backward(prepared->plan, *prepared->schedule(to_vector(forward_wanted), exports),
-                                   std::move(arguments), all_wanted, dtypes);
+  Tensors gradients = run_backward(prepared->plan, *schedule, std::move(arguments), all_wanted, dtypes);
   Tensors returned;
   for (size_t place = 0; place < all_wanted.size(); ++place) {
     if (all_wanted[place]) {
@@ -106,8 +122,8 @@ Tensors program_backward(const std::string& program, const c10::List<std::option
   return returned;
 }
 
-Tensors run_program(const std::string& program, at::TensorList inputs, at::TensorList parameters, at::TensorList buffers,
-                    at::TensorList copies, c10::SymIntArrayRef integers) {
+Tensors run_program(const std::string& program, at::TensorList inputs, at::TensorList parameters,
+                    at::TensorList buffers, at::TensorList copies, c10::SymIntArrayRef integers) {
   return run_prepared(prepared_plan(program), inputs.vec(), parameters.vec(), buffers.vec(), integers.vec(),
                       copies.vec());
 }
@@ -145,9 +161,9 @@ std::vector<at::Tensor> traced_backward(const PreparedPlan& prepared, const Back
   std::vector<int64_t> dtypes;
   std::transform(input_dtypes.begin(), input_dtypes.end(), std::back_inserter(dtypes),
                  [](at::ScalarType dtype) { return static_cast<int64_t>(dtype); });
-  const Tensors found = op.call(prepared.text, grads, arguments.saved, arguments.parameters, arguments.copies,
-                                arguments.integers, sizes, ranks, to_list(forward_wanted), exports, to_list(wanted), dtypes,
-                                arguments.dtype);
+  const Tensors found =
+      op.call(prepared.text, grads, arguments.saved, arguments.parameters, arguments.copies, arguments.integers, sizes,
+              ranks, to_list(forward_wanted), exports, to_list(wanted), dtypes, arguments.dtype);
   Tensors gradients(wanted.size());
   auto next = found.begin();
   for (size_t place = 0; place < wanted.size() && next != found.end(); ++place) {

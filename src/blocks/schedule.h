@@ -24,8 +24,9 @@ struct Schedule {
   std::vector<bool> wanted_parameters;
   std::map<std::pair<Value, Form>, Slot> slots = {};
   size_t saved_tensors = 0;
-  std::vector<size_t> last_reader = {};             ///< stage that reads a value last in forward; stages' number for none
-  std::map<Value, size_t> first_copy_reader = {};   ///< stage that reads a copy last in backward, to compute others again too
+  std::vector<size_t> last_reader = {};  ///< stage that reads a value last in forward; stages' number for none
+  std::map<Value, size_t> first_copy_reader =
+      {};  ///< stage that reads a copy last in backward, to compute others again too
 };
 
 /// `wanted`: of the program's inputs, then of its parameters. `exports`: whether exported copies are made.

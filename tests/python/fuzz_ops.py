@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from test_opcheck import GROUP, SAMPLES
 
 ops = torch.ops.actnn
+PROGRAM = '{"program": {"inputs": 1, "steps": [{"op": "activation", "inputs": [0], "kind": "gelu"}], "results": [1]}}'
 MORE = {
     "adaptive_avg_pool2d": [lambda: (torch.randn(2, 3, 8, 8), [2, 3])],
     "adaptive_avg_pool3d": [lambda: (torch.randn(2, 3, 8, 8, 8), [2, 3, 1])],
@@ -30,6 +31,8 @@ MORE = {
     "release_cache": [lambda: (torch.device("cpu"), 0.5)],
     "allocator_setting": [lambda: ("L5",)],
     "config_flags": [lambda: ()],
+    "describe_program": [lambda: (PROGRAM,)],
+    "program_steps": [lambda: ()],
     "level_names": [lambda: ()],
 }
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int32, torch.int64,

@@ -127,8 +127,9 @@ def test_every_batch_norm_of_the_networks_is_in_a_block(name):
             module.p = 0.0
     exact = loss_of(model)
     report = actnn.convert(model, actnn.Config("L2", activation_compression_bits=[4]))
-    assert not [entry.path for entry in report.entries if entry.type == "BatchNorm2d" and not entry.block]
-    loss = loss_of(model)
+    loss = loss_of(model)  # captures the graph
+    norms = [entry.path for entry in report.entries if entry.type == "BatchNorm2d"]
+    assert norms and not [path for path in norms if not report[path].block]
     torch.testing.assert_close(loss, exact, rtol=1e-5, atol=0)
     loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())

@@ -160,13 +160,17 @@ def test_enable_quantized_bn():
 # Who gets how many bits.
 
 
-def test_adaptive_schemes():
+@pytest.mark.parametrize("blocks", [True, False])
+def test_adaptive_schemes(blocks):
     for conv in (True, False):
         for bn in (True, False):
             model = small_net()
-            convert(model, Config(adaptive_conv_scheme=conv, adaptive_bn_scheme=bn))
-            assert [model[i].scheme is not None for i in (0, 3, 8)] == 3 * [conv]
-            assert [model[i].scheme is not None for i in (1, 4)] == 2 * [bn]
+            report = convert(model, Config(adaptive_conv_scheme=conv, adaptive_bn_scheme=bn), blocks=blocks)
+            # Blocks have no bits of a layer's or a sample's own: with a scheme, layers are converted.
+            assert (report.record is not None) == (blocks and not conv and not bn)
+            assert bool(report.layers_only) == (blocks and (conv or bn))
+            assert [getattr(model[i], "scheme", None) is not None for i in (0, 3, 8)] == 3 * [conv]
+            assert [getattr(model[i], "scheme", None) is not None for i in (1, 4)] == 2 * [bn]
 
 
 @pytest.mark.parametrize("flag", ["adaptive_conv_scheme", "adaptive_bn_scheme"])

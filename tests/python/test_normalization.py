@@ -295,3 +295,15 @@ ONES = torch.ones
 def test_bad_arguments_get_a_sentence(call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+def test_group_norm_of_a_channels_last_input_that_needs_no_gradient(device):
+    # torch's kernel for channels_last writes to the input's gradient even where there is none
+    x = torch.randn(2, 8, 5, 5).to(memory_format=torch.channels_last)
+    weight, bias = torch.rand(8, requires_grad=True), torch.zeros(8, requires_grad=True)
+    torch.ops.actnn.group_norm(x, 4, weight, bias, 1e-5, 8).square().sum().backward()
+    compressed = weight.grad.clone(), bias.grad.clone()
+    weight.grad = bias.grad = None
+    torch.nn.functional.group_norm(x, 4, weight, bias).square().sum().backward()
+    for actual, exact in zip(compressed, (weight.grad, bias.grad), strict=True):
+        torch.testing.assert_close(actual, exact, rtol=0.05, atol=0.5)

@@ -32,7 +32,8 @@ class Block {
   /// parameters stay those of the rank. Draws from torch's generator. No host synchronization; deterministic but for the noise where torch's
   /// functions are.
   ///
-  /// `integers`: those that the program names; `copies`: the tensors of the imports, in order.
+  /// `integers`: those that the program names; `copies`: the tensors of the imports, in order. Of a plan without imports, copies that
+  /// another block has packed of its results, which are inputs here, are found and used.
   ///
   /// Errors (c10::ValueError, c10::TypeError): lists of other lengths than the program names, dtypes, devices, groups that are not
   /// registered in this process.

@@ -81,10 +81,10 @@ struct Plan {
   /// In the order they run in: the program's steps, or passes over memory that compute several of them.
   std::vector<StepPointer> stages;
   std::vector<Fusion> fusions;
-  std::vector<Layout> layouts;                            ///< of values
-  std::map<Value, CopyFormat> copies = {};                ///< saved if a run needs them
-  std::set<Value> recomputes = {};                        ///< values whose copies are computed from those of others
-  std::map<std::pair<Value, Form>, int64_t> saves = {};   ///< what else is saved if a run needs it, and its bits
+  std::vector<Layout> layouts;                           ///< of values
+  std::map<Value, CopyFormat> copies = {};               ///< saved if a run needs them
+  std::set<Value> recomputes = {};                       ///< values whose copies are computed from those of others
+  std::map<std::pair<Value, Form>, int64_t> saves = {};  ///< what else is saved if a run needs it, and its bits
   std::vector<Import> imports = {};
   std::vector<Value> exports = {};  ///< values whose copies a run returns
 

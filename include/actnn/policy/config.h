@@ -40,8 +40,8 @@ struct Config {
                      ///< falls under it
   std::optional<int64_t> pipeline_threshold = std::nullopt;  ///< bytes above which a convolution's backward is cut up
   std::optional<bool> cudnn_benchmark_conv2d =
-      std::nullopt;  ///< whether cuDNN may try algorithms for 2-D convolutions; none: as torch's own switch says
-  bool swap = false;                                         ///< keep the data in pinned host memory
+      std::nullopt;   ///< whether cuDNN may try algorithms for 2-D convolutions; none: as torch's own switch says
+  bool swap = false;  ///< keep the data in pinned host memory
 
   // Debugging: what the Python layers print or leave out.
   bool debug_memory_model = false;

@@ -2,13 +2,15 @@
 
 What it runs over a process group is a Python function of autograd with collectives in it, which TorchDynamo cannot
 capture: it would cut the graph at each of these norms. While a graph is captured, the layer calls the library's op
-instead, which is one node, and a step of programs.
+instead, which is one node, and a step of programs. As captured it is exact; outside of programs lowering says how its
+input is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -45,8 +47,13 @@ def _forward(self: nn.SyncBatchNorm, input: Tensor) -> Tensor:
     if torch.distributed.get_world_size(group) < 2:
         return F.batch_norm(input, *statistics, self.weight, self.bias, True, momentum, self.eps)
     return torch.ops.actnn.sync_batch_norm(
-        input, self.weight, self.bias, *statistics, True, momentum, self.eps, group.group_name
+        input, self.weight, self.bias, *statistics, True, momentum, self.eps, group.group_name, compress=False
     )
+
+
+def compressed_norm(quantization: dict[str, Any], *args: Any, **exact: Any) -> Tensor:
+    """What `_forward` calls, with a compressed copy of its input."""
+    return torch.ops.actnn.sync_batch_norm(*args, **quantization)
 
 
 def group_of_all() -> tuple[str, int] | None:

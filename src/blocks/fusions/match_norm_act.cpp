@@ -89,7 +89,8 @@ class Matcher {
     pass.norm = norm;
     pass.inputs = {norm.inputs[0], norm.output() == sum.inputs[0] ? sum.inputs[1] : sum.inputs[0]};
     if (!can_recompute(norm)) {
-      pass.norm_bits = std::min<int64_t>(window_.bits_of(norm.output(), window_.options.norm_bits), kMostNormalizedBits);
+      pass.norm_bits =
+          std::min<int64_t>(window_.bits_of(norm.output(), window_.options.norm_bits), kMostNormalizedBits);
     }
     add(pass, {norm_number, number}, sum.output());
   }
@@ -157,8 +158,8 @@ class Matcher {
     }
     const PlanOptions& options = window_.options;
     pass.outputs = {output};
-    const bool is_summand = pass.norm && !pass.has_residual && !pass.has_activation &&
-                            window_.sole_reader_as<Add>(output) != nullptr;
+    const bool is_summand =
+        pass.norm && !pass.has_residual && !pass.has_activation && window_.sole_reader_as<Add>(output) != nullptr;
     pass.recompute = pass.norm && (pass.has_residual || is_summand) && can_recompute(*pass.norm);
     if (pass.slope != 1.0 || (pass.norm && !pass.has_residual && !pass.recompute)) {
       const bool is_output = pass.has_residual || is_summand;

@@ -23,7 +23,9 @@ enum Statistic : size_t { kInverse, kDeviation, kChannels };
 
 }  // namespace
 
-std::vector<ParameterIndex> NormAct::parameters() const { return norm ? norm->parameters() : std::vector<ParameterIndex>{}; }
+std::vector<ParameterIndex> NormAct::parameters() const {
+  return norm ? norm->parameters() : std::vector<ParameterIndex>{};
+}
 
 /// Whether backward needs the normalized input: for the norm's weight, or because statistics depend on the input.
 bool NormAct::needs_normalized(const Wants& wants) const {

@@ -22,13 +22,13 @@ struct NormAct : StepOf<NormAct> {
   static constexpr const char* kName = "norm_act";
 
   std::optional<BatchNorm> norm = std::nullopt;
-  bool has_residual = false;     ///< the second input
+  bool has_residual = false;  ///< the second input
   bool has_activation = false;
-  double slope = 1.0;            ///< below 0: 0 for ReLU and ReLU6, 1 for no activation and for SiLU and hardswish
+  double slope = 1.0;  ///< below 0: 0 for ReLU and ReLU6, 1 for no activation and for SiLU and hardswish
   PackedDerivative derivative = {};
-  int64_t bits = 0;              ///< of what the pass packs: of the output or, for SiLU and hardswish, of the norm's; 0: nothing
-  int64_t norm_bits = 0;         ///< of normalized values packed beside a sum; 0: none
-  bool recompute = false;        ///< the norm's input is computed again
+  int64_t bits = 0;  ///< of what the pass packs: of the output or, for SiLU and hardswish, of the norm's; 0: nothing
+  int64_t norm_bits = 0;   ///< of normalized values packed beside a sum; 0: none
+  bool recompute = false;  ///< the norm's input is computed again
 
   LayoutRule layout_rule() const override { return LayoutRule::kChannels; }
   std::vector<Sizes> infer_sizes(const KnownSizes& known) const override { return {known.sizes(inputs[0])}; }

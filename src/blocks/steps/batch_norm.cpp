@@ -23,7 +23,8 @@ void BatchNorm::check() const {
   check_inputs(*this, 1);
   TORCH_CHECK_VALUE(running_mean.has_value() == running_var.has_value(),
                     "block: batch_norm must have both a running mean and a running variance, or none");
-  TORCH_CHECK_VALUE(training || running_mean, "block: batch_norm must take batch statistics, for it has no running ones");
+  TORCH_CHECK_VALUE(training || running_mean,
+                    "block: batch_norm must take batch statistics, for it has no running ones");
   TORCH_CHECK_VALUE(momentum || num_batches_tracked || !running_mean,
                     "block: batch_norm has no momentum, and no num_batches_tracked that would stand for it");
 }

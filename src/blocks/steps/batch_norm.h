@@ -17,7 +17,7 @@ struct BatchNorm : StepOf<BatchNorm> {
   std::optional<BufferIndex> running_mean = std::nullopt;
   std::optional<BufferIndex> running_var = std::nullopt;
   std::optional<BufferIndex> num_batches_tracked = std::nullopt;
-  bool training = true;                  ///< statistics are the batch's, and update the running ones; else the running ones
+  bool training = true;  ///< statistics are the batch's, and update the running ones; else the running ones
   std::optional<double> momentum = 0.1;  ///< none: the average over all batches
   double eps = 1e-5;
   /// The process group whose ranks' batches together are the batch, by the name that it is registered under; none: this rank's is.

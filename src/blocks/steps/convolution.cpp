@@ -1,5 +1,6 @@
 #include "src/blocks/steps/convolution.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <c10/util/Exception.h>
@@ -16,6 +17,11 @@
 #include "src/ops/tensors.h"
 
 namespace actnn::blocks {
+namespace {
+
+Sizes symbolic(const std::vector<int64_t>& list) { return {list.begin(), list.end()}; }
+
+}  // namespace
 
 void Convolution::visit_fields(FieldVisitor& fields) {
   fields.required("weight", weight);
@@ -107,9 +113,29 @@ void Convolution::add_input_gradient(BackwardRun& run, const at::Tensor& grad, c
       run.add(inputs[0], std::move(*sum));
     }
   }
-  // The weight's layout tells the backend that values are channels_last; the input's shape has no strides that could.
-  const at::Tensor shape = shape_of_value(run, inputs[0], grad);
-  run.add(inputs[0], gradients(grad, shape, in_layout(weights, Layout::kChannels), {true, false, false})[0]);
+  run.add(inputs[0], input_gradient(run, grad, weights));
+}
+
+/// The gradient of a convolution's input is a transposed convolution of the gradient, and the other way round. For cuDNN they are one
+/// function, and as a convolution it is given no input, which would be memory that nobody reads. Elsewhere, and for float32 in groups, for
+/// which torch has kernels of its own, the op for backward takes one.
+at::Tensor Convolution::input_gradient(const BackwardRun& run, const at::Tensor& grad,
+                                       const at::Tensor& weights) const {
+  const bool is_cudnn = grad.is_cuda() && at::globalContext().userEnabledCuDNN();
+  if (!is_cudnn || (groups != 1 && grad.scalar_type() == at::kFloat)) {
+    return gradients(grad, empty_like_value(run, inputs[0], grad), weights, {true, false, false})[0];
+  }
+  Sizes rest(stride.size(), 0);
+  if (!transposed) {
+    const Sizes& size = run.sizes(inputs[0]);
+    for (size_t dimension = 0; dimension < rest.size(); ++dimension) {
+      const c10::SymInt reached = (grad.sym_size(dimension + 2) - 1) * stride[dimension] - 2 * padding[dimension] +
+                                  (weights.sym_size(dimension + 2) - 1) * dilation[dimension] + 1;
+      rest[dimension] = size[dimension + 2] - reached;
+    }
+  }
+  return at::convolution_symint(grad, weights, std::nullopt, symbolic(stride), symbolic(padding), symbolic(dilation),
+                                !transposed, rest, groups);
 }
 
 /// Of the rows of channels_last tensors: 1x1, with nothing between input and output pixels.
@@ -123,7 +149,6 @@ bool Convolution::is_matrix_product(const at::Tensor& weights) const {
 
 std::array<at::Tensor, 3> Convolution::gradients(const at::Tensor& grad, const at::Tensor& input,
                                                  const at::Tensor& weights, std::array<bool, 3> wanted) const {
-  const auto symbolic = [](const std::vector<int64_t>& list) { return Sizes(list.begin(), list.end()); };
   const std::array<c10::SymInt, 1> bias_size{grad.sym_size(1)};
   auto [grad_input, grad_weight, grad_bias] = at::convolution_backward_symint(
       grad, input, weights, c10::SymIntArrayRef(bias_size), symbolic(stride), symbolic(padding), symbolic(dilation),

@@ -33,6 +33,7 @@ struct Convolution : StepOf<Convolution> {
 
  private:
   void add_input_gradient(BackwardRun& run, const at::Tensor& grad, const at::Tensor& weights) const;
+  at::Tensor input_gradient(const BackwardRun& run, const at::Tensor& grad, const at::Tensor& weights) const;
   bool is_matrix_product(const at::Tensor& weights) const;
   /// Of input, weight and bias; undefined where not wanted.
   std::array<at::Tensor, 3> gradients(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& weights,

@@ -1,16 +1,11 @@
 #include "src/blocks/steps/like_value.h"
 
 #include <ATen/ops/empty_strided.h>
-#include <ATen/ops/new_zeros.h>
 
 namespace actnn::blocks {
 
 at::Tensor empty_like_value(const BackwardRun& run, Value value, const at::Tensor& like) {
   return at::empty_strided_symint(run.sizes(value), run.strides(value), like.options());
-}
-
-at::Tensor shape_of_value(const BackwardRun& run, Value value, const at::Tensor& like) {
-  return like.is_cuda() ? like.new_zeros({1}).expand_symint(run.sizes(value)) : empty_like_value(run, value, like);
 }
 
 at::Tensor spread_to_value(const BackwardRun& run, Value value, const at::Tensor& grad) {

@@ -11,10 +11,6 @@ namespace actnn::blocks {
 /// input but read its shape only: the memory is real, for some of them may touch it.
 at::Tensor empty_like_value(const BackwardRun& run, Value value, const at::Tensor& like);
 
-/// The same for ops that read only the shape: on CUDA one element, seen as all of them, so that it takes no memory. Whoever reads it
-/// after all reads that element.
-at::Tensor shape_of_value(const BackwardRun& run, Value value, const at::Tensor& like);
-
 /// `grad`, which broadcasts to the value's size, in its layout.
 at::Tensor spread_to_value(const BackwardRun& run, Value value, const at::Tensor& grad);
 

@@ -32,8 +32,8 @@ void add_sample_norm_gradients(BackwardRun& run, Value output, const NormOperand
   NormGradient gradient = norm_gradient(run, output);
   // Torch's CUDA kernel knows contiguous tensors only. The CPU's for channels_last writes the input's gradient, wanted
   // or not.
-  const at::MemoryFormat format = gradient.grad.is_cpu() && wanted[0] ? gradient.normalized.suggest_memory_format()
-                                                                      : at::MemoryFormat::Contiguous;
+  const at::MemoryFormat format =
+      gradient.grad.is_cpu() && wanted[0] ? gradient.normalized.suggest_memory_format() : at::MemoryFormat::Contiguous;
   gradient.grad = gradient.grad.contiguous(format);
   gradient.normalized = gradient.normalized.contiguous(format);
   const auto options = gradient.grad.options();

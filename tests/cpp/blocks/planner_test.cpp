@@ -207,9 +207,9 @@ TEST(ProgramJson, HasDefaults) {
 }
 
 TEST(PlanJson, ReadsOptionsImportsAndExports) {
-  const Plan plan = plan_from_json(
-      "{\"program\": " + kConcatenation +
-      R"(, "options": {"bits": 3, "value_bits": {"1": 6}, "stochastic": false}, "exports": [1],
+  const Plan plan =
+      plan_from_json("{\"program\": " + kConcatenation +
+                     R"(, "options": {"bits": 3, "value_bits": {"1": 6}, "stochastic": false}, "exports": [1],
           "imports": [{"input": 0, "copy": {"kind": "split", "bits": 5, "slope": 0.25, "activation": "leaky_relu",
                                             "derivative_bits": 0}}]})");
   EXPECT_FALSE(plan.options.stochastic);
