@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <ranges>
 #include <utility>
 
 #include "actnn/core/bit_packing.h"
@@ -43,8 +44,8 @@ class Planner {
         }
       }
     }
-    for (auto value = demanded_.rbegin(); value != demanded_.rend(); ++value) {
-      find_copy(*value);
+    for (const Value value : demanded_ | std::views::reverse) {
+      find_copy(value);
     }
     return std::move(plan_);
   }

@@ -96,8 +96,8 @@ Tensors program_backward(const std::string& program, const c10::List<std::option
     sizes = sizes.slice(rank);
   }
   arguments.saved = saved.vec();
-  for (const std::optional<at::Tensor>& grad : grads) {
-    arguments.grads.push_back(grad.value_or(at::Tensor()));
+  for (size_t result = 0; result < grads.size(); ++result) {
+    arguments.grads.push_back(grads.get(result).value_or(at::Tensor()));
   }
   std::vector<at::ScalarType> dtypes;
   std::transform(input_dtypes.begin(), input_dtypes.end(), std::back_inserter(dtypes),
@@ -132,9 +132,9 @@ Tensors run_program(const std::string& program, at::TensorList inputs, at::Tenso
 
 TracedForward traced_forward(const PreparedPlan& prepared, const Schedule& schedule, const ForwardArguments& arguments,
                              const std::vector<bool>& wanted, bool exports) {
-  static const auto op = find_op<decltype(program_forward)>("actnn::program_forward");
-  Tensors all = op.call(prepared.text, arguments.inputs, arguments.parameters, arguments.buffers, arguments.copies,
-                        arguments.integers, to_list(wanted), exports, arguments.dtype);
+  static const auto kOp = find_op<decltype(program_forward)>("actnn::program_forward");
+  Tensors all = kOp.call(prepared.text, arguments.inputs, arguments.parameters, arguments.buffers, arguments.copies,
+                         arguments.integers, to_list(wanted), exports, arguments.dtype);
   const auto saved = all.begin() + static_cast<int64_t>(prepared.plan.program.results.size());
   const auto buffers = saved + static_cast<int64_t>(schedule.saved_tensors);
   TracedForward forward{.result = {.results = {all.begin(), saved}, .saved = {saved, buffers}, .exported = {}},
@@ -147,7 +147,7 @@ std::vector<at::Tensor> traced_backward(const PreparedPlan& prepared, const Back
                                         const std::vector<bool>& forward_wanted, bool exports,
                                         const std::vector<bool>& wanted,
                                         const std::vector<at::ScalarType>& input_dtypes) {
-  static const auto op = find_op<decltype(program_backward)>("actnn::program_backward");
+  static const auto kOp = find_op<decltype(program_backward)>("actnn::program_backward");
   c10::List<std::optional<at::Tensor>> grads;
   for (const at::Tensor& grad : arguments.grads) {
     grads.push_back(grad.defined() ? std::optional(grad) : std::nullopt);
@@ -162,8 +162,8 @@ std::vector<at::Tensor> traced_backward(const PreparedPlan& prepared, const Back
   std::transform(input_dtypes.begin(), input_dtypes.end(), std::back_inserter(dtypes),
                  [](at::ScalarType dtype) { return static_cast<int64_t>(dtype); });
   const Tensors found =
-      op.call(prepared.text, grads, arguments.saved, arguments.parameters, arguments.copies, arguments.integers, sizes,
-              ranks, to_list(forward_wanted), exports, to_list(wanted), dtypes, arguments.dtype);
+      kOp.call(prepared.text, grads, arguments.saved, arguments.parameters, arguments.copies, arguments.integers, sizes,
+               ranks, to_list(forward_wanted), exports, to_list(wanted), dtypes, arguments.dtype);
   Tensors gradients(wanted.size());
   auto next = found.begin();
   for (size_t place = 0; place < wanted.size() && next != found.end(); ++place) {

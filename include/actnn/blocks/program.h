@@ -21,7 +21,7 @@ template <class List>
 struct Index {
   int64_t number = 0;
 
-  auto operator<=>(const Index&) const = default;
+  auto operator<=>(const Index&) const = default;  // NOLINT(modernize-use-nullptr): what the compiler writes for it
 };
 
 using Value = Index<struct Values>;

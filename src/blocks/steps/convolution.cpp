@@ -129,8 +129,9 @@ at::Tensor Convolution::input_gradient(const BackwardRun& run, const at::Tensor&
   if (!transposed) {
     const Sizes& size = run.sizes(inputs[0]);
     for (size_t dimension = 0; dimension < rest.size(); ++dimension) {
-      const c10::SymInt reached = (grad.sym_size(dimension + 2) - 1) * stride[dimension] - 2 * padding[dimension] +
-                                  (weights.sym_size(dimension + 2) - 1) * dilation[dimension] + 1;
+      const auto along = static_cast<int64_t>(dimension) + 2;
+      const c10::SymInt reached = (grad.sym_size(along) - 1) * stride[dimension] - 2 * padding[dimension] +
+                                  (weights.sym_size(along) - 1) * dilation[dimension] + 1;
       rest[dimension] = size[dimension + 2] - reached;
     }
   }
