@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-import actnn
 import measure
 import torch
-from measure import print_rows
+from measure import actnn, print_rows
 from models import BertLayer, BertSizes, ResNet
 from networks import NETWORKS
 from torch import Tensor, nn
@@ -91,10 +90,10 @@ def host_times(case: Case, device: torch.device, calls: int) -> dict[str, str]:
                 times.setdefault((name, "both"), []).append(1e3 * (forward + backward))
     row = {"model": case.name}
     for what in ("forward", "both"):
-        title = "forward" if what == "forward" else "forward + backward"
         exact, converted = median(times["exact", what]), median(times["converted", what])
-        row |= {f"{title}, exact [ms]": f"{exact:.2f}", "converted" + " " * (what == "both"): f"{converted:.2f}",
-                "ratio" + " " * (what == "both"): f"{converted / exact:.2f}"}  # fmt: skip
+        row[f"{what}, exact [ms]"] = f"{exact:.2f}"
+        row[f"{what}, converted [ms]"] = f"{converted:.2f}"
+        row[f"ratio, {what}"] = f"{converted / exact:.2f}"
     return row
 
 
@@ -117,10 +116,14 @@ def main() -> None:
     arguments = measure.parser(__doc__).parse_args()
     device = measure.chosen_device(arguments)
     torch.set_num_threads(1)
-    measure.print_machine(measure.machine(device))
-    print_rows([host_times(case, device, 3 if arguments.smoke else 15) for case in called(arguments.smoke)])
+    record = {"machine": measure.machine(device)}
+    measure.print_machine(record["machine"])
+    record["host"] = [host_times(case, device, 3 if arguments.smoke else 15) for case in called(arguments.smoke)]
+    print_rows(record["host"])
     print()
-    print_rows([capture_time(case, device) for case in captured(arguments.smoke)])
+    record["capture"] = [capture_time(case, device) for case in captured(arguments.smoke)]
+    print_rows(record["capture"])
+    measure.save(measure.output_path(arguments, "host_time"), record)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,12 @@ def results_of(output: Path, program: str, *arguments: str) -> dict:
     return record
 
 
+def test_host_and_capture_times_are_measured(tmp_path):
+    record = results_of(tmp_path / "host.json", "host_time.py")
+    assert len(record["host"]) == 3
+    assert all(int(row["blocks"]) > 0 for row in record["capture"])
+
+
 def test_every_op_that_moves_a_tensor_is_measured(tmp_path):
     rows = results_of(tmp_path / "kernels.json", "cuda_kernels.py")["rows"]
     assert not [row for row in rows if "error" in row]
