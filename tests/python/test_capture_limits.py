@@ -1,5 +1,6 @@
 """Where the graph is not, or not any more, captured; errors; other users of TorchDynamo."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -195,3 +196,18 @@ def test_first_calls_in_threads():
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, env=environment, timeout=200)
+
+
+def test_batches_of_gradients_go_through_blocks_one_by_one():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3))
+    exact = copy.deepcopy(model)
+    actnn.convert(model, actnn.Config("L2", activation_compression_bits=[8]))
+    x = torch.randn(5, 6)
+    out = model(x)
+    assert out.grad_fn.name() == "ActnnBlockBackward"
+    ones = torch.eye(out.numel()).view(-1, *out.shape)
+    gradients = torch.autograd.grad(out, list(model.parameters()), ones, is_grads_batched=True)
+    wanted = torch.autograd.grad(exact(x), list(exact.parameters()), ones, is_grads_batched=True)
+    for actual, expected in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0.05, atol=0.05)
