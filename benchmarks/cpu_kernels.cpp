@@ -2,8 +2,8 @@
 //
 //   cpu_kernels_benchmark [--output FILE] [Google Benchmark's options, e.g. --benchmark_filter=quantize/float32]
 //
-// Every round times a kernel and, right after it, a memcpy of 64 MiB; both rates count bytes read plus bytes written. The
-// percentage is the median over rounds of the two rates' ratio, which load on the machine changes less than either.
+// Every round times a kernel and, right after it, a memcpy of 64 MiB; both rates count bytes read plus bytes written.
+// The percentage is the median over rounds of the two rates' ratio, which load on the machine changes less than either.
 
 #include <benchmark/benchmark.h>
 #include <fmt/core.h>

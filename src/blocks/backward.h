@@ -17,7 +17,8 @@ struct BackwardArguments : RunArguments {
       grads;  ///< of results; undefined ones count as zeros. The memory of those that nobody else holds is used again
 };
 
-/// The gradients of inputs, then of parameters, in their dtypes; undefined where not wanted. `wanted` as for the schedule, or fewer.
+/// The gradients of inputs, then of parameters, in their dtypes; undefined where not wanted. `wanted` as for the
+/// schedule, or fewer.
 std::vector<at::Tensor> run_backward(const Plan& plan, const Schedule& schedule, BackwardArguments arguments,
                                      const std::vector<bool>& wanted, const std::vector<at::ScalarType>& input_dtypes);
 

@@ -7,7 +7,8 @@
 
 namespace actnn::blocks {
 
-/// Whether gradients are batches of gradients, as `torch.autograd.grad(..., is_grads_batched=True)` gives them: vmap's tensors.
+/// Whether gradients are batches of gradients, as `torch.autograd.grad(..., is_grads_batched=True)` gives them: vmap's
+/// tensors.
 bool are_batched(const std::vector<at::Tensor>& grads);
 
 /// Calls `backward` for each gradient of the batch, and makes batches of the results. Undefined tensors stay undefined.

@@ -8,7 +8,8 @@
 #include "actnn/blocks/program.h"
 
 /// \file
-/// The fields of a step, named once: what reads them from JSON, writes them, lists them and collects the indices among them is a visitor.
+/// The fields of a step, named once: what reads them from JSON, writes them, lists them and collects the indices among
+/// them is a visitor.
 
 namespace actnn::blocks {
 

@@ -109,8 +109,9 @@ class Planner {
     }
   }
 
-  /// Views never have copies of their own. Of other linear steps the copy is computed again if it costs no product and the copies
-  /// that it takes are there; a sum's is not, for it would have the noise of all that was ever added. What a norm computes again is.
+  /// Views never have copies of their own. Of other linear steps the copy is computed again if it costs no product and
+  /// the copies that it takes are there; a sum's is not, for it would have the noise of all that was ever added. What a
+  /// norm computes again is.
   bool is_recomputed(const Step& stage, Value value) const {
     if (stage.is_view()) {
       return true;

@@ -12,8 +12,8 @@
 #include "src/blocks/prepared_plan.h"
 
 /// \file
-/// Forward and backward of programs as ops that compilers see: everything is an argument, nothing is changed in place, and no tensor that is
-/// returned shares memory with another.
+/// Forward and backward of programs as ops that compilers see: everything is an argument, nothing is changed in place,
+/// and no tensor that is returned shares memory with another.
 
 namespace actnn::blocks {
 

@@ -39,7 +39,8 @@ class BackwardRun : public Wants {
   virtual Gradient take(Value value) = 0;
   /// Adds to the gradient of an input, or of a parameter; of any floating dtype.
   virtual void add(Value value, at::Tensor gradient) = 0;
-  /// The gradient of an input so far, to be added to in place and given back by `add`: none if there is none yet, or others see it.
+  /// The gradient of an input so far, to be added to in place and given back by `add`: none if there is none yet, or
+  /// others see it.
   virtual std::optional<at::Tensor> take_owned(Value value) = 0;
   virtual void add(ParameterIndex index, at::Tensor gradient) = 0;
 

@@ -9,7 +9,8 @@
 #include "src/blocks/step.h"
 
 /// \file
-/// A plan, worked out for the gradients that a run wants: what is saved, in which order, and when what is unpacked may go.
+/// A plan, worked out for the gradients that a run wants: what is saved, in which order, and when what is unpacked may
+/// go.
 
 namespace actnn::blocks {
 

@@ -12,8 +12,8 @@
 #include "src/blocks/fields.h"
 
 /// \file
-/// One step of a program: what all steps have in common. Each is a file of `steps/`, or, computed together with others in one pass
-/// over memory, of `fusions/`.
+/// One step of a program: what all steps have in common. Each is a file of `steps/`, or, computed together with others
+/// in one pass over memory, of `fusions/`.
 
 namespace actnn::blocks {
 
@@ -22,7 +22,8 @@ class BackwardRun;
 
 using Sizes = std::vector<c10::SymInt>;
 
-/// That backward needs a form of a value. Its tensors are `parts` in number, always the same for a step; of a copy the planner knows.
+/// That backward needs a form of a value. Its tensors are `parts` in number, always the same for a step; of a copy the
+/// planner knows.
 struct Need {
   Value value;
   Form form;
@@ -109,25 +110,29 @@ class Step {
 
   /// What backward reads, if a gradient of an output is there.
   virtual std::vector<Need> needs(const Wants& /*wants*/) const { return {}; }
-  /// Whether the step of unbiased copies is an unbiased copy of its outputs: it is linear in the inputs that are not `exact`.
+  /// Whether the step of unbiased copies is an unbiased copy of its outputs: it is linear in the inputs that are not
+  /// `exact`.
   virtual bool is_linear(const std::vector<bool>& /*exact*/) const { return false; }
   /// Whether it moves elements only, so that the copy of its output is always made of those of its inputs.
   virtual bool is_view() const { return false; }
   /// What `compute` reads of saved tensors, besides the inputs' copies, where the output is computed again.
   virtual std::vector<Need> needs_to_recompute() const { return {}; }
-  /// Whether the copy of its output is computed of what it saves (`needs_to_recompute`), and not of copies of its inputs, and that copy.
+  /// Whether the copy of its output is computed of what it saves (`needs_to_recompute`), and not of copies of its
+  /// inputs, and that copy.
   virtual bool copies_from_saved() const { return false; }
   virtual at::Tensor copy_from_saved(BackwardRun& run) const;
   /// Whether the copies of inputs that it reads are to be computed again from those of their makers' inputs.
   virtual bool recomputes_inputs() const { return false; }
-  /// The format of the copy that the step itself packs of one of its outputs; none: the executor packs it where one is needed.
+  /// The format of the copy that the step itself packs of one of its outputs; none: the executor packs it where one is
+  /// needed.
   virtual std::optional<CopyFormat> packs(Value /*output*/) const { return std::nullopt; }
 
   /// The outputs. The tensors of inputs must stay as they are.
   virtual std::vector<at::Tensor> compute(Operands& operands) const = 0;
   /// Computes the outputs and saves what `needs` says and is not a copy that the executor packs.
   virtual void forward(ForwardRun& run) const;
-  /// Takes the gradients of the outputs, one at least is there, and gives those of inputs and parameters that are wanted.
+  /// Takes the gradients of the outputs, one at least is there, and gives those of inputs and parameters that are
+  /// wanted.
   virtual void backward(BackwardRun& run) const = 0;
 
   Value output() const { return outputs.front(); }

@@ -40,7 +40,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> synchronized_channels(const Batch
                            in_float(run.Operands::parameter(norm.bias)), norm.eps, has_kink);
 }
 
-/// What is summed are the gradients of weight and bias, as by `sync_batch_norm`: they do not depend on how a rank keeps its copies, s.
+/// What is summed are the gradients of weight and bias, as by `sync_batch_norm`: they do not depend on how a rank keeps
+/// its copies, s.
 at::Tensor synchronized_gradients(const BatchNorm& norm, const at::Tensor& inverse, const at::Tensor& deviation,
                                   const at::Tensor& rows, const std::optional<at::Tensor>& weight,
                                   const at::Tensor& grad_weight, const at::Tensor& grad_bias) {

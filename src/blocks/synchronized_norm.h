@@ -13,8 +13,8 @@
 
 namespace actnn::blocks {
 
-/// As `norm_act_channels`, of the moments of all ranks' rows, whose number `rows` becomes. `x`: this rank's, [rows, C]; there may be
-/// none. Updates the running statistics.
+/// As `norm_act_channels`, of the moments of all ranks' rows, whose number `rows` becomes. `x`: this rank's, [rows, C];
+/// there may be none. Updates the running statistics.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> synchronized_channels(const BatchNorm& norm, ForwardRun& run,
                                                                      const at::Tensor& x, bool has_kink,
                                                                      at::Tensor& rows);

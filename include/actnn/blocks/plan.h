@@ -11,8 +11,8 @@
 #include "actnn/core/activation.h"
 
 /// \file
-/// How a program is run: which steps are one pass over memory, and what is saved of each value for backward. A plan is data: it can be
-/// printed, changed, and checked before a block is made of it.
+/// How a program is run: which steps are one pass over memory, and what is saved of each value for backward. A plan is
+/// data: it can be printed, changed, and checked before a block is made of it.
 
 namespace actnn::blocks {
 
@@ -58,8 +58,8 @@ struct Import {
 struct PlanOptions {
   int64_t bits = 4;         ///< of copies, 2..8
   int64_t output_bits = 4;  ///< of copies of sums, 2..8
-  /// Norms in front of a sum: their input is computed again in backward, by the convolution that made it, instead of saved. Copies of 2
-  /// bits are too coarse for that, and the norm saves a copy of its own then.
+  /// Norms in front of a sum: their input is computed again in backward, by the convolution that made it, instead of
+  /// saved. Copies of 2 bits are too coarse for that, and the norm saves a copy of its own then.
   bool recompute = true;
   int64_t norm_bits = 2;   ///< of copies of the normalized inputs of such norms, 2..7, where they are saved
   bool stochastic = true;  ///< false: copies are rounded to nearest, and biased
@@ -95,16 +95,17 @@ struct Plan {
 /// Throws c10::ValueError for bits out of range, and as `check_program`.
 Plan make_plan(Program program, const PlanOptions& options = {}, std::vector<Import> imports = {});
 
-/// Throws c10::ValueError, with a sentence, unless backward finds all that it needs: for each value that a stage reads a copy of, one is
-/// saved, imported, or computed by a step that keeps copies unbiased, of copies that are there.
+/// Throws c10::ValueError, with a sentence, unless backward finds all that it needs: for each value that a stage reads
+/// a copy of, one is saved, imported, or computed by a step that keeps copies unbiased, of copies that are there.
 void check_plan(const Plan& plan);
 
-/// {"saves": [{"value": 3, "form": "copy", "bits": 4, "step": 1}], "recomputes": [2], "fusions": [{"name": "norm_act", "steps": [1, 2]}],
-/// "copies": {"3": {"copy": {...}, "tensors": 2}}}, with all gradients wanted. `copies`: of inputs and results, for exports.
+/// {"saves": [{"value": 3, "form": "copy", "bits": 4, "step": 1}], "recomputes": [2], "fusions": [{"name": "norm_act",
+/// "steps": [1, 2]}], "copies": {"3": {"copy": {...}, "tensors": 2}}}, with all gradients wanted. `copies`: of inputs
+/// and results, for exports.
 std::string to_json(const Plan& plan);
 
-/// {"program": {...}, "options": {...}, "imports": [{"input": 0, "copy": {...}}], "exports": [3]}; all but the program may be left out.
-/// Throws c10::ValueError as `make_plan`, and for unknown keys.
+/// {"program": {...}, "options": {...}, "imports": [{"input": 0, "copy": {...}}], "exports": [3]}; all but the program
+/// may be left out. Throws c10::ValueError as `make_plan`, and for unknown keys.
 Plan plan_from_json(const std::string& text);
 
 }  // namespace actnn::blocks

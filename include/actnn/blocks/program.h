@@ -11,8 +11,8 @@
 #include <vector>
 
 /// \file
-/// A straight-line program of steps: what a block computes. Values are numbered: first the inputs, then what each step makes, one
-/// after the other. A step names parameters and buffers by their places in the lists that a run is given.
+/// A straight-line program of steps: what a block computes. Values are numbered: first the inputs, then what each step
+/// makes, one after the other. A step names parameters and buffers by their places in the lists that a run is given.
 
 namespace actnn::blocks {
 
@@ -29,7 +29,8 @@ using ParameterIndex = Index<struct Parameters>;
 using BufferIndex = Index<struct Buffers>;
 using IntegerIndex = Index<struct Integers>;
 
-/// The extent of a dimension: a number, -1 for what is left of the elements, or one of the integers that a run is given.
+/// The extent of a dimension: a number, -1 for what is left of the elements, or one of the integers that a run is
+/// given.
 using Extent = std::variant<int64_t, IntegerIndex>;
 
 class Step;
@@ -43,8 +44,8 @@ struct Program {
   /// Of each value; empty: all have the run's (block.h).
   std::vector<at::ScalarType> dtypes = {};
 
-  /// Appends a step, numbers its outputs, and returns the first of them. Throws c10::ValueError, with a sentence, for a step that reads
-  /// values which are not there yet, or has other fields than it may.
+  /// Appends a step, numbers its outputs, and returns the first of them. Throws c10::ValueError, with a sentence, for a
+  /// step that reads values which are not there yet, or has other fields than it may.
   Value add(std::shared_ptr<Step> step);
 
   int64_t values() const;

@@ -13,8 +13,8 @@
 #include "actnn/nn/quantized_module.h"
 
 /// \file
-/// Activation functions. `input`: any shape; float32, float16 or bfloat16 are compressed, other types run torch's operation.
-/// Results are torch's, bit for bit.
+/// Activation functions. `input`: any shape; float32, float16 or bfloat16 are compressed, other types run torch's
+/// operation. Results are torch's, bit for bit.
 
 namespace actnn::nn {
 
@@ -162,9 +162,9 @@ struct PReLUOptions : QuantizationOptions<PReLUOptions> {
   TORCH_ARG(double, init) = 0.25;
 };
 
-/// `torch::nn::PReLU` that keeps one bit per element and a quantized copy of the negative part of its input for backward. The
-/// gradient of input is torch's, bit for bit; that of weight is unbiased. The parameter, its name and the archives are those
-/// of torch's layer.
+/// `torch::nn::PReLU` that keeps one bit per element and a quantized copy of the negative part of its input for
+/// backward. The gradient of input is torch's, bit for bit; that of weight is unbiased. The parameter, its name and the
+/// archives are those of torch's layer.
 class PReLUImpl : public torch::nn::Cloneable<PReLUImpl>, public QuantizedModule {
  public:
   using TorchLayer = torch::nn::PReLUImpl;

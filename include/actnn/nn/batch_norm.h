@@ -87,9 +87,10 @@ class BatchNormNdImpl : public BatchNormBase<Derived> {
   /// A layer over the very tensors of `source`: its parameters and buffers (not copies), options and training mode.
   explicit BatchNormNdImpl(const TorchLayer& source, const Quantization& quantization = {});
 
-  /// The layer and the activation behind it as one op (`actnn::batch_norm_act`): ReLU for slope 0, none for 1, else leaky ReLU.
-  /// The packed copy has `bits`, or those of the layer's quantization if none are given, 2 or more; a policy is not asked. `derivative`
-  /// names another activation (ReLU6, SiLU, hardswish) and the bits of its derivatives; the slope does not count then.
+  /// The layer and the activation behind it as one op (`actnn::batch_norm_act`): ReLU for slope 0, none for 1, else
+  /// leaky ReLU. The packed copy has `bits`, or those of the layer's quantization if none are given, 2 or more; a
+  /// policy is not asked. `derivative` names another activation (ReLU6, SiLU, hardswish) and the bits of its
+  /// derivatives; the slope does not count then.
   at::Tensor forward_with_activation(const at::Tensor& input, double negative_slope,
                                      std::optional<int64_t> bits = std::nullopt,
                                      const PackedDerivative& derivative = {});
@@ -130,10 +131,10 @@ class BatchNorm3dImpl : public detail::BatchNormNdImpl<3, BatchNorm3dImpl, torch
 };
 TORCH_MODULE(BatchNorm3d);
 
-/// Batch norm over all ranks of a process group, as `torch.nn.SyncBatchNorm`, that keeps a quantized copy of its input for
-/// backward; on the CPU (gloo) and on CUDA (NCCL). `input`: [N, C] or [N, C, ...], float32, float16 or bfloat16.
-/// `actnn::sync_batch_norm` says what the ranks must agree on, and what result and gradients are. It is BatchNorm, without
-/// collectives, in evaluation mode, with the batch's own statistics where running ones are not tracked.
+/// Batch norm over all ranks of a process group, as `torch.nn.SyncBatchNorm`, that keeps a quantized copy of its input
+/// for backward; on the CPU (gloo) and on CUDA (NCCL). `input`: [N, C] or [N, C, ...], float32, float16 or bfloat16.
+/// `actnn::sync_batch_norm` says what the ranks must agree on, and what result and gradients are. It is BatchNorm,
+/// without collectives, in evaluation mode, with the batch's own statistics where running ones are not tracked.
 ///
 ///     c10d::register_process_group("world", group);
 ///     actnn::nn::SyncBatchNorm layer(actnn::nn::BatchNormOptions(64).bits(2), "world");
@@ -143,8 +144,8 @@ class SyncBatchNormImpl : public detail::BatchNormBase<SyncBatchNormImpl> {
 
   at::Tensor forward(const at::Tensor& input);
 
-  /// The name under which the group is registered. It may be changed, and need not exist before the first forward in training
-  /// mode.
+  /// The name under which the group is registered. It may be changed, and need not exist before the first forward in
+  /// training mode.
   std::string group_name;
 };
 TORCH_MODULE(SyncBatchNorm);

@@ -12,9 +12,10 @@ namespace actnn::nn {
 
 using EmbeddingOptions = torch::nn::EmbeddingOptions;
 
-/// `torch::nn::Embedding` that keeps its indices in the smallest integer type that holds them for backward. `indices`: int32
-/// or int64 of any shape. A float32, float16 or bfloat16 table is compressed so, others run torch's operation. Result and
-/// gradient are torch's. The parameter, its name, its initialization and the archives are those of torch's layer.
+/// `torch::nn::Embedding` that keeps its indices in the smallest integer type that holds them for backward. `indices`:
+/// int32 or int64 of any shape. A float32, float16 or bfloat16 table is compressed so, others run torch's operation.
+/// Result and gradient are torch's. The parameter, its name, its initialization and the archives are those of torch's
+/// layer.
 class EmbeddingImpl : public torch::nn::Cloneable<EmbeddingImpl> {
  public:
   using TorchLayer = torch::nn::EmbeddingImpl;

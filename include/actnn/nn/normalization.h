@@ -17,10 +17,10 @@
 #include "actnn/nn/quantized_module.h"
 
 /// \file
-/// Normalizations by the statistics of a sample's own elements, with quantized copies of their inputs for backward. `input` is
-/// float32, float16 or bfloat16; other types run torch's operation. Results, running statistics and gradients of bias are
-/// torch's, bit for bit; `actnn/autograd/normalization.h` says what the other gradients are. Parameters, buffers, their names
-/// and the archives are those of torch's layers.
+/// Normalizations by the statistics of a sample's own elements, with quantized copies of their inputs for backward.
+/// `input` is float32, float16 or bfloat16; other types run torch's operation. Results, running statistics and
+/// gradients of bias are torch's, bit for bit; `actnn/autograd/normalization.h` says what the other gradients are.
+/// Parameters, buffers, their names and the archives are those of torch's layers.
 
 namespace actnn::nn {
 

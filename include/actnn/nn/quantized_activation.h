@@ -7,8 +7,8 @@
 
 namespace actnn::nn::detail {
 
-/// A layer without parameters that saves a quantized activation. `TorchLayer` is the torch layer that computes the same;
-/// `Derived::kName` is the layer's name.
+/// A layer without parameters that saves a quantized activation. `TorchLayer` is the torch layer that computes the
+/// same; `Derived::kName` is the layer's name.
 template <typename Options, typename Derived, typename TorchLayer_>
 class QuantizedActivationImpl : public torch::nn::Cloneable<Derived>, public QuantizedModule {
  public:

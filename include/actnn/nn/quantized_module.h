@@ -19,9 +19,9 @@ namespace actnn::nn {
 ///       if (auto* layer = module->as<actnn::nn::QuantizedModule>()) layer->quantization().bits = 2;
 ///     }
 ///
-/// A change acts at the next forward. Or a policy chooses (`set_policy`; `convert` does it for a tree): then convolutions, linear
-/// layers and batch norms ask it at every forward, and the layer's own quantization rests; other layers take the configured
-/// bits of their group once.
+/// A change acts at the next forward. Or a policy chooses (`set_policy`; `convert` does it for a tree): then
+/// convolutions, linear layers and batch norms ask it at every forward, and the layer's own quantization rests; other
+/// layers take the configured bits of their group once.
 ///
 /// A copy of a layer gets a scheme of its own, with the same policy and state.
 class QuantizedModule {
@@ -33,8 +33,9 @@ class QuantizedModule {
 
   virtual Quantization& quantization() noexcept = 0;
 
-  /// Hands the choice to `policy`; null: back to the layer. `group`: index into `Config::activation_compression_bits`; `name`: for
-  /// those who look at the policy's schemes. Errors (c10::ValueError): a group that the configuration does not have.
+  /// Hands the choice to `policy`; null: back to the layer. `group`: index into `Config::activation_compression_bits`;
+  /// `name`: for those who look at the policy's schemes. Errors (c10::ValueError): a group that the configuration does
+  /// not have.
   void set_policy(const c10::intrusive_ptr<Policy>& policy, int64_t group = 0, const std::string& name = "");
 
   /// Whether a policy is asked at every forward: in convolutions, linear layers and batch norms.

@@ -15,10 +15,12 @@
 #include "actnn/nn/convolution.h"
 
 /// \file
-/// The blocks that convolutional networks are made of, each one node of autograd that keeps packed copies only (nn/chain.h). Tensors
-/// are [N, C, H, W]; results have the layout of separate layers' (best in channels_last), and equal them up to rounding.
+/// The blocks that convolutional networks are made of, each one node of autograd that keeps packed copies only
+/// (nn/chain.h). Tensors are [N, C, H, W]; results have the layout of separate layers' (best in channels_last), and
+/// equal them up to rounding.
 ///
-/// Quantization: `bits` (2..8, with 1 that is exact) of copies behind norms and of the input where nobody has a copy of it.
+/// Quantization: `bits` (2..8, with 1 that is exact) of copies behind norms and of the input where nobody has a copy of
+/// it.
 
 namespace actnn::nn {
 
@@ -54,7 +56,8 @@ class ConvNormAct2dImpl : public torch::nn::Cloneable<ConvNormAct2dImpl> {
 };
 TORCH_MODULE(ConvNormAct2d);
 
-/// The same with a 3x3 max-pooling of stride 2 behind it: where ResNets begin. Children: "conv1", "bn1", as in torchvision.
+/// The same with a 3x3 max-pooling of stride 2 behind it: where ResNets begin. Children: "conv1", "bn1", as in
+/// torchvision.
 class StemImpl : public torch::nn::Cloneable<StemImpl> {
  public:
   explicit StemImpl(const ConvNormAct2dOptions& options_);
@@ -85,8 +88,8 @@ struct ResidualBlockOptions : QuantizationOptions<ResidualBlockOptions> {
   TORCH_ARG(int64_t, norm_bits) = 2;     ///< `blocks::PlanOptions::norm_bits`
 };
 
-/// What residual blocks share. Children are named as in torchvision ("conv1", "bn1", ..., "downsample.0", "downsample.1"), so that
-/// its weights load. The shortcut has a convolution where the shape changes.
+/// What residual blocks share. Children are named as in torchvision ("conv1", "bn1", ..., "downsample.0",
+/// "downsample.1"), so that its weights load. The shortcut has a convolution where the shape changes.
 template <class Derived>
 class ResidualBlockBase : public torch::nn::Cloneable<Derived> {
  public:
@@ -122,7 +125,8 @@ class BasicBlockImpl : public ResidualBlockBase<BasicBlockImpl> {
 };
 TORCH_MODULE(BasicBlock);
 
-/// Convolutions 1x1, 3x3 (with the stride and the groups) and 1x1, each with batch norm; ReLU between them, and behind the sum.
+/// Convolutions 1x1, 3x3 (with the stride and the groups) and 1x1, each with batch norm; ReLU between them, and behind
+/// the sum.
 class BottleneckImpl : public ResidualBlockBase<BottleneckImpl> {
  public:
   explicit BottleneckImpl(const ResidualBlockOptions& options_);
@@ -147,9 +151,9 @@ struct InvertedResidualOptions : QuantizationOptions<InvertedResidualOptions> {
   TORCH_ARG(ActivationKind, activation) = ActivationKind::kReLU6;
 };
 
-/// Of MobileNetV2 (Sandler et al., CVPR 2018, section 3): a 1x1 convolution that expands, a depthwise 3x3 one, a 1x1 one that projects,
-/// each with batch norm, the first two with activation; the input is added where the shape stays. Children are named as in
-/// torchvision: "conv.0.0", "conv.0.1", ...
+/// Of MobileNetV2 (Sandler et al., CVPR 2018, section 3): a 1x1 convolution that expands, a depthwise 3x3 one, a 1x1
+/// one that projects, each with batch norm, the first two with activation; the input is added where the shape stays.
+/// Children are named as in torchvision: "conv.0.0", "conv.0.1", ...
 class InvertedResidualImpl : public torch::nn::Cloneable<InvertedResidualImpl> {
  public:
   explicit InvertedResidualImpl(const InvertedResidualOptions& options_);

@@ -23,7 +23,8 @@ struct SoftmaxOptions : QuantizationOptions<SoftmaxOptions> {
   TORCH_ARG(int64_t, dim);
 };
 
-/// Options of LogSoftmax: those of `torch::nn::LogSoftmaxOptions` and the quantization of the saved exponential of the output.
+/// Options of LogSoftmax: those of `torch::nn::LogSoftmaxOptions` and the quantization of the saved exponential of the
+/// output.
 struct LogSoftmaxOptions : QuantizationOptions<LogSoftmaxOptions> {
   /* implicit */ LogSoftmaxOptions(int64_t dim) : dim_(dim) {}
 
@@ -36,8 +37,9 @@ struct LogSoftmaxOptions : QuantizationOptions<LogSoftmaxOptions> {
 /// Options of Softmax2d: the quantization of the saved output.
 struct Softmax2dOptions : QuantizationOptions<Softmax2dOptions> {};
 
-/// `torch::nn::Softmax` that keeps two quantized copies of its output for backward. `input`: any shape; float32, float16 or
-/// bfloat16 are compressed, other types run torch's operation. The result is torch's, bit for bit; the gradient is unbiased.
+/// `torch::nn::Softmax` that keeps two quantized copies of its output for backward. `input`: any shape; float32,
+/// float16 or bfloat16 are compressed, other types run torch's operation. The result is torch's, bit for bit; the
+/// gradient is unbiased.
 class SoftmaxImpl : public detail::QuantizedActivationImpl<SoftmaxOptions, SoftmaxImpl, torch::nn::SoftmaxImpl> {
  public:
   static constexpr const char* kName = "actnn::nn::Softmax";

@@ -9,7 +9,8 @@
 #include "src/blocks/step.h"
 
 /// \file
-/// How steps become passes over memory that compute several of them: each fusion looks at a window of a program's steps.
+/// How steps become passes over memory that compute several of them: each fusion looks at a window of a program's
+/// steps.
 
 namespace actnn::blocks {
 
@@ -51,7 +52,8 @@ struct FusedPass {
   size_t place;
 };
 
-/// The passes of batch norms, of residual additions and of piecewise linear activations (fusions/norm_act.h), in the program's order.
+/// The passes of batch norms, of residual additions and of piecewise linear activations (fusions/norm_act.h), in the
+/// program's order.
 std::vector<FusedPass> find_norm_act_passes(const Window& window);
 
 }  // namespace actnn::blocks

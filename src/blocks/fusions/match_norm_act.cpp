@@ -12,7 +12,8 @@
 namespace actnn::blocks {
 namespace {
 
-/// The fewest bits of a copy that a convolution may be computed again from: its noise is in both factors of a weight's gradient then.
+/// The fewest bits of a copy that a convolution may be computed again from: its noise is in both factors of a weight's
+/// gradient then.
 constexpr int64_t kFewestRecomputeBits = 3;
 
 class Matcher {
@@ -133,7 +134,8 @@ class Matcher {
     }
   }
 
-  /// The activation behind a pass becomes part of it. What has derivatives needs a norm in the pass, and no second packing.
+  /// The activation behind a pass becomes part of it. What has derivatives needs a norm in the pass, and no second
+  /// packing.
   void add_activation_behind(NormAct& pass, std::vector<size_t>& steps, Value& output) const {
     const auto* activation = window_.sole_reader_as<Activation>(output);
     if (activation == nullptr || pass.has_activation || !window_.have_one_dtype({output, activation->output()})) {
@@ -179,8 +181,8 @@ class Matcher {
     passes_.push_back({std::make_shared<NormAct>(std::move(pass)), std::move(steps), place});
   }
 
-  /// Whether a convolution makes the norm's input, for it alone, of a value with a copy that is fine enough. Not of an input of
-  /// the program: its copy is somebody else's, of whatever bits.
+  /// Whether a convolution makes the norm's input, for it alone, of a value with a copy that is fine enough. Not of an
+  /// input of the program: its copy is somebody else's, of whatever bits.
   bool can_recompute(const BatchNorm& norm) const {
     const Value made = norm.inputs[0];
     if (!window_.options.recompute || made.number < window_.program.inputs || !window_.sole_reader(made)) {

@@ -11,13 +11,13 @@
 
 namespace actnn::blocks {
 
-/// Batch normalization, residual addition and activation in one pass over memory (ops/norm_act.h), which packs what backward needs as
-/// it goes. Each of the three may be absent, but an activation that is not linear on two sides of 0 comes with a norm. A batch norm
-/// alone is computed by it, too.
+/// Batch normalization, residual addition and activation in one pass over memory (ops/norm_act.h), which packs what
+/// backward needs as it goes. Each of the three may be absent, but an activation that is not linear on two sides of 0
+/// comes with a norm. A batch norm alone is computed by it, too.
 ///
-/// With a norm and no residual, it saves the sides of the activation and the normalized values in one: the copy of its output, or, where
-/// that has none (SiLU, hardswish), normalized values and derivatives. In front of a residual addition, the norm's input is computed again,
-/// or normalized values are saved beside the copy of the sum.
+/// With a norm and no residual, it saves the sides of the activation and the normalized values in one: the copy of its
+/// output, or, where that has none (SiLU, hardswish), normalized values and derivatives. In front of a residual
+/// addition, the norm's input is computed again, or normalized values are saved beside the copy of the sum.
 struct NormAct : StepOf<NormAct> {
   static constexpr const char* kName = "norm_act";
 

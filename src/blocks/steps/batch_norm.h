@@ -7,8 +7,8 @@
 
 namespace actnn::blocks {
 
-/// `torch.nn.BatchNorm1d` to `BatchNorm3d` of a value [N, C, ...]. The pass of fusions/norm_act.h computes it, alone or with what
-/// follows.
+/// `torch.nn.BatchNorm1d` to `BatchNorm3d` of a value [N, C, ...]. The pass of fusions/norm_act.h computes it, alone or
+/// with what follows.
 struct BatchNorm : StepOf<BatchNorm> {
   static constexpr const char* kName = "batch_norm";
 
@@ -20,7 +20,8 @@ struct BatchNorm : StepOf<BatchNorm> {
   bool training = true;  ///< statistics are the batch's, and update the running ones; else the running ones
   std::optional<double> momentum = 0.1;  ///< none: the average over all batches
   double eps = 1e-5;
-  /// The process group whose ranks' batches together are the batch, by the name that it is registered under; none: this rank's is.
+  /// The process group whose ranks' batches together are the batch, by the name that it is registered under; none: this
+  /// rank's is.
   std::optional<std::string> group_name = std::nullopt;
 
   void visit_fields(FieldVisitor& fields) override;

@@ -116,9 +116,9 @@ void Convolution::add_input_gradient(BackwardRun& run, const at::Tensor& grad, c
   run.add(inputs[0], input_gradient(run, grad, weights));
 }
 
-/// The gradient of a convolution's input is a transposed convolution of the gradient, and the other way round. For cuDNN they are one
-/// function, and as a convolution it is given no input, which would be memory that nobody reads. Elsewhere, and for float32 in groups, for
-/// which torch has kernels of its own, the op for backward takes one.
+/// The gradient of a convolution's input is a transposed convolution of the gradient, and the other way round. For
+/// cuDNN they are one function, and as a convolution it is given no input, which would be memory that nobody reads.
+/// Elsewhere, and for float32 in groups, for which torch has kernels of its own, the op for backward takes one.
 at::Tensor Convolution::input_gradient(const BackwardRun& run, const at::Tensor& grad,
                                        const at::Tensor& weights) const {
   const bool is_cudnn = grad.is_cuda() && at::globalContext().userEnabledCuDNN();

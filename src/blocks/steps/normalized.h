@@ -34,7 +34,8 @@ struct NormOperands {
 /// A parameter of a norm as torch's kernels take it: on the CPU it may stay in float32 where the input does not.
 std::optional<at::Tensor> norm_parameter(const std::optional<at::Tensor>& parameter, const at::Tensor& input);
 
-/// The copy of the output: that of x-hat with the norm's weight and bias, which are of the last dimensions, or of channels.
+/// The copy of the output: that of x-hat with the norm's weight and bias, which are of the last dimensions, or of
+/// channels.
 at::Tensor copy_from_normalized(BackwardRun& run, Value output, const NormOperands& norm);
 
 /// Packs and saves x-hat.
