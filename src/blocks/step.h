@@ -146,4 +146,12 @@ class StepOf : public Step {
   std::shared_ptr<Step> clone() const override { return std::make_shared<Derived>(static_cast<const Derived&>(*this)); }
 };
 
+/// A step that moves elements only.
+template <class Derived>
+class ViewOf : public StepOf<Derived> {
+ public:
+  bool is_linear(const std::vector<bool>& /*exact*/) const override { return true; }
+  bool is_view() const override { return true; }
+};
+
 }  // namespace actnn::blocks

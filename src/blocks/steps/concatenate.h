@@ -5,7 +5,7 @@
 namespace actnn::blocks {
 
 /// Values one after the other along a dimension.
-struct Concatenate : StepOf<Concatenate> {
+struct Concatenate : ViewOf<Concatenate> {
   static constexpr const char* kName = "concatenate";
 
   int64_t dimension = 0;
@@ -14,8 +14,6 @@ struct Concatenate : StepOf<Concatenate> {
   void check() const override;
   LayoutRule layout_rule() const override { return LayoutRule::kElementwise; }
   std::vector<Sizes> infer_sizes(const KnownSizes& known) const override;
-  bool is_linear(const std::vector<bool>& /*exact*/) const override { return true; }
-  bool is_view() const override { return true; }
   std::vector<at::Tensor> compute(Operands& operands) const override;
   void backward(BackwardRun& run) const override;
 };

@@ -43,10 +43,6 @@ void GroupNorm::check() const {
   TORCH_CHECK_VALUE(groups > 0, "block: group_norm must have at least one group, got ", groups);
 }
 
-std::vector<Need> GroupNorm::needs(const Wants& wants) const {
-  return NormOperands{inputs[0], weight, bias}.needs(output(), wants);
-}
-
 std::vector<at::Tensor> GroupNorm::compute(Operands& operands) const {
   return {std::get<0>(
       group_norm_of(*this, group_norm_input(*this, operands), operands.parameter(weight), operands.parameter(bias)))};
@@ -62,13 +58,7 @@ void GroupNorm::forward(ForwardRun& run) const {
   run.set(output(), in_layout(result, run.layout(output())));
 }
 
-at::Tensor GroupNorm::copy_from_saved(BackwardRun& run) const {
-  return copy_from_normalized(run, output(), {inputs[0], weight, bias});
-}
-
-void GroupNorm::backward(BackwardRun& run) const {
-  add_sample_norm_gradients(run, output(), {inputs[0], weight, bias}, groups);
-}
+void GroupNorm::backward(BackwardRun& run) const { add_sample_norm_gradients(run, output(), norm_operands(), groups); }
 
 namespace {
 const RegisterStep<GroupNorm> kGroupNormStep;

@@ -2,12 +2,12 @@
 
 #include <optional>
 
-#include "src/blocks/step.h"
+#include "src/blocks/steps/normalized.h"
 
 namespace actnn::blocks {
 
 /// `torch.nn.GroupNorm` of a value [N, C, ...].
-struct GroupNorm : StepOf<GroupNorm> {
+struct GroupNorm : NormOf<GroupNorm> {
   static constexpr const char* kName = "group_norm";
 
   std::optional<ParameterIndex> weight = std::nullopt;
@@ -18,11 +18,7 @@ struct GroupNorm : StepOf<GroupNorm> {
   void visit_fields(FieldVisitor& fields) override;
   void check() const override;
   LayoutRule layout_rule() const override { return LayoutRule::kChannels; }
-  std::vector<Sizes> infer_sizes(const KnownSizes& known) const override { return {known.sizes(inputs[0])}; }
-  std::vector<Need> needs(const Wants& wants) const override;
-  std::vector<Need> needs_to_recompute() const override { return {{output(), Form::kNormalized}}; }
-  bool copies_from_saved() const override { return true; }
-  at::Tensor copy_from_saved(BackwardRun& run) const override;
+  NormOperands norm_operands() const override { return {inputs[0], weight, bias}; }
   std::vector<at::Tensor> compute(Operands& operands) const override;
   void forward(ForwardRun& run) const override;
   void backward(BackwardRun& run) const override;

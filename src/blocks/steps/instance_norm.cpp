@@ -43,10 +43,6 @@ void InstanceNorm::visit_fields(FieldVisitor& fields) {
 
 void InstanceNorm::check() const { check_inputs(*this, 1); }
 
-std::vector<Need> InstanceNorm::needs(const Wants& wants) const {
-  return NormOperands{inputs[0], weight, bias}.needs(output(), wants);
-}
-
 std::vector<at::Tensor> InstanceNorm::compute(Operands& operands) const {
   return {instance_norm_of(*this, operands, with_dtype(operands.value(inputs[0]), operands.dtype(output())))};
 }
@@ -61,14 +57,10 @@ void InstanceNorm::forward(ForwardRun& run) const {
   run.set(output(), in_layout(instance_norm_of(*this, run, input), run.layout(output())));
 }
 
-at::Tensor InstanceNorm::copy_from_saved(BackwardRun& run) const {
-  return copy_from_normalized(run, output(), {inputs[0], weight, bias});
-}
-
 void InstanceNorm::backward(BackwardRun& run) const {
   // Torch takes groups as a plain number; channels are the parameters', and known.
   const int64_t channels = run.sizes(output())[1].guard_int(__FILE__, __LINE__);
-  add_sample_norm_gradients(run, output(), {inputs[0], weight, bias}, channels);
+  add_sample_norm_gradients(run, output(), norm_operands(), channels);
 }
 
 namespace {

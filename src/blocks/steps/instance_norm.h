@@ -2,12 +2,12 @@
 
 #include <optional>
 
-#include "src/blocks/step.h"
+#include "src/blocks/steps/normalized.h"
 
 namespace actnn::blocks {
 
 /// `torch.nn.InstanceNorm1d` to `InstanceNorm3d` of a value [N, C, ...], by the statistics of each sample's channels.
-struct InstanceNorm : StepOf<InstanceNorm> {
+struct InstanceNorm : NormOf<InstanceNorm> {
   static constexpr const char* kName = "instance_norm";
 
   std::optional<ParameterIndex> weight = std::nullopt;
@@ -17,11 +17,7 @@ struct InstanceNorm : StepOf<InstanceNorm> {
   void visit_fields(FieldVisitor& fields) override;
   void check() const override;
   LayoutRule layout_rule() const override { return LayoutRule::kChannels; }
-  std::vector<Sizes> infer_sizes(const KnownSizes& known) const override { return {known.sizes(inputs[0])}; }
-  std::vector<Need> needs(const Wants& wants) const override;
-  std::vector<Need> needs_to_recompute() const override { return {{output(), Form::kNormalized}}; }
-  bool copies_from_saved() const override { return true; }
-  at::Tensor copy_from_saved(BackwardRun& run) const override;
+  NormOperands norm_operands() const override { return {inputs[0], weight, bias}; }
   std::vector<at::Tensor> compute(Operands& operands) const override;
   void forward(ForwardRun& run) const override;
   void backward(BackwardRun& run) const override;

@@ -38,10 +38,6 @@ void LayerNorm::check() const {
   check_dimensions(*this, dimensions);
 }
 
-std::vector<Need> LayerNorm::needs(const Wants& wants) const {
-  return NormOperands{inputs[0], weight, bias}.needs(output(), wants);
-}
-
 std::vector<at::Tensor> LayerNorm::compute(Operands& operands) const {
   return {std::get<0>(layer_norm_of(*this, operands, with_dtype(operands.value(inputs[0]), operands.dtype(output()))))};
 }
@@ -58,13 +54,8 @@ void LayerNorm::forward(ForwardRun& run) const {
   run.set(output(), std::move(result));
 }
 
-at::Tensor LayerNorm::copy_from_saved(BackwardRun& run) const {
-  return copy_from_normalized(run, output(), {inputs[0], weight, bias});
-}
-
 void LayerNorm::backward(BackwardRun& run) const {
-  const NormOperands operands{inputs[0], weight, bias};
-  const std::array<bool, 3> wanted = operands.wanted(run);
+  const std::array<bool, 3> wanted = norm_operands().wanted(run);
   const Sizes& sizes = run.sizes(output());
   const Sizes row = row_sizes(sizes, dimensions);
   if (!wanted[0] && !wanted[1]) {

@@ -38,6 +38,21 @@ std::optional<at::Tensor> norm_parameter(const std::optional<at::Tensor>& parame
 /// channels.
 at::Tensor copy_from_normalized(BackwardRun& run, Value output, const NormOperands& norm);
 
+/// What the norms share: a copy of the output is computed of x-hat's.
+template <class Derived>
+class NormOf : public StepOf<Derived> {
+ public:
+  virtual NormOperands norm_operands() const = 0;
+
+  std::vector<Sizes> infer_sizes(const KnownSizes& known) const override { return {known.sizes(this->inputs[0])}; }
+  std::vector<Need> needs(const Wants& wants) const override { return norm_operands().needs(this->output(), wants); }
+  std::vector<Need> needs_to_recompute() const override { return {{this->output(), Form::kNormalized}}; }
+  bool copies_from_saved() const override { return true; }
+  at::Tensor copy_from_saved(BackwardRun& run) const override {
+    return copy_from_normalized(run, this->output(), norm_operands());
+  }
+};
+
 /// Packs and saves x-hat.
 void save_normalized_copy(ForwardRun& run, Value output, const at::Tensor& normalized);
 

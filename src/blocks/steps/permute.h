@@ -7,7 +7,7 @@
 namespace actnn::blocks {
 
 /// The dimensions in another order.
-struct Permute : StepOf<Permute> {
+struct Permute : ViewOf<Permute> {
   static constexpr const char* kName = "permute";
 
   std::vector<int64_t> dimensions;
@@ -16,8 +16,6 @@ struct Permute : StepOf<Permute> {
   void check() const override;
   LayoutRule layout_rule() const override { return LayoutRule::kPlain; }
   std::vector<Sizes> infer_sizes(const KnownSizes& known) const override;
-  bool is_linear(const std::vector<bool>& /*exact*/) const override { return true; }
-  bool is_view() const override { return true; }
   std::vector<at::Tensor> compute(Operands& operands) const override;
   void backward(BackwardRun& run) const override;
 

@@ -11,12 +11,10 @@ namespace actnn::blocks {
 
 /// `Derived` says which sizes.
 template <class Derived>
-struct ReshapeOf : StepOf<Derived> {
+struct ReshapeOf : ViewOf<Derived> {
   void check() const override;
   LayoutRule layout_rule() const override { return LayoutRule::kPlain; }
   std::vector<Sizes> infer_sizes(const KnownSizes& known) const override;
-  bool is_linear(const std::vector<bool>& /*exact*/) const override { return true; }
-  bool is_view() const override { return true; }
   std::vector<at::Tensor> compute(Operands& operands) const override;
   void backward(BackwardRun& run) const override;
 };

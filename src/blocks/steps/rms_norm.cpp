@@ -70,10 +70,6 @@ void RmsNorm::check() const {
   check_dimensions(*this, dimensions);
 }
 
-std::vector<Need> RmsNorm::needs(const Wants& wants) const {
-  return NormOperands{.input = inputs[0], .weight = weight}.needs(output(), wants);
-}
-
 std::vector<at::Tensor> RmsNorm::compute(Operands& operands) const {
   const at::Tensor input = with_dtype(operands.value(inputs[0]), operands.dtype(output()));
   return {with_dtype(rms_norm_of(*this, input, operands.parameter(weight)), operands.dtype(output()))};
@@ -87,10 +83,6 @@ void RmsNorm::forward(ForwardRun& run) const {
   }
   save_normalized(run, output(), [&] { return weight ? rms_norm_of(*this, input, std::nullopt) : result; });
   run.set(output(), std::move(result));
-}
-
-at::Tensor RmsNorm::copy_from_saved(BackwardRun& run) const {
-  return copy_from_normalized(run, output(), {.input = inputs[0], .weight = weight});
 }
 
 void RmsNorm::backward(BackwardRun& run) const {

@@ -11,14 +11,12 @@ namespace actnn::blocks {
 
 /// What splits and chunks share: parts behind one another, of extents that `Derived` knows.
 template <class Derived>
-struct PartsOf : StepOf<Derived> {
+struct PartsOf : ViewOf<Derived> {
   int64_t dimension = 0;
 
   /// Parts lie in memory as the value does.
   LayoutRule layout_rule() const override { return LayoutRule::kElementwise; }
   std::vector<Sizes> infer_sizes(const KnownSizes& known) const override;
-  bool is_linear(const std::vector<bool>& /*exact*/) const override { return true; }
-  bool is_view() const override { return true; }
   std::vector<at::Tensor> compute(Operands& operands) const override;
   void backward(BackwardRun& run) const override;
 };
@@ -47,7 +45,7 @@ struct Chunk : PartsOf<Chunk> {
 };
 
 /// All of a dimension, which the parts do not have.
-struct Unbind : StepOf<Unbind> {
+struct Unbind : ViewOf<Unbind> {
   static constexpr const char* kName = "unbind";
 
   int64_t count = 0;
@@ -58,14 +56,12 @@ struct Unbind : StepOf<Unbind> {
   void check() const override;
   LayoutRule layout_rule() const override { return LayoutRule::kPlain; }
   std::vector<Sizes> infer_sizes(const KnownSizes& known) const override;
-  bool is_linear(const std::vector<bool>& /*exact*/) const override { return true; }
-  bool is_view() const override { return true; }
   std::vector<at::Tensor> compute(Operands& operands) const override;
   void backward(BackwardRun& run) const override;
 };
 
 /// One of them.
-struct Select : StepOf<Select> {
+struct Select : ViewOf<Select> {
   static constexpr const char* kName = "select";
 
   int64_t dimension = 0;
@@ -75,8 +71,6 @@ struct Select : StepOf<Select> {
   void check() const override;
   LayoutRule layout_rule() const override { return LayoutRule::kPlain; }
   std::vector<Sizes> infer_sizes(const KnownSizes& known) const override;
-  bool is_linear(const std::vector<bool>& /*exact*/) const override { return true; }
-  bool is_view() const override { return true; }
   std::vector<at::Tensor> compute(Operands& operands) const override;
   void backward(BackwardRun& run) const override;
 };
