@@ -126,8 +126,6 @@ def _converted_layers(model: nn.Module, config: Config, skipped: dict[nn.Module,
 def _why_no_blocks(model: nn.Module, config: Config, options: BlockOptions) -> str:
     if isinstance(model, torch.jit.ScriptModule):
         return "a scripted module"
-    if config.adaptive_conv_scheme or config.adaptive_bn_scheme:
-        return "the configuration allocates bits among layers"
     return why_not(config, options)
 
 

@@ -70,6 +70,14 @@ class FunctionsOfModel(CompressFunctions):
         super().__init__(config.activation_compression_bits[0], config.group_size, config.stochastic)
         self.batch_norms = config.enable_quantized_bn
         self.exact = list(exact)
+        self._own: frozenset[int] = frozenset()
+
+    def __enter__(self):
+        # Now: parameters may have been replaced since the last time.
+        self._own = frozenset(
+            id(own) for module in self.exact for own in (*module._parameters.values(), *module._buffers.values())
+        )
+        return super().__enter__()
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -78,10 +86,4 @@ class FunctionsOfModel(CompressFunctions):
         return super().__torch_function__(function, types, args, kwargs)
 
     def _is_exact(self, args: tuple, kwargs: dict[str, Any]) -> bool:
-        values = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        return any(
-            own is value
-            for module in self.exact
-            for own in (*module._parameters.values(), *module._buffers.values())
-            for value in values
-        )
+        return any(isinstance(value, Tensor) and id(value) in self._own for value in (*args, *kwargs.values()))

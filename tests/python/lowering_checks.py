@@ -22,7 +22,7 @@ def captured(model, **options):
     lowered = []
 
     def backend(graph, inputs):
-        lowered.append(lower(graph, inputs, replace(OPTIONS, **options)))
+        lowered.append(lower(graph, replace(OPTIONS, **options)))
         return lowered[-1].module.forward
 
     code = _call.__code__.replace(co_name=f"{type(model).__name__}_{id(lowered)}")

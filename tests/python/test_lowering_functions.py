@@ -58,7 +58,7 @@ def test_a_lowered_graph_under_aot_autograd():
     compile = torch._dynamo.backends.registry.lookup_backend("aot_eager")
 
     def backend(graph, inputs):
-        return compile(lower(graph, inputs, OPTIONS).module, inputs)
+        return compile(lower(graph, OPTIONS).module, inputs)
 
     call = torch._dynamo.optimize(backend)(lambda x: model(x))
     x = torch.randn(FEATURES)

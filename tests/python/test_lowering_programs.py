@@ -189,13 +189,10 @@ def test_what_no_step_computes_has_a_reason(make, target, reason):
     assert outside(lowered) == {(target, reason)} and programs(lowered) == ["0 1", "3 4"]
 
 
-def test_skipped_modules_and_functions_stay_exact():
+def test_skipped_modules_stay_exact():
     call, lowered = captured(ResNet(), skipped=lambda path: path == "layer1.0.relu" or path.startswith("layer1.1"))
     call(torch.randn(IMAGE))
     assert programs(lowered)[1:] == ["layer1.0.conv1 layer1.0.bn1", "layer1.0.conv2 layer1.0.bn2 add", "avgpool fc"]
-    call, lowered = captured(ResNet(), exact=frozenset({F.batch_norm}))
-    call(torch.randn(IMAGE))
-    assert not any("bn" in program for program in programs(lowered))
 
 
 def test_double_precision_and_no_gradients():

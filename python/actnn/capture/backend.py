@@ -67,7 +67,7 @@ def compile_graph(
     module, run = graph, graph.forward
     for with_programs in (True, False):
         try:
-            lowered = _lower(graph, inputs, replace(_options(settings, root), makes_programs=with_programs))
+            lowered = _lower(graph, replace(_options(settings, root), makes_programs=with_programs))
             _describe(made, lowered, root)
             module = lowered.module
             run = module.forward if settings.compile is None else _compiler(settings.compile)(module, inputs)
@@ -88,13 +88,13 @@ def compile_graph(
     return run_graph
 
 
-def _lower(graph: fx.GraphModule, inputs: Sequence[Any], options: LoweringOptions) -> Lowered:
+def _lower(graph: fx.GraphModule, options: LoweringOptions) -> Lowered:
     from .lowering import lower
 
     # Hooks of the caller's are not for examples.
     takes_hooks = torch._C._autograd._saved_tensors_hooks_is_enabled()
     with torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged) if takes_hooks else nullcontext():
-        return lower(graph, inputs, options)
+        return lower(graph, options)
 
 
 def _unchanged(tensor: torch.Tensor) -> torch.Tensor:

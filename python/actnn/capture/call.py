@@ -4,19 +4,17 @@ import sys
 import threading
 import warnings
 import weakref
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
-from ..conf import Config
 from ..functional import FunctionsOfModel
 from ..redirected import is_transformed
 from .backend import Settings
 from .dynamo import Dynamo, NotCapturedError, is_traced_as_it_is
-from .options import why_not
+from .options import state_of, why_not
 from .records import Record
 from .synchronized import group_of_all
 from .versions import IS_CURRENT
@@ -30,9 +28,6 @@ function that calls the module.
 """
 COMPILED = "_compiled_call_impl"
 """Where `module.compile()` leaves what is called instead."""
-
-_FLAGS = attrgetter("activation_compression_bits", "compress_activation", "training", "simulate", "swap", "pergroup",
-                    "stochastic", "group_size", "enable_quantized_bn")  # fmt: skip
 
 
 class CapturedCall:
@@ -65,7 +60,7 @@ class CapturedCall:
 
     def _state_now(self) -> tuple:
         """What captured graphs depend on, and TorchDynamo does not see."""
-        return (*_flags_of(self.settings.config), group_of_all())
+        return (*state_of(self.settings.config), group_of_all())
 
     def install(self) -> None:
         """Puts it into its module, in the place of what `module.compile()` left there."""
@@ -235,8 +230,3 @@ def _in(module: nn.Module, settings: Settings) -> CapturedCall:
     call = CapturedCall(module, settings)
     call.install()
     return call
-
-
-def _flags_of(config: Config) -> tuple:
-    bits, *others = _FLAGS(config)
-    return (tuple(bits), *others)

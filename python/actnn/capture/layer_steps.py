@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import fx
 
-from .steps import Step, expand, step_reader
+from .steps import Step, dimension_of, expand, step_reader
 from .values import UnsupportedError, any_requires_grad, rank, static_size, tensor
 
 
@@ -228,5 +228,5 @@ def mean(input, dim=None, keepdim=False, *, dtype=None):
     dimensions = [dim] if isinstance(dim, int) else list(dim)
     if not all(isinstance(dimension, int) for dimension in dimensions) or not dimensions:
         raise UnsupportedError("its dimensions are computed")
-    fields = {"dimensions": [dimension % rank(input) for dimension in dimensions], "keepdim": bool(keepdim)}
+    fields = {"dimensions": [dimension_of(input, dimension) for dimension in dimensions], "keepdim": bool(keepdim)}
     return Step("mean", (input,), fields)

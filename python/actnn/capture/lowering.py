@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from .sharing import share_copies
 from .sizes import Sizes, read_from_inputs
 from .steps import step_of
 from .values import UnsupportedError, example, path_of, requires_grad
+from .writes import overwrites
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Lowered:
     """What the graph calls for each program, in their order."""
 
 
-def lower(graph_module: fx.GraphModule, example_inputs: Sequence[Any], options: LoweringOptions) -> Lowered:
+def lower(graph_module: fx.GraphModule, options: LoweringOptions) -> Lowered:
     """Puts programs and functions into a copy of a graph of TorchDynamo's.
 
     The lowered graph computes what the given one computes: what no step is certain to compute stays as it is, with a
@@ -88,15 +89,17 @@ def lower(graph_module: fx.GraphModule, example_inputs: Sequence[Any], options: 
     expand_composites(graph)
     make_without_models(graph)
     sizes = read_from_inputs(graph)
-    steps, reasons = _steps(graph, options)
-    programs = []
-    if options.makes_programs:
-        programs = _programs(graph, steps, reasons, sizes, options)
+    # Without programs nothing is asked of steps: what failed with them is tried again without.
+    steps, reasons = _steps(graph, options) if options.makes_programs else ({}, {})
+    programs = _programs(graph, steps, reasons, sizes, options) if options.makes_programs else []
     run, describe = options.run, options.describe
     if run is None:
         run, describe = torch.ops.actnn.run_program.default, describe or torch.ops.actnn.describe_program
     if describe is not None:
-        share_copies(programs, describe)
+        order = {node: i for i, node in enumerate(graph.nodes)}
+        inside = {node for program in programs for node in program.nodes}
+        writes = [order[node] for node in graph.nodes if node not in inside and overwrites(node, steps, order)]
+        share_copies(programs, describe, order, writes)
     put_into_graph(graph, programs, run)
     names = {node: name_of_target(node) for node in graph.nodes}
     replaced = {}
@@ -140,8 +143,7 @@ def _steps(graph: fx.Graph, options: LoweringOptions) -> tuple[Steps, Reasons]:
 
 
 def _is_skipped(node: fx.Node, options: LoweringOptions) -> bool:
-    is_exact = node.op == "call_function" and node.target in options.exact
-    return is_exact or options.skipped(path_of(node, options.root))
+    return options.skipped(path_of(node, options.root))
 
 
 def _programs(graph: fx.Graph, steps: Steps, reasons: Reasons, sizes: Sizes, options: LoweringOptions) -> list[Program]:

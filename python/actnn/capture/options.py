@@ -12,6 +12,7 @@ _NAMES = (
     "adaptive_conv_scheme", "adaptive_bn_scheme", "enable_quantized_bn",
 )  # fmt: skip
 _FLAGS = attrgetter(*_NAMES)
+_NUMBERS = attrgetter("stochastic", "group_size")
 _WANTED = (True, True, False, False, True, False, False, False, False, None, None, False, False, True)
 
 
@@ -39,8 +40,15 @@ class BlockOptions:
         _checks.switch("BlockOptions", "recompute", self.recompute)
 
 
+def state_of(config: Config) -> tuple:
+    """What captured graphs, and whether there are any, depend on in a configuration."""
+    return (tuple(config.activation_compression_bits), *_FLAGS(config), *_NUMBERS(config))
+
+
 def why_not(config: Config, options: BlockOptions) -> str:
     """What in a configuration keeps blocks from running; empty if nothing does."""
+    if config.adaptive_conv_scheme or config.adaptive_bn_scheme:
+        return "the configuration allocates bits among layers"
     if options.bits is None and config.activation_compression_bits[0] < 2:
         return "activation_compression_bits must be at least 2"
     flags = _FLAGS(config)

@@ -14,7 +14,7 @@ from torch import fx
 from .partition import Steps, inputs_of, results_of
 from .sizes import Sizes
 from .steps import Step
-from .values import UnsupportedError, elements, example, is_in_layer, name_of, path_of, source_of
+from .values import UnsupportedError, elements, elements_of, example, is_in_layer, name_of, path_of, source_of
 
 SMALL = 16
 """Copies of values that are this much smaller than the largest one are kept exact: they cost little, and what gates a
@@ -145,7 +145,7 @@ class _Writer:
             number = len(self.dtypes)
             self.outputs[node, i] = number
             self.dtypes.append(name_of(part.dtype))
-            self.sizes_of_values.append(_elements(part))
+            self.sizes_of_values.append(elements_of(part))
         if len(parts) == 1 and not isinstance(found, (tuple, list)):
             self.values[node] = number
 
@@ -181,13 +181,6 @@ def _place(collected: list[fx.Node], node: fx.Node | None) -> int | None:
     if node not in collected:
         collected.append(node)
     return collected.index(node)
-
-
-def _elements(part: torch.Tensor) -> int:
-    count = 1
-    for size in part.shape:
-        count *= size if isinstance(size, int) else int(size.node.hint or 1)
-    return count
 
 
 def _exact(sizes: Sequence[int]) -> list[int]:

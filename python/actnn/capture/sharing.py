@@ -3,12 +3,13 @@
 In the order of the graph, the first program that keeps a copy of a value, and is one that makes or reads it, returns
 the copy; all later ones that would keep a copy of the same value are given that one instead. Any copy of 2 bits or
 more will do: whoever asks for more bits than the first would pay for a second copy, which is more bytes than one of
-either kind.
+either kind. Where a value may have been written to since, its copy is one of what it was, and the next program that
+keeps one makes it anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import fx
 
@@ -17,10 +18,25 @@ from .programs import Program
 LEAST_BITS = 2
 
 
-def share_copies(programs: Sequence[Program], describe: Callable[[str], str]) -> None:
-    """Gives programs their plans, their exports and their imports."""
+def share_copies(
+    programs: Sequence[Program], describe: Callable[[str], str], order: Mapping[fx.Node, int], writes: Sequence[int]
+) -> None:
+    """Gives programs their plans, their exports and their imports.
+
+    Args:
+        programs: in the order in which they run, each in the place of its last node.
+        describe: what the library says of a program's text.
+        order: the place of each node.
+        writes: the places of nodes outside of programs that may write to values of theirs.
+    """
     owners: dict[fx.Node, Program] = {}
+    last_write = -1
     for program in programs:
+        end = order[program.nodes[-1]]
+        written = max((place for place in writes if place < end), default=-1)
+        if written > last_write:
+            last_write = written
+            owners.clear()
         program.describe(describe)
         _import(program, owners, describe)
         for value in [*program.inputs, *program.results]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from .. import redirected
 from ..redirected import DTYPES
 from .values import UnsupportedError, example, floating, tensor
 
@@ -158,12 +159,13 @@ def dimension_of(value: fx.Node, dimension: Any, extra: int = 0) -> int:
     if not isinstance(dimension, int):
         raise UnsupportedError("a dimension is computed")
     count = tensor(value).dim() + extra
+    if count == 0:
+        raise UnsupportedError("its input has no dimensions")
     return operator.index(dimension) % count
 
 
 def expand(value: Any, count: int) -> list[Any]:
-    """An argument that torch takes as one number or as one per dimension."""
-    values = _entries(value)
-    if any(isinstance(entry, fx.Node) for entry in values):
+    """As `redirected.expand`, of what is known."""
+    if any(isinstance(entry, fx.Node) for entry in _entries(value)):
         raise UnsupportedError("an argument is computed")
-    return values * count if len(values) == 1 else values
+    return redirected.expand(value, count)

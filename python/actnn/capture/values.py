@@ -71,8 +71,13 @@ def any_requires_grad(values: Iterable[object]) -> bool:
 
 def elements(value: fx.Node) -> int:
     """Elements of the example, which are those of the run that was captured."""
+    return elements_of(tensor(value))
+
+
+def elements_of(example: Tensor) -> int:
+    """Elements, by the sizes of the run that was captured."""
     count = 1
-    for size in tensor(value).shape:
+    for size in example.shape:
         count *= size if isinstance(size, int) else int(size.node.hint or 1)
     return count
 

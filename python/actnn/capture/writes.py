@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx
 
+from . import factories
 from .steps import Step
 from .values import example, source_of
 
 PURE_MODULES = ("torch", "_operator", "math", "builtins", "actnn")
-FACTORIES = frozenset({
+MAKE_NEW_MEMORY = frozenset({
     torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.empty_like,
-    torch.zeros_like, torch.ones_like, torch.full_like, torch.rand_like, torch.randn_like, "new_empty", "new_zeros",
-    "new_ones", "new_full", "clone",
+    torch.zeros_like, torch.ones_like, torch.full_like, torch.rand_like, torch.randn_like, *factories.FACTORIES, "clone",
 })  # fmt: skip
 IN_PLACE_OPERATORS = frozenset(
     function for name, function in vars(operator).items() if name.startswith("i") and name[1:] in vars(operator)
@@ -28,11 +28,19 @@ ANYTHING = object()
 
 def disturbs(node: fx.Node, steps: dict[fx.Node, Step], order: dict[fx.Node, int]) -> bool:
     """Whether no program may reach from before this node, which is no step, to behind it."""
+    is_call = node.op in ("call_function", "call_method", "call_module")
+    return is_call and (overwrites(node, steps, order) or _changes_a_mode(node))
+
+
+def overwrites(node: fx.Node, steps: dict[fx.Node, Step], order: dict[fx.Node, int]) -> bool:
+    """Whether a node that runs outside of programs may write to what a step has read or made before it."""
+    if node in steps:
+        return steps[node].in_place
     if node.op not in ("call_function", "call_method", "call_module"):
         return False
-    if node.op == "call_module" or _changes_a_mode(node):
-        return True
-    return any(written is ANYTHING or not _is_private(written, node, steps, order) for written in _written(node))
+    return node.op == "call_module" or any(
+        written is ANYTHING or not _is_private(written, node, steps, order) for written in _written(node)
+    )
 
 
 def _changes_a_mode(node: fx.Node) -> bool:
@@ -114,6 +122,6 @@ def _is_private(value: Any, writer: fx.Node, steps: dict[fx.Node, Step], order: 
 
 def _is_factory(node: fx.Node) -> bool:
     try:
-        return node.target in FACTORIES
+        return node.target in MAKE_NEW_MEMORY
     except TypeError:
         return False
