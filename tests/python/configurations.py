@@ -30,14 +30,15 @@ def eight_bits(**flags):
 
 @pytest.fixture
 def process_config():
-    """`actnn.config`, with the flags that it had, and its policy without a batch, afterwards."""
+    """`actnn.config`, with the flags that it had, chosen or not, and its policy without a batch, afterwards."""
     gc.collect()  # schemes of models that are gone
-    flags = config.flags()
+    flags, is_chosen = config.flags(), config.is_chosen
     samples, update = QScheme.num_samples, QScheme.update_scale
     yield config
     QScheme.batch = None
     for name, value in flags.items():
         setattr(config, name, value)
+    object.__setattr__(config, "is_chosen", is_chosen)
     QScheme.num_samples, QScheme.update_scale = samples, update
 
 
