@@ -102,6 +102,11 @@ int64_t Chain::saved_bytes() const {
   return layers_->last ? layers_->last->saved_bytes() : 0;
 }
 
+Chain::Layers& ChainBuilder::layers() const {
+  TORCH_CHECK(layers_, "ChainBuilder: build has been called; another chain needs another builder");
+  return *layers_;
+}
+
 ChainBuilder::ChainBuilder(int64_t inputs) : layers_(std::make_shared<Chain::Layers>()) {
   layers_->program.inputs = inputs;
 }
@@ -109,56 +114,56 @@ ChainBuilder::ChainBuilder(int64_t inputs) : layers_(std::make_shared<Chain::Lay
 Value ChainBuilder::add_convolution(Value input, Tensor weight, Tensor bias, ConvolutionOptions options) {
   auto step = std::make_shared<blocks::Convolution>();
   step->inputs = {input};
-  step->weight = layers_->add_parameter(std::move(weight));
-  step->bias = layers_->add_optional_parameter(std::move(bias));
+  step->weight = layers().add_parameter(std::move(weight));
+  step->bias = layers().add_optional_parameter(std::move(bias));
   step->stride = std::move(options.stride);
   step->padding = std::move(options.padding);
   step->dilation = std::move(options.dilation);
   step->groups = options.groups;
   step->transposed = options.transposed;
   step->output_padding = std::move(options.output_padding);
-  return layers_->program.add(step);
+  return layers().program.add(step);
 }
 
 Value ChainBuilder::add_linear(Value input, Tensor weight, Tensor bias) {
   auto step = std::make_shared<blocks::Linear>();
   step->inputs = {input};
-  step->weight = layers_->add_parameter(std::move(weight));
-  step->bias = layers_->add_optional_parameter(std::move(bias));
-  return layers_->program.add(step);
+  step->weight = layers().add_parameter(std::move(weight));
+  step->bias = layers().add_optional_parameter(std::move(bias));
+  return layers().program.add(step);
 }
 
 Value ChainBuilder::add_norm(Value input, NormTensors tensors, NormOptions options) {
   auto step = std::make_shared<blocks::BatchNorm>();
   step->inputs = {input};
-  step->weight = layers_->add_optional_parameter(std::move(tensors.weight));
-  step->bias = layers_->add_optional_parameter(std::move(tensors.bias));
-  step->running_mean = layers_->add_buffer(std::move(tensors.running_mean));
-  step->running_var = layers_->add_buffer(std::move(tensors.running_var));
-  step->num_batches_tracked = layers_->add_buffer(std::move(tensors.num_batches_tracked));
+  step->weight = layers().add_optional_parameter(std::move(tensors.weight));
+  step->bias = layers().add_optional_parameter(std::move(tensors.bias));
+  step->running_mean = layers().add_buffer(std::move(tensors.running_mean));
+  step->running_var = layers().add_buffer(std::move(tensors.running_var));
+  step->num_batches_tracked = layers().add_buffer(std::move(tensors.num_batches_tracked));
   step->momentum = options.momentum;
   step->eps = options.eps;
   step->group_name = std::move(options.group_name);
-  layers_->modes.emplace_back(layers_->program.steps.size(), std::move(options.is_training));
-  return layers_->program.add(step);
+  layers().modes.emplace_back(layers().program.steps.size(), std::move(options.is_training));
+  return layers().program.add(step);
 }
 
 Value ChainBuilder::add_layer_norm(Value input, Tensor weight, Tensor bias, int64_t dimensions, double eps) {
   auto step = std::make_shared<blocks::LayerNorm>();
   step->inputs = {input};
-  step->weight = layers_->add_optional_parameter(std::move(weight));
-  step->bias = layers_->add_optional_parameter(std::move(bias));
+  step->weight = layers().add_optional_parameter(std::move(weight));
+  step->bias = layers().add_optional_parameter(std::move(bias));
   step->dimensions = dimensions;
   step->eps = eps;
-  return layers_->program.add(step);
+  return layers().program.add(step);
 }
 
 Value ChainBuilder::activation(Value input, ActivationKind kind, double slope) {
-  return layers_->program.add(std::make_shared<blocks::Activation>(input, kind, slope));
+  return layers().program.add(std::make_shared<blocks::Activation>(input, kind, slope));
 }
 
 Value ChainBuilder::add(Value first, Value second) {
-  return layers_->program.add(std::make_shared<blocks::Add>(first, second));
+  return layers().program.add(std::make_shared<blocks::Add>(first, second));
 }
 
 Value ChainBuilder::max_pool(Value input, const MaxPool2dWindow& window) {
@@ -172,19 +177,19 @@ Value ChainBuilder::max_pool(Value input, const MaxPool2dWindow& window) {
   step->padding = list(window.padding);
   step->dilation = list(window.dilation);
   step->ceil_mode = window.ceil_mode;
-  return layers_->program.add(step);
+  return layers().program.add(step);
 }
 
 Value ChainBuilder::dropout(Value input, double probability, std::function<bool()> is_training) {
   auto step = std::make_shared<blocks::Dropout>();
   step->inputs = {input};
   step->probability = probability;
-  layers_->modes.emplace_back(layers_->program.steps.size(), std::move(is_training));
-  return layers_->program.add(step);
+  layers().modes.emplace_back(layers().program.steps.size(), std::move(is_training));
+  return layers().program.add(step);
 }
 
 Chain ChainBuilder::build(const blocks::PlanOptions& options) {
-  blocks::Program& program = layers_->program;
+  blocks::Program& program = layers().program;
   program.results = {{program.values() - 1}};
   layers_->options = options;
   blocks::make_plan(program, options);  // for its errors

@@ -133,6 +133,9 @@ class ChainBuilder {
   Value add_norm(Value input, NormTensors tensors, NormOptions options);
   Value add_layer_norm(Value input, Tensor weight, Tensor bias, int64_t dimensions, double eps);
 
+  /// Errors (c10::Error): after `build`.
+  Chain::Layers& layers() const;
+
   std::shared_ptr<Chain::Layers> layers_;
 };
 

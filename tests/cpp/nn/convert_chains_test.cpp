@@ -324,4 +324,12 @@ TEST(ConvertChain, IsMadeAgainByASecondConversion) {
   EXPECT_NE(report.to_string().find("chains: 0 1 2 3 4 5 6 7 8 9 10"), std::string::npos) << report;
 }
 
+TEST(ChainBuilder, IsSpentByBuild) {
+  actnn::nn::ChainBuilder builder;
+  builder.activation(builder.input(), actnn::nn::ActivationKind::kReLU);
+  EXPECT_TRUE(builder.build());
+  EXPECT_THROW(builder.build(), c10::Error);
+  EXPECT_THROW(builder.add(builder.input(), builder.input()), c10::Error);
+}
+
 }  // namespace
