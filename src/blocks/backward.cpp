@@ -12,6 +12,13 @@
 namespace actnn::blocks {
 namespace {
 
+/// Whether all that forward thought would be wanted is.
+bool is_all_wanted(const Schedule& schedule, const std::vector<bool>& wanted) {
+  const auto inputs = static_cast<int64_t>(wanted.size() - schedule.wanted_parameters.size());
+  return std::equal(wanted.begin(), wanted.begin() + inputs, schedule.wanted_values.begin()) &&
+         std::equal(schedule.wanted_parameters.begin(), schedule.wanted_parameters.end(), wanted.begin() + inputs);
+}
+
 class Backward : public BackwardRun {
  public:
   Backward(const Plan& plan, const Schedule& schedule, BackwardArguments arguments, const std::vector<bool>& wanted)
@@ -19,6 +26,7 @@ class Backward : public BackwardRun {
         schedule_(schedule),
         arguments_(std::move(arguments)),
         wanted_(wanted),
+        wanted_values_(is_all_wanted(schedule, wanted) ? schedule.wanted_values : wanted_values(plan, wanted)),
         gradients_(plan.program.values()),
         results_(wanted.size()),
         sizes_(infer_sizes(plan.program, arguments_.sizes, arguments_.parameters, arguments_.integers)) {
@@ -58,9 +66,7 @@ class Backward : public BackwardRun {
     return std::move(results_);
   }
 
-  bool wants(Value value) const override {
-    return value.number < plan_.program.inputs ? wanted_[value.number] : schedule_.wanted_values[value.number];
-  }
+  bool wants(Value value) const override { return wanted_values_[value.number]; }
   bool wants(ParameterIndex index) const override { return wanted_[plan_.program.inputs + index.number]; }
 
   Gradient take(Value value) override { return std::exchange(gradients_[value.number], {}); }
@@ -117,6 +123,7 @@ class Backward : public BackwardRun {
     at::Tensor value(Value value) override { return backward_.copy(value); }
     const at::Tensor& parameter(ParameterIndex index) const override { return backward_.parameter(index); }
     at::ScalarType dtype(Value value) const override { return backward_.dtype(value); }
+    Layout layout(Value value) const override { return backward_.layout(value); }
     c10::SymInt integer(IntegerIndex index) const override { return backward_.arguments_.integers[index.number]; }
     const std::vector<at::Tensor>& saved(Value value, Form form) const override { return backward_.saved(value, form); }
 
@@ -152,18 +159,13 @@ class Backward : public BackwardRun {
 
   /// By the step that made it, of copies.
   at::Tensor computed_again(Value value) {
-    for (const StepPointer& step : plan_.program.steps) {
-      const auto output = std::find(step->outputs.begin(), step->outputs.end(), value);
-      if (output != step->outputs.end()) {
-        if (step->copies_from_saved()) {
-          return step->copy_from_saved(*this);
-        }
-        Copies copies(*this);
-        std::vector<at::Tensor> outputs = step->compute(copies);
-        return in_layout(outputs[output - step->outputs.begin()], layout(value));
-      }
+    const Step& step = *plan_.program.steps[plan_.program.maker(value).value()];
+    if (step.copies_from_saved()) {
+      return step.copy_from_saved(*this);
     }
-    TORCH_INTERNAL_ASSERT(false, "block: no step makes value ", value.number);
+    Copies copies(*this);
+    const std::vector<at::Tensor> outputs = step.compute(copies);
+    return in_layout(outputs[value.number - step.output().number], layout(value));
   }
 
   /// Gradients in the dtypes of what they are of.
@@ -183,6 +185,7 @@ class Backward : public BackwardRun {
   const Schedule& schedule_;
   BackwardArguments arguments_;
   const std::vector<bool>& wanted_;
+  std::vector<bool> wanted_values_;
   std::vector<Gradient> gradients_;
   std::vector<at::Tensor> results_;
   std::vector<Sizes> sizes_;

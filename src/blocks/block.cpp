@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <numeric>
 #include <utility>
 
 #include "src/autograd/saved_activation.h"
@@ -173,6 +174,12 @@ void share_copies(const Plan& plan, const Schedule& schedule, const ForwardResul
   }
 }
 
+int64_t bytes_of(const std::vector<at::Tensor>& tensors) {
+  return std::accumulate(tensors.begin(), tensors.end(), int64_t{0}, [](int64_t bytes, const at::Tensor& tensor) {
+    return bytes + static_cast<int64_t>(tensor.defined() ? tensor.nbytes() : 0);
+  });
+}
+
 /// Copies of inputs that whoever made them has packed already.
 struct KnownCopies {
   std::vector<Import> imports;
@@ -183,8 +190,9 @@ KnownCopies known_copies(const Plan& plan, const std::vector<at::Tensor>& inputs
   KnownCopies known;
   for (size_t number = 0; number < inputs.size(); ++number) {
     const Value input{static_cast<int64_t>(number)};
-    const auto copy = plan.copies.contains(input) && plan.imports.empty() ? find_copy(inputs[number]) : std::nullopt;
-    if (copy) {
+    const bool is_exported = std::find(plan.exports.begin(), plan.exports.end(), input) != plan.exports.end();
+    const bool is_asked = plan.copies.contains(input) && plan.imports.empty() && !is_exported;
+    if (const auto copy = is_asked ? find_copy(inputs[number]) : std::nullopt) {
       known.imports.push_back({input,
                                {.kind = CopyFormat::Kind::kSplit,
                                 .bits = copy->bits,
@@ -196,13 +204,15 @@ KnownCopies known_copies(const Plan& plan, const std::vector<at::Tensor>& inputs
   return known;
 }
 
-void check_arguments(const Plan& plan, const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& parameters,
-                     const std::vector<at::Tensor>& buffers, const std::vector<c10::SymInt>& integers,
-                     const std::vector<at::Tensor>& copies) {
-  check_lengths(plan, {inputs.size(), parameters.size(), integers.size(), copies.size()});
-  check_length("buffers", buffers.size(), plan.program.buffers());
+void check_arguments(const PreparedPlan& prepared, const std::vector<at::Tensor>& inputs,
+                     const std::vector<at::Tensor>& parameters, const std::vector<at::Tensor>& buffers,
+                     const std::vector<c10::SymInt>& integers, const std::vector<at::Tensor>& copies) {
+  check_lengths(prepared, {inputs.size(), parameters.size(), buffers.size(), integers.size(), copies.size()});
   check_floating(kBlockName, "an input", inputs[0]);
   for (const at::Tensor& input : inputs) {
+    if (input.is_floating_point()) {
+      check_floating(kBlockName, "an input", input);
+    }
     TORCH_CHECK_VALUE(input.device() == inputs[0].device(), kBlockName, ": inputs must be on one device, got ",
                       inputs[0].device(), " and ", input.device());
   }
@@ -226,7 +236,7 @@ std::vector<at::Tensor> run_prepared(const std::shared_ptr<const PreparedPlan>& 
                                      const std::vector<at::Tensor>& buffers, const std::vector<c10::SymInt>& integers,
                                      const std::vector<at::Tensor>& copies) {
   const Plan& plan = prepared->plan;
-  check_arguments(plan, inputs, parameters, buffers, integers, copies);
+  check_arguments(*prepared, inputs, parameters, buffers, integers, copies);
   // Asked here: below, autocast is excluded, and would seem to be off.
   const c10::DeviceType device = inputs[0].device().type();
   const bool autocast = device != c10::DeviceType::Meta && at::autocast::is_autocast_enabled(device);
@@ -274,10 +284,11 @@ std::vector<at::Tensor> run_prepared(const std::shared_ptr<const PreparedPlan>& 
     } else {
       result = run_forward(plan, *run.schedule, arguments);
     }
+    const bool stays_channels_last = gives_channels_last(plan.program, inputs, parameters);
     for (size_t number = 0; number < result.results.size(); ++number) {
       at::Tensor& tensor = result.results[number];
       const bool is_channels = plan.layouts[plan.program.results[number].number] == Layout::kChannels;
-      if (is_channels && !gives_channels_last(plan.program, inputs, parameters)) {
+      if (is_channels && !stays_channels_last) {
         tensor = tensor.contiguous();
       }
       // A result is nobody else's memory: an input may have passed through views only.
@@ -292,14 +303,11 @@ std::vector<at::Tensor> run_prepared(const std::shared_ptr<const PreparedPlan>& 
       share_copies(plan, *run.schedule, result);
     }
   }
-  if (std::find(run.wanted.begin(), run.wanted.end(), true) != run.wanted.end()) {
-    if (!traced) {
-      int64_t bytes = 0;
-      for (const at::Tensor& tensor : result.saved) {
-        bytes += static_cast<int64_t>(tensor.nbytes());
-      }
-      prepared->saved_bytes = bytes;
-    }
+  const bool trains = std::find(run.wanted.begin(), run.wanted.end(), true) != run.wanted.end();
+  if (!traced) {
+    prepared->saved_bytes = trains ? bytes_of(result.saved) : 0;
+  }
+  if (trains) {
     variable_list sources(inputs);
     sources.insert(sources.end(), parameters.begin(), parameters.end());
     torch::autograd::set_history(result.results,

@@ -57,7 +57,9 @@ at::Tensor unpack_copy(const std::vector<at::Tensor>& tensors, const CopyFormat&
                        Layout layout, at::ScalarType dtype) {
   switch (format.kind) {
     case CopyFormat::Kind::kSplit:
-      return SharedCopy{tensors[0], tensors[1], format.slope, format.bits, format.derivative}.decoded(size, dtype);
+      return in_layout(
+          SharedCopy{tensors[0], tensors[1], format.slope, format.bits, format.derivative}.decoded(size, dtype),
+          layout);
     case CopyFormat::Kind::kExact:
       return with_dtype(tensors[0], dtype);
     default:

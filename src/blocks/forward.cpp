@@ -86,9 +86,7 @@ class Forward : public ForwardRun {
   }
 
   void release(Value value) {
-    const bool is_result =
-        std::find(plan_.program.results.begin(), plan_.program.results.end(), value) != plan_.program.results.end();
-    if (!is_result && schedule_.last_reader[value.number] <= stage_) {
+    if (schedule_.last_reader[value.number] <= stage_) {
       values_[value.number].reset();
     }
   }

@@ -1,12 +1,16 @@
 #include "src/blocks/gradient.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/ops/add.h>
 
 #include <utility>
 
 namespace actnn::blocks {
 
-bool is_owned(const at::Tensor& tensor) { return tensor.use_count() == 1 && tensor.storage().use_count() == 1; }
+bool is_owned(const at::Tensor& tensor) {
+  return tensor.use_count() == 1 && tensor.storage().use_count() == 1 &&
+         at::has_internal_overlap(tensor) != at::MemOverlap::Yes;
+}
 
 void Gradient::add(at::Tensor part) {
   if (!first.defined()) {

@@ -4,7 +4,7 @@
 
 namespace actnn::blocks {
 
-/// Whether nobody else sees the memory of `tensor`.
+/// Whether nobody else sees the memory of `tensor`, and no two of its elements share some: it may be written to.
 bool is_owned(const at::Tensor& tensor);
 
 /// The gradient of a value: up to two parts, which are added where they are read.

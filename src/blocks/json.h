@@ -44,8 +44,9 @@ struct Json<Extent> {
 template <class Entry>
 struct Json<std::vector<Entry>> {
   static std::vector<Entry> read(const nlohmann::json& json) {
+    const auto& entries = json.get_ref<const nlohmann::json::array_t&>();  // throws for what is no list
     std::vector<Entry> list;
-    std::transform(json.begin(), json.end(), std::back_inserter(list), Json<Entry>::read);
+    std::transform(entries.begin(), entries.end(), std::back_inserter(list), Json<Entry>::read);
     return list;
   }
   static nlohmann::json write(const std::vector<Entry>& list) {

@@ -40,7 +40,8 @@ class Planner {
         if (need.form == Form::kCopy) {
           demanded_.insert(need.value);
         } else if (need.form == Form::kNormalized || need.form == Form::kDerivative) {
-          plan_.saves[{need.value, need.form}] = need.bits.value_or(bits_of(need.value, plan_.options.bits));
+          plan_.saves[{need.value, need.form}] =
+              need.bits.value_or(plan_.options.bits_of(need.value, plan_.options.bits));
         }
       }
     }
@@ -75,19 +76,9 @@ class Planner {
     }
   }
 
-  int64_t bits_of(Value value, int64_t otherwise) const {
-    const auto own = plan_.options.value_bits.find(value);
-    return own == plan_.options.value_bits.end() ? otherwise : own->second;
-  }
-
-  bool is_imported(Value value) const {
-    return std::any_of(plan_.imports.begin(), plan_.imports.end(),
-                       [&](const Import& import) { return import.input == value; });
-  }
-
   /// Where the copy of a value comes from.
   void find_copy(Value value) {
-    if (is_imported(value) || plan_.copies.contains(value) || plan_.recomputes.contains(value)) {
+    if (plan_.imports_copy_of(value) || plan_.copies.contains(value) || plan_.recomputes.contains(value)) {
       return;
     }
     const auto maker = makers_.find(value);
@@ -105,7 +96,8 @@ class Planner {
       }
     } else {
       const bool is_sum = dynamic_cast<const Add*>(stage) != nullptr;
-      plan_.copies[value] = {.bits = bits_of(value, is_sum ? plan_.options.output_bits : plan_.options.bits)};
+      plan_.copies[value] = {.bits =
+                                 plan_.options.bits_of(value, is_sum ? plan_.options.output_bits : plan_.options.bits)};
     }
   }
 
@@ -139,7 +131,7 @@ class Planner {
 
   bool has_copy(Value value) const {
     const auto maker = makers_.find(value);
-    return demanded_.contains(value) || is_imported(value) || plan_.options.exact.contains(value) ||
+    return demanded_.contains(value) || plan_.imports_copy_of(value) || plan_.options.exact.contains(value) ||
            (maker != makers_.end() && (maker->second->packs(value) || maker->second->copies_from_saved()));
   }
 
@@ -168,6 +160,15 @@ void check_options(const Program& program, const PlanOptions& options) {
 }
 
 }  // namespace
+
+int64_t PlanOptions::bits_of(Value value, int64_t otherwise) const {
+  const auto own = value_bits.find(value);
+  return own == value_bits.end() ? otherwise : own->second;
+}
+
+bool Plan::imports_copy_of(Value value) const {
+  return std::any_of(imports.begin(), imports.end(), [&](const Import& import) { return import.input == value; });
+}
 
 int64_t Plan::saved_bits(Value output) const {
   for (const Form form : {Form::kNormalized, Form::kDerivative}) {

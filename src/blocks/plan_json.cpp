@@ -80,17 +80,10 @@ PlanOptions options_from_json(const json& written) {
   return options;
 }
 
-size_t maker_of(const Program& program, Value value) {
-  const auto step = std::find_if(program.steps.begin(), program.steps.end(), [&](const StepPointer& pointer) {
-    return std::find(pointer->outputs.begin(), pointer->outputs.end(), value) != pointer->outputs.end();
-  });
-  return step - program.steps.begin();
-}
-
 json save_to_json(const Plan& plan, Value value, Form form) {
   json written{{"value", value.number}, {"form", form_name(form)}};
-  if (value.number >= plan.program.inputs) {
-    written["step"] = maker_of(plan.program, value);
+  if (const std::optional<size_t> maker = plan.program.maker(value)) {
+    written["step"] = *maker;
   }
   if (form == Form::kCopy) {
     const CopyFormat& format = plan.copies.at(value);

@@ -21,7 +21,10 @@ std::shared_ptr<const PreparedPlan> PreparedPlan::importing(const std::vector<Im
   const std::lock_guard lock(mutex_);
   std::shared_ptr<const PreparedPlan>& known = importing_[key];
   if (known == nullptr) {
-    known = std::make_shared<const PreparedPlan>(make_plan(plan.program, plan.options, imports));
+    Plan importing = plan;
+    importing.imports = imports;
+    check_plan(importing);
+    known = std::make_shared<const PreparedPlan>(std::move(importing));
   }
   return known;
 }

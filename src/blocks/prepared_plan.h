@@ -24,6 +24,8 @@ struct PreparedPlan {
   std::shared_ptr<const PreparedPlan> importing(const std::vector<Import>& imports) const;
 
   const Plan plan;
+  const int64_t parameters = plan.program.parameters();  ///< that a run must be given
+  const int64_t buffers = plan.program.buffers();
   const std::string text;  ///< that it was made of, for ops that compilers trace; empty: none
   mutable std::atomic<int64_t> saved_bytes = 0;
 

@@ -26,6 +26,13 @@ Value Program::add(std::shared_ptr<Step> step) {
 
 int64_t Program::values() const { return steps.empty() ? inputs : steps.back()->outputs.back().number + 1; }
 
+std::optional<size_t> Program::maker(Value value) const {
+  const auto step = std::find_if(steps.begin(), steps.end(), [&](const StepPointer& pointer) {
+    return std::find(pointer->outputs.begin(), pointer->outputs.end(), value) != pointer->outputs.end();
+  });
+  return step == steps.end() ? std::nullopt : std::optional<size_t>(step - steps.begin());
+}
+
 int64_t Program::parameters() const {
   int64_t count = 0;
   for (const StepPointer& step : steps) {
@@ -60,10 +67,14 @@ void check_program(const Program& program) {
                     "block: dtypes must have one entry per value, ", program.values(), ", got ", program.dtypes.size());
   for (const StepPointer& step : program.steps) {
     const Indices indices = indices_of(*step);
-    const auto is_negative = [](const auto& index) { return index.number < 0; };
-    TORCH_CHECK_VALUE(std::none_of(indices.parameters.begin(), indices.parameters.end(), is_negative) &&
-                          std::none_of(indices.buffers.begin(), indices.buffers.end(), is_negative),
-                      "block: ", step->name(), " must name parameters and buffers by places from 0 on");
+    const auto check_places = [&](const char* what, const auto& places) {
+      for (const auto& place : places) {
+        TORCH_CHECK_VALUE(place.number >= 0, "block: ", step->name(), " must name ", what, " by places from 0 on, got ",
+                          place.number);
+      }
+    };
+    check_places("parameters", indices.parameters);
+    check_places("buffers", indices.buffers);
     for (const IntegerIndex index : indices.integers) {
       TORCH_CHECK_VALUE(index.number >= 0 && index.number < program.integers, "block: ", step->name(),
                         " must name integers in 0..", program.integers - 1, ", got ", index.number);

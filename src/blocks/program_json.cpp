@@ -33,7 +33,8 @@ json dtype_to_json(at::ScalarType dtype) {
       return name;
     }
   }
-  C10_THROW_ERROR(ValueError, "block: a value must be float32, float16, bfloat16, bool or int64");
+  C10_THROW_ERROR(ValueError, std::string("block: a value must be float32, float16, bfloat16, bool or int64, got ") +
+                                  c10::toString(dtype));
 }
 
 class FieldReader : public FieldVisitorOf<FieldReader> {

@@ -47,8 +47,7 @@ Tensors program_forward(const std::string& program, at::TensorList inputs, at::T
                         at::TensorList buffers, at::TensorList copies, c10::SymIntArrayRef integers,
                         const c10::List<bool>& wanted, bool exports, at::ScalarType dtype) {
   const auto prepared = prepared_plan(program);
-  check_lengths(prepared->plan, {inputs.size(), parameters.size(), integers.size(), copies.size()});
-  check_length("buffers", buffers.size(), prepared->plan.program.buffers());
+  check_lengths(*prepared, {inputs.size(), parameters.size(), buffers.size(), integers.size(), copies.size()});
   check_length("wanted", wanted.size(), static_cast<int64_t>(inputs.size() + parameters.size()));
   ForwardArguments arguments;
   arguments.parameters = parameters.vec();
@@ -74,7 +73,7 @@ Tensors program_backward(const std::string& program, const c10::List<std::option
                          const c10::List<bool>& forward_wanted, bool exports, const c10::List<bool>& wanted,
                          at::IntArrayRef input_dtypes, at::ScalarType dtype) {
   const auto prepared = prepared_plan(program);
-  check_lengths(prepared->plan, {ranks.size(), parameters.size(), integers.size(), copies.size()});
+  check_lengths(*prepared, {ranks.size(), parameters.size(), std::nullopt, integers.size(), copies.size()});
   check_length("grads", grads.size(), static_cast<int64_t>(prepared->plan.program.results.size()));
   for (const auto* list : {&forward_wanted, &wanted}) {
     check_length("a list of wanted gradients", list->size(), static_cast<int64_t>(ranks.size() + parameters.size()));

@@ -3,8 +3,9 @@
 #include <c10/util/Exception.h>
 
 #include <cstdint>
+#include <optional>
 
-#include "actnn/blocks/plan.h"
+#include "src/blocks/prepared_plan.h"
 
 /// \file
 /// Checks of what a run is given. Errors are c10::ValueError.
@@ -20,9 +21,10 @@ inline void check_length(const char* what, size_t length, int64_t expected) {
 struct RunLengths {
   size_t inputs;
   size_t parameters;
+  std::optional<size_t> buffers;  ///< none in backward
   size_t integers;
   size_t copies;
 };
-void check_lengths(const Plan& plan, const RunLengths& lengths);
+void check_lengths(const PreparedPlan& prepared, const RunLengths& lengths);
 
 }  // namespace actnn::blocks

@@ -13,9 +13,8 @@ class Scheduler : public Wants {
  public:
   Scheduler(const Plan& plan, const std::vector<bool>& wanted)
       : plan_(plan),
-        schedule_{.wanted_values = {wanted.begin(), wanted.begin() + plan.program.inputs},
+        schedule_{.wanted_values = wanted_values(plan, wanted),
                   .wanted_parameters = {wanted.begin() + plan.program.inputs, wanted.end()}} {
-    schedule_.wanted_values.resize(plan.program.values());
     schedule_.last_reader.assign(plan.program.values(), plan.stages.size());
   }
 
@@ -25,6 +24,9 @@ class Scheduler : public Wants {
   Schedule schedule(bool exports) {
     for (stage_ = 0; stage_ < plan_.stages.size(); ++stage_) {
       add_stage(*plan_.stages[stage_]);
+    }
+    for (const Value result : plan_.program.results) {
+      schedule_.last_reader[result.number] = plan_.stages.size();
     }
     if (exports) {
       for (const Value value : plan_.exports) {
@@ -36,25 +38,16 @@ class Scheduler : public Wants {
 
  private:
   void add_stage(const Step& stage) {
-    for (const Value input : stage.inputs) {
-      schedule_.last_reader[input.number] = stage_;
+    for (const auto* values : {&stage.inputs, &stage.outputs}) {
+      for (const Value value : *values) {
+        schedule_.last_reader[value.number] = stage_;
+      }
     }
-    // A pass trains what its steps train.
-    const bool wanted = std::any_of(stage.inputs.begin(), stage.inputs.end(), [&](Value v) { return wants(v); }) ||
-                        trains_parameters(stage);
-    for (const Value output : stage.outputs) {
-      schedule_.wanted_values[output.number] = wanted;
-    }
-    if (wanted) {
+    if (wants(stage.output())) {
       for (const Need& need : stage.needs(*this)) {
         add(need);
       }
     }
-  }
-
-  bool trains_parameters(const Step& stage) const {
-    const std::vector<ParameterIndex> trained = stage.parameters();
-    return std::any_of(trained.begin(), trained.end(), [&](ParameterIndex index) { return wants(index); });
   }
 
   void add(const Need& need) {
@@ -76,11 +69,13 @@ class Scheduler : public Wants {
     if (stage_ < plan_.stages.size()) {
       schedule_.first_copy_reader.emplace(value, stage_);
     }
-    if (is_imported(value)) {
+    if (plan_.imports_copy_of(value)) {
       return;
     }
     if (plan_.recomputes.contains(value)) {
-      const Step& step = producer(value);
+      const std::optional<size_t> maker = plan_.program.maker(value);
+      TORCH_CHECK_VALUE(maker, "block: value ", value.number, " cannot be computed again, for no step makes it");
+      const Step& step = *plan_.program.steps[*maker];
       check_unbiased(step, value);
       for (const Value input : step.copies_from_saved() ? std::vector<Value>{} : step.inputs) {
         need_copy(input);
@@ -105,26 +100,29 @@ class Scheduler : public Wants {
                       value.number, " cannot be computed again, for ", step.name(), " of unbiased copies is biased");
   }
 
-  bool is_imported(Value value) const {
-    return std::any_of(plan_.imports.begin(), plan_.imports.end(),
-                       [&](const Import& import) { return import.input == value; });
-  }
-
-  const Step& producer(Value value) const {
-    for (const StepPointer& step : plan_.program.steps) {
-      if (std::find(step->outputs.begin(), step->outputs.end(), value) != step->outputs.end()) {
-        return *step;
-      }
-    }
-    TORCH_CHECK_VALUE(false, "block: value ", value.number, " cannot be computed again, for no step makes it");
-  }
-
   const Plan& plan_;
   Schedule schedule_;
   size_t stage_ = 0;
 };
 
 }  // namespace
+
+std::vector<bool> wanted_values(const Plan& plan, const std::vector<bool>& wanted) {
+  std::vector<bool> values(wanted.begin(), wanted.begin() + plan.program.inputs);
+  values.resize(plan.program.values());
+  for (const StepPointer& stage : plan.stages) {
+    // A pass trains what its steps train.
+    const std::vector<ParameterIndex> parameters = stage->parameters();
+    const bool is_wanted =
+        std::any_of(stage->inputs.begin(), stage->inputs.end(), [&](Value value) { return values[value.number]; }) ||
+        std::any_of(parameters.begin(), parameters.end(),
+                    [&](ParameterIndex index) { return wanted[plan.program.inputs + index.number]; });
+    for (const Value output : stage->outputs) {
+      values[output.number] = is_wanted;
+    }
+  }
+  return values;
+}
 
 Schedule make_schedule(const Plan& plan, const std::vector<bool>& wanted, bool exports) {
   return Scheduler(plan, wanted).schedule(exports);

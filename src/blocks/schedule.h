@@ -25,10 +25,14 @@ struct Schedule {
   std::vector<bool> wanted_parameters;
   std::map<std::pair<Value, Form>, Slot> slots = {};
   size_t saved_tensors = 0;
-  std::vector<size_t> last_reader = {};  ///< stage that reads a value last in forward; stages' number for none
+  /// The stage of forward after which a value may go: that makes or reads it last; the number of stages for results.
+  std::vector<size_t> last_reader = {};
   std::map<Value, size_t> first_copy_reader =
       {};  ///< stage that reads a copy last in backward, to compute others again too
 };
+
+/// The values whose gradients are wanted for those of a program's inputs and parameters that are.
+std::vector<bool> wanted_values(const Plan& plan, const std::vector<bool>& wanted);
 
 /// `wanted`: of the program's inputs, then of its parameters. `exports`: whether exported copies are made.
 Schedule make_schedule(const Plan& plan, const std::vector<bool>& wanted, bool exports);

@@ -51,6 +51,7 @@ class Operands {
   /// In the dtype of the step's output if the step casts it (`Step::cast_parameters`), else as it is.
   virtual const at::Tensor& parameter(ParameterIndex index) const = 0;
   virtual at::ScalarType dtype(Value value) const = 0;
+  virtual Layout layout(Value value) const = 0;
   virtual c10::SymInt integer(IntegerIndex index) const = 0;
   /// What the step saved of a value, while its output is computed again in backward.
   virtual const std::vector<at::Tensor>& saved(Value value, Form form) const = 0;

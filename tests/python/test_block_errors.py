@@ -38,7 +38,7 @@ def test_the_least_that_a_program_must_have():
         (with_step({"op": "linear", "inputs": [0]}), 'linear must have a field "weight"'),
         (with_step({**LINEAR, "weight": None}), 'linear cannot have "weight": null'),
         (with_step({**LINEAR, "weight": "w"}), 'linear cannot have "weight"'),
-        (with_step({**LINEAR, "weight": -1}), "must name parameters and buffers by places from 0 on"),
+        (with_step({**LINEAR, "weight": -1}), "must name parameters by places from 0 on, got -1"),
         (with_step({**LINEAR, "inputs": [1]}), "must read values in 0..0, which are there before it, got 1"),
         (with_step({"op": "add", "inputs": [0]}), "add must have 2 inputs"),
         (with_step({"op": "activation", "inputs": [0], "kind": "x"}), "x"),

@@ -67,6 +67,9 @@ struct PlanOptions {
   std::map<Value, int64_t> value_bits = {};
   /// Values whose copies are the values themselves, because they are small.
   std::set<Value> exact = {};
+
+  /// The bits of what is saved of a value.
+  int64_t bits_of(Value value, int64_t otherwise) const;
 };
 
 /// A pass that computes several steps, or one in another way.
@@ -88,6 +91,8 @@ struct Plan {
   std::vector<Import> imports = {};
   std::vector<Value> exports = {};  ///< values whose copies a run returns
 
+  /// Whether somebody else packed the copy of an input.
+  bool imports_copy_of(Value value) const;
   /// Of what a step saves of its output besides a copy.
   int64_t saved_bits(Value output) const;
 };

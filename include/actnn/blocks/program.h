@@ -49,6 +49,8 @@ struct Program {
   Value add(std::shared_ptr<Step> step);
 
   int64_t values() const;
+  /// The number of the step that makes a value; none for an input.
+  std::optional<size_t> maker(Value value) const;
   /// How many parameters and buffers a run must be given.
   int64_t parameters() const;
   int64_t buffers() const;

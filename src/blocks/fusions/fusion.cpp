@@ -31,9 +31,4 @@ bool Window::have_one_dtype(const std::vector<Value>& values) const {
          });
 }
 
-int64_t Window::bits_of(Value value, int64_t otherwise) const {
-  const auto own = options.value_bits.find(value);
-  return own == options.value_bits.end() ? otherwise : own->second;
-}
-
 }  // namespace actnn::blocks

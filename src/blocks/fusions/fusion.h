@@ -37,8 +37,6 @@ class Window {
   }
   /// Whether values have one dtype.
   bool have_one_dtype(const std::vector<Value>& values) const;
-  /// The bits of what is saved of a value.
-  int64_t bits_of(Value value, int64_t otherwise) const;
 
  private:
   std::vector<std::vector<size_t>> readers_;

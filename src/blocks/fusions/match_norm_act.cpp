@@ -45,7 +45,7 @@ class Matcher {
   /// The norm of a sum that is part of its pass: the later one, whose pass can read the other summand.
   void find_summand(size_t step) {
     const auto* sum = dynamic_cast<const Add*>(window_.program.steps[step].get());
-    if (sum == nullptr || sum->broadcast) {
+    if (sum == nullptr || sum->broadcast || window_.layouts[sum->output().number] != Layout::kChannels) {
       return;
     }
     const Value later = std::max(sum->inputs[0], sum->inputs[1]);
@@ -91,7 +91,7 @@ class Matcher {
     pass.inputs = {norm.inputs[0], norm.output() == sum.inputs[0] ? sum.inputs[1] : sum.inputs[0]};
     if (!can_recompute(norm)) {
       pass.norm_bits =
-          std::min<int64_t>(window_.bits_of(norm.output(), window_.options.norm_bits), kMostNormalizedBits);
+          std::min<int64_t>(window_.options.bits_of(norm.output(), window_.options.norm_bits), kMostNormalizedBits);
     }
     add(pass, {norm_number, number}, sum.output());
   }
@@ -166,13 +166,13 @@ class Matcher {
     if (pass.slope != 1.0 || (pass.norm && !pass.has_residual && !pass.recompute)) {
       const bool is_output = pass.has_residual || is_summand;
       const Value copied = gives_output(pass.derivative.function) ? output : before;
-      pass.bits = window_.bits_of(copied, is_output ? options.output_bits : options.bits);
+      pass.bits = window_.options.bits_of(copied, is_output ? options.output_bits : options.bits);
     }
     if (pass.derivative.function == ActivationFunction::kReLU6) {
       pass.derivative.bits = 1;
     } else if (pass.derivative.function != ActivationFunction::kLeakyReLU) {
       pass.derivative.bits =
-          static_cast<int>(std::min<int64_t>(window_.bits_of(output, options.bits), kMostDerivativeBits));
+          static_cast<int>(std::min<int64_t>(window_.options.bits_of(output, options.bits), kMostDerivativeBits));
     }
     if (const std::optional<CopyFormat> format = pass.packs(output)) {
       split_bits_[output] = format->bits;
@@ -193,7 +193,7 @@ class Matcher {
       return false;
     }
     const auto split = split_bits_.find(convolution->inputs[0]);
-    return (split == split_bits_.end() ? window_.bits_of(convolution->inputs[0], window_.options.bits)
+    return (split == split_bits_.end() ? window_.options.bits_of(convolution->inputs[0], window_.options.bits)
                                        : split->second) >= kFewestRecomputeBits;
   }
 

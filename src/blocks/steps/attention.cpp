@@ -62,7 +62,7 @@ void Attention::check() const {
                     "block: attention must have query, key, value and perhaps a mask as inputs, got ", inputs.size());
   TORCH_CHECK_VALUE(probability >= 0.0 && probability < 1.0,
                     "block: attention must have a probability of dropout in [0, 1), got ", probability);
-  TORCH_CHECK_VALUE(!causal || !has_mask(), "block: attention must have a mask or be causal, not both");
+  TORCH_CHECK_VALUE(!causal || !has_mask(), "block: attention must have a mask or be causal, got both");
 }
 
 std::vector<Sizes> Attention::infer_sizes(const KnownSizes& known) const {

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "actnn/ops/dropout.h"
+#include "src/blocks/copy_format.h"
 #include "src/blocks/registry.h"
 #include "src/blocks/run.h"
 #include "src/blocks/steps/broadcast.h"
@@ -26,9 +27,11 @@ std::vector<Need> Dropout::needs(const Wants& wants) const {
 }
 
 std::vector<at::Tensor> Dropout::compute(Operands& operands) const {
-  // A copy lies in memory as the value did in forward; the mask follows the order of memory.
-  const at::Tensor input = storage_order(with_dtype(operands.value(inputs[0]), operands.dtype(output())));
-  return {apply_dropout(input, probability, operands.saved(output(), Form::kRandomState)[0], input.sym_strides())};
+  // The mask follows the order of memory, which is the output's in forward, wherever the copy comes from.
+  const at::Tensor input =
+      in_layout(with_dtype(operands.value(inputs[0]), operands.dtype(output())), operands.layout(output()));
+  return {apply_dropout(input, probability, operands.saved(output(), Form::kRandomState)[0],
+                        strides_of(input.sym_sizes(), operands.layout(output())))};
 }
 
 void Dropout::forward(ForwardRun& run) const {

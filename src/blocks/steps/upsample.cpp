@@ -116,7 +116,7 @@ void Upsample::visit_fields(FieldVisitor& fields) {
 void Upsample::check() const {
   check_inputs(*this, 1);
   TORCH_CHECK_VALUE(size.has_value() != scale_factors.has_value(),
-                    "block: upsample must have either a size or scale factors");
+                    "block: upsample must have either a size or scale factors, got ", size ? "both" : "neither");
   const bool aligns = find_interpolation(mode, dimensions()).aligns;
   TORCH_CHECK_VALUE(aligns || !align_corners, "block: upsample must have align_corners false in mode \"", mode, "\"");
 }

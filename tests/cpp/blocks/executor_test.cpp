@@ -151,6 +151,8 @@ TEST(Executor, PacksTheCopyOfAPassThatGetsNoGradient) {
 TEST(Executor, SavesNothingWithoutGradients) {
   const ResidualBlock model;
   const Block block = block_of(kResidualBlock);
+  block.run({model.x}, model.parameters, model.buffers);
+  EXPECT_GT(block.saved_bytes(), 0);
   const at::NoGradGuard no_grad;
   EXPECT_FALSE(block.run({model.x}, model.parameters, model.buffers)[0].requires_grad());
   EXPECT_EQ(block.saved_bytes(), 0);
@@ -195,6 +197,64 @@ TEST(Executor, HandsCopiesFromOneBlockToAnother) {
   EXPECT_LT(relative_error(actual, grad_of({second.expected()}, {second.parameters[0]})[0]), 0.5);
 }
 
+TEST(Executor, FindsCopiesThatAnotherBlockHasPacked) {
+  const ResidualBlock first;
+  const ResidualBlock second;
+  const at::Tensor made = block_of(kResidualBlock).run({first.x}, first.parameters, first.buffers)[0];
+  const Block reader(plan_from_json("{\"program\": " + kResidualBlock + ", \"exports\": [7]}"));
+  EXPECT_EQ(reader.run({made.clone()}, second.parameters, second.buffers).size(), 3);
+  const int64_t with_own_copy = reader.saved_bytes();
+  EXPECT_EQ(reader.run({made}, second.parameters, second.buffers).size(), 3);
+  EXPECT_LT(reader.saved_bytes(), with_own_copy);
+}
+
+TEST(Executor, TakesExpandedGradients) {
+  const std::string program = R"({"inputs": 1, "results": [1, 2], "steps": [
+      {"op": "linear", "inputs": [0], "weight": 0}, {"op": "linear", "inputs": [1], "weight": 1}]})";
+  const at::Tensor x = leaf({5, 8});
+  const Tensors weights{leaf({6, 8}), leaf({4, 6})};
+  const auto gradient = [&](const Tensors& results) {
+    // Those of sums are one number, seen as many.
+    return torch::autograd::grad({results[0].sum() * 2 + results[1].sum()}, {x})[0];
+  };
+  const at::Tensor hidden = at::linear(x, weights[0]);
+  const at::Tensor expected = gradient({hidden, at::linear(hidden, weights[1])});
+  EXPECT_TRUE(at::allclose(gradient(block_of(program).run({x}, weights, {})), expected, 1e-5, 1e-5));
+}
+
+TEST(Executor, AddsANormAndAValueThatIsStoredOtherwise) {
+  const char* steps = R"(
+      {"op": "reshape", "inputs": [0], "sizes": [2, 4, 3, 3]},
+      {"op": "convolution", "inputs": [1], "weight": 0, "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1]},
+      {"op": "batch_norm", "inputs": [3]},)";
+  for (const char* summands : {"[2, 4]", "[4, 2]"}) {
+    const std::string program = std::string(R"({"inputs": 2, "results": [5], "steps": [)") + steps +
+                                R"({"op": "add", "inputs": )" + summands + "}]}";
+    const Tensors inputs{leaf({2, 36}), leaf({2, 4, 3, 3})};
+    const at::Tensor weight = leaf({4, 4, 1, 1});
+    const at::Tensor norm = at::batch_norm(at::conv2d(inputs[1], weight), {}, {}, {}, {}, true, 0.1, 1e-5, false);
+    const at::Tensor expected = inputs[0].reshape({2, 4, 3, 3}) + norm;
+    const Tensors results = block_of(program).run(inputs, {weight}, {});
+    EXPECT_TRUE(at::allclose(results[0], expected, 1e-4, 1e-4)) << summands;
+    const at::Tensor cotangent = at::randn_like(expected);
+    const at::Tensor actual = torch::autograd::grad(results, {weight}, {cotangent})[0];
+    EXPECT_LT(relative_error(actual, torch::autograd::grad({expected}, {weight}, {cotangent})[0]), 0.05) << summands;
+  }
+}
+
+TEST(Executor, ComputesTheSameDropoutAgainWhereverTheCopyLies) {
+  const std::string program = R"({"inputs": 1, "results": [2, 3], "steps": [
+      {"op": "layer_norm", "inputs": [0], "dimensions": 1, "eps": 1e-5},
+      {"op": "dropout", "inputs": [1], "probability": 0.5},
+      {"op": "convolution", "inputs": [2], "weight": 0, "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1]}]})";
+  const at::Tensor weight = leaf({6, 4, 3, 3});
+  const Tensors results = block_of(program).run({leaf({2, 4, 5, 7})}, {weight}, {});
+  const at::Tensor cotangent = at::randn_like(results[1]);
+  const at::Tensor actual = torch::autograd::grad({results[1]}, {weight}, {cotangent})[0];
+  const at::Tensor exact = at::conv2d(results[0].detach(), weight, {}, /*stride=*/1, /*padding=*/1);
+  EXPECT_LT(relative_error(actual, torch::autograd::grad({exact}, {weight}, {cotangent})[0]), 0.05);
+}
+
 TEST(Executor, RefusesListsOfOtherLengths) {
   const ResidualBlock model;
   const Block block = block_of(kResidualBlock);
@@ -203,6 +263,8 @@ TEST(Executor, RefusesListsOfOtherLengths) {
   EXPECT_THROW(block.run({model.x}, model.parameters, {}), c10::ValueError);
   EXPECT_THROW(block.run({model.x}, model.parameters, model.buffers, {3}), c10::ValueError);
   EXPECT_THROW(block.run({model.x}, model.parameters, model.buffers, {}, {model.x}), c10::ValueError);
+  const Block sum = block_of(R"({"inputs": 2, "results": [2], "steps": [{"op": "add", "inputs": [0, 1]}]})");
+  EXPECT_THROW(sum.run({at::ones({2, 2}), at::ones({2, 2}, at::kDouble)}, {}, {}), c10::TypeError);
   EXPECT_THROW(block.run({model.x.detach().to(at::kBFloat16)}, model.parameters, model.buffers), c10::TypeError);
 }
 

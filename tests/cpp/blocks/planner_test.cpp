@@ -206,6 +206,16 @@ TEST(ProgramJson, HasDefaults) {
   }
 }
 
+TEST(ProgramJson, TakesListsForListsOnly) {
+  for (const char* stride : {"2", "null", R"({"a": 1})"}) {
+    const std::string program =
+        std::string(R"({"inputs": 1, "results": [1], "steps": [{"op": "convolution", "inputs": [0], "weight": 0,
+            "padding": [0], "dilation": [1], "stride": )") +
+        stride + "}]}";
+    EXPECT_THROW(program_from_json(program), c10::ValueError) << stride;
+  }
+}
+
 TEST(PlanJson, ReadsOptionsImportsAndExports) {
   const Plan plan =
       plan_from_json("{\"program\": " + kConcatenation +
