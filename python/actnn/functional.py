@@ -21,9 +21,10 @@ class CompressFunctions(TorchFunctionMode):
 
     They are convolutions and transposed convolutions, linear, batch, layer, group, instance and RMS norms, relu, relu6,
     hardtanh, leaky_relu, prelu, gelu, silu, hardswish, sigmoid, tanh, softmax and log_softmax, dropout, embedding, and
-    maximum and average pools, under all their names: in `torch.nn.functional`, in `torch`, as methods of tensors. What
-    torch.nn's layers call in their forward is among them. The results are torch's, and nothing is kept that a wanted
-    gradient does not need; dropout draws its mask from another stream of the same generator.
+    maximum and average pools, under all their names (in `torch.nn.functional`, in `torch`, as methods of tensors) but
+    `sigmoid_` and `tanh_`. What torch.nn's layers call in their forward is among them. The results are torch's, and
+    nothing is kept that a wanted gradient does not need; dropout draws its mask from another stream of the same
+    generator.
 
     A call stays torch's own if its input is not a float32, float16 or bfloat16 tensor on a device that the library has
     kernels for, or if the operation lacks one of its arguments (`out`, padding "same" that is not symmetric, inputs

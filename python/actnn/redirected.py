@@ -46,6 +46,20 @@ def expand(value: int | Sequence[int], count: int) -> list[int]:
     return values * count if len(values) == 1 else values
 
 
+def padding_of(
+    padding: int | str | Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> list[int] | None:
+    """A convolution's padding on either side of each dimension; None if the sides differ, or torch knows no such one."""
+    if not isinstance(padding, str):
+        return expand(padding, len(kernel))
+    if padding == "valid":
+        return [0] * len(kernel)
+    together = [d * (size - 1) for d, size in zip(dilation, kernel, strict=True)]
+    if padding != "same" or any(s != 1 for s in stride) or any(size % 2 for size in together):
+        return None
+    return [size // 2 for size in together]
+
+
 def _relu(quantization, input, inplace=False):
     return torch.ops.actnn.relu_(input) if inplace else torch.ops.actnn.relu(input)
 
@@ -152,9 +166,17 @@ def _leaky_relu(quantization, input, negative_slope=0.01, inplace=False):
     return operation(input, negative_slope)
 
 
+def _leaky_relu_(quantization, input, negative_slope=0.01):
+    return torch.ops.actnn.leaky_relu_(input, negative_slope)
+
+
 def _hardtanh(quantization, input, min_val=-1.0, max_val=1.0, inplace=False):
     operation = torch.ops.actnn.hardtanh_ if inplace else torch.ops.actnn.hardtanh
     return operation(input, min_val, max_val)
+
+
+def _hardtanh_(quantization, input, min_val=-1.0, max_val=1.0):
+    return torch.ops.actnn.hardtanh_(input, min_val, max_val)
 
 
 def _relu6(quantization, input, inplace=False):
@@ -213,17 +235,11 @@ def _convolution(quantization, input, weight, bias=None, stride=1, padding=0, di
     if input.dim() != weight.dim():
         return None
     stride, dilation = expand(stride, count), expand(dilation, count)
-    if padding == "valid":
-        padding = 0
-    elif padding == "same":
-        both_sides = [d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True)]
-        if any(size % 2 for size in both_sides) or any(s != 1 for s in stride):
-            return None
-        padding = [size // 2 for size in both_sides]
-    elif isinstance(padding, str):
+    padding = padding_of(padding, weight.shape[2:], stride, dilation)
+    if padding is None:
         return None
     return torch.ops.actnn.convolution(
-        input, weight, bias, stride, expand(padding, count), dilation, False, [0] * count, groups, **quantization
+        input, weight, bias, stride, padding, dilation, False, [0] * count, groups, **quantization
     )
 
 
@@ -333,7 +349,9 @@ REDIRECTED: dict[Callable, Callable] = {
     torch.tanh: _smooth(torch.ops.actnn.tanh),
     Tensor.tanh: _smooth(torch.ops.actnn.tanh),
     F.leaky_relu: _leaky_relu,
+    F.leaky_relu_: _leaky_relu_,
     F.hardtanh: _hardtanh,
+    F.hardtanh_: _hardtanh_,
     F.relu6: _relu6,
     F.prelu: _prelu,
     torch.prelu: _prelu,

@@ -21,6 +21,9 @@ EXACT = {
     "Tensor.relu": (lambda x: x.relu(), [X2], 400),
     "Tensor.relu_": (lambda x: (x * 1).relu_(), [X2], 400),
     "torch.relu_": (lambda x: torch.relu_(x * 1), [X2], 400),
+    "F.leaky_relu": (lambda x: F.leaky_relu(x, 0.1), [X2], 400),
+    "F.leaky_relu_": (lambda x: F.leaky_relu_(x * 1, 0.1), [X2], 400),
+    "F.hardtanh_": (lambda x: F.hardtanh_(x * 1, -0.5, 0.5), [X2], 400),
     "F.max_pool2d": (lambda x: F.max_pool2d(x, 2), [X2], 800),
     "F.max_pool2d stride": (lambda x: F.max_pool2d(x, (3, 2), 1, padding=1, ceil_mode=True), [X2], 4 * 8 * 10 * 11),
     "F.max_pool2d indices": (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], [X2], None),
@@ -56,7 +59,6 @@ UNTOUCHED = {
     "conv2d same, even kernel": (lambda x, w: F.conv2d(x, w, padding="same"), [X2, (6, 8, 2, 2)]),
     "conv2d without a batch": (lambda x, w: F.conv2d(x, w), [X2[1:], (6, 8, 3, 3)]),
     "linear with a vector": (lambda x, w: F.linear(x, w), [(6, 8), (8,)]),
-    "leaky_relu": (lambda x: F.leaky_relu(x, 0.1), [X2]),
     "max_pool1d": (lambda x: F.max_pool1d(x, 2), [(3, 4, 8)]),
     "attention": (lambda x: F.scaled_dot_product_attention(x, x, x), [(2, 5, 8)]),
 }  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import fx
 
+from ..redirected import padding_of
 from .steps import Step, dimension_of, expand, step_reader
 from .values import UnsupportedError, any_requires_grad, rank, static_size, tensor
 
@@ -17,13 +18,11 @@ def _convolution(input, weight, bias, stride, padding, dilation, groups, transpo
     if rank(input) != count + 2:
         raise UnsupportedError("its input has no batch dimension")
     stride, dilation = expand(stride, count), expand(dilation, count)
-    if padding == "valid":
-        padding = 0
-    elif padding == "same":
-        both = [d * (static_size(weight, i + 2) - 1) for i, d in enumerate(dilation)]
-        if any(size % 2 for size in both):
+    if isinstance(padding, str):
+        kernel = [static_size(weight, dimension) for dimension in range(2, count + 2)]
+        padding = padding_of(padding, kernel, stride, dilation)
+        if padding is None:
             raise UnsupportedError("its padding is not symmetric")
-        padding = [size // 2 for size in both]
     fields = {
         "stride": stride,
         "padding": expand(padding, count),
