@@ -49,8 +49,8 @@ def convert(
     lazy modules and layers without a compressed form are not converted. Calls of functions inside a forward are not
     layers: `QModule` covers them, or `CompressFunctions`.
 
-    A model that is converted already is converted anew. Copies of a converted model, and what is loaded from a file of
-    it, are converted.
+    A model that is converted already is converted anew; layers that an earlier conversion has replaced stay replaced
+    until `restore`. Copies of a converted model, and what is loaded from a file of it, are converted.
 
     Args:
         model: any module; a single layer too.

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from . import _checks
 from ._unchanged import unchanged
-from .capture.backend import PLACE, watch
+from .capture.backend import COUNTED_IN, watch
 from .capture.call import call_of
 from .capture.records import Record
 from .layers import QuantizedLayer
@@ -144,7 +144,7 @@ class _NodeByNode(fx.Interpreter):
         self.meter, self.prefix = meter, prefix
 
     def run_node(self, node: fx.Node) -> Any:
-        in_program, name = node.meta.get(PLACE, (False, ""))
+        in_program, name = node.meta.get(COUNTED_IN, (False, ""))
         kept = self.meter.found.blocks if in_program else self.meter.found.modules
         self.meter.place = kept, ".".join(filter(None, (self.prefix, name)))
         try:

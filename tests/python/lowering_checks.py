@@ -63,7 +63,7 @@ VIEWS = {"reshape", "permute", "flatten", "unsqueeze", "squeeze", "select", "spl
 def programs(lowered):
     """The steps of each program, without views."""
     return [
-        " ".join(step.name for step in program.steps if step.op not in VIEWS)
+        " ".join(step.path if step.is_layer else step.op for step in program.steps if step.op not in VIEWS)
         for graph in lowered
         for program in graph.programs
     ]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # these import TorchDynamo, which takes seconds
     from .lowering import Lowered, LoweringOptions
     from .programs import ProgramStep
 
-PLACE = "actnn_place"
-"""Where a node of a lowered graph has what its bytes count for: (True, the name of a program), (False, a path)."""
+COUNTED_IN = "actnn_counted_in"
+"""Where a node of a lowered graph has what its bytes count in: (True, the name of a program), (False, a path)."""
 
 
 @dataclass(frozen=True)
@@ -163,4 +163,4 @@ def _describe(graph: Graph, lowered: Lowered, root: Root) -> None:
     in_order = iter(names)
     for node in lowered.module.graph.nodes:
         name = next(in_order) if node.target is lowered.run else None
-        node.meta[PLACE] = (False, root.under(path_of(node, root.name))) if name is None else (True, name)
+        node.meta[COUNTED_IN] = (False, root.under(path_of(node, root.name))) if name is None else (True, name)

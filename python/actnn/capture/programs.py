@@ -35,11 +35,6 @@ class ProgramStep:
     bits: int | None = None
     """Of what the step saves; None if that is nothing, or exact."""
 
-    @property
-    def name(self) -> str:
-        """The layer, or, for what is no layer, the function."""
-        return self.path if self.is_layer else self.op
-
 
 @dataclass
 class Program:

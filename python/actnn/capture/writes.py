@@ -18,7 +18,8 @@ from .values import example, source_of
 PURE_MODULES = ("torch", "_operator", "math", "builtins", "actnn")
 MAKE_NEW_MEMORY = frozenset({
     torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.empty_like,
-    torch.zeros_like, torch.ones_like, torch.full_like, torch.rand_like, torch.randn_like, *factories.FACTORIES, "clone",
+    torch.zeros_like, torch.ones_like, torch.full_like, torch.rand_like, torch.randn_like, *factories.FACTORIES,
+    "clone",
 })  # fmt: skip
 IN_PLACE_OPERATORS = frozenset(
     function for name, function in vars(operator).items() if name.startswith("i") and name[1:] in vars(operator)
