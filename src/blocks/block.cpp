@@ -3,6 +3,7 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/_foreach_copy.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -277,8 +278,8 @@ std::vector<at::Tensor> run_prepared(const std::shared_ptr<const PreparedPlan>& 
     arguments.buffers = buffers;
     if (traced) {
       TracedForward forward = traced_forward(*prepared, *run.schedule, arguments, run.wanted, run.exports);
-      for (size_t buffer = 0; buffer < buffers.size(); ++buffer) {
-        buffers[buffer].copy_(forward.buffers[buffer]);
+      if (!buffers.empty()) {
+        at::_foreach_copy_(buffers, forward.buffers);
       }
       result = std::move(forward.result);
     } else {
