@@ -49,7 +49,7 @@ def expand(value: int | Sequence[int], count: int) -> list[int]:
 def padding_of(
     padding: int | str | Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> list[int] | None:
-    """A convolution's padding on either side of each dimension; None if the sides differ, or torch knows no such one."""
+    """A convolution's padding on either side of each dimension; None if the sides differ, or there is no such one."""
     if not isinstance(padding, str):
         return expand(padding, len(kernel))
     if padding == "valid":

@@ -72,7 +72,7 @@ ThreeTensors channels_cpu(const at::Tensor& mean, const at::Tensor& variance, co
 
 TwoTensors sum_channels_cpu(const OptionalTensor& channels, const at::Tensor& like) {
   check_sum_channels(channels, like);
-  const int64_t count = like.size(1);
+  const int64_t count = channels_of(like);
   at::Tensor forward = per_channel(like, count, kNormActChannel);
   at::Tensor inverse = per_channel(like, count, kDecodeMap);
   for (int64_t c = 0; c < count; ++c) {
@@ -207,7 +207,7 @@ at::Tensor output_cpu(const at::Tensor& packed, const at::Tensor& inverse, int64
 
 TwoTensors moments_meta(const at::Tensor& input) {
   check_channel_moments(input);
-  return {per_channel(input, input.size(1)), per_channel(input, input.size(1))};
+  return {per_channel(input, channels_of(input)), per_channel(input, channels_of(input))};
 }
 
 ThreeTensors channels_meta(const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& weight,
@@ -219,7 +219,8 @@ ThreeTensors channels_meta(const at::Tensor& mean, const at::Tensor& variance, c
 
 TwoTensors sum_channels_meta(const OptionalTensor& channels, const at::Tensor& like) {
   check_sum_channels(channels, like);
-  return {per_channel(like, like.size(1), kNormActChannel), per_channel(like, like.size(1), kDecodeMap)};
+  const int64_t count = channels_of(like);
+  return {per_channel(like, count, kNormActChannel), per_channel(like, count, kDecodeMap)};
 }
 
 TwoTensors norm_act_meta(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,

@@ -62,6 +62,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> composed_batch_norm_channels(
 /// Normalized copies, on the CPU, as packed ones with sides.
 NormActCopies with_sides(const NormActCopies& copies, const SplitLayout<int64_t>& layout);
 
+/// Of a matrix [rows, channels] whose rows may be a symbol.
+inline int64_t channels_of(const at::Tensor& matrix) { return matrix.sym_size(1).guard_int(__FILE__, __LINE__); }
+
 /// The layout of a matrix of concrete sizes.
 inline SplitLayout<int64_t> split_layout(const at::Tensor& matrix) { return {matrix.size(0), matrix.size(1)}; }
 

@@ -130,15 +130,18 @@ def test_sizes_that_change_take_one_more_compilation():
     assert len(graphs) == 2
 
 
-@pytest.mark.parametrize("name", ["residual block", "dense block"])
-def test_image_sizes_that_change(name):
+@pytest.mark.parametrize("name", ["residual block", "squeeze and excitation", "dense block", "U-Net", "gated"])
+def test_image_sizes_that_change_take_one_compilation(name):
     module, x = make(name)
     call = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
-    channels = x.shape[1]
-    for samples, height, width in ((2, 8, 8), (3, 12, 10)):
-        x = torch.randn(samples, channels, height, width, requires_grad=True)
+    fixed, many = (1, 3) if name != "gated" else (2, 2)  # dimensions
+    for i, sizes in enumerate(((2, 12, 16), (3, 16, 12), (5, 20, 24))):
+        shape = [*sizes[:1], x.shape[1], *sizes[1:]] if fixed == 1 else [*sizes[:many], x.shape[2]]
+        x = torch.randn(shape, requires_grad=True)
         wanted = [x, *module.parameters()]
-        for a, w in zip(gradients(call(x), wanted), gradients(module(x), wanted), strict=True):
+        with torch._dynamo.config.patch(error_on_recompile=i > 0):
+            found = gradients(call(x), wanted)
+        for a, w in zip(found, gradients(module(x), wanted), strict=True):
             torch.testing.assert_close(a, w, rtol=1e-4, atol=1e-4)
 
 

@@ -121,11 +121,13 @@ def test_a_conversion_replaces_another():
 
 def test_a_part_of_a_converted_model_may_be_converted():
     model = nn.Sequential(mlp(), mlp())
-    outer = actnn.convert(model)
+    outer = actnn.convert(model, skip=["0.0"])
     inner = actnn.convert(model[0])
     x = torch.randn(4, 8)
     assert torch.allclose(model(x), model[1](model[0](x)), atol=1e-5)
     assert len(outer.graphs) == 1 and len(inner.graphs) == 1
+    steps = {step for program in outer.graphs[0].programs for step in program.steps}
+    assert "0.3" in steps and "0.0" not in steps and outer.graphs[0].outside[0].place == "0.0: linear"
 
 
 def test_skipped_modules_stay_exact():

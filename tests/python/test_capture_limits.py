@@ -111,37 +111,6 @@ def test_transforms_tracers_and_dispatch_modes_get_the_model_itself():
     assert not report.graphs[-1].reason and not report.record.troubles
 
 
-def targets_with(compile_it):
-    """The targets of the only graph that a backend gets."""
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append([str(node.target) for node in graph.graph.nodes if node.op == "call_function"])
-        return graph.forward
-
-    compile_it(backend)
-    assert len(graphs) == 1
-    return graphs[0]
-
-
-@pytest.mark.parametrize("how", ["model", "function", "method"])
-def test_somebody_elses_compile_gets_compressed_functions_in_one_graph(how):
-    model = mlp()
-    actnn.convert(model, eight_bits())
-    x = torch.randn(4, 8)
-
-    def run(backend):
-        if how == "method":
-            model.compile(backend=backend, fullgraph=True)
-            model(x).sum().backward()
-        else:
-            called = model if how == "model" else lambda x: model(x)
-            torch.compile(called, backend=backend, fullgraph=True)(x).sum().backward()
-
-    targets = targets_with(run)
-    assert sum("actnn" in target for target in targets) == 6
-
-
 def test_a_compiler_gets_the_graph_with_blocks():
     model, x = mlp(), torch.randn(4, 8)
     report = actnn.convert(model, compile="aot_eager")

@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._higher_order_ops.wrap import dynamo_bypassing_wrapper
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from ..functional import FunctionsOfModel
 from ..redirected import is_transformed
 from .backend import Settings
-from .dynamo import Dynamo, NotCapturedError, is_traced_as_it_is
+from .dynamo import Dynamo, NotCapturedError, call_torchs
 from .options import state_of, why_not
 from .records import Record
 from .synchronized import group_of_all
+from .traced import AS_IT_IS, WITH_PROGRAMS, lowered_for, traced_as
 from .versions import IS_CURRENT
 
 PLACE = "_call_impl"
@@ -38,15 +40,16 @@ class CapturedCall:
     """
 
     def __init__(self, module: nn.Module, settings: Settings) -> None:
-        self._module = weakref.ref(module)
+        self._actnn_module = weakref.ref(module)
         self.record = Record()
         self.parts: list[PartialCall] = []
+        self.lowered = lowered_for(self)
         self.use(settings)
 
     @property
     def module(self) -> nn.Module | None:
         """The module that it was made for, if that is still there."""
-        return self._module()
+        return self._actnn_module()
 
     def use(self, settings: Settings) -> None:
         """Captures anew at the next call."""
@@ -64,7 +67,7 @@ class CapturedCall:
 
     def install(self) -> None:
         """Puts it into its module, in the place of what `module.compile()` left there."""
-        torch.compiler.assume_constant_result(is_traced_as_it_is)
+        torch.compiler.assume_constant_result(traced_as)
         attributes = vars(self.module)
         if attributes.pop(COMPILED, None) is not None:
             warnings.warn(
@@ -76,16 +79,25 @@ class CapturedCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # this very code is being traced
-            module = self._module()
-            if is_traced_as_it_is() or not self._compresses():
-                return type(module)._call_impl(module, *args, **kwargs)
-            with self._functions_of(module):
-                return type(module)._call_impl(module, *args, **kwargs)
-        module, caller = self._module(), sys._getframe(1).f_locals.get("self")
+            return self._traced(traced_as(), args, kwargs)
+        module, caller = self._actnn_module(), sys._getframe(1).f_locals.get("self")
         if caller is not module and isinstance(caller, nn.Module):
             return self.call_without_capture(caller, args, kwargs)
         if module is None:
             raise ReferenceError("the module of this call is gone")
+        return self.run(module, args, kwargs)
+
+    def _traced(self, how: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+        module = self._actnn_module()
+        if how == AS_IT_IS or not self._compresses():
+            return type(module)._call_impl(module, *args, **kwargs)
+        if how == WITH_PROGRAMS and not self.record.fallback:
+            return dynamo_bypassing_wrapper(self.lowered, call_torchs, module, *args, **kwargs)
+        with self._functions_of(module):
+            return type(module)._call_impl(module, *args, **kwargs)
+
+    def run(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Calls the module, which is its own, not somebody's who copied it."""
         if self._state_now() != self._state:
             self.use(self.settings)
         if not self.may_capture():
@@ -158,7 +170,7 @@ class CapturedCall:
         return flags.compress_activation and flags.training and torch.is_grad_enabled()
 
     def _functions_of(self, module: nn.Module) -> FunctionsOfModel:
-        if module is not self._module() and self.settings.skipped:  # a replica has tensors of its own
+        if module is not self._actnn_module() and self.settings.skipped:  # a replica has tensors of its own
             return FunctionsOfModel(self.settings.config, self._skipped_modules(module))
         if self._functions is None:
             self._functions = FunctionsOfModel(self.settings.config, self._skipped_modules(self.module))
@@ -181,20 +193,20 @@ class PartialCall:
     """The same for a module inside of a converted one that is called by itself, between graph breaks."""
 
     def __init__(self, module: nn.Module, path: str, whole: CapturedCall) -> None:
-        self._module, self._whole = weakref.ref(module), weakref.ref(whole)
+        self._actnn_module, self._whole = weakref.ref(module), weakref.ref(whole)
         self._dynamo = Dynamo(module, whole.settings, whole.record, path)
         self._is_layer = not any(True for _ in module.children()) and type(module).__module__.startswith("torch.nn.")
 
     @property
     def module(self) -> nn.Module | None:
         """The module that it was made for, if that is still there."""
-        return self._module()
+        return self._actnn_module()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            module = self._module()
+            module = self._actnn_module()
             return type(module)._call_impl(module, *args, **kwargs)
-        module, whole, caller = self._module(), self._whole(), sys._getframe(1).f_locals.get("self")
+        module, whole, caller = self._actnn_module(), self._whole(), sys._getframe(1).f_locals.get("self")
         if caller is not module or whole is None:
             return type(caller)._call_impl(caller, *args, **kwargs)
         if self._is_layer or not whole.may_capture():

@@ -43,15 +43,13 @@ class NotCapturedError(Exception):
         """Whether there is anything in the call that a graph could have."""
 
 
-def is_traced_as_it_is() -> bool:
-    """Whether what is being traced here is traced for an export, or for a converted module around this one.
-
-    Asked when the trace is made: Dynamo itself answers `is_exporting` with yes, always, in older versions.
-    """
-    return torch.compiler.is_exporting() or getattr(_local, "depth", 0) > 0
+def is_capturing() -> bool:
+    """Whether a module's graph is being captured on this thread."""
+    return getattr(_local, "depth", 0) > 0
 
 
-def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def call_torchs(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Calls a converted module as if it were none."""
     return type(module)._call_impl(module, *args, **kwargs)
 
 
@@ -62,7 +60,7 @@ class Dynamo:
         name = type(module).__name__
         self._module, self._path = weakref.ref(module), path
         self.settings, self.record = settings, record
-        self._code = _call.__code__.replace(co_name=f"{name}_{next(_number)}")
+        self._code = call_torchs.__code__.replace(co_name=f"{name}_{next(_number)}")
         self._backend = _Backend(self)
         self._skipped: list[types.CodeType] = []
         self._cause, self._root = "", Root(path=path)
@@ -119,7 +117,7 @@ class Dynamo:
             self.record.fallback = "TorchDynamo is disabled in this process"
             raise NotCapturedError(self.record.fallback)
         context.callback = _Callback(context.callback, self)
-        self._entry = context(types.FunctionType(self._code, _call.__globals__))
+        self._entry = context(types.FunctionType(self._code, call_torchs.__globals__))
         return self._entry
 
     def convert_frame(self, convert: Callable, frame: Any, cache_entry: Any, frame_state: dict) -> Any:

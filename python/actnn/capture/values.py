@@ -84,6 +84,8 @@ def elements_of(example: Tensor) -> int:
 
 def source_of(placeholder: fx.Node) -> str:
     """Where the caller has this argument, as TorchDynamo writes it: "L['self']._modules['bn']._buffers['mean']"."""
+    if SOURCE in placeholder.meta:
+        return placeholder.meta[SOURCE]
     grapharg = placeholder.meta.get("grapharg")
     source = getattr(grapharg, "source", None)
     if source is None:
@@ -92,13 +94,21 @@ def source_of(placeholder: fx.Node) -> str:
     return name() if callable(name) else name
 
 
+SOURCE, PATH = "actnn_source", "actnn_path"
+"""Where nodes of a graph inside of a graph have what `source_of` and `path_of` say: their own names say less there."""
+CALL = re.compile(r"(?:\._(?:compiled_)?call_impl)?\._actnn_module\(\)")
+"""How a converted module's call refers to it, in TorchDynamo's words."""
+
+
 def path_of(node: fx.Node, root: str) -> str:
     """The module that called a node, as in state dictionaries; "" for the root. `root` is the name of its local."""
+    if PATH in node.meta:
+        return node.meta[PATH]
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""
     text = re.sub(r"@\d+$", "", next(reversed(stack.values()))[0])
-    text = text.removeprefix(f"L['{root}']")
+    text = CALL.sub("", text).removeprefix(f"L['{root}']")
     text = re.sub(r"\._modules(?=\[)", "", text)
     text = re.sub(r"\[['\"]?([^\]'\"]+)['\"]?\]", r".\1", text)
     return text.strip(".")

@@ -1,0 +1,84 @@
+"""Converted modules in what somebody else compiles: the model, or a function that calls it.
+
+TorchDynamo traces a converted module's call into a graph of its own inside of the caller's, and the compiler, when it
+traces on, is given what has become of that graph. So programs are part of whatever is compiled, by any backend.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx, nn
+from torch._subclasses import FakeTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .backend import Root, compile_graph
+from .dynamo import is_capturing
+from .values import PATH, SOURCE
+
+if TYPE_CHECKING:
+    from .call import CapturedCall
+
+AS_IT_IS, WITH_FUNCTIONS, WITH_PROGRAMS = "as it is", "with compressed functions", "with programs"
+LOWERED = "actnn_lowered"
+"""Where a graph's `meta` has what runs in its place: compilers ask more than once."""
+
+_numbers = itertools.count()
+_calls: weakref.WeakValueDictionary[str, CapturedCall] = weakref.WeakValueDictionary()
+
+
+def traced_as() -> str:
+    """How a converted module is traced here and now: as it is for exports, and in the graph of one around it.
+
+    Asked when the trace is made, and a constant for TorchDynamo, which itself answers `is_exporting` with yes, always,
+    in older versions. What splits a graph for DistributedDataParallel takes no graphs inside of it.
+    """
+    if torch.compiler.is_exporting() or is_capturing():
+        return AS_IT_IS
+    splits = torch._dynamo.utils.get_optimize_ddp_mode() == "ddp_optimizer"
+    return WITH_FUNCTIONS if splits and DistributedDataParallel._get_active_ddp_module() else WITH_PROGRAMS
+
+
+def lowered_for(call: CapturedCall) -> Callable:
+    """What lowers the graphs of a module's calls, of constants only, which TorchDynamo can put into a graph."""
+    name = f"{next(_numbers)}"  # numbers become symbols
+    _calls[name] = call
+    return functools.partial(_lowered, name)
+
+
+def _lowered(name: str, inner: fx.GraphModule | Callable) -> Callable:
+    call = _calls[name]
+    if not isinstance(inner, fx.GraphModule):  # the trace ended in front of it
+        return lambda module, *args, **kwargs: call.run(module, args, kwargs)
+    if LOWERED not in inner.meta:
+        settings, cause = replace(call.settings, compile=None), "torch.compile has traced a call of the model"
+        with _disable_current_modes():  # of the compiler, for examples
+            inputs = _locate(inner.graph, call.module)
+            inner.meta[LOWERED] = compile_graph(inner, inputs, settings, call.record, cause, Root())
+    return inner.meta[LOWERED]
+
+
+def _locate(graph: fx.Graph, module: nn.Module) -> list:
+    """Says of calls which part of the module they are in, and of placeholders which buffer they are, by their identity:
+    the names are those of whoever called the module. Returns examples of the placeholders."""
+    paths = {str(id(part)): path for path, part in module.named_modules()}
+    for node in graph.nodes:
+        parts = [key.partition("@")[0] for key in node.meta.get("nn_module_stack", ())]
+        node.meta[PATH] = next((paths[part] for part in reversed(parts) if part in paths), "")
+    placeholders = graph.find_nodes(op="placeholder")
+    inputs = [node.meta["example_value"] for node in placeholders]
+    mode = next((example.fake_mode for example in inputs if isinstance(example, FakeTensor)), None)
+    if mode is not None:
+        fakes = {id(mode.from_tensor(buffer, static_shapes=True)): path for path, buffer in module.named_buffers()}
+        for node, example in zip(placeholders, inputs, strict=True):
+            if path := fakes.get(id(example)):
+                owner, _, name = path.rpartition(".")
+                node.meta[SOURCE] = f"{owner}._buffers['{name}']"
+    return inputs

@@ -1,0 +1,201 @@
+"""Converted models in what somebody else compiles: their programs are part of the compiled graphs."""
+
+import warnings
+
+import actnn
+import pytest
+import torch
+from actnn.capture.call import call_of
+from captured_models import Net, check_same, images, mlp, pair
+from configurations import eight_bits
+from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+
+WAYS = {
+    "model": lambda model, **options: torch.compile(model, **options),
+    "function": lambda model, **options: torch.compile(lambda x: model(x), **options),
+    "method": lambda model, **options: model.compile(**options) or model,
+    "around": lambda model, **options: torch.compile(nn.Sequential(model, nn.Identity()), **options),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    torch._dynamo.reset()
+
+
+class Graphs:
+    """A backend that keeps the operations of each forward graph that AOTAutograd makes."""
+
+    def __init__(self):
+        self.of_forward = []
+        self.backend = aot_autograd(fw_compiler=self._forward, bw_compiler=lambda graph, _: make_boxed_func(graph))
+
+    def _forward(self, graph, inputs):
+        self.of_forward.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
+        return make_boxed_func(graph)
+
+    def programs(self):
+        """How many programs each graph has."""
+        return [targets.count(torch.ops.actnn.program_forward.default) for targets in self.of_forward]
+
+
+class Named(nn.Module):
+    """Has a result with a name, and paths two levels deep."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.ModuleDict({"first": Net()})
+        self.norm = nn.LayerNorm(2)
+
+    def forward(self, x):
+        return {"result": self.norm(self.net["first"](x))}
+
+
+class Remembering(Net):
+    """Changes itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        result = super().forward(x)
+        self.seen.append(result.detach())
+        self.last = result.mean()
+        return result
+
+
+class Broken(Net):
+    """Cannot be captured in one graph."""
+
+    def forward(self, x):
+        x = self.features(x)
+        torch._dynamo.graph_break()
+        return self.fc(x.mean((2, 3)))
+
+
+def converted_as(compiled, model):
+    """What is called in its place, with its parameters."""
+    called = lambda *args: compiled(*args)  # noqa: E731
+    called.parameters, called.zero_grad = model.parameters, model.zero_grad
+    return called
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("make", [Net, mlp])
+def test_the_programs_are_in_the_one_graph(make, way):
+    exact, converted, report = pair(make)
+    graphs, compile_it = Graphs(), WAYS[way]
+    compiled = converted_as(compile_it(converted, backend=graphs.backend, fullgraph=True), converted)
+    for _ in range(2):
+        check_same(exact, compiled, torch.randn(64, 8) if make is mlp else images())
+    assert len(report.graphs) == 1 and graphs.programs() == [len(report.graphs[0].programs)]
+    assert graphs.programs()[0] > 0 and not report.graphs[0].error and not report.record.troubles
+    _, captured, expected = pair(make)
+    captured(torch.randn(64, 8) if make is mlp else images())
+    assert report.graphs[0].programs == expected.graphs[0].programs
+
+
+def test_paths_are_those_of_the_model():
+    model = Named()
+    report = actnn.convert(model, eight_bits(), skip=["norm", "net.first.fc"])
+    graphs = Graphs()
+    compiled = torch.compile(lambda x: model(x)["result"].sum(), backend=graphs.backend, fullgraph=True)
+    compiled(images()).backward()
+    steps = [step for program in report.graphs[0].programs for step in program.steps]
+    assert "net.first.conv" in steps and "net.first.bn" in steps and "norm" not in steps
+    places = {call.place: call.reason for call in report.graphs[0].outside}
+    assert places["norm: layer_norm"] == places["net.first.fc: linear"] == "it is to stay exact"
+    assert torch.ops.aten.native_layer_norm.default in graphs.of_forward[0]
+
+
+def test_the_mode_and_the_sizes_may_change():
+    exact, converted, report = pair(Net)
+    graphs = Graphs()
+    compiled = torch.compile(converted, backend=graphs.backend, fullgraph=True)
+    for count in (4, 6, 7, 9):
+        check_same(exact, compiled, images(count))
+    assert len(graphs.of_forward) == 2  # the second of symbolic sizes
+    exact.eval(), converted.eval()
+    check_same(exact, compiled, images(5))
+    with torch.no_grad():
+        assert torch.allclose(compiled(images(1)), exact(images(1)), atol=2.0)
+    exact.train(), converted.train()
+    check_same(exact, compiled, images(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert compiled(images()).dtype == torch.bfloat16
+    assert all(graph.programs for graph in report.graphs if not graph.reason)
+
+
+def test_a_forward_that_changes_its_module_keeps_its_programs():
+    exact, converted, report = pair(Remembering)
+    compiled = torch.compile(converted, backend="aot_eager")
+    for _ in range(2):
+        check_same(exact, compiled, images())
+    assert len(converted.seen) == 2 and torch.allclose(converted.last, exact.last, atol=1e-4)
+    assert sum(bool(graph.programs) for graph in report.graphs) >= 1
+    torch._dynamo.reset()
+    whole = torch.compile(converted, backend="aot_eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="side effect"):
+        whole(images())
+
+
+def test_between_graph_breaks_there_are_programs():
+    exact, converted, report = pair(Broken)
+    compiled = torch.compile(converted, backend="aot_eager")
+    for _ in range(2):
+        check_same(exact, compiled, images())
+    assert any(graph.programs for graph in report.graphs) and report.record.breaks
+
+
+def test_a_conversion_and_its_end_are_seen():
+    exact, converted, report = pair(Net)
+    graphs = Graphs()
+    compiled = torch.compile(converted, backend=graphs.backend, fullgraph=True)
+    x = images()
+    compiled(x).sum().backward()
+    again = actnn.convert(converted, eight_bits(), skip=["fc"])
+    compiled(x).sum().backward()
+    assert len(report.graphs) == len(again.graphs) == 1
+    assert {call.place for call in again.graphs[0].outside} == {"fc: linear"}
+    actnn.restore(converted)
+    check_same(exact, compiled, x, tolerance=1e-4)
+    assert graphs.programs()[-1] == 0 and call_of(converted) is None
+
+
+def test_a_converted_part_is_compiled_with_its_own_settings():
+    model = nn.Sequential(mlp(), mlp())
+    outer = actnn.convert(model, eight_bits())
+    inner = actnn.convert(model[0], eight_bits(), skip=[nn.Linear])
+    graphs = Graphs()
+    compiled = torch.compile(model, backend=graphs.backend, fullgraph=True)
+    x = torch.randn(64, 8)
+    assert torch.allclose(compiled(x), model[1](model[0](x)), atol=1e-4)
+    compiled(x).sum().backward()
+    assert len(outer.graphs) == 1 and len(inner.graphs) >= 1 and graphs.programs()[0] > 0
+
+
+def test_a_graph_that_is_split_for_ranks_has_compressed_functions(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        exact, converted, report = pair(Net)
+        parallel = nn.parallel.DistributedDataParallel(converted)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of graphs that no compiler takes
+            check_same(exact, converted_as(torch.compile(parallel, backend="aot_eager"), converted), images())
+        assert not report.graphs and not report.record.fallback
+        torch._dynamo.reset()
+        with torch._dynamo.config.patch(optimize_ddp=False):
+            check_same(exact, converted_as(torch.compile(parallel, backend="aot_eager"), converted), images())
+        assert len(report.graphs) == 1 and report.graphs[0].programs
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_what_is_exported_or_captured_around_it_is_exact_or_its_own():
+    model = mlp()
+    report = actnn.convert(model, eight_bits())
+    exported = torch.export.export(model, (torch.randn(4, 8),))
+    assert not any("actnn" in str(node.target) for node in exported.graph.nodes) and not report.graphs
