@@ -1,7 +1,5 @@
 """Converted models in what somebody else compiles: their programs are part of the compiled graphs."""
 
-import warnings
-
 import actnn
 import pytest
 import torch
@@ -51,6 +49,17 @@ class Named(nn.Module):
 
     def forward(self, x):
         return {"result": self.norm(self.net["first"](x))}
+
+
+class Around(nn.Module):
+    """Calls a model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x) + 0.0
 
 
 class Remembering(Net):
@@ -129,17 +138,20 @@ def test_the_mode_and_the_sizes_may_change():
     assert all(graph.programs for graph in report.graphs if not graph.reason)
 
 
-def test_a_forward_that_changes_its_module_keeps_its_programs():
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_forward_that_changes_its_module_keeps_its_programs(way, fullgraph):
     exact, converted, report = pair(Remembering)
-    compiled = torch.compile(converted, backend="aot_eager")
+    graphs = Graphs()
+    compiled = converted_as(WAYS[way](converted, backend=graphs.backend, fullgraph=fullgraph), converted)
+    if fullgraph and way != "model":
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="side effect"):
+            compiled(images())
+        return
     for _ in range(2):
         check_same(exact, compiled, images())
     assert len(converted.seen) == 2 and torch.allclose(converted.last, exact.last, atol=1e-4)
-    assert sum(bool(graph.programs) for graph in report.graphs) >= 1
-    torch._dynamo.reset()
-    whole = torch.compile(converted, backend="aot_eager", fullgraph=True)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="side effect"):
-        whole(images())
+    assert graphs.programs() == [len(graph.programs) for graph in report.graphs] and all(graphs.programs())
 
 
 def test_between_graph_breaks_there_are_programs():
@@ -177,21 +189,31 @@ def test_a_converted_part_is_compiled_with_its_own_settings():
     assert len(outer.graphs) == 1 and len(inner.graphs) >= 1 and graphs.programs()[0] > 0
 
 
-def test_a_graph_that_is_split_for_ranks_has_compressed_functions(tmp_path):
+@pytest.fixture
+def rank(tmp_path):
+    """A process group of one."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        exact, converted, report = pair(Net)
-        parallel = nn.parallel.DistributedDataParallel(converted)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of graphs that no compiler takes
-            check_same(exact, converted_as(torch.compile(parallel, backend="aot_eager"), converted), images())
-        assert not report.graphs and not report.record.fallback
-        torch._dynamo.reset()
-        with torch._dynamo.config.patch(optimize_ddp=False):
-            check_same(exact, converted_as(torch.compile(parallel, backend="aot_eager"), converted), images())
-        assert len(report.graphs) == 1 and report.graphs[0].programs
-    finally:
-        torch.distributed.destroy_process_group()
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("rank")
+@pytest.mark.parametrize("is_inner", [False, True])
+def test_graphs_that_are_split_for_ranks(is_inner):
+    exact, converted, report = pair(Net)
+    parallel = nn.parallel.DistributedDataParallel(Around(converted) if is_inner else converted)
+    graphs = Graphs()
+    check_same(exact, converted_as(torch.compile(parallel, backend=graphs.backend), converted), images())
+    assert not report.record.fallback and not any(graphs.programs())
+    if is_inner:  # compressed functions
+        targets = {target for graph in graphs.of_forward for target in graph}
+        assert not report.graphs and any("actnn" in str(target) for target in targets)
+    else:  # programs, uncompiled
+        assert report.graphs[0].programs and not graphs.of_forward
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(optimize_ddp=False):
+        check_same(exact, converted_as(torch.compile(parallel, backend=graphs.backend), converted), images())
+    assert graphs.programs()[-1] == len(report.graphs[-1].programs) > 0
 
 
 def test_what_is_exported_or_captured_around_it_is_exact_or_its_own():

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._dynamo.eval_frame import set_eval_frame
 from torch._higher_order_ops.wrap import dynamo_bypassing_wrapper
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from ..functional import FunctionsOfModel
 from ..redirected import is_transformed
 from .backend import Settings
-from .dynamo import Dynamo, NotCapturedError, call_torchs
+from .dynamo import Compilation, Dynamo, NotCapturedError, call_torchs, compilation_of, run_uncompiled
 from .options import state_of, why_not
 from .records import Record
 from .synchronized import group_of_all
@@ -80,12 +81,34 @@ class CapturedCall:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # this very code is being traced
             return self._traced(traced_as(), args, kwargs)
-        module, caller = self._actnn_module(), sys._getframe(1).f_locals.get("self")
+        callback, caller = set_eval_frame(None), sys._getframe(1).f_locals.get("self")
+        try:
+            return self._run(caller, compilation_of(callback), args, kwargs)
+        finally:
+            set_eval_frame(callback)
+
+    def _run(self, caller: Any, compilation: Compilation | None, args: tuple, kwargs: dict[str, Any]) -> Any:
+        module = self._actnn_module()
         if caller is not module and isinstance(caller, nn.Module):
             return self.call_without_capture(caller, args, kwargs)
         if module is None:
             raise ReferenceError("the module of this call is gone")
-        return self.run(module, args, kwargs)
+        if self._state_now() != self._state:
+            self.use(self.settings)
+        if not self.may_capture():
+            return self.call_without_capture(module, args, kwargs)
+        capture = self._dynamo.capture_in(compilation)
+        try:
+            result = capture.run(module, args, kwargs)
+        except NotCapturedError as error:
+            reason, has_work = str(error), error.has_work  # the error itself would keep this frame alive
+        else:
+            if self.record.breaks and not self.parts:
+                self._capture_parts(module)
+            return result
+        result = self.call_without_capture(module, args, kwargs)
+        capture.missed(reason, has_work)
+        return result
 
     def _traced(self, how: str, args: tuple, kwargs: dict[str, Any]) -> Any:
         module = self._actnn_module()
@@ -95,24 +118,6 @@ class CapturedCall:
             return dynamo_bypassing_wrapper(self.lowered, call_torchs, module, *args, **kwargs)
         with self._functions_of(module):
             return type(module)._call_impl(module, *args, **kwargs)
-
-    def run(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Calls the module, which is its own, not somebody's who copied it."""
-        if self._state_now() != self._state:
-            self.use(self.settings)
-        if not self.may_capture():
-            return self.call_without_capture(module, args, kwargs)
-        try:
-            result = self._dynamo.run(module, args, kwargs)
-        except NotCapturedError as error:
-            reason, has_work = str(error), error.has_work  # the error itself would keep this frame alive
-        else:
-            if self.record.breaks and not self.parts:
-                self._capture_parts(module)
-            return result
-        result = self.call_without_capture(module, args, kwargs)
-        self._dynamo.missed(reason, has_work)
-        return result
 
     def _capture_parts(self, module: nn.Module) -> None:
         """After graph breaks, what runs between graphs calls modules by themselves: each gets graphs of its own.
@@ -206,18 +211,30 @@ class PartialCall:
         if torch.compiler.is_compiling():
             module = self._actnn_module()
             return type(module)._call_impl(module, *args, **kwargs)
-        module, whole, caller = self._actnn_module(), self._whole(), sys._getframe(1).f_locals.get("self")
+        callback, caller = set_eval_frame(None), sys._getframe(1).f_locals.get("self")
+        try:
+            return self._run(caller, compilation_of(callback), args, kwargs)
+        finally:
+            set_eval_frame(callback)
+
+    def _run(self, caller: Any, compilation: Compilation | None, args: tuple, kwargs: dict[str, Any]) -> Any:
+        module, whole = self._actnn_module(), self._whole()
         if caller is not module or whole is None:
             return type(caller)._call_impl(caller, *args, **kwargs)
         if self._is_layer or not whole.may_capture():
             return whole.call_without_capture(module, args, kwargs)
+        capture = self._dynamo.capture_in(compilation)
         try:
-            return self._dynamo.run(module, args, kwargs)
+            return capture.run(module, args, kwargs)
         except NotCapturedError as error:
             reason, has_work = str(error), error.has_work
         result = whole.call_without_capture(module, args, kwargs)
-        self._dynamo.missed(reason, has_work)
+        capture.missed(reason, has_work)
         return result
+
+
+for call in (CapturedCall, PartialCall):
+    run_uncompiled(call.__call__.__code__)
 
 
 def call_of(module: nn.Module) -> CapturedCall | None:

@@ -13,10 +13,12 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .backend import Root, Settings, compile_graph
 from .records import Record
@@ -53,13 +55,72 @@ def call_torchs(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return type(module)._call_impl(module, *args, **kwargs)
 
 
+def splits_graphs() -> bool:
+    """Whether what is compiled here and now is split into the buckets of DistributedDataParallel."""
+    splits = torch._dynamo.utils.get_optimize_ddp_mode() == "ddp_optimizer"
+    return splits and DistributedDataParallel._get_active_ddp_module() is not None
+
+
+def run_uncompiled(code: types.CodeType) -> None:
+    """Lets Dynamo compile no frame of this code; what such a frame calls, it does, as long as its callback is set."""
+    frames = torch._C._dynamo.eval_frame
+    strategy = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.DEFAULT)
+    frames.set_code_exec_strategy(code, strategy)
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """A torch.compile that calls are part of."""
+
+    backend: Callable
+    is_whole: bool
+    """Whether it takes whole graphs only."""
+
+
+def compilation_of(callback: Any) -> Compilation | None:
+    """The one whose callback this is; None if there is none.
+
+    None where graphs are split, too: there a module's gradients are to be ready one after another, and its graphs stay
+    uncompiled.
+    """
+    if isinstance(callback, _Callback):
+        return callback.compilation
+    convert = getattr(callback, "_torchdynamo_orig_backend", None)
+    if convert is None or splits_graphs():
+        return None
+    is_whole = isinstance(convert, torch._dynamo.convert_frame.ConvertFrameAssert)
+    return Compilation(torch._dynamo.eval_frame.innermost_backend(convert), is_whole)
+
+
 class Dynamo:
-    """The captured graphs of one module, which has this path in the converted one."""
+    """The captured graphs of one module, which has this path in the converted one: its own, and those that are part of
+    somebody else's compilation."""
 
     def __init__(self, module: nn.Module, settings: Settings, record: Record, path: str = "") -> None:
+        self._module, self._settings, self._record, self._path = weakref.ref(module), settings, record, path
+        self._captures: list[tuple[Compilation | None, Capture]] = []
+
+    def capture_in(self, compilation: Compilation | None) -> "Capture":
+        """The graphs that are part of this compilation."""
+        for known, capture in self._captures:  # backends may have no hash
+            if known == compilation:
+                return capture
+        capture = Capture(self._module(), self._settings, self._record, self._path, compilation)
+        self._captures.append((compilation, capture))
+        return capture
+
+
+class Capture:
+    """The captured graphs of one module in one compilation, or in none."""
+
+    def __init__(
+        self, module: nn.Module, settings: Settings, record: Record, path: str, compilation: Compilation | None
+    ) -> None:
         name = type(module).__name__
         self._module, self._path = weakref.ref(module), path
-        self.settings, self.record = settings, record
+        self.settings = settings if compilation is None else replace(settings, compile=compilation.backend)
+        self.record, self.compilation = record, compilation
+        self._is_whole = compilation is not None and compilation.is_whole
         self._code = call_torchs.__code__.replace(co_name=f"{name}_{next(_number)}")
         self._backend = _Backend(self)
         self._skipped: list[types.CodeType] = []
@@ -112,7 +173,7 @@ class Dynamo:
         if reason := why_capture_is_wrong(self._module()):
             self.stop(reason)
             raise NotCapturedError(reason)
-        context = torch._dynamo.optimize(self._backend)
+        context = torch._dynamo.optimize(self._backend, nopython=self._is_whole)
         if not hasattr(context, "callback"):
             self.record.fallback = "TorchDynamo is disabled in this process"
             raise NotCapturedError(self.record.fallback)
@@ -139,6 +200,8 @@ class Dynamo:
                 )
                 return self._not_captured(is_entry, self.record.fallback, self.record.fallback)
             except Exception as error:
+                if self._is_whole:
+                    raise
                 reason = f"{type(error).__name__}: {_one_line(str(error))}"
                 return self._not_captured(is_entry, reason, f"{frame.f_code.co_name}: {reason}")
         if result.guarded_code is None:
@@ -208,26 +271,27 @@ class Dynamo:
 
 
 class _Callback:
-    def __init__(self, inner: Callable, dynamo: Dynamo) -> None:
+    def __init__(self, inner: Callable, capture: Capture) -> None:
         self._torchdynamo_orig_backend = inner  # where Dynamo looks for the backend, by which it tells caches apart
-        self._dynamo = weakref.ref(dynamo)
+        self._capture = weakref.ref(capture)
+        self.compilation = capture.compilation
 
     def __call__(self, frame: Any, cache_entry: Any, frame_state: dict) -> Any:
-        dynamo = self._dynamo()
-        if dynamo is None:
+        capture = self._capture()
+        if capture is None:
             return self._torchdynamo_orig_backend(frame, cache_entry, frame_state)
-        return dynamo.convert_frame(self._torchdynamo_orig_backend, frame, cache_entry, frame_state)
+        return capture.convert_frame(self._torchdynamo_orig_backend, frame, cache_entry, frame_state)
 
 
 class _Backend:
     """Dynamo keeps each backend for good: this one keeps nothing alive."""
 
-    def __init__(self, dynamo: Dynamo) -> None:
-        self._dynamo = weakref.ref(dynamo)
+    def __init__(self, capture: Capture) -> None:
+        self._capture = weakref.ref(capture)
 
     def __call__(self, graph: fx.GraphModule, inputs: list) -> Callable:
-        dynamo = self._dynamo()
-        return graph.forward if dynamo is None else dynamo.compile(graph, inputs)
+        capture = self._capture()
+        return graph.forward if capture is None else capture.compile(graph, inputs)
 
 
 def _why_anew(frame: Any, backend: Callable) -> str:

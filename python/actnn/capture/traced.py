@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx, nn
 from torch._subclasses import FakeTensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .backend import Root, compile_graph
-from .dynamo import is_capturing
+from .dynamo import is_capturing, splits_graphs
 from .values import PATH, SOURCE
 
 if TYPE_CHECKING:
@@ -42,8 +41,7 @@ def traced_as() -> str:
     """
     if torch.compiler.is_exporting() or is_capturing():
         return AS_IT_IS
-    splits = torch._dynamo.utils.get_optimize_ddp_mode() == "ddp_optimizer"
-    return WITH_FUNCTIONS if splits and DistributedDataParallel._get_active_ddp_module() else WITH_PROGRAMS
+    return WITH_FUNCTIONS if splits_graphs() else WITH_PROGRAMS
 
 
 def lowered_for(call: CapturedCall) -> Callable:
@@ -53,10 +51,8 @@ def lowered_for(call: CapturedCall) -> Callable:
     return functools.partial(_lowered, name)
 
 
-def _lowered(name: str, inner: fx.GraphModule | Callable) -> Callable:
+def _lowered(name: str, inner: fx.GraphModule) -> Callable:
     call = _calls[name]
-    if not isinstance(inner, fx.GraphModule):  # the trace ended in front of it
-        return lambda module, *args, **kwargs: call.run(module, args, kwargs)
     if LOWERED not in inner.meta:
         settings, cause = replace(call.settings, compile=None), "torch.compile has traced a call of the model"
         with _disable_current_modes():  # of the compiler, for examples
