@@ -35,7 +35,7 @@ def is_transformed() -> bool:
 
     In compiled code: no, it has traced those away.
     """
-    return not torch.compiler.is_compiling() and (
+    return not torch.compiler.is_dynamo_compiling() and (
         torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
     )
 

@@ -79,7 +79,7 @@ class CapturedCall:
         attributes[PLACE] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # this very code is being traced
+        if torch.compiler.is_dynamo_compiling():  # this very code is being traced
             return self._traced(traced_as(), args, kwargs)
         callback, caller = set_eval_frame(None), sys._getframe(1).f_locals.get("self")
         try:
@@ -152,6 +152,7 @@ class CapturedCall:
             or is_fx_symbolic_tracing()
             or torch._C._len_torch_dispatch_stack()
             or is_transformed()
+            or torch.compiler.is_exporting()
             or self._is_lazy()
         )
 
@@ -165,7 +166,8 @@ class CapturedCall:
     def call_without_capture(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Calls the module itself; its functions keep compressed activations, if somebody may want gradients."""
         call = type(module)._call_impl
-        if torch._C._get_tracing_state() or is_fx_symbolic_tracing() or not self._compresses():
+        is_traced = torch._C._get_tracing_state() or is_fx_symbolic_tracing() or torch.compiler.is_exporting()
+        if is_traced or not self._compresses():
             return call(module, *args, **kwargs)
         with self._functions_of(module):
             return call(module, *args, **kwargs)
@@ -208,7 +210,7 @@ class PartialCall:
         return self._actnn_module()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             module = self._actnn_module()
             return type(module)._call_impl(module, *args, **kwargs)
         callback, caller = set_eval_frame(None), sys._getframe(1).f_locals.get("self")
