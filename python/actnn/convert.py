@@ -40,8 +40,9 @@ def convert(
     parameters, hooks and attributes, its state dictionary. What cannot be captured runs with compressed functions, or
     exact; the report says so, and fills when the graph has been captured.
 
-    This is for calls of the model, `model(...)`. Its methods called directly (`model.forward`, `forward_features`), and
-    parts of it called by themselves (`model.encoder(...)`), run exact: convert such a part by itself.
+    Parts of the model that are called by themselves (`model.encoder(...)`, or in a method of the model such as
+    `forward_features`) get graphs of their own, and single layers their compressed forms. What such a method computes
+    between modules, in functions, is exact there.
 
     With `blocks=False`, and with configurations that no blocks can have (bits allocated among layers, offloading,
     debugging), layers get compressed forms instead. Such a layer is the same object, of a subclass of its type:
@@ -107,7 +108,7 @@ def _captured(model: nn.Module, settings: Settings, skipped: dict[nn.Module, str
     report = _Survey(settings.config, skipped, call.record).report_on(model)
     for module in model.modules():
         remove_call(module)
-    call.install()
+    call.install([(path, part) for path, part in model.named_modules() if part is not model])
     return report
 
 

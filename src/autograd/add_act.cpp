@@ -27,16 +27,16 @@ constexpr const char* kAddActName = "actnn::add_act";
 struct Added {
   at::Tensor y;  ///< matrix
   at::Tensor packed;
-  at::Tensor inverse;
+  at::Tensor decode;
 };
 
 Added add(const at::Tensor& input, const at::Tensor& residual, double slope, SplitPacking packing,
           const OptionalTensor& rng_state) {
   const at::Tensor x = as_matrix(input);
-  auto [channels, inverse] = sum_channels(std::nullopt, x);
+  auto [channels, decode] = sum_channels(std::nullopt, x);
   packing.keeps_below = slope != 0.0;
   auto [y, packed] = norm_act(x, as_matrix(residual), channels, slope, packing, rng_state);
-  return {std::move(y), std::move(packed), std::move(inverse)};
+  return {std::move(y), std::move(packed), std::move(decode)};
 }
 
 class AddAct : public torch::autograd::Function<AddAct> {
@@ -47,11 +47,11 @@ class AddAct : public torch::autograd::Function<AddAct> {
                             const SplitPacking& packing, const OptionalTensor& rng_state) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     const Added added = add(input, residual, slope, packing, state_for(rng_state, input));
-    ctx->save_for_backward({added.packed, added.inverse});
+    ctx->save_for_backward({added.packed, added.decode});
     ctx->saved_data["slope"] = slope;
     ctx->saved_data["bits"] = packing.bits;
     at::Tensor output = from_matrix(added.y, input.sym_sizes());
-    share_copy(output, {added.packed, added.inverse, slope, packing.bits});
+    share_copy(output, {added.packed, added.decode, slope, packing.bits});
     return output;
   }
 
@@ -115,11 +115,11 @@ TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) { m.impl("add_act", add_
 TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("add_act", add_act_autograd); }
 
 at::Tensor add_act_gradient(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
-                            const at::Tensor& inverse) {
+                            const at::Tensor& decode) {
   const int64_t channels = grad.size(1);
   const at::Tensor no_sums = at::zeros({2, channels}, grad.options().dtype(at::kFloat));
   const at::Tensor ones = at::ones({channels}, no_sums.options());
-  const auto numbers = std::get<0>(norm_act_gradients(no_sums, inverse, std::nullopt, ones, /*count=*/0));
+  const auto numbers = std::get<0>(norm_act_gradients(no_sums, decode, std::nullopt, ones, /*count=*/0));
   return norm_act_input_gradient(copies, grad, second_grad, numbers);
 }
 

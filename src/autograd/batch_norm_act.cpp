@@ -32,7 +32,7 @@ OptionalTensor if_defined(const OptionalTensor& tensor) {
 struct Normalized {
   at::Tensor y;  ///< matrix
   at::Tensor packed;
-  at::Tensor inverse;
+  at::Tensor decode;
   at::Tensor rstd;
 };
 
@@ -43,14 +43,14 @@ Normalized normalize(const at::Tensor& input, const OptionalTensor& weight, cons
   const ActivationFunction function = packing.derivative.function;
   const bool has_kink =
       function == ActivationFunction::kLeakyReLU ? slope != 1.0 : function == ActivationFunction::kReLU6;
-  auto [channels, inverse, rstd] =
+  auto [channels, decode, rstd] =
       statistics.training
           ? batch_norm_channels(x, in_float(weight), in_float(bias), if_defined(statistics.running_mean),
                                 if_defined(statistics.running_var), {}, statistics.momentum, statistics.eps, has_kink)
           : norm_act_channels(*in_float(statistics.running_mean), *in_float(statistics.running_var), in_float(weight),
                               in_float(bias), statistics.eps, has_kink);
   auto [y, packed] = norm_act(x, std::nullopt, channels, slope, packing, rng_state);
-  return {std::move(y), std::move(packed), std::move(inverse), std::move(rstd)};
+  return {std::move(y), std::move(packed), std::move(decode), std::move(rstd)};
 }
 
 at::Tensor without_copies(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
@@ -70,7 +70,7 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
     const at::AutoDispatchBelowADInplaceOrView guard;
     const Normalized normalized =
         normalize(input, weight, bias, statistics, slope, packing, state_for(rng_state, input));
-    ctx->save_for_backward({normalized.packed, normalized.inverse, normalized.rstd, weight.value_or(at::Tensor())});
+    ctx->save_for_backward({normalized.packed, normalized.decode, normalized.rstd, weight.value_or(at::Tensor())});
     auto& data = ctx->saved_data;
     save_parameter_presence(ctx, weight.has_value(), bias.has_value());
     data["training"] = statistics.training;
@@ -79,7 +79,7 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
     save_derivative(ctx, packing.derivative);
     at::Tensor output = from_matrix(normalized.y, input.sym_sizes());
     if (gives_output(packing.derivative.function)) {
-      share_copy(output, {normalized.packed, normalized.inverse, slope, packing.bits, packing.derivative});
+      share_copy(output, {normalized.packed, normalized.decode, slope, packing.bits, packing.derivative});
     }
     return output;
   }

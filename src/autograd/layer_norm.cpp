@@ -81,12 +81,12 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
     // Torch gives it on CUDA only.
     const at::Tensor norm = at::linalg_vector_norm(input, 2, last_dimensions(normalized_shape.size()),
                                                    /*keepdim=*/true, /*dtype=*/at::kFloat);
-    const at::Tensor inverse = norm.square()
-                                   .div(c10::Scalar(element_count(normalized_shape.vec())))
-                                   .add(eps.value_or(std::numeric_limits<float>::epsilon()))
-                                   .rsqrt();
+    const at::Tensor decode = norm.square()
+                                  .div(c10::Scalar(element_count(normalized_shape.vec())))
+                                  .add(eps.value_or(std::numeric_limits<float>::epsilon()))
+                                  .rsqrt();
     save_normalization(
-        ctx, {.input = input, .weight = weight.value_or(at::Tensor()), .bias = {}, .mean = {}, .rstd = inverse},
+        ctx, {.input = input, .weight = weight.value_or(at::Tensor()), .bias = {}, .mean = {}, .rstd = decode},
         weight.has_value(), /*has_bias=*/false, quantization, rng_state);
     ctx->saved_data["normalized_shape"] = normalized_shape.vec();
     return output;

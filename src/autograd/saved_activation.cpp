@@ -99,7 +99,7 @@ SavedActivation save_activation(torch::autograd::AutogradContext* ctx, const at:
   data["bits"] = shared->bits;
   data["slope"] = shared->slope;
   save_derivative(ctx, shared->derivative);
-  return {shared->packed, shared->inverse};
+  return {shared->packed, shared->decode};
 }
 
 at::Tensor saved_activation(torch::autograd::AutogradContext* ctx, const SavedActivation& saved) {

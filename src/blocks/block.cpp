@@ -199,7 +199,7 @@ KnownCopies known_copies(const Plan& plan, const std::vector<at::Tensor>& inputs
                                 .bits = copy->bits,
                                 .slope = copy->slope,
                                 .derivative = copy->derivative}});
-      known.tensors.insert(known.tensors.end(), {copy->packed, copy->inverse});
+      known.tensors.insert(known.tensors.end(), {copy->packed, copy->decode});
     }
   }
   return known;

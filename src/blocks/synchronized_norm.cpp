@@ -42,16 +42,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> synchronized_channels(const Batch
 
 /// What is summed are the gradients of weight and bias, as by `sync_batch_norm`: they do not depend on how a rank keeps
 /// its copies, s.
-at::Tensor synchronized_gradients(const BatchNorm& norm, const at::Tensor& inverse, const at::Tensor& deviation,
+at::Tensor synchronized_gradients(const BatchNorm& norm, const at::Tensor& decode, const at::Tensor& rstd,
                                   const at::Tensor& rows, const std::optional<at::Tensor>& weight,
                                   const at::Tensor& grad_weight, const at::Tensor& grad_bias) {
   const at::Tensor sums = distributed_sum(kSynchronizedNormName, at::cat({grad_bias, grad_weight}), *norm.group_name);
   const auto expectations = sums.div_(rows).chunk(2);
   // E[dz x-hat] as E[dz s]: x-hat = p s + q.
-  const at::Tensor p = inverse.select(1, 0);
-  const at::Tensor q = inverse.select(1, 1);
+  const at::Tensor p = decode.select(1, 0);
+  const at::Tensor q = decode.select(1, 1);
   const at::Tensor of_copies = (expectations[1] - q * expectations[0]) / p;
-  return std::get<0>(norm_act_gradients(at::stack({expectations[0], of_copies}), inverse, weight, deviation,
+  return std::get<0>(norm_act_gradients(at::stack({expectations[0], of_copies}), decode, weight, rstd,
                                         /*count=*/1));
 }
 

@@ -20,7 +20,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> synchronized_channels(const Batch
                                                                      at::Tensor& rows);
 
 /// `NormActGradient` [C, 4] of all ranks' rows, from the gradients of weight and bias, float32 [C], of this rank's.
-at::Tensor synchronized_gradients(const BatchNorm& norm, const at::Tensor& inverse, const at::Tensor& deviation,
+at::Tensor synchronized_gradients(const BatchNorm& norm, const at::Tensor& decode, const at::Tensor& rstd,
                                   const at::Tensor& rows, const std::optional<at::Tensor>& weight,
                                   const at::Tensor& grad_weight, const at::Tensor& grad_bias);
 

@@ -167,11 +167,11 @@ cudaError_t channel_moments(const void* x, ElementType type, const SplitLayout<i
 }
 
 cudaError_t batch_norm_channels(const void* x, ElementType type, const SplitLayout<int64_t>& layout, float* scratch,
-                                const BatchStatistics& statistics, NormActChannel* forward, DecodeMap* inverse,
+                                const BatchStatistics& statistics, NormActChannel* forward, DecodeMap* decode,
                                 float* rstd, cudaStream_t stream) {
   const auto rows = static_cast<double>(layout.rows);
   const StoreBatchChannels store{
-      {statistics.weight, statistics.bias, statistics.eps, statistics.has_kink, forward, inverse, rstd},
+      {statistics.weight, statistics.bias, statistics.eps, statistics.has_kink, forward, decode, rstd},
       statistics,
       static_cast<float>(rows / (rows - 1.0))};
   return find_moments(x, type, layout, scratch, statistics.batches, store, stream);

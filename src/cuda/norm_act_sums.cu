@@ -127,7 +127,7 @@ cudaError_t norm_act_sums_and_gradients(const NormActBackward& backward, const N
                                         float* scratch, NormActGradient* gradients, float* grad_weight,
                                         float* grad_bias, cudaStream_t stream) {
   const StoreGradients store{channels, gradients, grad_weight, grad_bias};
-  return add_up(backward, channels.inverse, scratch, store, stream);
+  return add_up(backward, channels.decode, scratch, store, stream);
 }
 
 }  // namespace actnn::cuda

@@ -36,7 +36,7 @@ struct StoreChannels {
   float eps;
   bool has_kink;
   NormActChannel* forward;
-  DecodeMap* inverse;
+  DecodeMap* decode;
   float* rstd;
 
   struct Known {
@@ -51,7 +51,7 @@ struct StoreChannels {
     const float own_rstd = 1.0F / __fsqrt_rn(variance + eps);
     rstd[channel] = own_rstd;
     forward[channel] = forward_channel(mean, own_rstd, known.weight, known.bias, has_kink);
-    inverse[channel] = decode_map(known.weight, known.bias, has_kink);
+    decode[channel] = decode_map(known.weight, known.bias, has_kink);
   }
 };
 
@@ -93,18 +93,18 @@ struct StoreGradients {
   float* grad_bias;
 
   struct Known {
-    DecodeMap inverse;
+    DecodeMap decode;
     float weight;
     float rstd;
   };
   __device__ Known known(int64_t channel) const {
-    return {channels.inverse[channel], value_or(channels.weight, channel, 1.0F), channels.rstd[channel]};
+    return {channels.decode[channel], value_or(channels.weight, channel, 1.0F), channels.rstd[channel]};
   }
 
   __device__ void operator()(int64_t channel, const Known& known, float sum, float copy_sum) const {
     const float share = channels.count > 0 ? 1.0F / static_cast<float>(channels.count) : 0.0F;
-    gradients[channel] = gradient_channel(known.inverse, known.weight, known.rstd, sum * share, copy_sum * share);
-    grad_weight[channel] = weight_gradient(known.inverse, sum, copy_sum);
+    gradients[channel] = gradient_channel(known.decode, known.weight, known.rstd, sum * share, copy_sum * share);
+    grad_weight[channel] = weight_gradient(known.decode, sum, copy_sum);
     grad_bias[channel] = sum;
   }
 };

@@ -47,7 +47,7 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def(
       "batch_norm_channels(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
       "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, float? momentum, float eps, bool has_bend) -> "
-      "(Tensor channels, Tensor inverse, Tensor inverse_deviation)",
+      "(Tensor channels, Tensor decode, Tensor rstd)",
       {at::Tag::pt2_compliant_tag});
 }
 

@@ -56,7 +56,7 @@ ThreeTensors channels_cpu(const at::Tensor& mean, const at::Tensor& variance, co
   check_norm_act_channels(mean, variance, weight, bias);
   const int64_t count = mean.size(0);
   at::Tensor channels = per_channel(mean, count, kNormActChannel);
-  at::Tensor inverse = per_channel(mean, count, kDecodeMap);
+  at::Tensor decode = per_channel(mean, count, kDecodeMap);
   at::Tensor rstd = per_channel(mean, count);
   for (int64_t c = 0; c < count; ++c) {
     const float w = weight ? weight->const_data_ptr<float>()[c] : 1.0F;
@@ -65,23 +65,23 @@ ThreeTensors channels_cpu(const at::Tensor& mean, const at::Tensor& variance, co
     rstd.mutable_data_ptr<float>()[c] = 1.0F / deviation;
     mutable_rows_as<NormActChannel>(channels)[c] =
         forward_channel(mean.const_data_ptr<float>()[c], 1.0F / deviation, w, b, has_kink);
-    mutable_rows_as<DecodeMap>(inverse)[c] = decode_map(w, b, has_kink);
+    mutable_rows_as<DecodeMap>(decode)[c] = decode_map(w, b, has_kink);
   }
-  return {channels, inverse, rstd};
+  return {channels, decode, rstd};
 }
 
 TwoTensors sum_channels_cpu(const OptionalTensor& channels, const at::Tensor& like) {
   check_sum_channels(channels, like);
   const int64_t count = channels_of(like);
   at::Tensor forward = per_channel(like, count, kNormActChannel);
-  at::Tensor inverse = per_channel(like, count, kDecodeMap);
+  at::Tensor decode = per_channel(like, count, kDecodeMap);
   for (int64_t c = 0; c < count; ++c) {
     const auto* norm = channels ? &rows_as<NormActChannel>(*channels)[c] : nullptr;
     mutable_rows_as<NormActChannel>(forward)[c] =
         norm ? sum_channel(norm->z_scale, norm->z_shift) : sum_channel(1.0F, 0.0F);
-    mutable_rows_as<DecodeMap>(inverse)[c] = sum_decode_map();
+    mutable_rows_as<DecodeMap>(decode)[c] = sum_decode_map();
   }
-  return {forward, inverse};
+  return {forward, decode};
 }
 
 TwoTensors norm_act_cpu(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
@@ -126,9 +126,9 @@ cpu::NormActBackward backward_of(const NormActCopies& copies, const at::Tensor& 
 
 template <class... Arguments>
 at::Tensor sums_cpu(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                    const at::Tensor& inverse, Arguments... arguments) {
+                    const at::Tensor& decode, Arguments... arguments) {
   const NormActCopies given = copies_of(kSums, packed, arguments...);
-  const ElementType type = check_norm_act_sums(given, grad, second_grad, inverse);
+  const ElementType type = check_norm_act_sums(given, grad, second_grad, decode);
   const NormActCopies copies = with_sides(given, split_layout(grad));
   const cpu::NormActBackward backward = backward_of(copies, grad, second_grad, type);
   const Layout& layout = backward.layout;
@@ -138,7 +138,7 @@ at::Tensor sums_cpu(const OptionalTensor& packed, const at::Tensor& grad, const 
   at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
     for (int64_t part = first; part < last; ++part) {
       double* of_part = sums.data() + 2 * part * layout.channels;
-      cpu::norm_act_sums(backward, rows_as<DecodeMap>(inverse), part * part_blocks,
+      cpu::norm_act_sums(backward, rows_as<DecodeMap>(decode), part * part_blocks,
                          std::min((part + 1) * part_blocks, layout.row_blocks()), of_part, of_part + layout.channels);
     }
   });
@@ -147,21 +147,21 @@ at::Tensor sums_cpu(const OptionalTensor& packed, const at::Tensor& grad, const 
     std::transform(joint_sums.begin(), joint_sums.end(), sums.begin() + 2 * part * layout.channels, joint_sums.begin(),
                    std::plus<>());
   }
-  at::Tensor result = at::empty({2, layout.channels}, inverse.options());
+  at::Tensor result = at::empty({2, layout.channels}, decode.options());
   std::copy(joint_sums.begin(), joint_sums.end(), result.mutable_data_ptr<float>());
   return result;
 }
 
-ThreeTensors gradients_cpu(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
+ThreeTensors gradients_cpu(const at::Tensor& sums, const at::Tensor& decode, const OptionalTensor& weight,
                            const at::Tensor& rstd, int64_t count) {
-  check_norm_act_gradients(sums, inverse, weight, rstd);
+  check_norm_act_gradients(sums, decode, weight, rstd);
   const int64_t channels = rstd.size(0);
   at::Tensor gradients = per_channel(sums, channels, kNormActGradient);
   at::Tensor grad_weight = per_channel(sums, channels);
   at::Tensor grad_bias = per_channel(sums, channels);
   const auto* sum = sums.const_data_ptr<float>();
   for (int64_t c = 0; c < channels; ++c) {
-    const DecodeMap& map = rows_as<DecodeMap>(inverse)[c];
+    const DecodeMap& map = rows_as<DecodeMap>(decode)[c];
     const float w = weight ? weight->const_data_ptr<float>()[c] : 1.0F;
     const float share = count > 0 ? 1.0F / static_cast<float>(count) : 0.0F;
     mutable_rows_as<NormActGradient>(gradients)[c] =
@@ -189,16 +189,16 @@ void input_gradient_out_cpu(const OptionalTensor& packed, const at::Tensor& grad
       });
 }
 
-at::Tensor output_cpu(const at::Tensor& packed, const at::Tensor& inverse, int64_t rows, at::ScalarType dtype,
+at::Tensor output_cpu(const at::Tensor& packed, const at::Tensor& decode, int64_t rows, at::ScalarType dtype,
                       double slope, int64_t bits, c10::string_view activation, int64_t derivative_bits) {
   const PackedDerivative derivative = packed_derivative(kOutput, activation, derivative_bits);
-  const ElementType type = check_norm_act_output(packed, inverse, rows, dtype, bits, derivative);
-  at::Tensor y = at::empty({rows, inverse.size(0)}, packed.options().dtype(dtype));
+  const ElementType type = check_norm_act_output(packed, decode, rows, dtype, bits, derivative);
+  at::Tensor y = at::empty({rows, decode.size(0)}, packed.options().dtype(dtype));
   const cpu::NormActBackward backward =
       backward_of({.packed = packed, .slope = slope, .bits = bits, .derivative = derivative}, y, std::nullopt, type);
   at::parallel_for(0, backward.layout.groups(), parallel_grain(kSplitLanes * kLaneRows * kOctet),
                    [&](int64_t first, int64_t last) {
-                     cpu::norm_act_output(backward, rows_as<DecodeMap>(inverse), y.mutable_data_ptr(), first, last);
+                     cpu::norm_act_output(backward, rows_as<DecodeMap>(decode), y.mutable_data_ptr(), first, last);
                    });
   return y;
 }
@@ -235,9 +235,9 @@ TwoTensors norm_act_meta(const at::Tensor& input, const OptionalTensor& residual
 
 template <class... Arguments>
 at::Tensor sums_meta(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                     const at::Tensor& inverse, Arguments... arguments) {
-  check_norm_act_sums(copies_of(kSums, packed, arguments...), grad, second_grad, inverse);
-  return at::empty({2, inverse.size(0)}, inverse.options());
+                     const at::Tensor& decode, Arguments... arguments) {
+  check_norm_act_sums(copies_of(kSums, packed, arguments...), grad, second_grad, decode);
+  return at::empty({2, decode.size(0)}, decode.options());
 }
 
 void input_gradient_out_meta(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
@@ -262,25 +262,25 @@ at::Tensor input_gradient(const OptionalTensor& packed, const at::Tensor& grad, 
 
 // The dispatcher passes symbolic integers by value.
 // NOLINTBEGIN(performance-unnecessary-value-param)
-ThreeTensors gradients_meta(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
+ThreeTensors gradients_meta(const at::Tensor& sums, const at::Tensor& decode, const OptionalTensor& weight,
                             const at::Tensor& rstd, c10::SymInt /*count*/) {
-  check_norm_act_gradients(sums, inverse, weight, rstd);
+  check_norm_act_gradients(sums, decode, weight, rstd);
   const int64_t channels = rstd.size(0);
   return {per_channel(sums, channels, kNormActGradient), per_channel(sums, channels), per_channel(sums, channels)};
 }
 
 template <class... Arguments>
 ThreeTensors sums_and_gradients(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                                const at::Tensor& inverse, const OptionalTensor& weight, const at::Tensor& rstd,
+                                const at::Tensor& decode, const OptionalTensor& weight, const at::Tensor& rstd,
                                 c10::SymInt count, Arguments... arguments) {
-  const at::Tensor sums = norm_act_sums(copies_of(kSums, packed, arguments...), grad, second_grad, inverse);
-  return norm_act_gradients(sums, inverse, weight, rstd, count);
+  const at::Tensor sums = norm_act_sums(copies_of(kSums, packed, arguments...), grad, second_grad, decode);
+  return norm_act_gradients(sums, decode, weight, rstd, count);
 }
 
-at::Tensor output_meta(const at::Tensor& packed, const at::Tensor& inverse, c10::SymInt rows, at::ScalarType dtype,
+at::Tensor output_meta(const at::Tensor& packed, const at::Tensor& decode, c10::SymInt rows, at::ScalarType dtype,
                        double /*slope*/, int64_t bits, c10::string_view activation, int64_t derivative_bits) {
-  check_norm_act_output(packed, inverse, rows, dtype, bits, packed_derivative(kOutput, activation, derivative_bits));
-  return at::empty_symint({rows, inverse.sym_size(0)}, packed.options().dtype(dtype));
+  check_norm_act_output(packed, decode, rows, dtype, bits, packed_derivative(kOutput, activation, derivative_bits));
+  return at::empty_symint({rows, decode.sym_size(0)}, packed.options().dtype(dtype));
 }
 
 // NOLINTEND(performance-unnecessary-value-param)
@@ -291,27 +291,26 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def("channel_moments(Tensor input) -> (Tensor mean, Tensor variance)", {at::Tag::pt2_compliant_tag});
   m.def(
       "norm_act_channels(Tensor mean, Tensor variance, Tensor? weight, Tensor? bias, float eps, bool has_bend) -> "
-      "(Tensor channels, Tensor inverse, Tensor inverse_deviation)",
+      "(Tensor channels, Tensor decode, Tensor rstd)",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "norm_act(Tensor input, Tensor? residual, Tensor channels, float slope, int bits=4, bool keeps_below=True, "
       "bool stochastic=True, Tensor(a!)? rng_state=None, str activation='leaky_relu', int derivative_bits=0) -> "
       "(Tensor y, Tensor packed)",
       {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
-  m.def(("norm_act_sums(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor inverse, " + kCopiesSchema +
+  m.def(("norm_act_sums(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor decode, " + kCopiesSchema +
          ") -> Tensor")
             .c_str(),
         {at::Tag::pt2_compliant_tag});
-  m.def("sum_channels(Tensor? channels, Tensor like) -> (Tensor channels, Tensor inverse)",
+  m.def("sum_channels(Tensor? channels, Tensor like) -> (Tensor channels, Tensor decode)",
+        {at::Tag::pt2_compliant_tag});
+  m.def(("norm_act_sums_and_gradients(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor decode, Tensor? weight, "
+         "Tensor rstd, SymInt count, " +
+         kCopiesSchema + ") -> (Tensor gradients, Tensor grad_weight, Tensor grad_bias)")
+            .c_str(),
         {at::Tag::pt2_compliant_tag});
   m.def(
-      ("norm_act_sums_and_gradients(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor inverse, Tensor? weight, "
-       "Tensor inverse_deviation, SymInt count, " +
-       kCopiesSchema + ") -> (Tensor gradients, Tensor grad_weight, Tensor grad_bias)")
-          .c_str(),
-      {at::Tag::pt2_compliant_tag});
-  m.def(
-      "norm_act_gradients(Tensor sums, Tensor inverse, Tensor? weight, Tensor inverse_deviation, SymInt count) -> "
+      "norm_act_gradients(Tensor sums, Tensor decode, Tensor? weight, Tensor rstd, SymInt count) -> "
       "(Tensor gradients, Tensor grad_weight, Tensor grad_bias)",
       {at::Tag::pt2_compliant_tag});
   m.def(("norm_act_input_gradient(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor gradients, " +
@@ -324,7 +323,7 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
       "Tensor(b!)? grad_sum, str activation='leaky_relu', int derivative_bits=0) -> ()",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "norm_act_output(Tensor packed, Tensor inverse, SymInt rows, ScalarType dtype, float slope, int bits, "
+      "norm_act_output(Tensor packed, Tensor decode, SymInt rows, ScalarType dtype, float slope, int bits, "
       "str activation='leaky_relu', int derivative_bits=0) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }
@@ -392,17 +391,17 @@ TwoTensors norm_act(const at::Tensor& input, const OptionalTensor& residual, con
 }
 
 at::Tensor norm_act_sums(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
-                         const at::Tensor& inverse) {
+                         const at::Tensor& decode) {
   static const auto kOp = find_op<SumsSignature>(kSums);
-  return call_with_copies(kOp, copies, grad, second_grad, inverse);
+  return call_with_copies(kOp, copies, grad, second_grad, decode);
 }
 
 ThreeTensors norm_act_sums_and_gradients(const NormActCopies& copies, const at::Tensor& grad,
-                                         const OptionalTensor& second_grad, const at::Tensor& inverse,
+                                         const OptionalTensor& second_grad, const at::Tensor& decode,
                                          const OptionalTensor& weight, const at::Tensor& rstd,
                                          const c10::SymInt& count) {
   static const auto kOp = find_op<SumsAndGradientsSignature>("actnn::norm_act_sums_and_gradients");
-  return call_with_copies(kOp, copies, grad, second_grad, inverse, weight, rstd, count);
+  return call_with_copies(kOp, copies, grad, second_grad, decode, weight, rstd, count);
 }
 
 TwoTensors sum_channels(const OptionalTensor& channels, const at::Tensor& like) {
@@ -410,11 +409,11 @@ TwoTensors sum_channels(const OptionalTensor& channels, const at::Tensor& like) 
   return kOp.call(channels, like);
 }
 
-ThreeTensors norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
+ThreeTensors norm_act_gradients(const at::Tensor& sums, const at::Tensor& decode, const OptionalTensor& weight,
                                 const at::Tensor& rstd, const c10::SymInt& count) {
   static const auto kOp = find_op<ThreeTensors(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
                                                const at::Tensor&, c10::SymInt)>("actnn::norm_act_gradients");
-  return kOp.call(sums, inverse, weight, rstd, count);
+  return kOp.call(sums, decode, weight, rstd, count);
 }
 
 at::Tensor norm_act_input_gradient(const NormActCopies& copies, const at::Tensor& grad,
@@ -434,11 +433,11 @@ void norm_act_input_gradient_out(const NormActCopies& copies, const at::Tensor& 
            copies.derivative.bits);
 }
 
-at::Tensor norm_act_output(const at::Tensor& packed, const at::Tensor& inverse, const c10::SymInt& rows,
+at::Tensor norm_act_output(const at::Tensor& packed, const at::Tensor& decode, const c10::SymInt& rows,
                            at::ScalarType dtype, double slope, int64_t bits, const PackedDerivative& derivative) {
   static const auto kOp = find_op<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, at::ScalarType, double,
                                              int64_t, c10::string_view, int64_t)>("actnn::norm_act_output");
-  return kOp.call(packed, inverse, rows, dtype, slope, bits, name_of(derivative.function), derivative.bits);
+  return kOp.call(packed, decode, rows, dtype, slope, bits, name_of(derivative.function), derivative.bits);
 }
 
 }  // namespace actnn

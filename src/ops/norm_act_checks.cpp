@@ -173,18 +173,18 @@ ElementType check_norm_add_act(const at::Tensor& input, const at::Tensor& residu
 }
 
 ElementType check_norm_act_sums(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
-                                const at::Tensor& inverse) {
-  return check_gradient(kSums, copies, grad, second_grad, inverse, kDecodeMap);
+                                const at::Tensor& decode) {
+  return check_gradient(kSums, copies, grad, second_grad, decode, kDecodeMap);
 }
 
-void check_norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
+void check_norm_act_gradients(const at::Tensor& sums, const at::Tensor& decode, const OptionalTensor& weight,
                               const at::Tensor& rstd) {
-  TORCH_CHECK_VALUE(rstd.dim() == 1, kGradients, ": inverse_deviation must be 1-D, got shape ", rstd.sym_sizes());
+  TORCH_CHECK_VALUE(rstd.dim() == 1, kGradients, ": rstd must be 1-D, got shape ", rstd.sym_sizes());
   const c10::SymInt channels = rstd.sym_size(0);
   const c10::Device device = rstd.device();
-  check_floats(kGradients, "inverse_deviation", rstd, {channels}, device);
+  check_floats(kGradients, "rstd", rstd, {channels}, device);
   check_floats(kGradients, "sums", sums, {2, channels}, device);
-  check_floats(kGradients, "inverse", inverse, {channels, kDecodeMap}, device);
+  check_floats(kGradients, "decode", decode, {channels, kDecodeMap}, device);
   check_floats(kGradients, "weight", weight, {channels}, device);
 }
 
@@ -196,7 +196,7 @@ ElementType check_norm_act_input_gradient(const NormActCopies& copies, const at:
   return check_gradient(kInputGradient, copies, grad, second_grad, gradients, kNormActGradient);
 }
 
-ElementType check_norm_act_output(const at::Tensor& packed, const at::Tensor& inverse, const c10::SymInt& rows,
+ElementType check_norm_act_output(const at::Tensor& packed, const at::Tensor& decode, const c10::SymInt& rows,
                                   at::ScalarType dtype, int64_t bits, const PackedDerivative& derivative) {
   TORCH_CHECK_VALUE(rows >= 0, kOutput, ": rows must not be negative, got ", rows);
   TORCH_CHECK_VALUE(gives_output(derivative.function), kOutput,
@@ -204,7 +204,7 @@ ElementType check_norm_act_output(const at::Tensor& packed, const at::Tensor& in
                     name_of(derivative.function));
   check_split_bits(kOutput, bits);
   check_packed_derivative(kOutput, derivative, bits);
-  check_copies(kOutput, packed, inverse, kDecodeMap, rows, bits + derivative.bits);
+  check_copies(kOutput, packed, decode, kDecodeMap, rows, bits + derivative.bits);
   return check_element_type(kOutput, dtype);
 }
 

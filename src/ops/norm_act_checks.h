@@ -43,14 +43,14 @@ ElementType check_batch_norm_channels(const at::Tensor& input, const OptionalTen
                                       const OptionalTensor& running_mean, const OptionalTensor& running_var,
                                       const OptionalTensor& num_batches_tracked, std::optional<double> momentum);
 ElementType check_norm_act_sums(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
-                                const at::Tensor& inverse);
-void check_norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
+                                const at::Tensor& decode);
+void check_norm_act_gradients(const at::Tensor& sums, const at::Tensor& decode, const OptionalTensor& weight,
                               const at::Tensor& rstd);
 ElementType check_norm_act_input_gradient(const NormActCopies& copies, const at::Tensor& grad,
                                           const OptionalTensor& second_grad, const at::Tensor& gradients,
                                           const OptionalTensor& grad_input = std::nullopt,
                                           const OptionalTensor& grad_sum = std::nullopt);
-ElementType check_norm_act_output(const at::Tensor& packed, const at::Tensor& inverse, const c10::SymInt& rows,
+ElementType check_norm_act_output(const at::Tensor& packed, const at::Tensor& decode, const c10::SymInt& rows,
                                   at::ScalarType dtype, int64_t bits, const PackedDerivative& derivative);
 
 /// `batch_norm_channels` by the ops for its parts, on every device.

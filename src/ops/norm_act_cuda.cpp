@@ -52,7 +52,7 @@ ThreeTensors channels_cuda(const at::Tensor& mean, const at::Tensor& variance, c
   const c10::cuda::CUDAGuard guard(mean.device());
   const int64_t count = mean.size(0);
   at::Tensor channels = per_channel(mean, count, kNormActChannel);
-  at::Tensor inverse = per_channel(mean, count, kDecodeMap);
+  at::Tensor decode = per_channel(mean, count, kDecodeMap);
   at::Tensor rstd = per_channel(mean, count);
   check_launch(cuda::norm_act_channels({.mean = mean.const_data_ptr<float>(),
                                         .variance = variance.const_data_ptr<float>(),
@@ -61,9 +61,9 @@ ThreeTensors channels_cuda(const at::Tensor& mean, const at::Tensor& variance, c
                                         .eps = static_cast<float>(eps),
                                         .has_kink = has_kink,
                                         .channels = count},
-                                       mutable_rows_as<NormActChannel>(channels), mutable_rows_as<DecodeMap>(inverse),
+                                       mutable_rows_as<NormActChannel>(channels), mutable_rows_as<DecodeMap>(decode),
                                        rstd.mutable_data_ptr<float>(), current_stream()));
-  return {channels, inverse, rstd};
+  return {channels, decode, rstd};
 }
 
 TwoTensors sum_channels_cuda(const OptionalTensor& norm, const at::Tensor& like) {
@@ -71,11 +71,11 @@ TwoTensors sum_channels_cuda(const OptionalTensor& norm, const at::Tensor& like)
   const c10::cuda::CUDAGuard guard(like.device());
   const int64_t count = like.size(1);
   at::Tensor channels = per_channel(like, count, kNormActChannel);
-  at::Tensor inverse = per_channel(like, count, kDecodeMap);
+  at::Tensor decode = per_channel(like, count, kDecodeMap);
   check_launch(cuda::sum_channels(norm ? rows_as<NormActChannel>(*norm) : nullptr, count,
-                                  mutable_rows_as<NormActChannel>(channels), mutable_rows_as<DecodeMap>(inverse),
+                                  mutable_rows_as<NormActChannel>(channels), mutable_rows_as<DecodeMap>(decode),
                                   current_stream()));
-  return {channels, inverse};
+  return {channels, decode};
 }
 
 /// With running statistics in float32, as nearly all models have them; otherwise, the ops of each part do it.
@@ -96,7 +96,7 @@ ThreeTensors batch_norm_channels_cuda(const at::Tensor& input, const OptionalTen
   const Layout layout = split_layout(input);
   const at::Tensor scratch = scratch_for(layout, input);
   at::Tensor channels = per_channel(input, layout.channels, kNormActChannel);
-  at::Tensor inverse = per_channel(input, layout.channels, kDecodeMap);
+  at::Tensor decode = per_channel(input, layout.channels, kDecodeMap);
   at::Tensor rstd = per_channel(input, layout.channels);
   const auto mutable_floats = [](const OptionalTensor& tensor) {
     return tensor ? tensor->mutable_data_ptr<float>() : nullptr;
@@ -111,9 +111,9 @@ ThreeTensors batch_norm_channels_cuda(const at::Tensor& input, const OptionalTen
        .running_var = mutable_floats(running_var),
        .batches = num_batches_tracked ? num_batches_tracked->mutable_data_ptr<int64_t>() : nullptr,
        .momentum = static_cast<float>(momentum.value_or(-1.0))},
-      mutable_rows_as<NormActChannel>(channels), mutable_rows_as<DecodeMap>(inverse), rstd.mutable_data_ptr<float>(),
+      mutable_rows_as<NormActChannel>(channels), mutable_rows_as<DecodeMap>(decode), rstd.mutable_data_ptr<float>(),
       current_stream()));
-  return {channels, inverse, rstd};
+  return {channels, decode, rstd};
 }
 
 /// New tensors for the results of a forward, and its arguments.
@@ -212,24 +212,24 @@ NormActCopies aligned(NormActCopies copies) {
 
 template <class... Arguments>
 at::Tensor sums_cuda(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                     const at::Tensor& inverse, Arguments... arguments) {
+                     const at::Tensor& decode, Arguments... arguments) {
   const NormActCopies given = copies_of(kSums, packed, arguments...);
-  const ElementType type = check_norm_act_sums(given, grad, second_grad, inverse);
+  const ElementType type = check_norm_act_sums(given, grad, second_grad, decode);
   const c10::cuda::CUDAGuard guard(grad.device());
   const NormActCopies copies = aligned(given);
   const cuda::NormActBackward backward = backward_of(copies, grad, second_grad, type);
   const int64_t channels = backward.layout.channels;
   const at::Tensor scratch = scratch_for(backward.layout, grad);
-  at::Tensor sums = at::empty({2, channels}, inverse.options());
-  check_launch(cuda::norm_act_sums(backward, rows_as<DecodeMap>(inverse), scratch.mutable_data_ptr<float>(),
+  at::Tensor sums = at::empty({2, channels}, decode.options());
+  check_launch(cuda::norm_act_sums(backward, rows_as<DecodeMap>(decode), scratch.mutable_data_ptr<float>(),
                                    sums.mutable_data_ptr<float>(), sums.mutable_data_ptr<float>() + channels,
                                    current_stream()));
   return sums;
 }
 
-ThreeTensors gradients_cuda(const at::Tensor& sums, const at::Tensor& inverse, const OptionalTensor& weight,
+ThreeTensors gradients_cuda(const at::Tensor& sums, const at::Tensor& decode, const OptionalTensor& weight,
                             const at::Tensor& rstd, int64_t count) {
-  check_norm_act_gradients(sums, inverse, weight, rstd);
+  check_norm_act_gradients(sums, decode, weight, rstd);
   const c10::cuda::CUDAGuard guard(sums.device());
   const int64_t channels = rstd.size(0);
   at::Tensor gradients = per_channel(sums, channels, kNormActGradient);
@@ -237,7 +237,7 @@ ThreeTensors gradients_cuda(const at::Tensor& sums, const at::Tensor& inverse, c
   at::Tensor grad_bias = per_channel(sums, channels);
   check_launch(cuda::norm_act_gradients({.sums = sums.const_data_ptr<float>(),
                                          .copy_sums = sums.const_data_ptr<float>() + channels,
-                                         .inverse = rows_as<DecodeMap>(inverse),
+                                         .decode = rows_as<DecodeMap>(decode),
                                          .weight = floats_or_null(weight),
                                          .rstd = rstd.const_data_ptr<float>(),
                                          .count = count,
@@ -250,11 +250,11 @@ ThreeTensors gradients_cuda(const at::Tensor& sums, const at::Tensor& inverse, c
 
 template <class... Arguments>
 ThreeTensors sums_and_gradients_cuda(const OptionalTensor& packed, const at::Tensor& grad,
-                                     const OptionalTensor& second_grad, const at::Tensor& inverse,
+                                     const OptionalTensor& second_grad, const at::Tensor& decode,
                                      const OptionalTensor& weight, const at::Tensor& rstd, int64_t count,
                                      Arguments... arguments) {
   const NormActCopies given = copies_of(kSums, packed, arguments...);
-  const ElementType type = check_norm_act_sums(given, grad, second_grad, inverse);
+  const ElementType type = check_norm_act_sums(given, grad, second_grad, decode);
   check_norm_act_channels(rstd, rstd, weight, std::nullopt);
   const c10::cuda::CUDAGuard guard(grad.device());
   const NormActCopies copies = aligned(given);
@@ -266,7 +266,7 @@ ThreeTensors sums_and_gradients_cuda(const OptionalTensor& packed, const at::Ten
   at::Tensor grad_bias = per_channel(grad, channels);
   check_launch(cuda::norm_act_sums_and_gradients(
       backward,
-      {.inverse = rows_as<DecodeMap>(inverse),
+      {.decode = rows_as<DecodeMap>(decode),
        .weight = floats_or_null(weight),
        .rstd = rstd.const_data_ptr<float>(),
        .count = count},
@@ -290,14 +290,14 @@ void input_gradient_out_cuda(const OptionalTensor& packed, const at::Tensor& gra
                                              grad_sum ? grad_sum->mutable_data_ptr() : nullptr, current_stream()));
 }
 
-at::Tensor output_cuda(const at::Tensor& packed, const at::Tensor& inverse, int64_t rows, at::ScalarType dtype,
+at::Tensor output_cuda(const at::Tensor& packed, const at::Tensor& decode, int64_t rows, at::ScalarType dtype,
                        double slope, int64_t bits, c10::string_view activation, int64_t derivative_bits) {
   const PackedDerivative derivative = packed_derivative(kOutput, activation, derivative_bits);
-  const ElementType type = check_norm_act_output(packed, inverse, rows, dtype, bits, derivative);
+  const ElementType type = check_norm_act_output(packed, decode, rows, dtype, bits, derivative);
   const c10::cuda::CUDAGuard guard(packed.device());
   const NormActCopies copies = aligned({.packed = packed, .slope = slope, .bits = bits, .derivative = derivative});
-  at::Tensor y = at::empty({rows, inverse.size(0)}, packed.options().dtype(dtype));
-  check_launch(cuda::norm_act_output(backward_of(copies, y, std::nullopt, type), rows_as<DecodeMap>(inverse),
+  at::Tensor y = at::empty({rows, decode.size(0)}, packed.options().dtype(dtype));
+  check_launch(cuda::norm_act_output(backward_of(copies, y, std::nullopt, type), rows_as<DecodeMap>(decode),
                                      y.mutable_data_ptr(), current_stream()));
   return y;
 }

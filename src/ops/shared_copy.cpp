@@ -25,7 +25,7 @@ struct Entry {
   std::vector<int64_t> stride;
   int64_t version;
   WeakTensor packed;
-  WeakTensor inverse;
+  WeakTensor decode;
   double slope;
   int64_t bits;
   PackedDerivative derivative;
@@ -43,7 +43,7 @@ class SharedCopies {
                                          .stride = tensor.strides().vec(),
                                          .version = tensor._version(),
                                          .packed = WeakTensor(copy.packed.getIntrusivePtr()),
-                                         .inverse = WeakTensor(copy.inverse.getIntrusivePtr()),
+                                         .decode = WeakTensor(copy.decode.getIntrusivePtr()),
                                          .slope = copy.slope,
                                          .bits = copy.bits,
                                          .derivative = copy.derivative});
@@ -62,11 +62,11 @@ class SharedCopies {
       return std::nullopt;
     }
     auto packed = entry.packed.lock();
-    auto inverse = entry.inverse.lock();
-    if (!packed.defined() || !inverse.defined()) {
+    auto decode = entry.decode.lock();
+    if (!packed.defined() || !decode.defined()) {
       return std::nullopt;
     }
-    return SharedCopy{at::Tensor(std::move(packed)), at::Tensor(std::move(inverse)), entry.slope, entry.bits,
+    return SharedCopy{at::Tensor(std::move(packed)), at::Tensor(std::move(decode)), entry.slope, entry.bits,
                       entry.derivative};
   }
 
@@ -87,7 +87,7 @@ bool can_be_known(const at::Tensor& tensor) {
 /// The tensors of `tensor`'s copy, for those who count bytes; none without a copy.
 std::vector<at::Tensor> tensors_of_copy(const at::Tensor& tensor) {
   const std::optional<SharedCopy> copy = find_copy(tensor);
-  return copy ? std::vector{copy->packed, copy->inverse} : std::vector<at::Tensor>();
+  return copy ? std::vector{copy->packed, copy->decode} : std::vector<at::Tensor>();
 }
 
 }  // namespace
@@ -97,7 +97,7 @@ at::Tensor SharedCopy::decoded(c10::SymIntArrayRef size, at::ScalarType dtype) c
   for (size_t dimension = 0; dimension < size.size(); ++dimension) {
     rows = dimension == 1 ? rows : rows * size[dimension];
   }
-  return from_matrix(norm_act_output(packed, inverse, rows, dtype, slope, bits, derivative), size);
+  return from_matrix(norm_act_output(packed, decode, rows, dtype, slope, bits, derivative), size);
 }
 
 void share_copy(const at::Tensor& tensor, const SharedCopy& copy) {

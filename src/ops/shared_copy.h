@@ -16,7 +16,7 @@ namespace actnn {
 /// A sign-split copy (core/sign_split.h) of a tensor whose channels are its second dimension.
 struct SharedCopy {
   at::Tensor packed;
-  at::Tensor inverse;  ///< from the copy to the tensor: `DecodeMap` [C, 5]
+  at::Tensor decode;  ///< from the copy to the tensor: `DecodeMap` [C, 5]
   double slope;
   int64_t bits;
   PackedDerivative derivative = {};

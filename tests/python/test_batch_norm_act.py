@@ -59,23 +59,23 @@ def test_the_result_is_channels_last(memory_format):
 
 
 def passes(x, weight, bias, slope, bits, state):
-    """(matrix, packed, inverse) of a forward."""
+    """(matrix, packed, decode) of a forward."""
     matrix = x.movedim(1, -1).reshape(-1, x.shape[1]).contiguous()
     mean, var = ops.channel_moments(matrix)
-    channels, inverse, _ = ops.norm_act_channels(mean, var, weight, bias, 1e-5, slope != 1)
+    channels, decode, _ = ops.norm_act_channels(mean, var, weight, bias, 1e-5, slope != 1)
     _, packed = ops.norm_act(matrix, None, channels, slope, bits, True, True, state)
-    return matrix, packed, inverse
+    return matrix, packed, decode
 
 
-def copies(matrix, packed, inverse, bits):
+def copies(matrix, packed, decode, bits):
     """(side, x-hat) as kept, float64 from float32."""
-    plain = inverse.clone()
+    plain = decode.clone()
     plain[:, 2], plain[:, 3] = 1, 0  # z = s
     s = ops.norm_act_output(packed, plain, len(matrix), torch.float32, 1.0, bits).double()
-    sides = inverse.clone()
+    sides = decode.clone()
     sides[:, 2], sides[:, 3] = 0, 1  # z = 1 above, slope below
     side = ops.norm_act_output(packed, sides, len(matrix), torch.float32, 0.0, bits) == 1
-    return side, inverse[:, 0].double() * s + inverse[:, 1].double()
+    return side, decode[:, 0].double() * s + decode[:, 1].double()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -87,8 +87,8 @@ def test_gradients_are_those_of_the_copies(shape, slope, bits):
     y = ops.batch_norm_act(x, weight, bias, None, None, True, 0.1, 1e-5, slope, bits, True, rng())
     grad = torch.randn_like(y)
     actual = torch.autograd.grad(y, (x, weight, bias), grad)
-    matrix, packed, inverse = passes(x.detach(), weight.detach(), bias.detach(), slope, bits, rng())
-    side, normalized = copies(matrix, packed, inverse, bits)
+    matrix, packed, decode = passes(x.detach(), weight.detach(), bias.detach(), slope, bits, rng())
+    side, normalized = copies(matrix, packed, decode, bits)
     assert torch.equal(side, exact(matrix, weight, bias, 1.0) > 0) or slope == 1
     dy = grad.movedim(1, -1).reshape(matrix.shape).double()
     dz = torch.where(side, dy, slope * dy) if slope != 1 else dy
@@ -96,7 +96,7 @@ def test_gradients_are_those_of_the_copies(shape, slope, bits):
     centred = dz - dz.mean(0) - normalized * (dz * normalized).mean(0)
     wanted = weight.detach().double() / deviation * centred
     torch.testing.assert_close(actual[0].movedim(1, -1).reshape(matrix.shape).double(), wanted, rtol=1e-3, atol=1e-4)
-    scale = 1 + inverse[:, 1].abs().max().item()
+    scale = 1 + decode[:, 1].abs().max().item()
     torch.testing.assert_close(actual[1].double(), (dz * normalized).sum(0), rtol=1e-4, atol=1e-4 * scale)
     torch.testing.assert_close(actual[2].double(), dz.sum(0), rtol=1e-4, atol=1e-4)
 
@@ -206,13 +206,13 @@ def test_cuda_gives_the_bytes_of_the_cpu(shape, dtype, bits):
     }
     for actual, wanted in zip(of_channels["cuda"], of_channels["cpu"], strict=True):
         assert_same_bits(actual, wanted)
-    channels, inverse, _ = of_channels["cpu"]
+    channels, decode, _ = of_channels["cpu"]
     grad = torch.randn(shape, device="cpu").to(dtype)
     gradients = torch.randn(shape[1], 4, device="cpu")
-    gradients[:, 3] = inverse[:, 4]
+    gradients[:, 3] = decode[:, 4]
     results = {}
     for device in ("cpu", "cuda"):
-        tensors = [t.to(device) for t in (x, channels, inverse, grad, gradients)]
+        tensors = [t.to(device) for t in (x, channels, decode, grad, gradients)]
         y, packed = ops.norm_act(tensors[0], None, tensors[1], 0.1, bits, True, True, rng(device=device))
         results[device] = (
             *(y, packed, ops.norm_act_output(packed, tensors[2], len(x), dtype, 0.1, bits)),
@@ -237,8 +237,8 @@ def convolution(y, weight, **options):
 
 def decoded_result(x, bits):
     """The copy of the result of `normalized(x, bits, rng())`."""
-    matrix, packed, inverse = passes(x.detach(), None, None, 0.0, bits, rng())
-    y = ops.norm_act_output(packed, inverse, len(matrix), torch.float32, 0.0, bits)
+    matrix, packed, decode = passes(x.detach(), None, None, 0.0, bits, rng())
+    y = ops.norm_act_output(packed, decode, len(matrix), torch.float32, 0.0, bits)
     return y.view(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)
 
 

@@ -9,9 +9,10 @@ import weakref
 import actnn
 import pytest
 import torch
-from actnn.capture.call import PLACE, call_of
+from actnn.capture.call import COMPILED, PLACE, call_of
 from captured_models import Net, check_same, images, mlp, pair
 from configurations import eight_bits
+from saved_memory import saved_bytes
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -79,7 +80,8 @@ def test_nothing_of_the_model_changes():
     model(images()).sum().backward()
     assert list(model.modules()) == modules and list(model.state_dict()) == keys
     assert [type(module) for module in modules] == types
-    assert [set(vars(m)) - a for m, a in zip(modules, attributes, strict=True)] == [{PLACE}, set(), set(), set()]
+    added = [set(vars(module)) - before for module, before in zip(modules, attributes, strict=True)]
+    assert added == [{PLACE}, {COMPILED}, {COMPILED}, {COMPILED}]  # where torch has what a call leads to
     actnn.restore(model)
     assert [set(vars(module)) for module in modules] == attributes
 
@@ -125,9 +127,50 @@ def test_a_part_of_a_converted_model_may_be_converted():
     inner = actnn.convert(model[0])
     x = torch.randn(4, 8)
     assert torch.allclose(model(x), model[1](model[0](x)), atol=1e-5)
-    assert len(outer.graphs) == 1 and len(inner.graphs) == 1
+    assert [graph.programs[0].name for graph in outer.graphs] == ["(root)#0", "1#0 of graph 1"]
+    assert len(inner.graphs) == 1
     steps = {step for program in outer.graphs[0].programs for step in program.steps}
     assert "0.3" in steps and "0.0" not in steps and outer.graphs[0].outside[0].place == "0.0: linear"
+
+
+COPIES = {
+    "itself": lambda model: model,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_parts_that_are_called_by_themselves_have_blocks(name):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.head, self.frozen = mlp(), nn.Linear(8, 8), mlp()
+
+        def features(self, x):
+            return self.frozen(self.encoder(x))
+
+        def forward(self, x):
+            return self.head(self.features(x))
+
+    globals()["Model"] = Model
+    Model.__qualname__ = "Model"
+    exact = Model()
+    model = copy.deepcopy(exact)
+    actnn.convert(model, eight_bits(), skip=["frozen"])
+    model = COPIES[name](model)
+    record, x = call_of(model).record, torch.randn(64, 8)
+    check_same(exact.encoder, model.encoder, x)
+    assert [program.name for graph in record.graphs for program in graph.programs] == ["encoder#0"]
+    with torch.no_grad():
+        assert torch.allclose(model.features(x), exact.features(x), atol=1e-4)
+    assert saved_bytes(lambda: model.features(x))[0] < saved_bytes(lambda: exact.features(x))[0] / 1.5
+    kept = saved_bytes(lambda: model.head(x * 1))[0]
+    assert kept < x.nbytes / 2 and not record.fallback
+    check_same(exact, model, x)
+    actnn.restore(model)
+    assert not any({PLACE, COMPILED} & set(vars(module)) for module in model.modules())
+    assert saved_bytes(lambda: model.head(x * 1))[0] >= x.nbytes
 
 
 def test_skipped_modules_stay_exact():

@@ -55,17 +55,17 @@ def kept(x, weight, bias, activation, bits, derivative_bits, state):
     """(d, x-hat) as kept: gradients of z for gradients of 1, and what the input's gradient has of the copies."""
     matrix = x.movedim(1, -1).reshape(-1, x.shape[1]).contiguous()
     has_bend = activation == "relu6"
-    channels, inverse, _ = ops.norm_act_channels(*ops.channel_moments(matrix), weight, bias, 1e-5, has_bend)
+    channels, decode, _ = ops.norm_act_channels(*ops.channel_moments(matrix), weight, bias, 1e-5, has_bend)
     planes = planes_of(activation, derivative_bits)
     _, packed = ops.norm_act(matrix, None, channels, 1.0, bits, True, True, state, activation, planes)
     of_d, of_s = torch.zeros(2, x.shape[1], 4)
     of_d[:, 0], of_s[:, 1] = 1, 1
-    of_d[:, 3] = of_s[:, 3] = inverse[:, 4]
+    of_d[:, 3] = of_s[:, 3] = decode[:, 4]
     d, s = (
         ops.norm_act_input_gradient(packed, g, None, numbers, 1.0, bits, activation=activation, derivative_bits=planes)
         for g, numbers in ((torch.ones_like(matrix), of_d), (torch.zeros_like(matrix), of_s))
     )
-    return matrix, d.double(), (inverse[:, 0] * s + inverse[:, 1]).double()
+    return matrix, d.double(), (decode[:, 0] * s + decode[:, 1]).double()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -133,9 +133,9 @@ def test_a_convolution_reads_the_copy_of_relu6():
     y, actual = weight_gradient("relu6", {}, x, conv_weight, rng())
     matrix = x.detach().movedim(1, -1).reshape(-1, 16)
     bias = torch.full((16,), 3.0)
-    channels, inverse, _ = ops.norm_act_channels(*ops.channel_moments(matrix), None, bias, 1e-5, True)
+    channels, decode, _ = ops.norm_act_channels(*ops.channel_moments(matrix), None, bias, 1e-5, True)
     _, packed = ops.norm_act(matrix, None, channels, 1.0, 4, True, True, rng(), "relu6", 1)
-    copy = ops.norm_act_output(packed, inverse, len(matrix), torch.float32, 1.0, 4, "relu6", 1)
+    copy = ops.norm_act_output(packed, decode, len(matrix), torch.float32, 1.0, 4, "relu6", 1)
     copy = copy.view(2, 6, 6, 16).movedim(-1, 1)
     assert ((copy == 6) == (y == 6)).all() and ((copy == 0) | (y > 0)).all()
     z = F.conv2d(y, conv_weight, padding=1)
@@ -205,14 +205,14 @@ def test_cuda_gives_the_bytes_of_the_cpu(shape, dtype, activation):
     x = (torch.randn(shape, device="cpu") * 2 + 1).to(dtype)
     weight, bias = (p.detach().cpu() for p in parameters(shape[1]))
     moments = ops.channel_moments(x)
-    channels, inverse, _ = ops.norm_act_channels(*moments, weight, bias, 1e-5, activation == "relu6")
+    channels, decode, _ = ops.norm_act_channels(*moments, weight, bias, 1e-5, activation == "relu6")
     grad = torch.randn(shape, device="cpu").to(dtype)
     gradients = torch.randn(shape[1], 4, device="cpu")
-    gradients[:, 3] = inverse[:, 4]
+    gradients[:, 3] = decode[:, 4]
     kind = {"activation": activation, "derivative_bits": planes_of(activation, 5)}
     results, sums = {}, {}
     for device in ("cpu", "cuda"):
-        tensors = [t.to(device) for t in (x, channels, inverse, grad, gradients)]
+        tensors = [t.to(device) for t in (x, channels, decode, grad, gradients)]
         y, packed = ops.norm_act(tensors[0], None, tensors[1], 1.0, 4, True, True, rng(device=device), **kind)
         results[device] = [y, packed, ops.norm_act_input_gradient(packed, tensors[3], None, tensors[4], 1.0, 4, **kind)]
         if activation == "relu6":

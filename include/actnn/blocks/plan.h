@@ -38,7 +38,7 @@ enum class Layout : int8_t {
 struct CopyFormat {
   enum class Kind : int8_t {
     kPacked,  ///< one tensor, as `quantize`
-    kSplit,   ///< two: sign-split codes, and what leads from them to the value (ops/norm_act.h: packed, inverse)
+    kSplit,   ///< two: sign-split codes, and what leads from them to the value (ops/norm_act.h: packed, decode)
     kExact,   ///< one: the value
   };
   Kind kind = Kind::kPacked;

@@ -25,11 +25,11 @@ struct NormActChannels {
   int64_t channels;
 };
 
-cudaError_t norm_act_channels(const NormActChannels& of, NormActChannel* forward, DecodeMap* inverse, float* rstd,
+cudaError_t norm_act_channels(const NormActChannels& of, NormActChannel* forward, DecodeMap* decode, float* rstd,
                               cudaStream_t stream);
 
 /// For sums of a residual and a normalization by `norm`, or x itself if that is null.
-cudaError_t sum_channels(const NormActChannel* norm, int64_t channels, NormActChannel* forward, DecodeMap* inverse,
+cudaError_t sum_channels(const NormActChannel* norm, int64_t channels, NormActChannel* forward, DecodeMap* decode,
                          cudaStream_t stream);
 
 /// Batch normalization in training: what it knows of channels, and the running statistics that it updates.
@@ -47,7 +47,7 @@ struct BatchStatistics {
 /// `channel_moments` and `norm_act_channels` with one launch fewer. `layout.rows` is not 0; `scratch` as for
 /// `channel_moments`.
 cudaError_t batch_norm_channels(const void* x, ElementType type, const SplitLayout<int64_t>& layout, float* scratch,
-                                const BatchStatistics& statistics, NormActChannel* forward, DecodeMap* inverse,
+                                const BatchStatistics& statistics, NormActChannel* forward, DecodeMap* decode,
                                 float* rstd, cudaStream_t stream);
 
 /// `sums` and `copy_sums` as of `norm_act_sums`; `count`: rows that they are divided by for expectations, 0: these are
@@ -55,7 +55,7 @@ cudaError_t batch_norm_channels(const void* x, ElementType type, const SplitLayo
 struct NormActGradients {
   const float* sums;
   const float* copy_sums;
-  const DecodeMap* inverse;
+  const DecodeMap* decode;
   const float* weight;
   const float* rstd;
   int64_t count;
@@ -67,7 +67,7 @@ cudaError_t norm_act_gradients(const NormActGradients& of, NormActGradient* grad
 
 /// What backward needs of a normalization; `count` as of `NormActGradients`.
 struct NormalizedChannels {
-  const DecodeMap* inverse;
+  const DecodeMap* decode;
   const float* weight;
   const float* rstd;
   int64_t count;

@@ -22,7 +22,7 @@ namespace actnn {
 /// (mean, biased variance) of each channel of `input`, [rows, channels].
 std::tuple<at::Tensor, at::Tensor> channel_moments(const at::Tensor& input);
 
-/// What the passes need of a normalization: (channels: `NormActChannel` [C, 5], inverse: `DecodeMap` [C, 5], rstd: [C],
+/// What the passes need of a normalization: (channels: `NormActChannel` [C, 5], decode: `DecodeMap` [C, 5], rstd: [C],
 /// 1 / sqrt(variance + eps)). `weight` and `bias`: float32 [C], or none for 1 and 0. `has_kink`: whether an activation
 /// follows.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_act_channels(const at::Tensor& mean, const at::Tensor& variance,
@@ -60,7 +60,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_add_act(const at::Tensor& in
                                                             int64_t normalized_bits,
                                                             const std::optional<at::Tensor>& rng_state = std::nullopt);
 
-/// (channels, inverse, rstd) of `norm_act_channels` with the mean and variance of `input`, [rows, channels], and an
+/// (channels, decode, rstd) of `norm_act_channels` with the mean and variance of `input`, [rows, channels], and an
 /// update of the running statistics, [C], where there are some: running += momentum (batch - running), with the
 /// unbiased variance. `num_batches_tracked` is advanced; a `momentum` of none stands for 1 / num_batches_tracked, the
 /// average over all batches.
@@ -86,25 +86,25 @@ struct NormActCopies {
 };
 
 /// Sums over rows, float32 [2, C], of dz and of dz times the copy, where dz is the gradient `grad` (+ `second_grad`) of
-/// y before the activation. `inverse` of `norm_act_channels`.
+/// y before the activation. `decode` of `norm_act_channels`.
 at::Tensor norm_act_sums(const NormActCopies& copies, const at::Tensor& grad,
-                         const std::optional<at::Tensor>& second_grad, const at::Tensor& inverse);
+                         const std::optional<at::Tensor>& second_grad, const at::Tensor& decode);
 
-/// (channels, inverse) for sums of a normalization and a residual: what `norm_act` of the normalization's input needs,
+/// (channels, decode) for sums of a normalization and a residual: what `norm_act` of the normalization's input needs,
 /// with the normalization's own `channels`, or, without a normalization, none. Copies are of the sum. `like`: [rows, C]
 /// on the device.
 std::tuple<at::Tensor, at::Tensor> sum_channels(const std::optional<at::Tensor>& channels, const at::Tensor& like);
 
 /// (`NormActGradient` [C, 4], gradient of weight [C], of bias [C]) from the sums. `count`: rows over which mean and
 /// variance were taken, or 0 if they are constants (evaluation).
-std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_act_gradients(const at::Tensor& sums, const at::Tensor& inverse,
+std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_act_gradients(const at::Tensor& sums, const at::Tensor& decode,
                                                                   const std::optional<at::Tensor>& weight,
                                                                   const at::Tensor& rstd, const c10::SymInt& count);
 
 /// `norm_act_gradients` of `norm_act_sums`.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_act_sums_and_gradients(
     const NormActCopies& copies, const at::Tensor& grad, const std::optional<at::Tensor>& second_grad,
-    const at::Tensor& inverse, const std::optional<at::Tensor>& weight, const at::Tensor& rstd,
+    const at::Tensor& decode, const std::optional<at::Tensor>& weight, const at::Tensor& rstd,
     const c10::SymInt& count);
 
 /// The gradient of the input, of the dtype and shape of `grad`.
@@ -118,7 +118,7 @@ void norm_act_input_gradient_out(const NormActCopies& copies, const at::Tensor& 
                                  at::Tensor& grad_input, const std::optional<at::Tensor>& grad_sum);
 
 /// An unbiased copy of y, [rows, C] of `dtype`, the one of `norm_act`; of leaky ReLU and ReLU6.
-at::Tensor norm_act_output(const at::Tensor& packed, const at::Tensor& inverse, const c10::SymInt& rows,
+at::Tensor norm_act_output(const at::Tensor& packed, const at::Tensor& decode, const c10::SymInt& rows,
                            at::ScalarType dtype, double slope, int64_t bits, const PackedDerivative& derivative = {});
 
 }  // namespace actnn

@@ -4,6 +4,7 @@ import sys
 import threading
 import warnings
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ function that calls the module.
 COMPILED = "_compiled_call_impl"
 """Where `module.compile()` leaves what is called instead."""
 
+_local = threading.local()
+"""What compresses the functions that are called here and now: `around`."""
+
 
 class CapturedCall:
     """Runs a module's captured graph, or, where there can be none, its layers and functions, compressed.
@@ -56,7 +60,8 @@ class CapturedCall:
         """Captures anew at the next call."""
         self.settings = settings
         self.record.clear()
-        self.remove_parts()
+        for call in self.parts:
+            call.use(settings)
         self._state = self._state_now()
         self._dynamo = Dynamo(self.module, settings, self.record)
         self._functions: FunctionsOfModel | None = None
@@ -66,8 +71,9 @@ class CapturedCall:
         """What captured graphs depend on, and TorchDynamo does not see."""
         return (*state_of(self.settings.config), group_of_all())
 
-    def install(self) -> None:
-        """Puts it into its module, in the place of what `module.compile()` left there."""
+    def install(self, parts: Iterable[tuple[str, nn.Module]]) -> None:
+        """Puts it into its module, in the place of what `module.compile()` left there, and for calls of the module's
+        parts (`named_modules`) by themselves one into each of them."""
         torch.compiler.assume_constant_result(traced_as)
         attributes = vars(self.module)
         if attributes.pop(COMPILED, None) is not None:
@@ -77,6 +83,11 @@ class CapturedCall:
                 stacklevel=4,
             )
         attributes[PLACE] = self
+        for path, part in parts:
+            takes_part = path not in self.settings.skipped and COMPILED not in vars(part) and PLACE not in vars(part)
+            if takes_part and not isinstance(part, torch.jit.ScriptModule):
+                vars(part)[COMPILED] = call = PartialCall(part, path, self)
+                self.parts.append(call)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():  # this very code is being traced
@@ -93,19 +104,13 @@ class CapturedCall:
             return self.call_without_capture(caller, args, kwargs)
         if module is None:
             raise ReferenceError("the module of this call is gone")
-        if self._state_now() != self._state:
-            self.use(self.settings)
         if not self.may_capture():
             return self.call_without_capture(module, args, kwargs)
         capture = self._dynamo.capture_in(compilation)
         try:
-            result = capture.run(module, args, kwargs)
+            return capture.run(module, args, kwargs)
         except NotCapturedError as error:
             reason, has_work = str(error), error.has_work  # the error itself would keep this frame alive
-        else:
-            if self.record.breaks and not self.parts:
-                self._capture_parts(module)
-            return result
         result = self.call_without_capture(module, args, kwargs)
         capture.missed(reason, has_work)
         return result
@@ -119,22 +124,8 @@ class CapturedCall:
         with self._functions_of(module):
             return type(module)._call_impl(module, *args, **kwargs)
 
-    def _capture_parts(self, module: nn.Module) -> None:
-        """After graph breaks, what runs between graphs calls modules by themselves: each gets graphs of its own.
-
-        Where a graph is not broken, TorchDynamo goes on past these calls.
-        """
-        self.record.graphs.clear()
-        self._dynamo = Dynamo(module, self.settings, self.record)
-        for path, part in module.named_modules():
-            takes_part = path not in self.settings.skipped and COMPILED not in vars(part) and PLACE not in vars(part)
-            if path and takes_part and not isinstance(part, torch.jit.ScriptModule):
-                call = PartialCall(part, path, self)
-                vars(part)[COMPILED] = call
-                self.parts.append(call)
-
     def remove_parts(self) -> None:
-        """Takes away what `_capture_parts` put into other modules."""
+        """Takes away what `install` put into parts of the module."""
         for call in self.parts:
             module = call.module
             if module is not None and vars(module).get(COMPILED) is call:
@@ -142,7 +133,9 @@ class CapturedCall:
         self.parts = []
 
     def may_capture(self) -> bool:
-        """Whether a call here and now can run captured graphs."""
+        """Whether a call here and now can run captured graphs; those of other settings are forgotten."""
+        if self._state_now() != self._state:
+            self.use(self.settings)
         if self.record.fallback or not (
             IS_CURRENT or self.record.graphs or threading.current_thread() is threading.main_thread()
         ):
@@ -167,10 +160,15 @@ class CapturedCall:
         """Calls the module itself; its functions keep compressed activations, if somebody may want gradients."""
         call = type(module)._call_impl
         is_traced = torch._C._get_tracing_state() or is_fx_symbolic_tracing() or torch.compiler.is_exporting()
-        if is_traced or not self._compresses():
+        around = getattr(_local, "around", None)
+        if is_traced or around is self or not self._compresses():
             return call(module, *args, **kwargs)
         with self._functions_of(module):
-            return call(module, *args, **kwargs)
+            _local.around = self
+            try:
+                return call(module, *args, **kwargs)
+            finally:
+                _local.around = around
 
     def _compresses(self) -> bool:
         flags = self.settings.config
@@ -190,24 +188,38 @@ class CapturedCall:
 
     def __deepcopy__(self, memo: dict) -> "CapturedCall":
         copied = memo.get(id(self.module))
-        return self if copied is None else _in(copied, self.settings)
+        if copied is None:
+            return self
+        parts = [(path, memo[id(part)]) for path, part in self._named_parts() if id(part) in memo]
+        return _in(copied, self.settings, parts)
 
     def __reduce__(self) -> tuple:
-        return _in, (self.module, self.settings)
+        return _in, (self.module, self.settings, self._named_parts())
+
+    def _named_parts(self) -> list[tuple[str, nn.Module]]:
+        return [(call.path, call.module) for call in self.parts if call.module is not None]
 
 
 class PartialCall:
-    """The same for a module inside of a converted one that is called by itself, between graph breaks."""
+    """The same for a module inside of a converted one that is called by itself, by the user or between graph breaks.
+
+    Where a graph is not broken, TorchDynamo goes on past these calls.
+    """
 
     def __init__(self, module: nn.Module, path: str, whole: CapturedCall) -> None:
-        self._actnn_module, self._whole = weakref.ref(module), weakref.ref(whole)
-        self._dynamo = Dynamo(module, whole.settings, whole.record, path)
+        self._actnn_module, self._whole, self.path = weakref.ref(module), weakref.ref(whole), path
+        self.use(whole.settings)
         self._is_layer = not any(True for _ in module.children()) and type(module).__module__.startswith("torch.nn.")
 
     @property
     def module(self) -> nn.Module | None:
         """The module that it was made for, if that is still there."""
         return self._actnn_module()
+
+    def use(self, settings: Settings) -> None:
+        """Captures anew at the next call."""
+        if self.module is not None:
+            self._dynamo = Dynamo(self.module, settings, self._whole().record, self.path)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
@@ -256,8 +268,8 @@ def remove_call(module: nn.Module) -> None:
         del vars(module)[COMPILED]
 
 
-def _in(module: nn.Module, settings: Settings) -> CapturedCall:
-    """For a copy of a module, which is there already, without its attributes."""
+def _in(module: nn.Module, settings: Settings, parts: list[tuple[str, nn.Module]]) -> CapturedCall:
+    """For a copy of a module, which is there already, without its attributes, and its parts."""
     call = CapturedCall(module, settings)
-    call.install()
+    call.install(parts)
     return call

@@ -142,7 +142,7 @@ class Matcher {
       return;
     }
     const std::optional<PiecewiseActivation> behind = piecewise_activation(*activation);
-    if (behind && (behind->has_two_slopes() || (pass.norm && pass.norm_bits == 0))) {
+    if (behind && (behind->has_two_slopes() || (pass.norm && !pass.norm_bits))) {
       steps.push_back(*window_.sole_reader(output));
       output = activation->output();
       pass.has_activation = behind->slope != 1.0 || !behind->has_two_slopes();

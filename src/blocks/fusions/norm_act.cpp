@@ -19,7 +19,7 @@ namespace {
 using OptionalTensor = std::optional<at::Tensor>;
 
 /// Places among the tensors of `Form::kStatistics`.
-enum Statistic : size_t { kInverse, kDeviation, kChannels };
+enum Statistic : size_t { kDecode, kRstd, kChannels };
 
 }  // namespace
 
@@ -37,18 +37,18 @@ bool NormAct::saves_channels(const Wants& wants) const {
 }
 
 std::optional<CopyFormat> NormAct::packs(Value /*output*/) const {
-  if (bits == 0 || !gives_output(derivative.function)) {
+  if (!bits || !gives_output(derivative.function)) {
     return std::nullopt;
   }
-  return CopyFormat{.kind = CopyFormat::Kind::kSplit, .bits = bits, .slope = slope, .derivative = derivative};
+  return CopyFormat{.kind = CopyFormat::Kind::kSplit, .bits = *bits, .slope = slope, .derivative = derivative};
 }
 
 std::vector<Need> NormAct::needs(const Wants& wants) const {
   std::vector<Need> needs;
   if (packs(output())) {
     needs.push_back({output(), Form::kCopy});
-  } else if (bits != 0 || derivative.bits != 0) {
-    needs.push_back({output(), Form::kNormalized, 1, bits});
+  } else if (bits) {
+    needs.push_back({output(), Form::kNormalized, 1, *bits});
   }
   if (packs_normalized(wants)) {
     needs.push_back({output(), Form::kNormalized, 1, norm_bits});
@@ -63,7 +63,7 @@ std::vector<Need> NormAct::needs(const Wants& wants) const {
   return needs;
 }
 
-/// (channels, inverse, deviation) of the norm; `rows` if they are those of all ranks.
+/// (channels, decode, rstd) of the norm; `rows` if they are those of all ranks.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> NormAct::normalize(ForwardRun& run, const at::Tensor& x,
                                                                   at::Tensor& rows) const {
   const bool has_kink = slope != 1.0 && !has_residual;
@@ -101,13 +101,13 @@ void NormAct::forward(ForwardRun& run) const {
   }
   const at::Tensor x = as_matrix(input);
   at::Tensor channels;
-  at::Tensor inverse;
+  at::Tensor decode;
   if (norm) {
     at::Tensor rows;
-    at::Tensor deviation;
-    std::tie(channels, inverse, deviation) = normalize(run, x, rows);
+    at::Tensor rstd;
+    std::tie(channels, decode, rstd) = normalize(run, x, rows);
     if (wants) {
-      std::vector<at::Tensor> statistics{inverse, deviation};
+      std::vector<at::Tensor> statistics{decode, rstd};
       if (saves_channels(run)) {
         statistics.push_back(channels);
       }
@@ -120,7 +120,7 @@ void NormAct::forward(ForwardRun& run) const {
   const at::Tensor norm_channels = channels;
   OptionalTensor residual;
   if (has_residual || !norm) {
-    std::tie(channels, inverse) = sum_channels(norm ? OptionalTensor(channels) : std::nullopt, x);
+    std::tie(channels, decode) = sum_channels(norm ? OptionalTensor(channels) : std::nullopt, x);
   }
   if (has_residual) {
     residual = as_matrix(with_dtype(run.value(inputs[1]), x.scalar_type()));
@@ -128,7 +128,7 @@ void NormAct::forward(ForwardRun& run) const {
   // Steps behind may need the output's copy where its own gradient is not wanted.
   const bool saves_copy = packs(output()) && run.saves(output(), Form::kCopy);
   const bool packs_now = wants || saves_copy;
-  const SplitPacking packing{.bits = packs_now ? bits : 0,
+  const SplitPacking packing{.bits = packs_now ? bits.value_or(0) : 0,
                              .keeps_below = slope != 0.0 || (norm && !has_residual),
                              .stochastic = run.stochastic(),
                              .derivative = {derivative.function, packs_now ? derivative.bits : 0}};
@@ -136,13 +136,13 @@ void NormAct::forward(ForwardRun& run) const {
   at::Tensor packed;
   if (wants && packs_normalized(run)) {
     at::Tensor normalized;
-    std::tie(y, packed, normalized) = norm_add_act(x, *residual, channels, norm_channels, slope, packing, norm_bits);
+    std::tie(y, packed, normalized) = norm_add_act(x, *residual, channels, norm_channels, slope, packing, *norm_bits);
     run.save(output(), Form::kNormalized, {std::move(normalized)});
   } else {
     std::tie(y, packed) = norm_act(x, residual, channels, slope, packing);
   }
   if (saves_copy) {
-    run.save(output(), Form::kCopy, {packed, inverse});
+    run.save(output(), Form::kCopy, {packed, decode});
   } else if (packing.planes() != 0) {
     run.save(output(), Form::kNormalized, {packed});
   }
@@ -165,21 +165,21 @@ void NormAct::backward(BackwardRun& run) const {
   gradient = {};
 
   const std::vector<at::Tensor>& statistics = run.saved(output(), Form::kStatistics);
-  const at::Tensor& inverse = statistics[kInverse];
-  const at::Tensor& deviation = statistics[kDeviation];
+  const at::Tensor& decode = statistics[kDecode];
+  const at::Tensor& rstd = statistics[kRstd];
   const bool wants_input = run.wants(inputs[0]);
   const bool wants_residual = has_residual && run.wants(inputs[1]);
   const bool wants_weight = run.Wants::wants(norm->weight);
   const bool normalized_needed = wants_weight || (wants_input && norm->training);
-  NormActCopies copies{.packed = std::nullopt, .slope = slope, .bits = bits, .derivative = derivative};
+  NormActCopies copies{.packed = std::nullopt, .slope = slope, .bits = bits.value_or(0), .derivative = derivative};
   if (packs(output())) {
     copies.packed = run.saved(output(), Form::kCopy)[0];
   } else if (copies.planes() != 0) {
     copies.packed = run.saved(output(), Form::kNormalized)[0];
   }
-  if (norm_bits != 0 && run.has_saved(output(), Form::kNormalized)) {
+  if (norm_bits && run.has_saved(output(), Form::kNormalized)) {
     copies.normalized = run.saved(output(), Form::kNormalized)[0];
-    copies.normalized_bits = norm_bits;
+    copies.normalized_bits = *norm_bits;
   }
   at::Tensor input;
   bool owns_input = false;
@@ -194,9 +194,9 @@ void NormAct::backward(BackwardRun& run) const {
   }
   const OptionalTensor weight = in_float(run.parameter(norm->weight));
   auto [coefficients, grad_weight, grad_bias] = norm_act_sums_and_gradients(
-      copies, grad, second, inverse, weight, deviation, norm->training ? grad.sym_size(0) : c10::SymInt(0));
+      copies, grad, second, decode, weight, rstd, norm->training ? grad.sym_size(0) : c10::SymInt(0));
   if (wants_input && norm->group_name && norm->training) {
-    coefficients = synchronized_gradients(*norm, inverse, deviation, statistics.back(), weight, grad_weight, grad_bias);
+    coefficients = synchronized_gradients(*norm, decode, rstd, statistics.back(), weight, grad_weight, grad_bias);
   }
   if (wants_weight) {
     run.add(*norm->weight, std::move(grad_weight));
@@ -228,7 +228,7 @@ void NormAct::pass_through(BackwardRun& run, Gradient gradient) const {
     const OptionalTensor second =
         gradient.second.defined() ? OptionalTensor(as_matrix(with_dtype(gradient.second, dtype))) : std::nullopt;
     const at::Tensor result =
-        add_act_gradient({.packed = copy[0], .slope = slope, .bits = bits}, grad, second, copy[1]);
+        add_act_gradient({.packed = copy[0], .slope = slope, .bits = *bits}, grad, second, copy[1]);
     gradient = {from_matrix(result, size), {}};
   }
   gradient.join();

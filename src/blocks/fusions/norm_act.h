@@ -26,9 +26,10 @@ struct NormAct : StepOf<NormAct> {
   bool has_activation = false;
   double slope = 1.0;  ///< below 0: 0 for ReLU and ReLU6, 1 for no activation and for SiLU and hardswish
   PackedDerivative derivative = {};
-  int64_t bits = 0;  ///< of what the pass packs: of the output or, for SiLU and hardswish, of the norm's; 0: nothing
-  int64_t norm_bits = 0;   ///< of normalized values packed beside a sum; 0: none
-  bool recompute = false;  ///< the norm's input is computed again
+  /// Of what the pass packs: of the output or, for SiLU and hardswish, of the norm's.
+  std::optional<int64_t> bits = std::nullopt;
+  std::optional<int64_t> norm_bits = std::nullopt;  ///< of normalized values packed beside a sum
+  bool recompute = false;                           ///< the norm's input is computed again
 
   LayoutRule layout_rule() const override { return LayoutRule::kChannels; }
   std::vector<Sizes> infer_sizes(const KnownSizes& known) const override { return {known.sizes(inputs[0])}; }
@@ -42,7 +43,7 @@ struct NormAct : StepOf<NormAct> {
 
  private:
   bool needs_normalized(const Wants& wants) const;
-  bool packs_normalized(const Wants& wants) const { return norm_bits != 0 && needs_normalized(wants); }
+  bool packs_normalized(const Wants& wants) const { return norm_bits && needs_normalized(wants); }
   /// Whether the numbers of channels are saved: of an input that is computed again, or of which only the sides count.
   bool saves_channels(const Wants& wants) const;
   std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize(ForwardRun& run, const at::Tensor& x,

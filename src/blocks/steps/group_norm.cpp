@@ -50,8 +50,8 @@ std::vector<at::Tensor> GroupNorm::compute(Operands& operands) const {
 
 void GroupNorm::forward(ForwardRun& run) const {
   const at::Tensor input = group_norm_input(*this, run);
-  auto [result, mean, inverse_deviation] = group_norm_of(*this, input, run.parameter(weight), run.parameter(bias));
-  save_inverse_deviation(run, output(), inverse_deviation);
+  auto [result, mean, rstd] = group_norm_of(*this, input, run.parameter(weight), run.parameter(bias));
+  save_rstd(run, output(), rstd);
   save_normalized(run, output(), [&, &result = result] {
     return weight || bias ? std::get<0>(group_norm_of(*this, input, std::nullopt, std::nullopt)) : result;
   });

@@ -27,10 +27,10 @@ std::pair<at::Tensor, at::Tensor> normalize_instances(const at::Tensor& input, d
   Sizes size = input.sym_sizes().vec();
   const c10::SymInt batch = std::exchange(size[0], 1);
   const c10::SymInt channels = std::exchange(size[1], batch * size[1]);
-  auto [normalized, mean, inverse_deviation] =
+  auto [normalized, mean, rstd] =
       at::native_batch_norm(input.contiguous().view_symint(size), std::nullopt, std::nullopt, std::nullopt,
                             std::nullopt, /*training=*/true, /*momentum=*/0.0, eps);
-  return {normalized.view_symint(input.sym_sizes()), inverse_deviation.view_symint({batch, channels})};
+  return {normalized.view_symint(input.sym_sizes()), rstd.view_symint({batch, channels})};
 }
 
 }  // namespace
@@ -50,8 +50,8 @@ std::vector<at::Tensor> InstanceNorm::compute(Operands& operands) const {
 void InstanceNorm::forward(ForwardRun& run) const {
   const at::Tensor input = with_dtype(run.value(inputs[0]), run.dtype(output()));
   if (run.saves(output(), Form::kNormalized)) {
-    auto [normalized, inverse_deviation] = normalize_instances(input, eps);
-    save_inverse_deviation(run, output(), inverse_deviation);
+    auto [normalized, rstd] = normalize_instances(input, eps);
+    save_rstd(run, output(), rstd);
     save_normalized_copy(run, output(), normalized);
   }
   run.set(output(), in_layout(instance_norm_of(*this, run, input), run.layout(output())));

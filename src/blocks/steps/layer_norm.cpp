@@ -44,8 +44,8 @@ std::vector<at::Tensor> LayerNorm::compute(Operands& operands) const {
 
 void LayerNorm::forward(ForwardRun& run) const {
   const at::Tensor input = with_dtype(run.value(inputs[0]), run.dtype(output()));
-  auto [result, mean, inverse_deviation] = layer_norm_of(*this, run, input);
-  save_inverse_deviation(run, output(), inverse_deviation);
+  auto [result, mean, rstd] = layer_norm_of(*this, run, input);
+  save_rstd(run, output(), rstd);
   save_normalized(run, output(), [&, &result = result] {
     return weight || bias ? std::get<0>(at::native_layer_norm_symint(input, row_sizes(input.sym_sizes(), dimensions),
                                                                      std::nullopt, std::nullopt, eps))

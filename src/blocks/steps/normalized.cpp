@@ -54,9 +54,9 @@ void save_normalized_copy(ForwardRun& run, Value output, const at::Tensor& norma
            pack_copy(in_layout(normalized, run.layout(output)), {.bits = run.saved_bits(output)}, run.stochastic()));
 }
 
-void save_inverse_deviation(ForwardRun& run, Value output, const at::Tensor& inverse_deviation) {
+void save_rstd(ForwardRun& run, Value output, const at::Tensor& rstd) {
   if (run.saves(output, Form::kStatistics)) {
-    run.save(output, Form::kStatistics, {with_dtype(inverse_deviation, at::kFloat)});
+    run.save(output, Form::kStatistics, {with_dtype(rstd, at::kFloat)});
   }
 }
 

@@ -65,7 +65,7 @@ void save_normalized(ForwardRun& run, Value output, const Normalize& normalize) 
 }
 
 /// Saves 1 / deviation, in float32, if this run must.
-void save_inverse_deviation(ForwardRun& run, Value output, const at::Tensor& inverse_deviation);
+void save_rstd(ForwardRun& run, Value output, const at::Tensor& rstd);
 
 /// What backward starts from: the gradient and the copy of x-hat, both in the layout of the value. The CPU computes in
 /// float32; CUDA's kernels do so themselves, and read the value's dtype.

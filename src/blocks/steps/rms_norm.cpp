@@ -79,7 +79,7 @@ void RmsNorm::forward(ForwardRun& run) const {
   const at::Tensor input = with_dtype(run.value(inputs[0]), run.dtype(output()));
   at::Tensor result = with_dtype(rms_norm_of(*this, input, run.parameter(weight)), run.dtype(output()));
   if (run.saves(output(), Form::kStatistics)) {
-    save_inverse_deviation(run, output(), inverse_rms(*this, input));
+    save_rstd(run, output(), inverse_rms(*this, input));
   }
   save_normalized(run, output(), [&] { return weight ? rms_norm_of(*this, input, std::nullopt) : result; });
   run.set(output(), std::move(result));

@@ -51,9 +51,8 @@ void add_sample_norm_gradients(BackwardRun& run, Value output, const NormOperand
     Sizes per_channel(sizes.size(), 1);
     per_channel[0] = sizes[0];
     per_channel[1] = sizes[1];
-    const at::Tensor inverse_deviation =
-        run.saved(output, Form::kStatistics)[0].repeat_interleave_symint(sizes[1] / groups, 1);
-    run.add(norm.input, grad_input.mul_(inverse_deviation.view_symint(per_channel)));
+    const at::Tensor rstd = run.saved(output, Form::kStatistics)[0].repeat_interleave_symint(sizes[1] / groups, 1);
+    run.add(norm.input, grad_input.mul_(rstd.view_symint(per_channel)));
   }
 }
 

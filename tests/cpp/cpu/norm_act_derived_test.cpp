@@ -35,7 +35,7 @@ struct Pass {
   bool stochastic = true;
   bool has_kink = derivative.function == kReLU6;
   std::vector<NormActChannel> channels{};
-  std::vector<DecodeMap> inverse{};
+  std::vector<DecodeMap> decode{};
   std::vector<float> values{};
   std::vector<uint8_t> x{};
   std::vector<uint8_t> residual{};
@@ -45,12 +45,12 @@ struct Pass {
   /// z of -10 to 10 or so.
   void run() {
     channels.clear();
-    inverse.clear();
+    decode.clear();
     for (int64_t c = 0; c < layout.channels; ++c) {
       const float weight = c % 3 == 0 ? 3.0F : c % 3 == 1 ? -2.0F : 0.01F;
       const float bias = c % 3 == 2 ? 2.5F : 1.5F;
       channels.push_back(forward_channel(0.1F, 1.25F, weight, bias, has_kink));
-      inverse.push_back(decode_map(weight, bias, has_kink));
+      decode.push_back(decode_map(weight, bias, has_kink));
     }
     values = random_values(layout.rows * layout.channels, 3, false);
     x = as_elements(values, type);
@@ -191,7 +191,7 @@ TEST_P(NormActDerived, GradientsAreThoseOfTheDerivatives) {
     Pass pass{.layout = layout, .type = type(), .derivative = {function(), widths().back()}};
     pass.run();
     const std::vector<uint8_t> grad = as_elements(random_values(layout.rows * layout.channels, 8, false), type());
-    std::vector<DecodeMap> plain = pass.inverse;
+    std::vector<DecodeMap> plain = pass.decode;
     std::vector<NormActGradient> gradients;
     for (DecodeMap& channel : plain) {
       channel.a = 1.0F;
@@ -205,7 +205,7 @@ TEST_P(NormActDerived, GradientsAreThoseOfTheDerivatives) {
     const auto count = static_cast<size_t>(layout.channels);
     std::vector<double> sums(count);
     std::vector<double> copy_sums(count);
-    norm_act_sums(pass.backward(grad), pass.inverse.data(), 0, layout.row_blocks(), sums.data(), copy_sums.data());
+    norm_act_sums(pass.backward(grad), pass.decode.data(), 0, layout.row_blocks(), sums.data(), copy_sums.data());
 
     // The gradient of the input at gradients of z of 0 has the copy.
     const std::vector<uint8_t> zeros(grad.size());
@@ -279,7 +279,7 @@ TEST(NormActDerivatives, AreUnbiasedAlsoInProductsWithCopies) {
         pass.run();
         // s in the gradient of the input, d in that of z.
         std::vector<NormActGradient> gradients;
-        for (const DecodeMap& channel : pass.inverse) {
+        for (const DecodeMap& channel : pass.decode) {
           gradients.push_back({0.0F, 1.0F, 0.0F, channel.linear});
         }
         std::vector<uint8_t> copies(ones.size());
@@ -323,7 +323,7 @@ TEST(NormActRelu6, OutputIsUnbiased) {
       pass.offset = static_cast<uint64_t>(draw);
       pass.run();
       std::vector<uint8_t> result(pass.x.size());
-      norm_act_output(pass.backward(pass.x), pass.inverse.data(), result.data(), 0, pass.layout.groups());
+      norm_act_output(pass.backward(pass.x), pass.decode.data(), result.data(), 0, pass.layout.groups());
       for (size_t i = 0; i < sum.size(); ++i) {
         const double y = pass.element(result, static_cast<int64_t>(i));
         sum[i] += y;

@@ -19,15 +19,15 @@ constexpr int kBits = 3;
 /// Channels of both kinds, in forward and in backward.
 struct Channels {
   std::vector<NormActChannel> forward;
-  std::vector<DecodeMap> inverse;
+  std::vector<DecodeMap> decode;
   std::vector<NormActGradient> gradients;
 
   explicit Channels(int64_t count) {
     for (int64_t c = 0; c < count; ++c) {
       const float weight = c % 3 == 0 ? 0.0F : c % 3 == 1 ? 0.8F : -1.5F;
       forward.push_back(forward_channel(0.2F, 1.25F, weight, 0.3F, true));
-      inverse.push_back(decode_map(weight, 0.3F, true));
-      gradients.push_back({0.5F, 0.25F, -0.125F, inverse.back().linear});
+      decode.push_back(decode_map(weight, 0.3F, true));
+      gradients.push_back({0.5F, 0.25F, -0.125F, decode.back().linear});
     }
   }
 
@@ -125,7 +125,7 @@ TEST_P(NormActInput, SumsAreThoseOfTheInput) {
     Case run{.layout = layout, .type = type, .has_second = has_second};
     run.forward();
     std::vector<double> sums(static_cast<size_t>(2 * layout.channels));
-    norm_act_sums(run.backward(), run.channels.inverse.data(), 0, layout.row_blocks(), sums.data(),
+    norm_act_sums(run.backward(), run.channels.decode.data(), 0, layout.row_blocks(), sums.data(),
                   sums.data() + layout.channels);
     std::vector<double> expected(sums.size());
     for (int64_t i = 0; i < run.count(); ++i) {

@@ -82,7 +82,7 @@ struct Problem {
     }
     return maps;
   }
-  std::vector<DecodeMap> inverse() const {
+  std::vector<DecodeMap> decode() const {
     std::vector<DecodeMap> maps;
     for (int64_t c = 0; c < layout.channels; ++c) {
       maps.push_back(decode_map(weight(c), bias(c), true));
@@ -91,7 +91,7 @@ struct Problem {
   }
   std::vector<NormActGradient> gradients() const {
     std::vector<NormActGradient> maps;
-    for (const DecodeMap& channel : inverse()) {
+    for (const DecodeMap& channel : decode()) {
       maps.push_back(gradient_channel(channel, weight(static_cast<int64_t>(maps.size())), 1.25F, 0.01F, 0.02F));
     }
     return maps;
@@ -181,7 +181,7 @@ std::vector<double> with_one_nan(std::vector<double> sums) {
 
 Backward backward_of(const Problem& problem, const Source& source, const Bytes& packed) {
   const Layout& layout = problem.layout;
-  const std::vector<DecodeMap> inverse = problem.inverse();
+  const std::vector<DecodeMap> decode = problem.decode();
   const std::vector<NormActGradient> gradients = problem.gradients();
   const std::vector<NormActChannel> channels = problem.channels();
   Bytes x = problem.elements(3);
@@ -202,12 +202,12 @@ Backward backward_of(const Problem& problem, const Source& source, const Bytes& 
   Backward result{problem.result(), problem.result(), problem.result(),
                   std::vector<double>(static_cast<size_t>(2 * layout.channels))};
   in_parts(layout.row_blocks(), [&](int64_t first, int64_t last) {
-    norm_act_sums(backward, inverse.data(), first, last, result.sums.data(), result.sums.data() + layout.channels);
+    norm_act_sums(backward, decode.data(), first, last, result.sums.data(), result.sums.data() + layout.channels);
   });
   const ActivationFunction function = problem.derivative.function;
   if (function == ActivationFunction::kLeakyReLU || function == ActivationFunction::kReLU6) {
     in_parts(layout.groups(), [&](int64_t first, int64_t last) {
-      norm_act_output(backward, inverse.data(), result.y.data(), first, last);
+      norm_act_output(backward, decode.data(), result.y.data(), first, last);
     });
   }
   Bytes& grad_input = source.in_place ? x : result.grad_input;

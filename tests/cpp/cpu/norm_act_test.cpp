@@ -22,7 +22,7 @@ constexpr Shape kShapes[] = {{1, 1},   {7, 3},    {33, 8},  {130, 16}, {65, 24},
 /// Channels of every kind: weights of both signs, tiny ones, 0; kinks near, far, and on either side.
 struct Channels {
   std::vector<NormActChannel> forward;
-  std::vector<DecodeMap> inverse;
+  std::vector<DecodeMap> decode;
 
   Channels(int64_t count, bool has_kink) {
     constexpr float kWeights[] = {1.0F, -0.7F, 0.0F, 1e-3F, 2.5F, -1e-6F, 0.3F};
@@ -31,13 +31,13 @@ struct Channels {
       const float weight = kWeights[c % 7];
       const float bias = kBiases[c % 9];
       forward.push_back(forward_channel(0.2F, 1.25F, weight, bias, has_kink));
-      inverse.push_back(decode_map(weight, bias, has_kink));
+      decode.push_back(decode_map(weight, bias, has_kink));
     }
   }
 
   /// The channels' kinds, with s as it is.
   std::vector<DecodeMap> identity() const {
-    std::vector<DecodeMap> result = inverse;
+    std::vector<DecodeMap> result = decode;
     for (DecodeMap& channel : result) {
       channel.a = 1.0F;
       channel.b = 0.0F;
@@ -190,7 +190,7 @@ TEST(NormActCopies, AreUnbiased) {
       for (int draw = 0; draw < kDraws; ++draw) {
         const Result result = run(problem, channels, static_cast<uint64_t>(draw));
         const std::vector<float> copies = output(problem, result.packed, channels.identity(), 1.0F);
-        const std::vector<float> y = output(problem, result.packed, channels.inverse, problem.slope);
+        const std::vector<float> y = output(problem, result.packed, channels.decode, problem.slope);
         for (size_t i = 0; i < copies.size(); ++i) {
           copy_sum[i] += copies[i];
           copy_squares[i] += double{copies[i]} * copies[i];
@@ -200,7 +200,7 @@ TEST(NormActCopies, AreUnbiased) {
       // Per channel: of a single element a rare code may not have come up yet.
       for (int64_t c = 0; c < shape.channels; ++c) {
         const NormActChannel& channel = channels.forward[c];
-        const DecodeMap& inverse = channels.inverse[c];
+        const DecodeMap& decode = channels.decode[c];
         double bias = 0;
         double normalized_bias = 0;
         double y_bias = 0;
@@ -209,14 +209,14 @@ TEST(NormActCopies, AreUnbiased) {
           const float x = problem.values[i];
           const double mean = copy_sum[i] / kDraws;
           bias += mean - s_of(channel, x, z_of(channel, x));
-          normalized_bias += inverse.p * mean + inverse.q - (double{x} - 0.2) * 1.25;
+          normalized_bias += decode.p * mean + decode.q - (double{x} - 0.2) * 1.25;
           y_bias += y_sum[i] / kDraws - exact[i];
           variance += copy_squares[i] / kDraws - mean * mean;
         }
         const double error = 5 * std::sqrt(std::max(0.0, variance) / kDraws) + 2e-5 * static_cast<double>(shape.rows);
         EXPECT_NEAR(bias, 0, error) << "bits " << bits << ", channel " << c;
-        EXPECT_NEAR(normalized_bias, 0, error + 1e-5 * std::abs(inverse.q));
-        EXPECT_NEAR(y_bias, 0, std::abs(inverse.a) * error + 1e-5);
+        EXPECT_NEAR(normalized_bias, 0, error + 1e-5 * std::abs(decode.q));
+        EXPECT_NEAR(y_bias, 0, std::abs(decode.a) * error + 1e-5);
       }
     }
   }
@@ -231,12 +231,12 @@ TEST_P(NormAct, ResidualsAreAddedBeforeTheActivation) {
     for (int64_t c = 0; c < 48; ++c) {  // the copies are those of z
       channels.forward[c].s_scale = 1.0F;
       channels.forward[c].s_shift = channels.forward[c].linear = 0.0F;
-      channels.inverse[c] = {1.0F, 0.0F, 1.0F, 0.0F, 0.0F};
+      channels.decode[c] = {1.0F, 0.0F, 1.0F, 0.0F, 0.0F};
     }
     const Result result = run(problem, channels);
     const std::vector<float> x = problem.x();
     const std::vector<float> residual = problem.rounded(problem.residual);
-    const std::vector<float> again = output(problem, result.packed, channels.inverse, problem.slope);
+    const std::vector<float> again = output(problem, result.packed, channels.decode, problem.slope);
     for (size_t i = 0; i < x.size(); ++i) {
       const float z = z_of(channels.forward[i % 48], x[i]) + residual[i];
       EXPECT_EQ(result.y[i], problem.rounded({activated(z, z > 0, problem.slope)})[0]);
@@ -264,10 +264,10 @@ TEST_P(NormAct, GradientsAreThoseOfTheCopies) {
       const auto count = static_cast<size_t>(shape.channels);
       std::vector<double> sums(count);
       std::vector<double> copy_sums(count);
-      norm_act_sums(backward, channels.inverse.data(), 0, problem.layout.row_blocks(), sums.data(), copy_sums.data());
+      norm_act_sums(backward, channels.decode.data(), 0, problem.layout.row_blocks(), sums.data(), copy_sums.data());
       std::vector<NormActGradient> gradients;
       for (size_t c = 0; c < count; ++c) {
-        gradients.push_back({0.5F, 0.25F, -0.125F, channels.inverse[c].linear});
+        gradients.push_back({0.5F, 0.25F, -0.125F, channels.decode[c].linear});
       }
       std::vector<uint8_t> grad_input(grad.size());
       norm_act_input_gradient(backward, gradients.data(), grad_input.data(), nullptr, 0, problem.layout.groups());

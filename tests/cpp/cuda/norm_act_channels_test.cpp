@@ -24,15 +24,15 @@ std::vector<uint8_t> bytes_of(const GpuArray<T>& array) {
 /// The numbers of channels that forward needs.
 struct ForwardCoefficients {
   GpuArray<NormActChannel> forward;
-  GpuArray<DecodeMap> inverse;
+  GpuArray<DecodeMap> decode;
   GpuArray<float> rstd;
 
-  explicit ForwardCoefficients(int64_t channels) : forward(channels), inverse(channels), rstd(channels) {}
+  explicit ForwardCoefficients(int64_t channels) : forward(channels), decode(channels), rstd(channels) {}
 };
 
 void expect_equal(const ForwardCoefficients& actual, const ForwardCoefficients& expected) {
   EXPECT_EQ(bytes_of(actual.forward), bytes_of(expected.forward));
-  EXPECT_EQ(bytes_of(actual.inverse), bytes_of(expected.inverse));
+  EXPECT_EQ(bytes_of(actual.decode), bytes_of(expected.decode));
   EXPECT_EQ(bytes_of(actual.rstd), bytes_of(expected.rstd));
 }
 
@@ -57,7 +57,7 @@ void compare_batch(const Layout& layout, ElementType type, float momentum, int64
                            .eps = kEps,
                            .has_kink = true,
                            .channels = layout.channels},
-                          expected.forward.data(), expected.inverse.data(), expected.rstd.data(), nullptr));
+                          expected.forward.data(), expected.decode.data(), expected.rstd.data(), nullptr));
 
   const std::vector<float> running_means = random_values(layout.channels, 7, false);
   const std::vector<float> running_variances = random_values(layout.channels, 8, false);
@@ -75,7 +75,7 @@ void compare_batch(const Layout& layout, ElementType type, float momentum, int64
                              .momentum = momentum};
   const auto run = [&] {
     check(batch_norm_channels(x.as<void>(), type, layout, scratch.data(), statistics, actual.forward.data(),
-                              actual.inverse.data(), actual.rstd.data(), nullptr));
+                              actual.decode.data(), actual.rstd.data(), nullptr));
   };
   run();
   expect_equal(actual, expected);
@@ -133,7 +133,7 @@ TEST_P(NormActChannelsOf, HaveGradientsInOneStepAsInTwo) {
       const GpuBytes x(as_elements(random_values(layout.rows * layout.channels, 4, false), GetParam()));
       const GpuBytes grad(as_elements(random_values(layout.rows * layout.channels, 6, false), GetParam()));
       const GpuArray<NormActChannel> channels_of_x(of_x);
-      const GpuArray<DecodeMap> inverse(inverses);
+      const GpuArray<DecodeMap> decode(inverses);
       const GpuArray<float> weight(weights);
       const GpuArray<float> rstd(std::vector<float>(weights.size(), 1.5F));
       const GpuArray<float> scratch(norm_act_scratch(layout));
@@ -149,7 +149,7 @@ TEST_P(NormActChannelsOf, HaveGradientsInOneStepAsInTwo) {
 
       const GpuArray<float> sums(layout.channels);
       const GpuArray<float> copy_sums(layout.channels);
-      check(norm_act_sums(backward, inverse.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
+      check(norm_act_sums(backward, decode.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
       const auto gradients_of = [&](auto&& compute) {
         const GpuArray<NormActGradient> gradients(layout.channels);
         const GpuArray<float> grad_weight(layout.channels);
@@ -160,7 +160,7 @@ TEST_P(NormActChannelsOf, HaveGradientsInOneStepAsInTwo) {
       const auto in_two_steps = gradients_of([&](NormActGradient* gradients, float* grad_weight, float* grad_bias) {
         return norm_act_gradients({.sums = sums.data(),
                                    .copy_sums = copy_sums.data(),
-                                   .inverse = inverse.data(),
+                                   .decode = decode.data(),
                                    .weight = weight.data(),
                                    .rstd = rstd.data(),
                                    .count = count,
@@ -169,7 +169,7 @@ TEST_P(NormActChannelsOf, HaveGradientsInOneStepAsInTwo) {
       });
       const auto in_one_step = gradients_of([&](NormActGradient* gradients, float* grad_weight, float* grad_bias) {
         return norm_act_sums_and_gradients(
-            backward, {.inverse = inverse.data(), .weight = weight.data(), .rstd = rstd.data(), .count = count},
+            backward, {.decode = decode.data(), .weight = weight.data(), .rstd = rstd.data(), .count = count},
             scratch.data(), gradients, grad_weight, grad_bias, nullptr);
       });
       EXPECT_EQ(in_one_step, in_two_steps);

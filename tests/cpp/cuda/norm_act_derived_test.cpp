@@ -46,7 +46,7 @@ struct Problem {
 
 struct Channels {
   std::vector<NormActChannel> forward;
-  std::vector<DecodeMap> inverse;
+  std::vector<DecodeMap> decode;
   std::vector<NormActGradient> gradient;
 
   explicit Channels(const Problem& problem) {
@@ -56,8 +56,8 @@ struct Channels {
       const float weight = c < 16 && problem.layout.channels > 16 ? 2.0F : kWeights[c % 6];
       const float bias = kBiases[c % 5];
       forward.push_back(forward_channel(0.2F, 1.25F, weight, bias, problem.has_kink));
-      inverse.push_back(decode_map(weight, bias, problem.has_kink));
-      gradient.push_back(gradient_channel(inverse.back(), weight, 1.25F, 0.03F, -0.02F));
+      decode.push_back(decode_map(weight, bias, problem.has_kink));
+      gradient.push_back(gradient_channel(decode.back(), weight, 1.25F, 0.03F, -0.02F));
     }
   }
 };
@@ -134,13 +134,13 @@ void compare_sums(const Problem& problem, const Backwards& backwards, const Chan
   const auto count = static_cast<size_t>(problem.layout.channels);
   std::vector<double> expected(count);
   std::vector<double> expected_copies(count);
-  cpu::norm_act_sums(backwards.on_cpu, channels.inverse.data(), 0, problem.layout.row_blocks(), expected.data(),
+  cpu::norm_act_sums(backwards.on_cpu, channels.decode.data(), 0, problem.layout.row_blocks(), expected.data(),
                      expected_copies.data());
-  const GpuArray<DecodeMap> inverse(channels.inverse);
+  const GpuArray<DecodeMap> decode(channels.decode);
   const GpuArray<float> scratch(norm_act_scratch(problem.layout));
   const GpuArray<float> sums(problem.layout.channels);
   const GpuArray<float> copy_sums(problem.layout.channels);
-  check(norm_act_sums(backwards.on_gpu, inverse.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
+  check(norm_act_sums(backwards.on_gpu, decode.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
   const std::vector<float> actual = sums.read();
   const std::vector<float> actual_copies = copy_sums.read();
   // Elements are at most 30 or so, copies 40.
@@ -194,11 +194,11 @@ void compare(const Problem& problem) {
     compare_sums(problem, backwards, channels);
   }
   if (problem.bits != 0 && gives_output(problem.derivative.function)) {
-    const GpuArray<DecodeMap> inverse(channels.inverse);
+    const GpuArray<DecodeMap> decode(channels.decode);
     const GpuBytes result(grad.size(), problem.shift());
     std::vector<uint8_t> expected(grad.size());
-    cpu::norm_act_output(backwards.on_cpu, channels.inverse.data(), expected.data(), 0, problem.layout.groups());
-    check(norm_act_output(backwards.on_gpu, inverse.data(), result.as<void>(), nullptr));
+    cpu::norm_act_output(backwards.on_cpu, channels.decode.data(), expected.data(), 0, problem.layout.groups());
+    check(norm_act_output(backwards.on_gpu, decode.data(), result.as<void>(), nullptr));
     ASSERT_EQ(result.read(), expected);
   }
   backwards.on_cpu.x = input.data();

@@ -25,7 +25,7 @@ enum class Kinds { kAll, kSplit, kLinear };
 
 struct Channels {
   std::vector<NormActChannel> forward;
-  std::vector<DecodeMap> inverse;
+  std::vector<DecodeMap> decode;
   std::vector<NormActGradient> gradient;
 
   explicit Channels(int64_t count, Kinds kinds = Kinds::kAll) {
@@ -39,8 +39,8 @@ struct Channels {
       const float used_weight = !is_split ? weight : c % 2 == 0 ? 0.8F : -1.7F;
       const bool has_kink = kinds != Kinds::kLinear;
       forward.push_back(forward_channel(0.2F, 1.25F, used_weight, bias, has_kink));
-      inverse.push_back(decode_map(used_weight, bias, has_kink));
-      gradient.push_back(gradient_channel(inverse.back(), used_weight, 1.25F, 0.03F, -0.02F));
+      decode.push_back(decode_map(used_weight, bias, has_kink));
+      gradient.push_back(gradient_channel(decode.back(), used_weight, 1.25F, 0.03F, -0.02F));
     }
   }
 };
@@ -185,13 +185,13 @@ void compare_sums(const Problem& problem, const Backwards& backwards, const Chan
   const auto count = static_cast<size_t>(problem.layout.channels);
   std::vector<double> expected_sums(count);
   std::vector<double> expected_copy_sums(count);
-  cpu::norm_act_sums(backwards.on_cpu, channels.inverse.data(), 0, problem.layout.row_blocks(), expected_sums.data(),
+  cpu::norm_act_sums(backwards.on_cpu, channels.decode.data(), 0, problem.layout.row_blocks(), expected_sums.data(),
                      expected_copy_sums.data());
-  const GpuArray<DecodeMap> inverse(channels.inverse);
+  const GpuArray<DecodeMap> decode(channels.decode);
   const GpuArray<float> scratch(norm_act_scratch(problem.layout));
   const GpuArray<float> sums(problem.layout.channels);
   const GpuArray<float> copy_sums(problem.layout.channels);
-  check(norm_act_sums(backwards.on_gpu, inverse.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
+  check(norm_act_sums(backwards.on_gpu, decode.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
   std::vector<double> magnitudes;
   std::vector<double> copy_magnitudes;
   magnitudes_of_sums(problem, floats_of(problem.elements(8), problem.type),
@@ -200,7 +200,7 @@ void compare_sums(const Problem& problem, const Backwards& backwards, const Chan
   expect_near(copy_sums.read(), expected_copy_sums, copy_magnitudes);
 
   const std::vector<float> first[] = {sums.read(), copy_sums.read()};
-  check(norm_act_sums(backwards.on_gpu, inverse.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
+  check(norm_act_sums(backwards.on_gpu, decode.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
   const std::vector<float> again[] = {sums.read(), copy_sums.read()};
   for (size_t c = 0; c < count; ++c) {
     ASSERT_EQ(bits_of(again[0][c]), bits_of(first[0][c]));
@@ -280,12 +280,12 @@ void compare(const Problem& problem) {
                                  .type = problem.type,
                                  .layout = problem.layout,
                                  .slope = problem.slope},
-                      .copies = copies_of(problem, expected, channels.inverse)};
-  const GpuArray<DecodeMap> inverse(channels.inverse);
+                      .copies = copies_of(problem, expected, channels.decode)};
+  const GpuArray<DecodeMap> decode(channels.decode);
   const GpuBytes result(grad.size(), problem.shift());
   std::vector<uint8_t> expected_result(grad.size());
-  cpu::norm_act_output(backwards.on_cpu, channels.inverse.data(), expected_result.data(), 0, problem.layout.groups());
-  check(norm_act_output(backwards.on_gpu, inverse.data(), result.as<void>(), nullptr));
+  cpu::norm_act_output(backwards.on_cpu, channels.decode.data(), expected_result.data(), 0, problem.layout.groups());
+  check(norm_act_output(backwards.on_gpu, decode.data(), result.as<void>(), nullptr));
   ASSERT_EQ(result.read(), expected_result);
   compare_gradients(problem, backwards, channels);
   compare_sums(problem, backwards, channels);

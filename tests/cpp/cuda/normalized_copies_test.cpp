@@ -38,7 +38,7 @@ struct Problem {
 struct Channels {
   std::vector<NormActChannel> norm;
   std::vector<NormActChannel> sum;
-  std::vector<DecodeMap> inverse;
+  std::vector<DecodeMap> decode;
   std::vector<NormActGradient> gradient;
 
   explicit Channels(int64_t count) {
@@ -46,8 +46,8 @@ struct Channels {
       const float weight = 0.4F * static_cast<float>(c % 5) - 0.7F;
       norm.push_back(forward_channel(0.2F, 1.25F, weight, 0.1F, false));
       sum.push_back(sum_channel(norm.back().z_scale, norm.back().z_shift));
-      inverse.push_back(decode_map(weight, 0.1F, false));
-      gradient.push_back(gradient_channel(inverse.back(), weight, 1.25F, 0.03F, -0.02F));
+      decode.push_back(decode_map(weight, 0.1F, false));
+      gradient.push_back(gradient_channel(decode.back(), weight, 1.25F, 0.03F, -0.02F));
     }
   }
 };
@@ -160,13 +160,13 @@ void compare_backward(const Problem& problem, const Channels& channels, const Ex
   const auto count = static_cast<size_t>(problem.layout.channels);
   std::vector<double> expected_sums(count);
   std::vector<double> expected_copy_sums(count);
-  cpu::norm_act_sums(on_cpu, channels.inverse.data(), 0, problem.layout.row_blocks(), expected_sums.data(),
+  cpu::norm_act_sums(on_cpu, channels.decode.data(), 0, problem.layout.row_blocks(), expected_sums.data(),
                      expected_copy_sums.data());
-  const GpuArray<DecodeMap> inverse(channels.inverse);
+  const GpuArray<DecodeMap> decode(channels.decode);
   const GpuArray<float> scratch(norm_act_scratch(problem.layout));
   const GpuArray<float> sums(problem.layout.channels);
   const GpuArray<float> copy_sums(problem.layout.channels);
-  check(norm_act_sums(on_gpu, inverse.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
+  check(norm_act_sums(on_gpu, decode.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
   for (size_t c = 0; c < count; ++c) {
     if (problem.special && !std::isfinite(expected_copy_sums[c])) {
       EXPECT_FALSE(std::isfinite(copy_sums.read()[c]));
