@@ -47,8 +47,8 @@ std::vector<Need> NormAct::needs(const Wants& wants) const {
   std::vector<Need> needs;
   if (packs(output())) {
     needs.push_back({output(), Form::kCopy});
-  } else if (bits) {
-    needs.push_back({output(), Form::kNormalized, 1, *bits});
+  } else if (bits || derivative.bits != 0) {
+    needs.push_back({output(), Form::kNormalized, 1, bits.value_or(0)});
   }
   if (packs_normalized(wants)) {
     needs.push_back({output(), Form::kNormalized, 1, norm_bits});
