@@ -117,7 +117,7 @@ class CapturedCall:
 
     def _traced(self, how: str, args: tuple, kwargs: dict[str, Any]) -> Any:
         module = self._actnn_module()
-        if how == AS_IT_IS or not self._compresses():
+        if how == AS_IT_IS or not self.compresses():
             return type(module)._call_impl(module, *args, **kwargs)
         if how == WITH_PROGRAMS and not self.record.fallback:
             return dynamo_bypassing_wrapper(self.lowered, call_torchs, module, *args, **kwargs)
@@ -160,9 +160,9 @@ class CapturedCall:
         """Calls the module itself; its functions keep compressed activations, if somebody may want gradients."""
         call = type(module)._call_impl
         is_traced = torch._C._get_tracing_state() or is_fx_symbolic_tracing() or torch.compiler.is_exporting()
-        around = getattr(_local, "around", None)
-        if is_traced or around is self or not self._compresses():
+        if is_traced or _compresses_functions(self) or not self.compresses():
             return call(module, *args, **kwargs)
+        around = getattr(_local, "around", None)
         with self._functions_of(module):
             _local.around = self
             try:
@@ -170,7 +170,8 @@ class CapturedCall:
             finally:
                 _local.around = around
 
-    def _compresses(self) -> bool:
+    def compresses(self) -> bool:
+        """Whether anything is saved for backward here and now, and is to be compressed."""
         flags = self.settings.config
         return flags.compress_activation and flags.training and torch.is_grad_enabled()
 
@@ -235,7 +236,8 @@ class PartialCall:
         module, whole = self._actnn_module(), self._whole()
         if caller is not module or whole is None:
             return type(caller)._call_impl(caller, *args, **kwargs)
-        if self._is_layer or not whole.may_capture():
+        has_own_graph = not self._is_layer and (compilation is not None or whole.compresses())
+        if not has_own_graph or _compresses_functions(whole) or not whole.may_capture():
             return whole.call_without_capture(module, args, kwargs)
         capture = self._dynamo.capture_in(compilation)
         try:
@@ -249,6 +251,11 @@ class PartialCall:
 
 for call in (CapturedCall, PartialCall):
     run_uncompiled(call.__call__.__code__)
+
+
+def _compresses_functions(call: CapturedCall) -> bool:
+    """Whether that happens here and now: inside of it, parts get no graphs."""
+    return getattr(_local, "around", None) is call
 
 
 def call_of(module: nn.Module) -> CapturedCall | None:
