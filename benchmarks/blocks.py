@@ -39,6 +39,7 @@ VARIANTS = {
     "layers": Variant(amp=True, prepare=partial(converted, 4)),
     "checkpoint": Variant(amp=True, prepare=with_checkpoints),
     "compile": Variant(amp=True, prepare=torch.compile),
+    "compile blocks": Variant(amp=True, prepare=lambda model: torch.compile(with_blocks(4, model))),
 }
 COMPILED = ("resnet50", 128)  # by default: compiling takes as long as everything else
 LARGEST_NETWORKS, LARGEST_VARIANTS = ("resnet50", "resnet152"), ("exact", "checkpoint", "blocks")
@@ -118,7 +119,7 @@ def cells(arguments: argparse.Namespace) -> list[Cell]:
             names = arguments.variants
             if not names:
                 compiled = (network, batch) == COMPILED and not arguments.smoke
-                names = [name for name in VARIANTS if compiled or name != "compile"]
+                names = [name for name in VARIANTS if compiled or not name.startswith("compile")]
             captured = () if arguments.no_graph or arguments.device == "cpu" else tuple(names)
             made.append(Cell(network, batch, tuple(names), captured, arguments.rounds, arguments.smoke))
     return made
