@@ -72,7 +72,8 @@ def _locate(graph: fx.Graph, module: nn.Module) -> list:
     inputs = [node.meta["example_value"] for node in placeholders]
     mode = next((example.fake_mode for example in inputs if isinstance(example, FakeTensor)), None)
     if mode is not None:
-        fakes = {id(mode.from_tensor(buffer, static_shapes=True)): path for path, buffer in module.named_buffers()}
+        buffers = {path: b for path, b in module.named_buffers() if b.layout == torch.strided and not b.is_nested}
+        fakes = {id(mode.from_tensor(buffer, static_shapes=True)): path for path, buffer in buffers.items()}
         for node, example in zip(placeholders, inputs, strict=True):
             if path := fakes.get(id(example)):
                 owner, _, name = path.rpartition(".")
