@@ -16,7 +16,8 @@ from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from ..functional import FunctionsOfModel
 from ..redirected import is_transformed
 from .backend import Settings
-from .dynamo import Compilation, Dynamo, NotCapturedError, call_torchs, compilation_of, run_uncompiled
+from .compilation import Compilation, compilation_of, run_uncompiled
+from .dynamo import Dynamo, NotCapturedError, call_torchs
 from .options import state_of, why_not
 from .records import Record
 from .synchronized import group_of_all

@@ -13,14 +13,14 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from .backend import Root, Settings, compile_graph
+from .compilation import Compilation
 from .records import Record
 from .synchronized import synchronized_norms
 from .traceable import WithSaidOnce, plain_isinstance
@@ -53,43 +53,6 @@ def is_capturing() -> bool:
 def call_torchs(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Calls a converted module as if it were none."""
     return type(module)._call_impl(module, *args, **kwargs)
-
-
-def splits_graphs() -> bool:
-    """Whether what is compiled here and now is split into the buckets of DistributedDataParallel."""
-    splits = torch._dynamo.utils.get_optimize_ddp_mode() == "ddp_optimizer"
-    return splits and DistributedDataParallel._get_active_ddp_module() is not None
-
-
-def run_uncompiled(code: types.CodeType) -> None:
-    """Lets Dynamo compile no frame of this code; what such a frame calls, it does, as long as its callback is set."""
-    frames = torch._C._dynamo.eval_frame
-    strategy = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.DEFAULT)
-    frames.set_code_exec_strategy(code, strategy)
-
-
-@dataclass(frozen=True)
-class Compilation:
-    """A torch.compile that calls are part of."""
-
-    backend: Callable
-    is_whole: bool
-    """Whether it takes whole graphs only."""
-
-
-def compilation_of(callback: Any) -> Compilation | None:
-    """The one whose callback this is; None if there is none.
-
-    None where graphs are split, too: there a module's gradients are to be ready one after another, and its graphs stay
-    uncompiled.
-    """
-    if isinstance(callback, _Callback):
-        return callback.compilation
-    convert = getattr(callback, "_torchdynamo_orig_backend", None)
-    if convert is None or splits_graphs():
-        return None
-    is_whole = isinstance(convert, torch._dynamo.convert_frame.ConvertFrameAssert)
-    return Compilation(torch._dynamo.eval_frame.innermost_backend(convert), is_whole)
 
 
 class Dynamo:
@@ -274,7 +237,7 @@ class _Callback:
     def __init__(self, inner: Callable, capture: Capture) -> None:
         self._torchdynamo_orig_backend = inner  # where Dynamo looks for the backend, by which it tells caches apart
         self._capture = weakref.ref(capture)
-        self.compilation = capture.compilation
+        self.actnn_compilation = capture.compilation
 
     def __call__(self, frame: Any, cache_entry: Any, frame_state: dict) -> Any:
         capture = self._capture()

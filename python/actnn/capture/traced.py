@@ -11,26 +11,36 @@ import itertools
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import fx, nn
 from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .backend import Root, compile_graph
-from .dynamo import is_capturing, splits_graphs
+from .backend import Root, Settings, compile_graph
+from .compilation import splits_graphs
+from .dynamo import is_capturing
+from .records import Record
 from .values import PATH, SOURCE
-
-if TYPE_CHECKING:
-    from .call import CapturedCall
 
 AS_IT_IS, WITH_FUNCTIONS, WITH_PROGRAMS = "as it is", "with compressed functions", "with programs"
 LOWERED = "actnn_lowered"
 """Where a graph's `meta` has what runs in its place: compilers ask more than once."""
 
+
+class Converted(Protocol):
+    """What leads the calls of a converted module."""
+
+    settings: Settings
+    record: Record
+
+    @property
+    def module(self) -> nn.Module | None: ...
+
+
 _numbers = itertools.count()
-_calls: weakref.WeakValueDictionary[str, CapturedCall] = weakref.WeakValueDictionary()
+_calls: weakref.WeakValueDictionary[str, Converted] = weakref.WeakValueDictionary()
 
 
 def traced_as() -> str:
@@ -44,7 +54,7 @@ def traced_as() -> str:
     return WITH_FUNCTIONS if splits_graphs() else WITH_PROGRAMS
 
 
-def lowered_for(call: CapturedCall) -> Callable:
+def lowered_for(call: Converted) -> Callable:
     """What lowers the graphs of a module's calls, of constants only, which TorchDynamo can put into a graph."""
     name = f"{next(_numbers)}"  # numbers become symbols
     _calls[name] = call
