@@ -26,9 +26,9 @@ std::vector<c10::SymInt> strides_of(c10::SymIntArrayRef size, Layout layout) {
   std::vector<c10::SymInt> strides(size.size());
   const std::vector<int64_t> order = memory_order(size.size(), layout);
   c10::SymInt stride = 1;
-  for (auto dimension = order.rbegin(); dimension != order.rend(); ++dimension) {
-    strides[*dimension] = stride;
-    stride = stride * size[*dimension];
+  for (size_t place = order.size(); place-- > 0;) {
+    strides[order[place]] = stride;
+    stride = stride * size[order[place]];
   }
   return strides;
 }

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <iterator>
-#include <ranges>
 #include <utility>
 
 #include "actnn/core/bit_packing.h"
@@ -45,9 +44,7 @@ class Planner {
         }
       }
     }
-    for (const Value value : demanded_ | std::views::reverse) {
-      find_copy(value);
-    }
+    std::for_each(demanded_.rbegin(), demanded_.rend(), [&](Value value) { find_copy(value); });
     return std::move(plan_);
   }
 

@@ -164,6 +164,7 @@ TEST(Executor, RunsInManyThreadsAtOnce) {
   const Tensors expected = grad_of(block.run({model.x}, model.parameters, model.buffers), model.leaves());
   std::vector<Tensors> found(4);
   std::vector<std::thread> threads;
+  threads.reserve(found.size());
   for (Tensors& gradients : found) {
     threads.emplace_back([&] {
       for (int64_t repeat = 0; repeat < 5; ++repeat) {

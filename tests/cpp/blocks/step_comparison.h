@@ -34,7 +34,9 @@ struct Case {
   bool in_float_only = false;  ///< torch has it in no other dtype on the CPU
 };
 
-inline void PrintTo(const Case& test, std::ostream* out) { *out << test.name; }
+inline void PrintTo(const Case& test, std::ostream* out) {  // NOLINT(readability-identifier-naming): GoogleTest's
+  *out << test.name;
+}
 
 inline std::string program_text(const Case& test) {
   const auto list = [](const std::vector<int64_t>& numbers) {
@@ -160,7 +162,7 @@ class StepComparison : public testing::TestWithParam<Case> {
   }
 
   static Block block(const Case& test) {
-    return Block(plan_from_json("{\"program\": " + program_text(test) + ", \"options\": {\"bits\": 8}}"));
+    return Block(plan_from_json(R"({"program": )" + program_text(test) + R"(, "options": {"bits": 8}})"));
   }
 };
 

@@ -25,7 +25,7 @@ using Layout = SplitLayout<int64_t>;
 /// Memory aligned as torch aligns tensors.
 template <class T>
 struct TensorAllocator {
-  using value_type = T;
+  using value_type = T;  // NOLINT(readability-identifier-naming): the standard's
   static constexpr std::align_val_t kAlignment{64};
   T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kAlignment)); }
   void deallocate(T* memory, size_t /*count*/) { ::operator delete(memory, kAlignment); }
@@ -289,7 +289,7 @@ class NormActDerivedTargets : public testing::TestWithParam<std::tuple<ElementTy
     for (const int bits : {0, 2 + derivative_bits / 2}) {
       for (Problem& problem : problems(type, bits)) {
         problem.derivative = {function, derivative_bits};
-        result.push_back(std::move(problem));
+        result.push_back(problem);
       }
     }
     return result;

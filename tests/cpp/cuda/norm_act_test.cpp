@@ -429,8 +429,8 @@ TEST_P(NormAct, MomentsAreThoseOfTheRows) {
     for (const float offset : {0.0F, 1000.0F}) {
       SCOPED_TRACE(testing::Message() << layout.rows << " x " << layout.channels << " around " << offset);
       std::vector<float> values = random_values(layout.rows * layout.channels, 4, false);
-      for (size_t i = 0; i < values.size(); ++i) {
-        values[i] += offset;
+      for (float& value : values) {
+        value += offset;
       }
       values[0] = 0.0F;  // far from the others
       const std::vector<uint8_t> elements = as_elements(values, GetParam());

@@ -72,7 +72,9 @@ struct Case {
   std::vector<Names> chains;
 };
 
-void PrintTo(const Case& of, std::ostream* stream) { *stream << of.name; }
+void PrintTo(const Case& of, std::ostream* stream) {  // NOLINT(readability-identifier-naming): GoogleTest's
+  *stream << of.name;
+}
 
 class ConvertChains : public testing::TestWithParam<Case> {
  protected:
