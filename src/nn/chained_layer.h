@@ -41,12 +41,12 @@ template <class Layer, class Forward>
 struct HolderOf;
 template <class Layer, class Class, class... Arguments>
 struct HolderOf<Layer, at::Tensor (Class::*)(Arguments...)> {
-  using type = torch::nn::AnyModuleHolder<Layer, Arguments...>;
+  using Holder = torch::nn::AnyModuleHolder<Layer, Arguments...>;
 };
 
 /// What `AnyModule` holds a layer by.
 template <class Layer>
-using LayerHolder = typename HolderOf<Layer, decltype(&Layer::forward)>::type;
+using LayerHolder = typename HolderOf<Layer, decltype(&Layer::forward)>::Holder;
 
 }  // namespace detail
 

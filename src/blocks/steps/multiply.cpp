@@ -13,9 +13,9 @@ namespace actnn::blocks {
 namespace {
 
 /// The gradient times the other factor, in the factor's memory where that is nobody else's.
-at::Tensor times_gradient(at::Tensor factor, const at::Tensor& grad) {
+at::Tensor times_gradient(const at::Tensor& factor, const at::Tensor& grad) {
   if (is_owned(factor) && factor.scalar_type() == grad.scalar_type() && factor.sym_sizes() == grad.sym_sizes()) {
-    return std::move(factor.mul_(grad));
+    return factor.mul_(grad);
   }
   return at::mul(factor, grad);
 }

@@ -35,6 +35,7 @@ void check_parts(const Step& step, int64_t parts) {
 /// The gradients of all parts, zeros for those that have none; empty if none has.
 std::vector<at::Tensor> take_parts(BackwardRun& run, const std::vector<Value>& outputs) {
   std::vector<at::Tensor> grads;
+  grads.reserve(outputs.size());
   for (const Value part : outputs) {
     grads.push_back(run.take_joined(part));
   }
