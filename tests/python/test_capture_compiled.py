@@ -1,5 +1,7 @@
 """Converted models in what somebody else compiles: their programs are part of the compiled graphs."""
 
+import copy
+
 import actnn
 import pytest
 import torch
@@ -152,6 +154,20 @@ def test_a_forward_that_changes_its_module_keeps_its_programs(way, fullgraph):
         check_same(exact, compiled, images())
     assert len(converted.seen) == 2 and torch.allclose(converted.last, exact.last, atol=1e-4)
     assert graphs.programs() == [len(graph.programs) for graph in report.graphs] and all(graphs.programs())
+
+
+@pytest.mark.parametrize("way", ["model", "function", "around"])
+def test_shallow_copies_run_what_they_are(way):
+    class Scaled(Net):
+        scale = 1.0
+
+        def forward(self, x):
+            return super().forward(x) * self.scale
+
+    exact, converted, _ = pair(Scaled)
+    copied = copy.copy(converted)
+    copied.scale = exact.scale = 3.0
+    check_same(exact, converted_as(WAYS[way](copied, backend="aot_eager"), copied), images())
 
 
 def test_between_graph_breaks_there_are_programs():

@@ -21,7 +21,7 @@ from .dynamo import Dynamo, NotCapturedError, call_torchs
 from .options import state_of, why_not
 from .records import Record
 from .synchronized import group_of_all
-from .traced import AS_IT_IS, WITH_PROGRAMS, lowered_for, traced_as
+from .traced import AS_IT_IS, NOT_AT_ALL, WITH_PROGRAMS, lowered_for, name_of_call, traced_as
 from .versions import IS_CURRENT
 
 PLACE = "_call_impl"
@@ -38,24 +38,60 @@ _local = threading.local()
 """What compresses the functions that are called here and now: `around`."""
 
 
-class CapturedCall:
-    """Runs a module's captured graph, or, where there can be none, its layers and functions, compressed.
+class _Call:
+    """What `nn.Module.__call__` calls in the place of torch's own.
 
-    It refers to its module weakly: a cycle would keep the model's memory until garbage is collected. Replicas and
-    shallow copies have their original's; a call of theirs runs what they are.
+    It refers to its module weakly: a cycle would keep the module's memory until garbage is collected.
     """
 
-    def __init__(self, module: nn.Module, settings: Settings) -> None:
+    _dynamo: Dynamo
+
+    def __init__(self, module: nn.Module) -> None:
         self._actnn_module = weakref.ref(module)
-        self.record = Record()
-        self.parts: list[PartialCall] = []
-        self.lowered = lowered_for(self)
-        self.use(settings)
 
     @property
     def module(self) -> nn.Module | None:
         """The module that it was made for, if that is still there."""
         return self._actnn_module()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():  # this very code is being traced
+            return self._traced(args, kwargs)
+        callback, caller = set_eval_frame(None), sys._getframe(1).f_locals.get("self")
+        try:
+            return self._run(caller, compilation_of(callback), args, kwargs)
+        finally:
+            set_eval_frame(callback)
+
+    def _run_graph(
+        self, whole: "CapturedCall", compilation: Compilation | None, args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
+        module, capture = self._actnn_module(), self._dynamo.capture_in(compilation)
+        try:
+            return capture.run(module, args, kwargs)
+        except NotCapturedError as error:
+            reason, has_work = str(error), error.has_work  # the error itself would keep this frame alive
+        result = whole.call_without_capture(module, args, kwargs)
+        capture.missed(reason, has_work)
+        return result
+
+
+run_uncompiled(_Call.__call__.__code__)
+
+
+class CapturedCall(_Call):
+    """Runs a module's captured graph, or, where there can be none, its layers and functions, compressed.
+
+    Replicas and shallow copies have their original's; a call of theirs runs what they are.
+    """
+
+    def __init__(self, module: nn.Module, settings: Settings) -> None:
+        super().__init__(module)
+        self.record = Record()
+        self.parts: list[PartialCall] = []
+        self.name = name_of_call(self)
+        self.lowered = lowered_for(self.name)
+        self.use(settings)
 
     def use(self, settings: Settings) -> None:
         """Captures anew at the next call."""
@@ -90,15 +126,6 @@ class CapturedCall:
                 vars(part)[COMPILED] = call = PartialCall(part, path, self)
                 self.parts.append(call)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_dynamo_compiling():  # this very code is being traced
-            return self._traced(traced_as(), args, kwargs)
-        callback, caller = set_eval_frame(None), sys._getframe(1).f_locals.get("self")
-        try:
-            return self._run(caller, compilation_of(callback), args, kwargs)
-        finally:
-            set_eval_frame(callback)
-
     def _run(self, caller: Any, compilation: Compilation | None, args: tuple, kwargs: dict[str, Any]) -> Any:
         module = self._actnn_module()
         if caller is not module and isinstance(caller, nn.Module):
@@ -107,17 +134,12 @@ class CapturedCall:
             raise ReferenceError("the module of this call is gone")
         if not self.may_capture():
             return self.call_without_capture(module, args, kwargs)
-        capture = self._dynamo.capture_in(compilation)
-        try:
-            return capture.run(module, args, kwargs)
-        except NotCapturedError as error:
-            reason, has_work = str(error), error.has_work  # the error itself would keep this frame alive
-        result = self.call_without_capture(module, args, kwargs)
-        capture.missed(reason, has_work)
-        return result
+        return self._run_graph(self, compilation, args, kwargs)
 
-    def _traced(self, how: str, args: tuple, kwargs: dict[str, Any]) -> Any:
-        module = self._actnn_module()
+    def _traced(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        module, how = self._actnn_module(), traced_as(self.name)
+        if how == NOT_AT_ALL:
+            torch._dynamo.graph_break("a shallow copy of a converted module finds out at run time whose call it has")
         if how == AS_IT_IS or not self.compresses():
             return type(module)._call_impl(module, *args, **kwargs)
         if how == WITH_PROGRAMS and not self.record.fallback:
@@ -202,36 +224,25 @@ class CapturedCall:
         return [(call.path, call.module) for call in self.parts if call.module is not None]
 
 
-class PartialCall:
+class PartialCall(_Call):
     """The same for a module inside of a converted one that is called by itself, by the user or between graph breaks.
 
     Where a graph is not broken, TorchDynamo goes on past these calls.
     """
 
     def __init__(self, module: nn.Module, path: str, whole: CapturedCall) -> None:
-        self._actnn_module, self._whole, self.path = weakref.ref(module), weakref.ref(whole), path
+        super().__init__(module)
+        self._whole, self.path = weakref.ref(whole), path
         self.use(whole.settings)
         self._is_layer = not any(True for _ in module.children()) and type(module).__module__.startswith("torch.nn.")
-
-    @property
-    def module(self) -> nn.Module | None:
-        """The module that it was made for, if that is still there."""
-        return self._actnn_module()
 
     def use(self, settings: Settings) -> None:
         """Captures anew at the next call."""
         if self.module is not None:
             self._dynamo = Dynamo(self.module, settings, self._whole().record, self.path)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_dynamo_compiling():
-            module = self._actnn_module()
-            return type(module)._call_impl(module, *args, **kwargs)
-        callback, caller = set_eval_frame(None), sys._getframe(1).f_locals.get("self")
-        try:
-            return self._run(caller, compilation_of(callback), args, kwargs)
-        finally:
-            set_eval_frame(callback)
+    def _traced(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        return call_torchs(self._actnn_module(), *args, **kwargs)
 
     def _run(self, caller: Any, compilation: Compilation | None, args: tuple, kwargs: dict[str, Any]) -> Any:
         module, whole = self._actnn_module(), self._whole()
@@ -240,18 +251,7 @@ class PartialCall:
         has_own_graph = not self._is_layer and (compilation is not None or whole.compresses())
         if not has_own_graph or _compresses_functions(whole) or not whole.may_capture():
             return whole.call_without_capture(module, args, kwargs)
-        capture = self._dynamo.capture_in(compilation)
-        try:
-            return capture.run(module, args, kwargs)
-        except NotCapturedError as error:
-            reason, has_work = str(error), error.has_work
-        result = whole.call_without_capture(module, args, kwargs)
-        capture.missed(reason, has_work)
-        return result
-
-
-for call in (CapturedCall, PartialCall):
-    run_uncompiled(call.__call__.__code__)
+        return self._run_graph(whole, compilation, args, kwargs)
 
 
 def _compresses_functions(call: CapturedCall) -> bool:

@@ -25,6 +25,7 @@ from .records import Record
 from .values import PATH, SOURCE
 
 AS_IT_IS, WITH_FUNCTIONS, WITH_PROGRAMS = "as it is", "with compressed functions", "with programs"
+NOT_AT_ALL = "not at all"
 LOWERED = "actnn_lowered"
 """Where a graph's `meta` has what runs in its place: compilers ask more than once."""
 
@@ -43,21 +44,39 @@ _numbers = itertools.count()
 _calls: weakref.WeakValueDictionary[str, Converted] = weakref.WeakValueDictionary()
 
 
-def traced_as() -> str:
+def traced_as(name: str) -> str:
     """How a converted module is traced here and now: as it is for exports, and in the graph of one around it.
+
+    Not at all if it is a shallow copy that is called, which shares the module's call: run, that one sees who calls it.
 
     Asked when the trace is made, and a constant for TorchDynamo, which itself answers `is_exporting` with yes, always,
     in older versions. What splits a graph for DistributedDataParallel takes no graphs inside of it.
     """
+    if _caller() not in (None, _calls[name].module):
+        return NOT_AT_ALL
     if torch.compiler.is_exporting() or is_capturing():
         return AS_IT_IS
     return WITH_FUNCTIONS if splits_graphs() else WITH_PROGRAMS
 
 
-def lowered_for(call: Converted) -> Callable:
-    """What lowers the graphs of a module's calls, of constants only, which TorchDynamo can put into a graph."""
+def _caller() -> nn.Module | None:
+    """The module whose call TorchDynamo is tracing."""
+    tx = torch._dynamo.symbolic_convert.InstructionTranslator.current_tx().output.current_tx
+    while tx is not None and tx.f_code is not nn.Module._wrapped_call_impl.__code__:
+        tx = getattr(tx, "parent", None)
+    found = tx and tx.symbolic_locals.get("self")
+    return getattr(found.realize(), "value", None) if found else None
+
+
+def name_of_call(call: Converted) -> str:
+    """By which the functions here know it: constants only, which TorchDynamo can put into a graph."""
     name = f"{next(_numbers)}"  # numbers become symbols
     _calls[name] = call
+    return name
+
+
+def lowered_for(name: str) -> Callable:
+    """What lowers the graphs of a module's calls."""
     return functools.partial(_lowered, name)
 
 
