@@ -30,6 +30,7 @@
 namespace {
 
 using actnn::ElementType;
+using actnn::Rounding;
 
 constexpr int64_t kInputBytes = int64_t{64} << 20;
 constexpr int kRounds = 15;
@@ -125,43 +126,45 @@ void measure(benchmark::State& state, Buffers& buffers, double bytes, const std:
   state.counters["percent_upper_quartile"] = quantile(ratios, 0.75);
 }
 
-actnn::cpu::QuantizeSegment quantize_segment(Buffers& buffers, int bits) {
+actnn::cpu::QuantizeSegment quantize_segment(Buffers& buffers, int bits, Rounding rounding) {
   const int64_t groups = actnn::group_count(buffers.count, actnn::kDefaultGroupSize);
   return {.elements = buffers.input.data(),
           .type = buffers.type,
           .count = buffers.count,
           .group_size = actnn::kDefaultGroupSize,
           .bits = bits,
-          .parameters = buffers.packed.data(),
+          .parameters = buffers.packed.data() + actnn::kHeaderBytes,
           .codes = buffers.packed.data() + actnn::codes_offset(groups),
           .random = {.seed = 1, .offset = 0},
           .first_octet = 0,
-          .stochastic = true};
+          .rounding = rounding};
 }
 
 double moved_by_quantization(const Buffers& buffers, int bits) {
   return static_cast<double>(kInputBytes + actnn::packed_bytes(buffers.count, bits, actnn::kDefaultGroupSize));
 }
 
-void quantize(benchmark::State& state, ElementType type, int bits) {
+void quantize(benchmark::State& state, ElementType type, int bits, Rounding rounding) {
   Buffers buffers(type);
-  const auto segment = quantize_segment(buffers, bits);
+  const auto segment = quantize_segment(buffers, bits, rounding);
   const int64_t groups = actnn::group_count(buffers.count, segment.group_size);
   measure(state, buffers, moved_by_quantization(buffers, bits),
           [&] { actnn::cpu::quantize_groups(segment, 0, groups); });
 }
 
-void dequantize(benchmark::State& state, ElementType type, int bits) {
+void dequantize(benchmark::State& state, ElementType type, int bits, Rounding rounding) {
   Buffers buffers(type);
-  const auto source = quantize_segment(buffers, bits);
+  const auto source = quantize_segment(buffers, bits, rounding);
   const int64_t groups = actnn::group_count(buffers.count, source.group_size);
   actnn::cpu::quantize_groups(source, 0, groups);
-  const actnn::cpu::DequantizeSegment segment{.parameters = source.parameters,
+  const actnn::cpu::DequantizeSegment segment{.header = actnn::PackedHeader::of(source.random, rounding),
+                                              .parameters = source.parameters,
                                               .codes = source.codes,
                                               .count = source.count,
                                               .group_size = source.group_size,
                                               .bits = bits,
                                               .type = type,
+                                              .first_octet = source.first_octet,
                                               .elements = buffers.output.data()};
   measure(state, buffers, moved_by_quantization(buffers, bits),
           [&] { actnn::cpu::dequantize_groups(segment, 0, groups); });
@@ -198,26 +201,29 @@ void dropout(benchmark::State& state, ElementType type) {
   measure(state, buffers, 2.0 * kInputBytes, [&] { actnn::cpu::dropout(arguments, 0, quads); });
 }
 
-/// Batch norm with ReLU on a matrix of rows x channels, 4 bits.
+/// Batch norm with ReLU on a matrix of rows x channels: 3 bits and the side of the kink.
 struct NormActBuffers : Buffers {
-  static constexpr int kBits = 4;
-
   NormActBuffers(ElementType element_type, int64_t channel_count)
       : Buffers(element_type),
         channels(channel_count),
         maps(channel_count, actnn::forward_channel(0.1F, 1.25F, 0.8F, 0.2F, true)),
         inverses(channel_count, actnn::decode_map(0.8F, 0.2F, true)),
-        gradients(channel_count, {0.5F, 0.25F, -0.125F, 0.0F}),
-        sums(2 * channel_count) {}
+        gradients(channel_count, {0.5F, 0.25F, -0.125F, 0.0F, 1.0F, 0.0F}),
+        sums(2 * channel_count) {
+    const auto header = actnn::PackedHeader::of({.seed = 1, .offset = 0}, Rounding::kDithered);
+    std::memcpy(packed.data(), &header, sizeof header);
+  }
 
   int64_t channels;
-  actnn::SplitLayout<int64_t> layout{count / channels, channels};
+  actnn::ColumnLayout<int64_t> layout{.rows = count / channels, .channels = channels, .bits = 3, .masks = 1};
+  actnn::FusedActivation activation{actnn::ActivationFunction::kLeakyReLU, 0.0F};
   std::vector<actnn::NormActChannel> maps;
   std::vector<actnn::DecodeMap> inverses;
   std::vector<actnn::NormActGradient> gradients;
   std::vector<double> sums;
 
-  double packed_bytes() const { return static_cast<double>(layout.bytes(kBits)); }
+  double packed_bytes() const { return static_cast<double>(layout.bytes()); }
+  int64_t pieces() const { return actnn::cpu::column_pieces(layout); }
 
   void forward() {
     actnn::cpu::norm_act({.x = input.data(),
@@ -226,23 +232,21 @@ struct NormActBuffers : Buffers {
                           .type = type,
                           .layout = layout,
                           .channels = maps.data(),
-                          .slope = 0.0F,
-                          .bits = kBits,
+                          .activation = activation,
                           .keeps_below = false,
                           .packed = packed.data(),
                           .random = {.seed = 1, .offset = 0},
-                          .stochastic = true},
-                         0, layout.groups());
+                          .rounding = Rounding::kDithered},
+                         0, pieces());
   }
 
   actnn::cpu::NormActBackward backward() const {
     return {.packed = packed.data(),
-            .bits = kBits,
+            .layout = layout,
             .grad = input.data(),
             .second_grad = nullptr,
             .type = type,
-            .layout = layout,
-            .slope = 0.0F};
+            .activation = activation};
   }
 };
 
@@ -256,7 +260,7 @@ void norm_act_moments(benchmark::State& state, ElementType type, int64_t channel
   const int64_t parts = actnn::ceil_div(buffers.layout.rows, actnn::cpu::kPartRows);
   measure(state, buffers, kInputBytes, [&] {
     for (int64_t part = 0; part < parts; ++part) {
-      actnn::cpu::part_moments(buffers.input.data(), type, buffers.layout, part, buffers.sums.data(),
+      actnn::cpu::part_moments(buffers.input.data(), type, buffers.layout.rows, channels, part, buffers.sums.data(),
                                buffers.sums.data() + channels);
     }
   });
@@ -266,7 +270,7 @@ void norm_act_sums(benchmark::State& state, ElementType type, int64_t channels) 
   NormActBuffers buffers(type, channels);
   buffers.forward();
   measure(state, buffers, kInputBytes + buffers.packed_bytes(), [&] {
-    actnn::cpu::norm_act_sums(buffers.backward(), buffers.inverses.data(), 0, buffers.layout.row_blocks(),
+    actnn::cpu::norm_act_sums(buffers.backward(), buffers.inverses.data(), 0, buffers.layout.blocks(),
                               buffers.sums.data(), buffers.sums.data() + channels);
   });
 }
@@ -276,7 +280,7 @@ void norm_act_gradient(benchmark::State& state, ElementType type, int64_t channe
   buffers.forward();
   measure(state, buffers, 2.0 * kInputBytes + buffers.packed_bytes(), [&] {
     actnn::cpu::norm_act_input_gradient(buffers.backward(), buffers.gradients.data(), buffers.output.data(), nullptr, 0,
-                                        buffers.layout.groups());
+                                        buffers.pieces());
   });
 }
 
@@ -285,7 +289,7 @@ void norm_act_output(benchmark::State& state, ElementType type, int64_t channels
   buffers.forward();
   measure(state, buffers, kInputBytes + buffers.packed_bytes(), [&] {
     actnn::cpu::norm_act_output(buffers.backward(), buffers.inverses.data(), buffers.output.data(), 0,
-                                buffers.layout.groups());
+                                buffers.pieces());
   });
 }
 
@@ -298,13 +302,16 @@ void add_benchmarks() {
   constexpr ElementType kTypes[] = {ElementType::kFloat32, ElementType::kFloat16, ElementType::kBFloat16};
   for (const ElementType type : kTypes) {
     for (int bits = actnn::kMinBits; bits <= actnn::kMaxBits; ++bits) {
-      add(fmt::format("quantize/{}/{}", name_of(type), bits), quantize, type, bits);
-      add(fmt::format("dequantize/{}/{}", name_of(type), bits), dequantize, type, bits);
+      add(fmt::format("quantize/{}/{}", name_of(type), bits), quantize, type, bits, Rounding::kDithered);
+      add(fmt::format("dequantize/{}/{}", name_of(type), bits), dequantize, type, bits, Rounding::kDithered);
     }
+    // Without random numbers.
+    add(fmt::format("quantize/{}/4/nearest", name_of(type)), quantize, type, 4, Rounding::kNearest);
+    add(fmt::format("dequantize/{}/4/nearest", name_of(type)), dequantize, type, 4, Rounding::kNearest);
     add(fmt::format("relu/{}", name_of(type)), relu, type);
     add(fmt::format("apply_mask/{}", name_of(type)), apply_mask, type);
     add(fmt::format("dropout/{}", name_of(type)), dropout, type);
-    for (const int64_t channels : {16, 64, 512}) {
+    for (const int64_t channels : {16, 24, 64, 128, 512}) {
       const std::string suffix = fmt::format("{}/{}", name_of(type), channels);
       add("norm_act/" + suffix, norm_act, type, channels);
       add("norm_act_moments/" + suffix, norm_act_moments, type, channels);

@@ -19,10 +19,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace actnn::cpu::HWY_NAMESPACE {
 
-/// Where multiply-adds are not rounded once, the reference does what has derivatives.
-inline bool needs_reference(const PackedDerivative& derivative) {
-  return HWY_NATIVE_FMA == 0 && derivative.function != ActivationFunction::kLeakyReLU;
-}
+/// Where multiply-adds are not rounded once, the reference does what is smooth.
+inline bool needs_reference(ActivationFunction function) { return HWY_NATIVE_FMA == 0 && is_smooth(function); }
 
 template <class Tag>
 HWY_INLINE hn::Vec<Tag> at_most(Tag df, hn::Vec<Tag> x, float highest) {
@@ -67,11 +65,7 @@ struct ActivatedVector {
 template <ActivationFunction function, class Tag>
 HWY_INLINE ActivatedVector<Tag> activate(Tag df, hn::Vec<Tag> z) {
   const auto one = hn::Set(df, 1.0F);
-  if constexpr (function == ActivationFunction::kReLU6) {
-    const auto on_slope = hn::And(hn::Gt(z, hn::Zero(df)), hn::Lt(z, hn::Set(df, 6.0F)));
-    const auto y = hn::IfThenElse(hn::IsNaN(z), z, at_most(df, at_least(df, z, 0.0F), 6.0F));
-    return {y, hn::IfThenElseZero(on_slope, one)};
-  } else if constexpr (function == ActivationFunction::kSiLU) {
+  if constexpr (function == ActivationFunction::kSiLU) {
     const auto lowest = hn::Set(df, -SigmoidCoefficients::kFarthest);
     const auto above = hn::IfThenElse(hn::Lt(z, lowest), lowest, z);
     const auto near = at_most(df, above, SigmoidCoefficients::kFarthest);
@@ -85,15 +79,6 @@ HWY_INLINE ActivatedVector<Tag> activate(Tag df, hn::Vec<Tag> z) {
         hn::IfThenElseZero(hn::Gt(z, hn::Set(df, -3.0F)), hn::IfThenElse(hn::Lt(z, hn::Set(df, 3.0F)), slope, one));
     return {hn::Mul(z, share), derivative};
   }
-}
-
-/// By `DerivativeEncoder::position`.
-template <class Tag>
-HWY_INLINE hn::Vec<hn::Rebind<uint32_t, Tag>> derivative_position(Tag df, const DerivativeEncoder& encoder,
-                                                                  hn::Vec<Tag> derivative) {
-  const auto units = hn::MulAdd(derivative, hn::Set(df, encoder.scale), hn::Set(df, encoder.shift));
-  const auto limited = at_most(df, at_least(df, units, 0.0F), encoder.most);
-  return hn::BitCast(hn::Rebind<uint32_t, Tag>(), hn::Add(limited, hn::Set(df, kIntegerInMantissa)));
 }
 
 }  // namespace actnn::cpu::HWY_NAMESPACE

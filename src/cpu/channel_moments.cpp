@@ -16,9 +16,9 @@ namespace actnn::cpu::HWY_NAMESPACE {
 
 #if HWY_TARGET == HWY_SCALAR
 
-void part_moments(const void* x, ElementType type, const SplitLayout<int64_t>& layout, int64_t part, double* mean,
+void part_moments(const void* x, ElementType type, int64_t rows, int64_t channels, int64_t part, double* mean,
                   double* squares) {
-  reference::part_moments(x, type, layout, part, mean, squares);
+  reference::part_moments(x, type, rows, channels, part, mean, squares);
 }
 
 #else
@@ -32,7 +32,7 @@ inline constexpr int64_t kRun = 8;
 template <class Element, class Tag>
 void add_rows(Tag df, const Element* elements, int64_t rows, int64_t channels, const float* origin, double* sums,
               double* squares) {
-  const int64_t ahead = prefetch_distance({rows, channels});
+  const int64_t ahead = prefetch_distance(channels);
   for (int64_t channel = 0; channel < channels; channel += static_cast<int64_t>(hn::Lanes(df))) {
     const Doubles<Tag> from(hn::LoadU(df, origin + channel));
     Doubles<Tag> sum(sums + channel);
@@ -66,17 +66,16 @@ void moments_of_rows(Tag df, const Element* elements, int64_t rows, int64_t chan
 
 }  // namespace
 
-void part_moments(const void* x, ElementType type, const SplitLayout<int64_t>& layout, int64_t part, double* mean,
+void part_moments(const void* x, ElementType type, int64_t rows, int64_t channels, int64_t part, double* mean,
                   double* squares) {
-  if (!has_whole_octets(layout)) {
-    return reference::part_moments(x, type, layout, part, mean, squares);
+  if (channels % kOctet != 0) {
+    return reference::part_moments(x, type, rows, channels, part, mean, squares);
   }
   const int64_t first = part * kPartRows;
-  const int64_t rows = std::min(kPartRows, layout.rows - first);
+  const int64_t own_rows = std::min(kPartRows, rows - first);
   with_element_type(type, [&]<class Element>(Element /*tag*/) {
-    with_tag(layout, [&](auto df) {
-      moments_of_rows(df, static_cast<const Element*>(x) + first * layout.channels, rows, layout.channels, mean,
-                      squares);
+    with_tag(channels, [&](auto df) {
+      moments_of_rows(df, static_cast<const Element*>(x) + first * channels, own_rows, channels, mean, squares);
     });
   });
 }
@@ -93,25 +92,24 @@ namespace actnn::cpu {
 
 HWY_EXPORT(part_moments);
 
-void part_moments(const void* x, ElementType type, const SplitLayout<int64_t>& layout, int64_t part, double* mean,
+void part_moments(const void* x, ElementType type, int64_t rows, int64_t channels, int64_t part, double* mean,
                   double* squares) {
   if (use_reference()) {
-    return reference::part_moments(x, type, layout, part, mean, squares);
+    return reference::part_moments(x, type, rows, channels, part, mean, squares);
   }
-  HWY_DYNAMIC_DISPATCH(part_moments)(x, type, layout, part, mean, squares);
+  HWY_DYNAMIC_DISPATCH(part_moments)(x, type, rows, channels, part, mean, squares);
 }
 
 /// Chan et al., "Algorithms for computing the sample variance" (1983). The innermost loop is over channels, which lie
 /// side by side.
-void join_moments(const double* means, const double* squares, const SplitLayout<int64_t>& layout, float* mean,
+void join_moments(const double* means, const double* squares, int64_t rows, int64_t channels, float* mean,
                   float* variance) {
-  const int64_t channels = layout.channels;
   std::vector<double> joint_mean(static_cast<size_t>(channels));
   std::vector<double> joint_squares(static_cast<size_t>(channels));
-  for (int64_t first = 0; first < layout.rows; first += kPartRows, means += channels, squares += channels) {
+  for (int64_t first = 0; first < rows; first += kPartRows, means += channels, squares += channels) {
     const auto count = static_cast<double>(first);
-    const auto rows = static_cast<double>(std::min(kPartRows, layout.rows - first));
-    const double share = rows / (count + rows);
+    const auto own = static_cast<double>(std::min(kPartRows, rows - first));
+    const double share = own / (count + own);
     for (int64_t channel = 0; channel < channels; ++channel) {
       const double distance = means[channel] - joint_mean[static_cast<size_t>(channel)];
       joint_squares[static_cast<size_t>(channel)] += squares[channel] + distance * distance * count * share;
@@ -121,7 +119,7 @@ void join_moments(const double* means, const double* squares, const SplitLayout<
   for (int64_t channel = 0; channel < channels; ++channel) {
     mean[channel] = static_cast<float>(joint_mean[static_cast<size_t>(channel)]);
     const double sum = joint_squares[static_cast<size_t>(channel)];
-    variance[channel] = static_cast<float>(layout.rows > 0 ? sum / static_cast<double>(layout.rows) : 0.0);
+    variance[channel] = static_cast<float>(rows > 0 ? sum / static_cast<double>(rows) : 0.0);
   }
 }
 

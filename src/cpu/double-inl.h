@@ -6,7 +6,7 @@
 #define ACTNN_CPU_DOUBLE_INL_H_
 #endif
 
-#include "src/cpu/split-inl.h"
+#include "src/cpu/matrix-inl.h"
 
 #if HWY_TARGET != HWY_SCALAR
 

@@ -1,278 +1,300 @@
 #include <algorithm>
-#include <array>
 #include <cstring>
-#include <type_traits>
 
-#include "actnn/core/layout.h"
+#include "actnn/core/sides.h"
 #include "actnn/cpu/norm_act.h"
 #include "src/cpu/channel_moments.h"
 
 namespace actnn::cpu {
 namespace {
 
-using Layout = SplitLayout<int64_t>;
-using Lane = std::array<float, kLaneRows * kOctet>;  ///< row j, channel k at 8 j + k
+using Layout = ColumnLayout<int64_t>;
 
-/// The existing rows and channels of one lane of a group.
-struct LanePlace {
-  int64_t row;
+/// The rows of one channel in a block: a group.
+struct Column {
+  int64_t block;
   int64_t channel;
-  int rows;
-  int channels;
-  int rows_apart;
+  int64_t first_row;
+  int64_t rows;
 
-  LanePlace(const Layout& layout, int64_t group, int lane)
-      : row(group / layout.channel_blocks() * layout.group_rows() + lane / layout.lanes_across()),
-        channel(group % layout.channel_blocks() * layout.group_channels() + lane % layout.lanes_across() * kOctet),
-        rows(
-            static_cast<int>(std::clamp<int64_t>(ceil_div(layout.rows - row, layout.lane_rows_apart()), 0, kLaneRows))),
-        channels(static_cast<int>(std::clamp<int64_t>(layout.channels - channel, 0, kOctet))),
-        rows_apart(layout.lane_rows_apart()) {}
-
-  /// Calls `body(8 j + k, index of the element, channel)`.
-  template <class Body>
-  void for_each(const Layout& layout, Body&& body) const {
-    for (int j = 0; j < rows; ++j) {
-      const int64_t first = (row + int64_t{j} * rows_apart) * layout.channels + channel;
-      for (int k = 0; k < channels; ++k) {
-        body(j * static_cast<int>(kOctet) + k, first + k, channel + k);
-      }
-    }
-  }
+  int64_t index(const Layout& layout, int64_t row) const { return (first_row + row) * layout.channels + channel; }
 };
 
-/// The words of a lane: one of each plane, `kSplitLanes` apart. Sides and values first, then derivatives.
-struct LaneWords {
-  std::array<uint32_t, kMaxBits + kMostDerivativeBits> planes{};
-
-  void set(int first_plane, int count, int place, uint32_t code) {
-    for (int plane = 0; plane < count; ++plane) {
-      planes[first_plane + plane] |= ((code >> plane) & 1u) << place;
-    }
-  }
-  uint32_t code(int first_plane, int count, int place) const {
-    uint32_t code = 0;
-    for (int plane = 0; plane < count; ++plane) {
-      code |= ((planes[first_plane + plane] >> place) & 1u) << plane;
-    }
-    return code;
-  }
-};
-
-int64_t words_offset(const Layout& layout, int64_t group, int plane, int lane, int planes) {
-  return codes_offset(layout.groups()) +
-         static_cast<int64_t>(sizeof(uint32_t)) * ((group * planes + plane) * kSplitLanes + lane);
-}
-
-void store_words(const LaneWords& words, uint8_t* packed, const Layout& layout, int64_t group, int lane, int planes) {
-  for (int plane = 0; plane < planes; ++plane) {
-    std::memcpy(packed + words_offset(layout, group, plane, lane, planes), &words.planes[plane], sizeof(uint32_t));
-  }
-}
-
-LaneWords load_words(const uint8_t* packed, const Layout& layout, int64_t group, int lane, int planes) {
-  LaneWords words;
-  for (int plane = 0; plane < planes; ++plane) {
-    std::memcpy(&words.planes[plane], packed + words_offset(layout, group, plane, lane, planes), sizeof(uint32_t));
-  }
-  return words;
-}
-
-/// Calls `body` with the activation as a type.
+/// Calls `body(column)` for the columns of pieces [first, last).
 template <class Body>
-auto with_function(ActivationFunction function, Body&& body) {
-  using enum ActivationFunction;
-  switch (function) {
-    case kReLU6:
-      return body(std::integral_constant<ActivationFunction, kReLU6>());
-    case kSiLU:
-      return body(std::integral_constant<ActivationFunction, kSiLU>());
-    case kHardswish:
-      return body(std::integral_constant<ActivationFunction, kHardswish>());
-    case kLeakyReLU:
-      break;
+void for_each_column(const Layout& layout, int64_t first, int64_t last, Body&& body) {
+  const int64_t across = ceil_div(layout.channels, kPieceChannels);
+  for (int64_t piece = first; piece < last; ++piece) {
+    const int64_t block = piece / across;
+    const int64_t begin = piece % across * kPieceChannels;
+    for (int64_t channel = begin; channel < std::min(begin + kPieceChannels, layout.channels); ++channel) {
+      body(Column{block, channel, block * layout.group_rows, layout.block_rows(block)});
+    }
   }
-  return body(std::integral_constant<ActivationFunction, kLeakyReLU>());
 }
 
-ActivatedNumber activated_by(const NormActForward& forward, float z, bool side) {
-  return with_function(forward.derivative.function, [&](auto function) -> ActivatedNumber {
-    if constexpr (function == ActivationFunction::kLeakyReLU) {
-      return {activated(z, side, forward.slope), 0.0F};
-    } else {
-      return activate<function>(z);
+/// The octets of a group in codes of `width` bits that begin at `codes`.
+template <class Bytes>
+Bytes* octet_of(Bytes* codes, const Layout& layout, const Column& column, int64_t octet, int width) {
+  return codes + layout.group_offset(column.block, column.channel, width) + octet * width;
+}
+
+template <class Parameters>
+Parameters load_parameters(const uint8_t* packed, const Layout& layout, const Column& column) {
+  Parameters parameters;
+  const int64_t group = column.block * layout.channels + column.channel;
+  std::memcpy(&parameters, packed + kHeaderBytes + group * static_cast<int64_t>(sizeof parameters), sizeof parameters);
+  return parameters;
+}
+
+template <class Parameters>
+void store_parameters(const Parameters& parameters, uint8_t* packed, const Layout& layout, const Column& column) {
+  const int64_t group = column.block * layout.channels + column.channel;
+  std::memcpy(packed + kHeaderBytes + group * static_cast<int64_t>(sizeof parameters), &parameters, sizeof parameters);
+}
+
+/// Calls `body` with the activation as a template argument.
+template <class Body>
+auto with_smooth(ActivationFunction function, Body&& body) {
+  using enum ActivationFunction;
+  return function == kSiLU ? body.template operator()<kSiLU>() : body.template operator()<kHardswish>();
+}
+
+float activated(const FusedActivation& activation, float z, bool side) {
+  switch (activation.function) {
+    case ActivationFunction::kIdentity:
+      return z;
+    case ActivationFunction::kLeakyReLU:
+      return leaky_relu(z, side, activation.slope);
+    case ActivationFunction::kReLU6:
+      return relu6(z);
+    default:
+      return with_smooth(activation.function, [&]<ActivationFunction function>() { return activate<function>(z).y; });
+  }
+}
+
+/// An element in forward.
+struct ForwardElement {
+  float z;
+  float s;
+  bool side;
+};
+
+template <class Element>
+ForwardElement forward_element(const NormActForward& forward, int64_t index, int64_t channel) {
+  const NormActChannel& map = forward.channels[channel];
+  const float input = to_float(static_cast<const Element*>(forward.x)[index]);
+  const float scaled = map.z_scale * input;
+  float z = scaled + map.z_shift;
+  if (forward.residual) {
+    z = z + to_float(static_cast<const Element*>(forward.residual)[index]);
+  }
+  const bool side = z > 0.0F;
+  const float scaled_copy = map.s_scale * (map.linear != 0.0F ? input : z);
+  const float s = scaled_copy + map.s_shift;
+  return {z, side || forward.keeps_below ? s : 0.0F, side};
+}
+
+/// Writes a group's codes: `code_of(row, noise)` is that of a row.
+template <class CodeOf>
+void store_codes(const NormActForward& forward, const Column& column, bool representable, CodeOf&& code_of) {
+  const Layout& layout = forward.layout;
+  const OctetSteps steps(layout.bits);
+  for (int64_t octet = 0; octet < layout.block_octets(column.block); ++octet) {
+    const OctetNoise noise =
+        forward.random.octet(layout.noise_octet(column.first_row / kOctet + octet, column.channel));
+    uint64_t codes = 0;
+    for (int64_t row = octet * kOctet; representable && row < std::min((octet + 1) * kOctet, column.rows); ++row) {
+      const int k = static_cast<int>(row % kOctet);
+      codes |= static_cast<uint64_t>(code_of(row, forward.rounding == Rounding::kNearest ? kHalfStep : noise[k]))
+               << (8 * k);
     }
-  });
+    const uint64_t packed = pack_octet(codes, steps);
+    std::memcpy(octet_of(forward.packed + layout.codes(), layout, column, octet, layout.bits), &packed,
+                static_cast<size_t>(layout.bits));
+  }
+}
+
+/// Writes a group of a mask: `is_set(row)`.
+template <class IsSet>
+void store_mask(const NormActForward& forward, const Column& column, int mask, IsSet&& is_set) {
+  const Layout& layout = forward.layout;
+  for (int64_t octet = 0; octet < layout.block_octets(column.block); ++octet) {
+    unsigned bits = 0;
+    for (int64_t row = octet * kOctet; row < std::min((octet + 1) * kOctet, column.rows); ++row) {
+      bits |= static_cast<unsigned>(is_set(row)) << (row % kOctet);
+    }
+    *octet_of(forward.packed + layout.mask(mask), layout, column, octet, 1) = static_cast<uint8_t>(bits);
+  }
 }
 
 template <class Element>
-void forward_group(const NormActForward& forward, int64_t group) {
+void forward_column(const NormActForward& forward, const Column& column) {
   const Layout& layout = forward.layout;
-  const auto* x = static_cast<const Element*>(forward.x);
-  const auto* residual = static_cast<const Element*>(forward.residual);
-  auto* y = static_cast<Element*>(forward.y);
-
-  std::array<Lane, kSplitLanes> copies{};
-  std::array<Lane, kSplitLanes> derivatives{};
-  std::array<uint32_t, kSplitLanes> sides{};
-  float above = 0.0F;
-  float below = 0.0F;
-  bool finite = true;
-  for (int lane = 0; lane < kSplitLanes; ++lane) {
-    LanePlace(layout, group, lane).for_each(layout, [&](int place, int64_t index, int64_t channel) {
-      const NormActChannel& map = forward.channels[channel];
-      const float input = to_float(x[index]);
-      const float scaled = map.z_scale * input;
-      float z = scaled + map.z_shift;
-      if (residual) {
-        z = z + to_float(residual[index]);
-      }
-      const bool side = z > 0.0F;
-      const ActivatedNumber result = activated_by(forward, z, side);
-      if (y) {
-        store_rounded(with_canonical_nan(result.y), &y[index]);
-      }
-      derivatives[lane][place] = result.derivative;
-      const float scaled_copy = map.s_scale * (map.linear != 0.0F ? input : z);
-      float s = scaled_copy + map.s_shift;
-      finite = finite && is_finite(s);
-      if (!side && !forward.keeps_below) {
-        s = 0.0F;
-      }
-      sides[lane] |= static_cast<uint32_t>(side) << place;
-      copies[lane][place] = s;
-      above = s > above ? s : above;
-      below = -s > below ? -s : below;
-    });
+  const auto element = [&](int64_t row) {
+    return forward_element<Element>(forward, column.index(layout, row), column.channel);
+  };
+  if (layout.bits != 0) {
+    const bool split = layout.masks != 0 && forward.channels[column.channel].linear == 0.0F;
+    GroupRange range;
+    SideRange sides;
+    for (int64_t row = 0; row < column.rows; ++row) {
+      range.add(element(row).s);
+      sides.add(element(row).s);
+    }
+    const uint32_t of_nan = highest_code(layout.bits);
+    if (split) {
+      const SideSteps steps = choose_sides(sides, layout.bits);
+      store_parameters(steps, forward.packed, layout, column);
+      const SideEncoder encoder(steps);
+      store_codes(forward, column, steps.above != kNanBFloat16, [&](int64_t row, uint32_t noise) {
+        const ForwardElement e = element(row);
+        return is_finite(e.s) ? encoder.encode(e.s, e.side, noise, layout.bits) : of_nan;
+      });
+    } else {
+      const GroupParameters parameters = choose_grid(range, layout.bits, forward.type);
+      store_parameters(parameters, forward.packed, layout, column);
+      const EncodingGrid grid = encoding_grid(parameters, forward.type);
+      store_codes(forward, column, !is_nan(grid.minimum), [&](int64_t row, uint32_t noise) {
+        const float s = element(row).s;
+        return is_finite(s) ? encode(s, grid, noise, layout.bits) : of_nan;
+      });
+    }
   }
-  if (forward.planes() == 0) {
-    return;
+  if (layout.masks > 0) {
+    store_mask(forward, column, 0, [&](int64_t row) { return element(row).side; });
   }
-
-  const float largest = finite ? 0.0F : float_of(kInfinityFloat32);
-  const SplitSteps steps =
-      forward.bits == 0 ? SplitSteps{}
-                        : split_steps(std::max(above, largest), std::max(below, largest), forward.bits, forward.type);
-  std::memcpy(forward.packed + group * static_cast<int64_t>(sizeof steps), &steps, sizeof steps);
-  const SplitEncoder encoder(steps, std::max(forward.bits, kMinSplitBits), forward.type);
-  const DerivativeEncoder derivative_encoder(forward.derivative);
-  for (int lane = 0; lane < kSplitLanes; ++lane) {
-    LaneWords words;
-    PhiloxBlock random{};
-    PhiloxBlock random_of_derivative{};
-    LanePlace(layout, group, lane).for_each(layout, [&](int place, int64_t index, int64_t channel) {
-      const int k = place % static_cast<int>(kOctet);
-      if (k == 0 && forward.stochastic) {
-        const auto counter = static_cast<uint64_t>(index / layout.channels * layout.row_octets() + channel / kOctet);
-        random = forward.random.block(counter);
-        random_of_derivative = forward.random.block(derivative_counter(counter));
-      }
-      const auto noise_of = [&](const PhiloxBlock& block) {
-        return forward.stochastic ? random16(block, k) : half_step(kMinBits);
-      };
-      if (forward.bits != 0) {
-        const bool side = ((sides[lane] >> place) & 1u) != 0;
-        const bool linear = forward.channels[channel].linear != 0.0F;
-        const uint32_t value = encoder.encode(copies[lane][place], side, linear, noise_of(random));
-        words.set(0, forward.bits, place, (value << 1) | static_cast<uint32_t>(side));
-      }
-      const uint32_t code = derivative_encoder.encode(derivatives[lane][place], noise_of(random_of_derivative));
-      words.set(forward.bits, forward.derivative.bits, place, code);
-    });
-    store_words(words, forward.packed, layout, group, lane, forward.planes());
+  if (layout.masks > 1) {
+    store_mask(forward, column, 1, [&](int64_t row) { return on_relu6_slope(element(row).z); });
+  }
+  // Last: y may be where the residual was.
+  for (int64_t row = 0; forward.y && row < column.rows; ++row) {
+    const ForwardElement e = element(row);
+    store_rounded(with_canonical_nan(activated(forward.activation, e.z, e.side)),
+                  &static_cast<Element*>(forward.y)[column.index(layout, row)]);
   }
 }
 
-/// What is known of the activation at an element: the side of the kink, or the derivative.
-struct OfActivation {
+/// An element in backward.
+struct SavedElement {
+  float s;
   bool side;
-  float derivative;
+  bool on_slope;
 };
 
-/// The words of a lane. Where no copies are packed, all elements are above the kink.
-class SavedLane {
+PackedHeader header_of(const uint8_t* packed) {
+  PackedHeader header{};
+  std::memcpy(&header, packed, sizeof header);
+  return header;
+}
+
+/// The copies of a packed tensor's group.
+class SavedColumn {
  public:
-  SavedLane(const NormActBackward& backward, int64_t group, int lane) : backward_(backward) {
-    if (backward.packed) {
-      words_ = load_words(backward.packed, backward.layout, group, lane, backward.planes());
-    }
+  SavedColumn(const uint8_t* packed, const Layout& layout, const Column& column, ElementType type, bool linear)
+      : packed_(packed), layout_(layout), column_(column), header_(header_of(packed)) {
+    const bool split = layout.masks != 0 && !linear;
+    const auto parameters = load_parameters<GroupParameters>(packed, layout, column);
+    has_nan_code_ = (parameters.step & kHasNanCode) != 0;
+    const SideDecoder sides({parameters.minimum, parameters.step}, header_.dithered());
+    const DecodingGrid grid(parameters, type, header_.dithered());
+    above_ = split ? sides.above : grid;
+    below_ = split ? sides.below : grid;
   }
 
-  OfActivation of_activation(int place) const {
-    const PackedDerivative& packed = backward_.derivative;
-    const bool side = !backward_.packed || backward_.bits == 0 || words_.code(0, 1, place) != 0;
-    if (packed.function == ActivationFunction::kLeakyReLU) {
-      return {side, 0.0F};
+  float operator()(int64_t row, bool side) const {
+    const int64_t octet = row / kOctet;
+    const int k = static_cast<int>(row % kOctet);
+    uint64_t packed = 0;
+    std::memcpy(&packed, octet_of(packed_ + layout_.codes(), layout_, column_, octet, layout_.bits),
+                static_cast<size_t>(layout_.bits));
+    const auto code = static_cast<uint32_t>((unpack_octet(packed, OctetSteps(layout_.bits)) >> (8 * k)) & 0xFF);
+    if (has_nan_code_ && code == highest_code(layout_.bits)) {
+      return float_of(kNanFloat32);
     }
-    const auto code = static_cast<float>(words_.code(backward_.bits, packed.bits, place));
-    return {side, DerivativeGrid(packed).decode(code)};
+    const OctetNoise noise =
+        header_.random().octet(layout_.noise_octet(column_.first_row / kOctet + octet, column_.channel));
+    return (side ? above_ : below_).value(header_.dithered() ? dithered_code(code, noise[k]) : undithered_code(code));
   }
-  uint32_t value(int place) const { return words_.code(1, backward_.bits - 1, place); }
 
  private:
-  const NormActBackward& backward_;
-  LaneWords words_;
+  const uint8_t* packed_;
+  const Layout& layout_;
+  const Column& column_;
+  PackedHeader header_;
+  DecodingGrid above_{0.0F, 0.0F, false};
+  DecodingGrid below_{0.0F, 0.0F, false};
+  bool has_nan_code_;
 };
 
-/// Calls `body(index, channel, of activation, s)` for the elements of a group, s from the normalization's input.
+/// Calls `body(index, element)` for the rows of a group; `linear`: the channel's kind.
 template <class Element, class Body>
-void for_each_exact(const NormActBackward& backward, int64_t group, Body&& body) {
-  const auto* x = static_cast<const Element*>(backward.x);
-  for (int lane = 0; lane < kSplitLanes; ++lane) {
-    const SavedLane saved(backward, group, lane);
-    LanePlace(backward.layout, group, lane).for_each(backward.layout, [&](int place, int64_t index, int64_t channel) {
-      const NormActChannel& map = backward.channels_of_x[channel];
-      const float scaled = map.s_scale * to_float(x[index]);
-      body(index, channel, saved.of_activation(place), scaled + map.s_shift);
-    });
-  }
-}
-
-/// The same with s from the copies, if there is no input; `linear(channel)` says of which kind a channel is.
-template <class Element, class IsLinear, class Body>
-void for_each_copy(const NormActBackward& backward, int64_t group, IsLinear&& is_linear, Body&& body) {
+void for_each_saved(const NormActBackward& backward, const Column& column, bool linear, Body&& body) {
+  const Layout& layout = backward.layout;
+  const Layout normalized = backward.normalized_layout();
+  const auto mask = [&](int number, int64_t row) {
+    return layout.masks > number &&
+           ((*octet_of(backward.packed + layout.mask(number), layout, column, row / kOctet, 1) >> (row % kOctet)) &
+            1) != 0;
+  };
+  const auto each = [&](auto&& copy_of) {
+    for (int64_t row = 0; row < column.rows; ++row) {
+      const bool side = layout.masks == 0 || mask(0, row);
+      const int64_t index = column.index(layout, row);
+      body(index, SavedElement{copy_of(row, index, side), side, mask(1, row)});
+    }
+  };
   if (backward.x) {
-    for_each_exact<Element>(backward, group, body);
-    return;
-  }
-  SplitSteps steps;
-  std::memcpy(&steps, backward.packed + group * static_cast<int64_t>(sizeof steps), sizeof steps);
-  const SplitGrid grid(steps, backward.bits, backward.type);
-  for (int lane = 0; lane < kSplitLanes; ++lane) {
-    const SavedLane saved(backward, group, lane);
-    LanePlace(backward.layout, group, lane).for_each(backward.layout, [&](int place, int64_t index, int64_t channel) {
-      const OfActivation of = saved.of_activation(place);
-      body(index, channel, of, grid.decode(of.side, saved.value(place), is_linear(channel)));
+    const NormActChannel& map = backward.channels_of_x[column.channel];
+    each([&](int64_t /*row*/, int64_t index, bool /*side*/) {
+      const float scaled = map.s_scale * to_float(static_cast<const Element*>(backward.x)[index]);
+      return scaled + map.s_shift;
     });
+  } else if (backward.normalized) {
+    const SavedColumn copies(backward.normalized, normalized, column, backward.type, /*linear=*/true);
+    each([&](int64_t row, int64_t /*index*/, bool side) { return copies(row, side); });
+  } else {
+    const SavedColumn copies(backward.packed, layout, column, backward.type, linear);
+    each([&](int64_t row, int64_t /*index*/, bool side) { return copies(row, side); });
   }
 }
 
-/// dz of an element.
+/// dz of an element, with z = a s + b.
 template <class Element>
-float gradient_of(const NormActBackward& backward, int64_t index, OfActivation of) {
+float gradient_of(const NormActBackward& backward, int64_t index, const SavedElement& saved, float a, float b) {
   float gradient = to_float(static_cast<const Element*>(backward.grad)[index]);
   if (backward.second_grad) {
     gradient = gradient + to_float(static_cast<const Element*>(backward.second_grad)[index]);
   }
-  return backward.derivative.function == ActivationFunction::kLeakyReLU
-             ? activation_gradient(gradient, of.side, backward.slope)
-             : derived_gradient(gradient, of.derivative);
+  switch (backward.activation.function) {
+    case ActivationFunction::kIdentity:
+      return gradient;
+    case ActivationFunction::kLeakyReLU:
+      return leaky_relu_gradient(gradient, saved.side, backward.activation.slope);
+    case ActivationFunction::kReLU6:
+      return leaky_relu_gradient(gradient, saved.on_slope, 0.0F);
+    default:
+      const float scaled = a * saved.s;
+      return with_smooth(backward.activation.function, [&]<ActivationFunction function>() {
+        return smooth_gradient(gradient, activate<function>(scaled + b).derivative);
+      });
+  }
 }
 
 /// y of a copy of z.
-float output_of(const NormActBackward& backward, float z, OfActivation of) {
-  return backward.derivative.function == ActivationFunction::kReLU6 ? relu6_of_copy(z, of.side, of.derivative != 0.0F)
-                                                                    : activated(z, of.side, backward.slope);
+float output_of(const FusedActivation& activation, float z, const SavedElement& saved) {
+  return activation.function == ActivationFunction::kReLU6 ? relu6_of_copy(z, saved.side, saved.on_slope)
+                                                           : activated(activation, z, saved.side);
 }
 
 }  // namespace
 
 namespace reference {
 
-void part_moments(const void* x, ElementType type, const Layout& layout, int64_t part, double* mean, double* squares) {
-  const int64_t channels = layout.channels;
+void part_moments(const void* x, ElementType type, int64_t rows, int64_t channels, int64_t part, double* mean,
+                  double* squares) {
   const int64_t first = part * kPartRows;
-  const int64_t last = std::min(first + kPartRows, layout.rows);
+  const int64_t last = std::min(first + kPartRows, rows);
   with_element_type(type, [&]<class Element>(Element /*tag*/) {
     const auto* elements = static_cast<const Element*>(x);
     std::fill_n(mean, channels, 0.0);
@@ -294,60 +316,55 @@ void part_moments(const void* x, ElementType type, const Layout& layout, int64_t
 
 void norm_act(const NormActForward& forward, int64_t first, int64_t last) {
   with_element_type(forward.type, [&]<class Element>(Element /*tag*/) {
-    for (int64_t group = first; group < last; ++group) {
-      forward_group<Element>(forward, group);
-    }
+    for_each_column(forward.layout, first, last,
+                    [&](const Column& column) { forward_column<Element>(forward, column); });
   });
 }
 
 void norm_act_sums(const NormActBackward& backward, const DecodeMap* channels, int64_t first, int64_t last,
                    double* sums, double* copy_sums) {
-  const int64_t blocks = backward.layout.channel_blocks();
+  const int64_t across = ceil_div(backward.layout.channels, kPieceChannels);
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
-    for (int64_t group = first * blocks; group < last * blocks; ++group) {
-      for_each_copy<Element>(
-          backward, group, [&](int64_t channel) { return channels[channel].linear != 0.0F; },
-          [&](int64_t index, int64_t channel, OfActivation of, float s) {
-            const float dz = gradient_of<Element>(backward, index, of);
-            sums[channel] += dz;
-            copy_sums[channel] += static_cast<double>(dz) * s;
-          });
-    }
+    for_each_column(backward.layout, first * across, last * across, [&](const Column& column) {
+      const DecodeMap& map = channels[column.channel];
+      for_each_saved<Element>(backward, column, map.linear != 0.0F, [&](int64_t index, const SavedElement& saved) {
+        const float dz = gradient_of<Element>(backward, index, saved, map.a, map.b);
+        sums[column.channel] += dz;
+        copy_sums[column.channel] += static_cast<double>(dz) * saved.s;
+      });
+    });
   });
 }
 
 void norm_act_input_gradient(const NormActBackward& backward, const NormActGradient* channels, void* grad_input,
                              void* grad_sum, int64_t first, int64_t last) {
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
-    for (int64_t group = first; group < last; ++group) {
-      for_each_copy<Element>(
-          backward, group, [&](int64_t channel) { return channels[channel].linear != 0.0F; },
-          [&](int64_t index, int64_t channel, OfActivation of, float s) {
-            const NormActGradient& map = channels[channel];
-            const float dz = gradient_of<Element>(backward, index, of);
-            const float of_gradient = map.scale * dz;
-            const float of_copy = map.of_copy * s;
-            const float sum = of_gradient + of_copy;
-            store_rounded(with_canonical_nan(sum + map.shift), &static_cast<Element*>(grad_input)[index]);
-            if (grad_sum) {
-              store_rounded(with_canonical_nan(dz), &static_cast<Element*>(grad_sum)[index]);
-            }
-          });
-    }
+    for_each_column(backward.layout, first, last, [&](const Column& column) {
+      const NormActGradient& map = channels[column.channel];
+      for_each_saved<Element>(backward, column, map.linear != 0.0F, [&](int64_t index, const SavedElement& saved) {
+        const float dz = gradient_of<Element>(backward, index, saved, map.a, map.b);
+        const float of_gradient = map.scale * dz;
+        const float of_copy = map.of_copy * saved.s;
+        const float sum = of_gradient + of_copy;
+        store_rounded(with_canonical_nan(sum + map.shift), &static_cast<Element*>(grad_input)[index]);
+        if (grad_sum) {
+          store_rounded(with_canonical_nan(dz), &static_cast<Element*>(grad_sum)[index]);
+        }
+      });
+    });
   });
 }
 
 void norm_act_output(const NormActBackward& backward, const DecodeMap* channels, void* y, int64_t first, int64_t last) {
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
-    for (int64_t group = first; group < last; ++group) {
-      for_each_copy<Element>(
-          backward, group, [&](int64_t channel) { return channels[channel].linear != 0.0F; },
-          [&](int64_t index, int64_t channel, OfActivation of, float s) {
-            const float scaled = channels[channel].a * s;
-            const float z = scaled + channels[channel].b;
-            store_rounded(with_canonical_nan(output_of(backward, z, of)), &static_cast<Element*>(y)[index]);
-          });
-    }
+    for_each_column(backward.layout, first, last, [&](const Column& column) {
+      const DecodeMap& map = channels[column.channel];
+      for_each_saved<Element>(backward, column, map.linear != 0.0F, [&](int64_t index, const SavedElement& saved) {
+        const float scaled = map.a * saved.s;
+        store_rounded(with_canonical_nan(output_of(backward.activation, scaled + map.b, saved)),
+                      &static_cast<Element*>(y)[index]);
+      });
+    });
   });
 }
 

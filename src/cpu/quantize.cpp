@@ -1,7 +1,6 @@
 #include "actnn/cpu/quantize.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <type_traits>
 
@@ -12,7 +11,8 @@
 #include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>  // includes this file once per instruction set
 
-#include "src/cpu/vector-inl.h"
+#include "src/cpu/group_range-inl.h"
+#include "src/cpu/octet-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace actnn::cpu::HWY_NAMESPACE {
@@ -30,229 +30,122 @@ void dequantize_groups(const DequantizeSegment& segment, int64_t first_group, in
 
 namespace {
 
-/// Elements quantized per step: bounds the local buffers.
-inline constexpr int64_t kChunk = 256;
-static_assert(kChunk / kOctet % kPhiloxMultiple == 0);
-inline constexpr int64_t kChunkOctets = kChunk / kOctet;
-
 inline constexpr int64_t kCacheLine = 64;
 
 /// Results of this size and more are written around the cache.
 inline constexpr int64_t kStreamingBytes = int64_t{4} << 20;
 
-/// Elements [0, count) of a group, of which whole blocks are read in place and the rest from a copy that is padded to a
-/// block with the group's first element (which changes neither minimum nor maximum).
 template <class Element>
-struct PaddedTail {
-  HWY_ALIGN Element elements[kBlock];
+inline constexpr ElementType kTypeOf = ElementType::kFloat32;
+template <>
+inline constexpr ElementType kTypeOf<Float16> = ElementType::kFloat16;
+template <>
+inline constexpr ElementType kTypeOf<BFloat16> = ElementType::kBFloat16;
 
-  void fill(const Element* tail, int64_t count, Element padding) {
-    std::copy_n(tail, count, elements);
-    std::fill(elements + count, elements + kBlock, padding);
+/// The noise of elements, a byte each, drawn ahead.
+class NoiseBytes {
+ public:
+  /// Of a segment, for blocks in order.
+  NoiseBytes(const RandomState& random, uint64_t first_octet, int64_t count)
+      : is_random_(true), keys_(random.seed), offset_(random.offset), first_block_(first_octet / 2), count_(count) {}
+  /// The same for all elements.
+  explicit NoiseBytes(uint32_t noise) : is_random_(false), keys_(0) {
+    std::fill_n(bytes_, kAhead, static_cast<uint8_t>(noise));
   }
+
+  /// Makes sure of the noise of the block that begins at `element`, a multiple of 32.
+  HWY_INLINE void reach(int64_t element) {
+    if (element + kBlock > end_) {
+      draw(element);
+    }
+  }
+  HWY_INLINE const uint8_t* at(int64_t element) const { return bytes_ + (element - begin_); }
+  /// Of `blocks` blocks from `element` on, those whose noise there is.
+  HWY_INLINE int64_t drawn_blocks(int64_t element, int64_t blocks) const {
+    return std::min(blocks, (end_ - element) / kBlock);
+  }
+
+ private:
+  static constexpr int64_t kBlockBytes = sizeof(PhiloxBlock);
+  static constexpr int64_t kAhead = 1024;
+  static_assert(kAhead % (kPhiloxMultiple * kBlockBytes) == 0 && kGroupSizeMultiple % kBlockBytes == 0);
+
+  /// Not inlined: the loops over blocks keep their constants in registers.
+  HWY_NOINLINE void draw(int64_t element) {
+    begin_ = element;
+    end_ = element + kAhead;
+    if (is_random_) {
+      philox_blocks(keys_, offset_, first_block_ + static_cast<uint64_t>(element / kBlockBytes),
+                    ceil_div(std::min(kAhead, count_ - element), kBlockBytes), reinterpret_cast<uint32_t*>(bytes_));
+    }
+  }
+
+  HWY_ALIGN uint8_t bytes_[kAhead];
+  bool is_random_;
+  PhiloxKeys keys_;
+  uint64_t offset_ = 0;
+  uint64_t first_block_ = 0;
+  int64_t count_ = 0;
+  int64_t begin_ = 0;
+  int64_t end_ = 0;
 };
 
-struct Range {
-  float smallest;
-  float largest;
-  bool all_finite;
-};
-
+/// `position_on_grid` of one vector of elements.
 template <class Element>
-HWY_INLINE void extend_range(const Element* block, hn::Vec<FloatTag>& low0, hn::Vec<FloatTag>& low1,
-                             hn::Vec<FloatTag>& high0, hn::Vec<FloatTag>& high1, hn::Vec<FloatTag>& zero0,
-                             hn::Vec<FloatTag>& zero1) {
-  const auto lanes = static_cast<int64_t>(hn::Lanes(FloatTag()));
-  const auto zero = hn::Zero(FloatTag());
-  for (int64_t i = 0; i < kBlock; i += 2 * lanes) {
-    const auto a = load_floats(block + i);
-    const auto b = load_floats(block + i + lanes);
-    low0 = hn::Min(low0, a);
-    low1 = hn::Min(low1, b);
-    high0 = hn::Max(high0, a);
-    high1 = hn::Max(high1, b);
-    // Stays 0 while all elements are finite; infinity and NaN make it NaN for good.
-    zero0 = hn::MulAdd(a, zero, zero0);
-    zero1 = hn::MulAdd(b, zero, zero1);
-  }
-}
-
-template <class Element>
-HWY_INLINE Range range_of(const Element* elements, int64_t count) {
+HWY_INLINE hn::Vec<Word32Tag> positions(const Element* elements, const EncodingGrid& grid) {
   const FloatTag df;
-  auto low0 = hn::Set(df, to_float(elements[0]));
-  auto low1 = low0;
-  auto high0 = low0;
-  auto high1 = low0;
-  auto zero0 = hn::Zero(df);
-  auto zero1 = zero0;
-  int64_t i = 0;
-  for (; i + kBlock <= count; i += kBlock) {
-    extend_range(elements + i, low0, low1, high0, high1, zero0, zero1);
-  }
-  if (i < count) {
-    PaddedTail<Element> tail;
-    tail.fill(elements + i, count - i, elements[0]);
-    extend_range(tail.elements, low0, low1, high0, high1, zero0, zero1);
-  }
-  const float zero = hn::GetLane(hn::SumOfLanes(df, hn::Add(zero0, zero1)));
-  return {hn::GetLane(hn::MinOfLanes(df, hn::Min(low0, low1))), hn::GetLane(hn::MaxOfLanes(df, hn::Max(high0, high1))),
-          !is_nan(zero)};
-}
-
-/// One step of `pack_octet` (`unpack_octet`) on every 64-bit lane.
-template <int kShift>
-HWY_INLINE hn::Vec<Word64Tag> join_fields(hn::Vec<Word64Tag> x, uint64_t low_fields) {
-  const auto low = hn::And(x, hn::Set(Word64Tag(), low_fields));
-  return hn::Or(low, hn::ShiftRight<kShift>(hn::Xor(x, low)));
-}
-template <int kShift>
-HWY_INLINE hn::Vec<Word64Tag> part_fields(hn::Vec<Word64Tag> x, uint64_t low_fields) {
-  const auto low = hn::And(x, hn::Set(Word64Tag(), low_fields));
-  return hn::Or(low, hn::ShiftLeft<kShift>(hn::Xor(x, low)));
-}
-
-/// One vector of elements on the grid, in fixed point with noise added: the code is above the fraction.
-template <int kBits, class Element>
-HWY_INLINE hn::Vec<Word32Tag> fixed_point(const Element* elements, const EncodingGrid& grid, const uint16_t* noise) {
-  const FloatTag df;
-  const Word32Tag d32;
-  const hn::Rebind<uint16_t, Word32Tag> d16;
   const auto scaled =
       hn::Mul(hn::Sub(load_floats(elements), hn::Set(df, grid.minimum)), hn::Set(df, grid.inverse_step));
-  const auto fixed = hn::BitCast(d32, hn::Add(scaled, hn::Set(df, kIntegerInMantissa)));
-  auto random = hn::PromoteTo(d32, hn::LoadU(d16, noise));
-  if constexpr (fraction_bits(kBits) < 16) {
-    random = hn::ShiftRight<16 - fraction_bits(kBits)>(random);
-  }
-  return hn::Add(fixed, random);
+  return hn::BitCast(Word32Tag(), hn::Add(scaled, hn::Set(df, kIntegerInMantissa)));
 }
 
-/// The codes of a fixed-point vector in byte kByte of every lane.
-template <int kBits, int kByte>
-HWY_INLINE hn::Vec<Word32Tag> code_in_byte(hn::Vec<Word32Tag> fixed) {
-  constexpr int kShift = 8 * kByte - fraction_bits(kBits);
-  const auto mask = hn::Set(Word32Tag(), highest_code(kBits) << (8 * kByte));
-  if constexpr (kShift < 0) {
-    fixed = hn::ShiftRight<-kShift>(fixed);
-  } else {
-    fixed = hn::ShiftLeft<kShift>(fixed);
-  }
-  return hn::And(fixed, mask);
-}
-
-/// Turns lanes of the bytes (a_i, b_i, c_i, d_i) into a_0, a_1, ..., b_0, b_1, ..., c_0, ..., d_0, ...: within 128-bit
-/// blocks first, then 4 bytes at a time.
-HWY_INLINE hn::Vec<Word32Tag> transpose_bytes(hn::Vec<Word32Tag> lanes) {
-  const Word32Tag d32;
-  const hn::Repartition<uint8_t, Word32Tag> d8;
-  constexpr size_t kLanes = hn::MaxLanes(d32);
-  HWY_ALIGN static constexpr uint8_t kInBlock[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
-  HWY_ALIGN static constexpr auto kAcross = [] {
-    std::array<uint32_t, kLanes> order{};
-    for (uint32_t i = 0; i < kLanes; ++i) {
-      order[i] = i % (kLanes / 4) * 4 + i / (kLanes / 4);
-    }
-    return order;
-  }();
-  const auto in_block = hn::TableLookupBytes(hn::BitCast(d8, lanes), hn::LoadDup128(d8, kInBlock));
-  return hn::TableLookupLanes(hn::BitCast(d32, in_block), hn::SetTableIndices(d32, kAcross.data()));
-}
-
-/// Writes the low kBits bytes of every 64-bit lane one after the other, and up to 14 bytes beyond.
-template <int kBits>
-HWY_INLINE void store_octets(hn::Vec<Word64Tag> octets, uint8_t* HWY_RESTRICT packed) {
-  const Word64Tag d64;
-  const hn::Repartition<uint8_t, Word64Tag> d8;
-  if constexpr (kBits == 8) {
-    hn::StoreU(hn::BitCast(d8, octets), d8, packed);
-  } else if constexpr (kBits == 4 || kBits == 2 || kBits == 1) {
-    using Word = std::conditional_t<kBits == 4, uint32_t, std::conditional_t<kBits == 2, uint16_t, uint8_t>>;
-    const hn::Rebind<Word, Word64Tag> d;
-    HWY_ALIGN Word words[hn::MaxLanes(d)];
-    hn::Store(hn::TruncateTo(d, octets), d, words);
-    std::memcpy(packed, words, sizeof words);
-  } else {
-    HWY_ALIGN static constexpr auto kCompact = [] {
-      std::array<uint8_t, 16> order{};
-      for (size_t i = 0; i < 16; ++i) {
-        order[i] = static_cast<uint8_t>(i < 2 * kBits ? i / kBits * 8 + i % kBits : 0x80);
-      }
-      return order;
-    }();
-    HWY_ALIGN uint8_t bytes[hn::MaxLanes(d8)];
-    hn::Store(hn::TableLookupBytes(hn::BitCast(d8, octets), hn::LoadDup128(d8, kCompact.data())), d8, bytes);
-    for (size_t block = 0; block < hn::MaxLanes(d8) / 16; ++block) {
-      std::memcpy(packed + block * 2 * kBits, bytes + block * 16, 16);  // the next block overwrites what is beyond
-    }
-  }
-}
-
-/// Bytes that `encode_block` may write beyond its octets.
-inline constexpr int64_t kOverwrite = 16;
-
-/// Encodes one block into 8 octets of kBits bytes.
+/// Encodes one block into 8 octets of kBits bytes, and writes up to kOverwrite bytes beyond.
 template <int kBits, class Element>
-HWY_INLINE void encode_block(const Element* block, const EncodingGrid& grid, const uint16_t* noise,
+HWY_INLINE void encode_block(const Element* block, const EncodingGrid& grid, const uint8_t* noise,
                              uint8_t* HWY_RESTRICT packed) {
-  constexpr OctetSteps kSteps(kBits);
+  const Word32Tag d32;
   const Word64Tag d64;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(FloatTag()));
+  const hn::Repartition<uint16_t, Word32Tag> d16;
+  const ByteTag d8;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d32));
   for (int64_t i = 0; i < kBlock; i += 4 * lanes) {
-    const auto fixed = [&](int64_t vector) {
-      return fixed_point<kBits>(block + i + vector * lanes, grid, noise + i + vector * lanes);
+    // Positions have 16 bits, the upper 8 of which are the code; so have their sums with the noise. Each lane gets an
+    // element of each of four vectors a, b, c, d, in two words: a below c, and b below d.
+    const auto position = [&](int64_t vector) { return positions(block + i + vector * lanes, grid); };
+    const auto in_halves = [&](hn::Vec<Word32Tag> low, hn::Vec<Word32Tag> high) {
+      return hn::OddEven(hn::BitCast(d16, hn::ShiftLeft<16>(high)), hn::BitCast(d16, low));
     };
-    const auto codes01 = hn::Or(code_in_byte<kBits, 0>(fixed(0)), code_in_byte<kBits, 1>(fixed(1)));
-    const auto codes23 = hn::Or(code_in_byte<kBits, 2>(fixed(2)), code_in_byte<kBits, 3>(fixed(3)));
-    auto x = hn::BitCast(d64, transpose_bytes(hn::Or(codes01, codes23)));
-    if constexpr (kBits < 8) {
-      x = join_fields<kSteps.shift[0]>(x, kSteps.low[0]);
-      x = join_fields<kSteps.shift[1]>(x, kSteps.low[1]);
-      x = join_fields<kSteps.shift[2]>(x, kSteps.low[2]);
-    }
-    store_octets<kBits>(x, packed + i / kOctet * kBits);
+    const auto noise_words = hn::BitCast(d32, hn::LoadU(d8, noise + i));
+    const auto noise_abcd = hn::BitCast(d16, transpose_in_blocks(deal_words(noise_words)));
+    const auto ac = hn::Add(in_halves(position(0), position(2)), hn::And(noise_abcd, hn::Set(d16, 0x00FF)));
+    const auto bd = hn::Add(in_halves(position(1), position(3)), hn::ShiftRight<8>(noise_abcd));
+    const auto codes_abcd = hn::OddEven(hn::BitCast(d8, bd), hn::BitCast(d8, hn::ShiftRight<8>(ac)));
+    const auto codes = gather_words(transpose_in_blocks(hn::BitCast(d32, codes_abcd)));
+    store_octets<kBits>(pack_octets<kBits>(hn::BitCast(d64, codes)), packed + i / kOctet * kBits);
   }
 }
 
-/// The inverse: reads up to 8 bytes beyond.
-template <int kBits>
-HWY_INLINE void unpack_block(const uint8_t* HWY_RESTRICT packed, uint8_t* HWY_RESTRICT codes) {
-  if constexpr (kBits == 8) {
-    std::memcpy(codes, packed, kBlock);
-    return;
-  }
-  constexpr OctetSteps kSteps(kBits);
-  const Word64Tag d64;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d64));
-  HWY_ALIGN uint64_t octets[kBlockOctets];
-  for (int64_t octet = 0; octet < kBlockOctets; ++octet) {
-    std::memcpy(&octets[octet], packed + octet * kBits, 8);
-  }
-  for (int64_t i = 0; i < kBlockOctets; i += lanes) {
-    auto x = hn::And(hn::Load(d64, octets + i), hn::Set(d64, kSteps.octet));
-    x = part_fields<kSteps.shift[2]>(x, kSteps.low[2]);
-    x = part_fields<kSteps.shift[1]>(x, kSteps.low[1]);
-    x = part_fields<kSteps.shift[0]>(x, kSteps.low[0]);
-    hn::StoreU(hn::BitCast(hn::Repartition<uint8_t, Word64Tag>(), x), hn::Repartition<uint8_t, Word64Tag>(),
-               codes + i * kOctet);
-  }
-}
-
-/// Chooses and stores the parameters of a group. Flattened: a call of code that is compiled for the baseline
+/// Chooses and stores the parameters of a group. Minimum NaN: the group is left to the reference, because it cannot be
+/// represented or has elements that are not finite. Flattened: a call of code that is compiled for the baseline
 /// instruction set mixes instruction encodings, which costs more than all the rest of the group.
 template <int kBits, class Element>
 HWY_FLATTEN EncodingGrid fit_group(const QuantizeSegment& segment, int64_t group) {
   const int64_t begin = group * segment.group_size;
   const int64_t count = std::min(segment.group_size, segment.count - begin);
-  const Range range = range_of(static_cast<const Element*>(segment.elements) + begin, count);
-  const GroupParameters parameters = choose_grid(range.smallest, range.largest, range.all_finite, kBits, segment.type);
+  const GroupRange range = range_of(static_cast<const Element*>(segment.elements) + begin, count);
+  const GroupParameters parameters =
+      range.all_finite ? choose_grid(range, kBits, kTypeOf<Element>) : unrepresentable_group(kTypeOf<Element>);
   std::memcpy(segment.parameters + group * static_cast<int64_t>(sizeof parameters), &parameters, sizeof parameters);
-  return encoding_grid(parameters, kBits, segment.type);
+  return encoding_grid(parameters, kTypeOf<Element>);
 }
 
+/// The range of a group is a long chain of dependent instructions; those of several groups overlap.
+inline constexpr int64_t kGroupBatch = 4;
+
 /// How far ahead of the encoder elements are asked for: encoding computes much and loads little, and the next groups'
-/// ranges should not wait for memory. Beyond the end this does nothing.
-inline constexpr int64_t kPrefetchDistance = 4096;
+/// ranges should not wait for memory. Two batches of groups of the default size: twice as far is slower by a fifth.
+/// Beyond the end this does nothing.
+inline constexpr int64_t kPrefetchDistance = 2 * kGroupBatch * kDefaultGroupSize;
 
 template <class Element>
 HWY_INLINE void prefetch_ahead(const Element* block) {
@@ -272,62 +165,68 @@ void clear_codes_beyond(uint8_t* packed, int64_t count) {
   std::fill(packed + ceil_div<int64_t>(bits, 8), packed + kBlockOctets * kBits, uint8_t{0});
 }
 
-/// What all groups of a call share.
-struct Encoder {
-  const QuantizeSegment& segment;
-  PhiloxKeys keys;
-  uint8_t* codes_end;  ///< of the call's last group: nothing may be written there and beyond
-};
+/// Where the codes of a call's last group end: blocks are written in place while what they may overwrite is before it.
+inline const uint8_t* end_of_codes(const QuantizeSegment& segment, int64_t last_group) {
+  return segment.codes + code_bytes(std::min(last_group * segment.group_size, segment.count), segment.bits);
+}
+
+/// Of `blocks` blocks of codes from `codes` on, those that are followed by so many bytes before `end`.
+inline int64_t blocks_with_room(int64_t blocks, int bits, const uint8_t* codes, int64_t bytes, const uint8_t* end) {
+  const int64_t block_bytes = kBlockOctets * bits;
+  return std::clamp<int64_t>((end - codes - bytes) / block_bytes, 0, blocks);
+}
+
+/// Encodes a block that is not whole, or not followed by other codes. Not inlined: without calls, the loop over all
+/// other blocks keeps its constants in registers.
+template <int kBits, class Element>
+HWY_NOINLINE void encode_last_block(const Element* elements, int64_t count, Element padding, const EncodingGrid& grid,
+                                    const uint8_t* noise, uint8_t* codes) {
+  PaddedTail<Element> tail;
+  tail.fill(elements, count, padding);
+  uint8_t packed[kBlockOctets * kBits + kOverwrite];
+  encode_block<kBits>(tail.elements, grid, noise, packed);
+  clear_codes_beyond<kBits>(packed, count);
+  std::memcpy(codes, packed, static_cast<size_t>(code_bytes(count, kBits)));
+}
 
 /// Writes the codes of a group. Groups must come in order, since a block may write beyond its end, where the next one
 /// begins.
 template <int kBits, class Element>
-void encode_group(const Encoder& encoder, int64_t group, const EncodingGrid& grid) {
-  const QuantizeSegment& segment = encoder.segment;
-  const int64_t begin = group * segment.group_size;
-  const int64_t count = std::min(segment.group_size, segment.count - begin);
-  const auto* elements = static_cast<const Element*>(segment.elements) + begin;
-  uint8_t* codes = segment.codes + begin / kOctet * kBits;
+HWY_INLINE void encode_group(const QuantizeSegment& segment, int64_t group, EncodingGrid grid, NoiseBytes& noise,
+                             const uint8_t* codes_end) {
   if (is_nan(grid.minimum)) {
-    std::memset(codes, 0, static_cast<size_t>(code_bytes(count, kBits)));
-    return;
+    return reference::quantize_groups(segment, group, group + 1);
   }
-
-  HWY_ALIGN uint16_t noise[kChunk];
-  if (!segment.stochastic) {
-    std::fill_n(noise, kChunk, static_cast<uint16_t>(half_step(kBits) << (16 - fraction_bits(kBits))));
+  const int64_t begin = group * segment.group_size;
+  const int64_t end = std::min(begin + segment.group_size, segment.count);
+  const auto* elements = static_cast<const Element*>(segment.elements);
+  uint8_t* codes = segment.codes + begin / kOctet * kBits;
+  const int64_t in_place =
+      begin + kBlock * blocks_with_room((end - begin) / kBlock, kBits, codes, kOverwrite, codes_end);
+  int64_t i = begin;
+  while (i < in_place) {
+    noise.reach(i);
+    const uint8_t* bytes = noise.at(i);
+    for (int64_t left = noise.drawn_blocks(i, (in_place - i) / kBlock); left > 0; --left) {
+      prefetch_ahead(elements + i);
+      encode_block<kBits>(elements + i, grid, bytes, codes);
+      i += kBlock;
+      bytes += kBlock;
+      codes += kBlockOctets * kBits;
+    }
   }
-  for (int64_t chunk = 0; chunk < count; chunk += kChunk) {
-    const int64_t chunk_count = std::min(kChunk, count - chunk);
-    if (segment.stochastic) {
-      const uint64_t octet = segment.first_octet + static_cast<uint64_t>((begin + chunk) / kOctet);
-      philox_blocks(encoder.keys, segment.random.offset, octet, ceil_div(chunk_count, kBlock) * kBlockOctets,
-                    reinterpret_cast<uint32_t*>(noise));
-    }
-    for (int64_t i = 0; i < chunk_count; i += kBlock, codes += kBlockOctets * kBits) {
-      const int64_t block_count = std::min(kBlock, chunk_count - i);
-      if (block_count == kBlock && codes + kBlockOctets * kBits + kOverwrite <= encoder.codes_end) {
-        prefetch_ahead(elements + chunk + i);
-        encode_block<kBits>(elements + chunk + i, grid, noise + i, codes);
-        continue;
-      }
-      PaddedTail<Element> tail;
-      tail.fill(elements + chunk + i, block_count, elements[0]);
-      uint8_t packed[kBlockOctets * kBits + kOverwrite];
-      encode_block<kBits>(tail.elements, grid, noise + i, packed);
-      clear_codes_beyond<kBits>(packed, block_count);
-      std::memcpy(codes, packed, static_cast<size_t>(code_bytes(block_count, kBits)));
-    }
+  for (; i < end; i += kBlock, codes += kBlockOctets * kBits) {
+    noise.reach(i);
+    encode_last_block<kBits>(elements + i, std::min(kBlock, end - i), elements[begin], grid, noise.at(i), codes);
   }
 }
 
-/// The range of a group is a long chain of dependent instructions; those of several groups overlap.
-inline constexpr int64_t kGroupBatch = 8;
-
 template <int kBits, class Element>
-void quantize_batches(const QuantizeSegment& segment, int64_t first_group, int64_t last_group) {
-  const int64_t end = std::min(last_group * segment.group_size, segment.count);
-  const Encoder encoder{segment, PhiloxKeys(segment.random.seed), segment.codes + code_bytes(end, kBits)};
+void encode_groups(const QuantizeSegment& segment, int64_t first_group, int64_t last_group) {
+  NoiseBytes noise = segment.rounding == Rounding::kNearest
+                         ? NoiseBytes(kHalfStep)
+                         : NoiseBytes(segment.random, segment.first_octet, segment.count);
+  const uint8_t* codes_end = end_of_codes(segment, last_group);
   EncodingGrid grids[kGroupBatch];
   for (int64_t batch = first_group; batch < last_group; batch += kGroupBatch) {
     const int64_t groups = std::min(kGroupBatch, last_group - batch);
@@ -335,59 +234,93 @@ void quantize_batches(const QuantizeSegment& segment, int64_t first_group, int64
       grids[i] = fit_group<kBits, Element>(segment, batch + i);
     }
     for (int64_t i = 0; i < groups; ++i) {
-      encode_group<kBits, Element>(encoder, batch + i, grids[i]);
+      encode_group<kBits, Element>(segment, batch + i, grids[i], noise, codes_end);
     }
-  }
-}
-
-template <class Store, class Element>
-HWY_INLINE void decode_block(const uint8_t* codes, float minimum, float step, Element* block) {
-  const FloatTag df;
-  const hn::Rebind<int32_t, FloatTag> d32;
-  const hn::Rebind<uint8_t, FloatTag> d8;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(df));
-  const auto minimum_vector = hn::Set(df, minimum);
-  const auto step_vector = hn::Set(df, step);
-  for (int64_t i = 0; i < kBlock; i += lanes) {
-    const auto code = hn::ConvertTo(df, hn::PromoteTo(d32, hn::LoadU(d8, codes + i)));
-    store_floats(hn::MulAdd(code, step_vector, minimum_vector), block + i, Store());
   }
 }
 
 template <int kBits, class Store, class Element>
-void dequantize_group(const DequantizeSegment& segment, int64_t group) {
-  const int64_t begin = group * segment.group_size;
-  const int64_t count = std::min(segment.group_size, segment.count - begin);
-  auto* elements = static_cast<Element*>(segment.elements) + begin;
-  const uint8_t* const group_codes = segment.codes + begin / kOctet * kBits;
+HWY_INLINE void decode_block(const uint8_t* HWY_RESTRICT packed, const DecodingGrid& grid, const uint8_t* noise,
+                             Element* block) {
+  const FloatTag df;
+  const Word32Tag d32;
+  const hn::Rebind<int32_t, FloatTag> di32;
+  const hn::Repartition<uint16_t, Word32Tag> d16;
+  const ByteTag d8;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(df));
+  const auto start = hn::Set(df, grid.start);
+  const auto scale = hn::Set(df, grid.scale);
+  for (int64_t i = 0; i < kBlock; i += 4 * lanes) {
+    // Each 128-bit block gets 4 elements of each of four vectors. Interleaving within blocks then gives these vectors:
+    // first of noise and codes, to n of `DecodingGrid` in 16 bits, and then of those and zeros.
+    const auto codes = unpack_octets<kBits>(load_octets<kBits>(packed + i / kOctet * kBits));
+    const auto noise_words = hn::BitCast(d32, hn::LoadU(d8, noise + i));
+    const auto high = hn::BitCast(d8, deal_words(hn::BitCast(d32, codes)));
+    const auto low = hn::Not(hn::BitCast(d8, deal_words(noise_words)));
+    const auto store = [&](hn::Vec<decltype(d16)> n, int64_t vector) {
+      const auto value = hn::MulAdd(hn::ConvertTo(df, hn::BitCast(di32, n)), scale, start);
+      store_floats(value, block + i + vector * lanes, Store());
+    };
+    const auto first = hn::BitCast(d16, hn::InterleaveLower(d8, low, high));
+    const auto second = hn::BitCast(d16, hn::InterleaveUpper(d8, low, high));
+    const auto zero = hn::Zero(d16);
+    store(hn::InterleaveLower(d16, first, zero), 0);
+    store(hn::InterleaveUpper(d16, first, zero), 1);
+    store(hn::InterleaveLower(d16, second, zero), 2);
+    store(hn::InterleaveUpper(d16, second, zero), 3);
+  }
+}
 
+/// Decodes a block that is not whole, or not followed by other codes; not inlined, as `encode_last_block`.
+template <int kBits, class Element>
+HWY_NOINLINE void decode_last_block(const uint8_t* codes, const DecodingGrid& grid, const uint8_t* noise, int64_t count,
+                                    Element* elements) {
+  uint8_t packed[kBlockOctets * kBits + kOverread] = {};
+  std::memcpy(packed, codes, static_cast<size_t>(code_bytes(count, kBits)));
+  HWY_ALIGN Element values[kBlock];
+  decode_block<kBits, StoreCached>(packed, grid, noise, values);
+  std::copy_n(values, count, elements);
+}
+
+template <int kBits, class Store, class Element>
+HWY_INLINE void decode_group(const DequantizeSegment& segment, int64_t group, NoiseBytes& noise,
+                             const uint8_t* codes_end) {
   GroupParameters parameters;
   std::memcpy(&parameters, segment.parameters + group * static_cast<int64_t>(sizeof parameters), sizeof parameters);
-  const float minimum = parameter_to_float(parameters.minimum, segment.type);
-  const float step = parameter_to_float(parameters.step, segment.type);
-  if (is_nan(minimum)) {
-    Element nan;
-    store_rounded(float_of(kNanFloat32), &nan);
-    std::fill_n(elements, count, nan);
-    return;
+  const DecodingGrid grid(parameters, kTypeOf<Element>, segment.header.dithered());
+  if (is_nan(grid.start) || (parameters.step & kHasNanCode) != 0) {
+    return reference::dequantize_groups(segment, group, group + 1);
   }
-
-  HWY_ALIGN uint8_t codes[kBlock];
-  HWY_ALIGN Element values[kBlock];
-  uint8_t packed[kChunkOctets * kBits + 8];
-  for (int64_t chunk = 0; chunk < count; chunk += kChunk) {
-    const int64_t chunk_count = std::min(kChunk, count - chunk);
-    std::memcpy(packed, group_codes + chunk / kOctet * kBits,
-                static_cast<size_t>(ceil_div(chunk_count, kOctet) * kBits));
-    for (int64_t i = 0; i < chunk_count; i += kBlock) {
-      unpack_block<kBits>(packed + i / kOctet * kBits, codes);
-      if (i + kBlock <= chunk_count) {
-        decode_block<Store>(codes, minimum, step, elements + chunk + i);
-      } else {
-        decode_block<StoreCached>(codes, minimum, step, values);
-        std::copy_n(values, chunk_count - i, elements + chunk + i);
-      }
+  const int64_t begin = group * segment.group_size;
+  const int64_t end = std::min(begin + segment.group_size, segment.count);
+  auto* elements = static_cast<Element*>(segment.elements);
+  const uint8_t* codes = segment.codes + begin / kOctet * kBits;
+  const int64_t in_place =
+      begin + kBlock * blocks_with_room((end - begin) / kBlock, kBits, codes, kOverread, codes_end);
+  int64_t i = begin;
+  while (i < in_place) {
+    noise.reach(i);
+    const uint8_t* bytes = noise.at(i);
+    for (int64_t left = noise.drawn_blocks(i, (in_place - i) / kBlock); left > 0; --left) {
+      decode_block<kBits, Store>(codes, grid, bytes, elements + i);
+      i += kBlock;
+      bytes += kBlock;
+      codes += kBlockOctets * kBits;
     }
+  }
+  for (; i < end; i += kBlock, codes += kBlockOctets * kBits) {
+    noise.reach(i);
+    decode_last_block<kBits>(codes, grid, noise.at(i), std::min(kBlock, end - i), elements + i);
+  }
+}
+
+template <int kBits, class Store, class Element>
+void decode_groups(const DequantizeSegment& segment, int64_t first_group, int64_t last_group) {
+  const uint8_t* codes_end = segment.codes + code_bytes(segment.count, kBits);
+  NoiseBytes noise = segment.header.dithered() ? NoiseBytes(segment.header.random(), segment.first_octet, segment.count)
+                                               : NoiseBytes(kNoises - 1);
+  for (int64_t group = first_group; group < last_group; ++group) {
+    decode_group<kBits, Store, Element>(segment, group, noise, codes_end);
   }
 }
 
@@ -419,7 +352,7 @@ HWY_INLINE void with_bits(int bits, Body&& body) {
 void quantize_groups(const QuantizeSegment& segment, int64_t first_group, int64_t last_group) {
   with_element_type(segment.type, [&]<class Element>(Element /*tag*/) {
     with_bits(segment.bits,
-              [&](auto bits) { quantize_batches<decltype(bits)::value, Element>(segment, first_group, last_group); });
+              [&](auto bits) { encode_groups<decltype(bits)::value, Element>(segment, first_group, last_group); });
   });
 }
 
@@ -429,11 +362,9 @@ void dequantize_groups(const DequantizeSegment& segment, int64_t first_group, in
                        segment.group_size % kBlock == 0;
   with_element_type(segment.type, [&]<class Element>(Element /*tag*/) {
     with_bits(segment.bits, [&](auto bits) {
-      const auto dequantize = streams ? dequantize_group<decltype(bits)::value, StoreStreaming, Element>
-                                      : dequantize_group<decltype(bits)::value, StoreCached, Element>;
-      for (int64_t group = first_group; group < last_group; ++group) {
-        dequantize(segment, group);
-      }
+      const auto decode = streams ? decode_groups<decltype(bits)::value, StoreStreaming, Element>
+                                  : decode_groups<decltype(bits)::value, StoreCached, Element>;
+      decode(segment, first_group, last_group);
     });
   });
   if (streams) {

@@ -69,9 +69,11 @@ HWY_INLINE void philox_round(PhiloxState& s, hn::Vec<Word64Tag> key0, hn::Vec<Wo
 HWY_INLINE void store_blocks(const PhiloxState& s, uint32_t* HWY_RESTRICT words) {
   const Word64Tag d64;
   const Word32Tag d32;
-  const auto low_half = hn::Set(d64, 0xFFFFFFFFu);
-  const auto words01 = hn::Or(hn::And(s.x0, low_half), hn::ShiftLeft<32>(s.x1));
-  const auto words23 = hn::Or(hn::And(s.x2, low_half), hn::ShiftLeft<32>(s.x3));
+  const auto join = [&](hn::Vec<Word64Tag> low, hn::Vec<Word64Tag> high) {
+    return hn::BitCast(d64, hn::OddEven(hn::BitCast(d32, hn::ShiftLeft<32>(high)), hn::BitCast(d32, low)));
+  };
+  const auto words01 = join(s.x0, s.x1);
+  const auto words23 = join(s.x2, s.x3);
   hn::StoreU(hn::BitCast(d32, hn::InterleaveLower(d64, words01, words23)), d32, words);
   hn::StoreU(hn::BitCast(d32, hn::InterleaveUpper(d64, words01, words23)), d32, words + hn::Lanes(d32));
 }

@@ -4,13 +4,11 @@
 #include <cstdint>
 
 #include "actnn/core/host_device.h"
-#include "actnn/core/rounding.h"
 #include "actnn/core/scalar_types.h"
 
 /// \file
-/// The activations that can be fused into a normalization's pass, and how derivatives are packed that two slopes do not
-/// describe. Every operation is one IEEE operation in single precision, and multiply-adds are fused only where they are
-/// written so: every processor gives the same results.
+/// The activations that can be fused into a normalization's pass. Every operation is one IEEE operation in single
+/// precision, and multiply-adds are fused only where they are written so: every processor gives the same results.
 
 namespace actnn {
 
@@ -27,40 +25,27 @@ enum class ActivationKind : int8_t {
   kTanh
 };
 
-enum class ActivationFunction : uint8_t {
-  kLeakyReLU,  ///< any slope below 0, so also ReLU and no activation; packs no derivatives
-  kReLU6,
-  kSiLU,
-  kHardswish
+enum class ActivationFunction : uint8_t { kIdentity, kLeakyReLU, kReLU6, kSiLU, kHardswish };
+
+/// An activation in the pass of a normalization.
+struct FusedActivation {
+  ActivationFunction function = ActivationFunction::kIdentity;
+  float slope = 0.0F;  ///< of a leaky ReLU below 0; that of a ReLU is 0
 };
 
-/// Bit planes of derivatives, beside the planes of copies in a packed tensor (core/sign_split.h).
-struct PackedDerivative {
-  ActivationFunction function = ActivationFunction::kLeakyReLU;
-  int bits = 0;  ///< 1 for ReLU6, whose derivative is 0 or 1; 1..7 for smooth ones; 0: none
-};
-inline constexpr int kMostDerivativeBits = kMaxBits - 1;
-
-/// Whether a packed copy gives an unbiased result of the activation: where it is piecewise linear, and the pieces are
-/// exact.
-ACTNN_HOST_DEVICE constexpr bool gives_output(ActivationFunction function) {
+/// Whether the activation is linear on each side of 0 (ReLU6: and up to 6), with a bend there.
+ACTNN_HOST_DEVICE constexpr bool has_kink(ActivationFunction function) {
   return function == ActivationFunction::kLeakyReLU || function == ActivationFunction::kReLU6;
 }
 
-/// The range of derivatives, rounded outward. SiLU's are between -0.0998394 and 1.0998394.
-struct DerivativeRange {
-  float lowest;
-  float highest;
-};
-ACTNN_HOST_DEVICE constexpr DerivativeRange derivative_range(ActivationFunction function) {
-  switch (function) {
-    case ActivationFunction::kSiLU:
-      return {-0.09984F, 1.09984F};
-    case ActivationFunction::kHardswish:
-      return {-0.5F, 1.5F};
-    default:
-      return {0.0F, 1.0F};
-  }
+/// Whether backward computes the derivative from a copy.
+ACTNN_HOST_DEVICE constexpr bool is_smooth(ActivationFunction function) {
+  return function == ActivationFunction::kSiLU || function == ActivationFunction::kHardswish;
+}
+
+/// Bits per element that backward needs exactly: the side of the kink; ReLU6 also whether it is on the slope.
+ACTNN_HOST_DEVICE constexpr int mask_count(ActivationFunction function) {
+  return function == ActivationFunction::kReLU6 ? 2 : function == ActivationFunction::kLeakyReLU ? 1 : 0;
 }
 
 /// a b + c, rounded once.
@@ -140,13 +125,25 @@ struct ActivatedNumber {
   float derivative;
 };
 
-/// At z; y is a NaN, of any bits, for a NaN. Not for leaky ReLU, which is in core/norm_act.h.
+/// The activation at z on the side of 0 that `side` names (true: z > 0), linear below it. A slope of 0 makes infinities
+/// 0, as ReLU does; NaN stays.
+ACTNN_HOST_DEVICE constexpr float leaky_relu(float z, bool side, float slope) {
+  return side || is_nan(z) ? z : slope == 0.0F ? 0.0F : slope * z;
+}
+/// Its derivative times `gradient`.
+ACTNN_HOST_DEVICE constexpr float leaky_relu_gradient(float gradient, bool side, float slope) {
+  return side ? gradient : slope == 0.0F ? 0.0F : slope * gradient;
+}
+
+/// Whether ReLU6 is on its slope.
+ACTNN_HOST_DEVICE constexpr bool on_relu6_slope(float z) { return z > 0.0F && z < 6.0F; }
+ACTNN_HOST_DEVICE inline float relu6(float z) { return is_nan(z) ? z : at_most(at_least(z, 0.0F), 6.0F); }
+
+/// Of a smooth activation, at z; y is a NaN, of any bits, for a NaN.
 template <ActivationFunction function>
 ACTNN_HOST_DEVICE inline ActivatedNumber activate(float z) {
-  static_assert(function != ActivationFunction::kLeakyReLU);
-  if constexpr (function == ActivationFunction::kReLU6) {
-    return {is_nan(z) ? z : at_most(at_least(z, 0.0F), 6.0F), z > 0.0F && z < 6.0F ? 1.0F : 0.0F};
-  } else if constexpr (function == ActivationFunction::kSiLU) {
+  static_assert(is_smooth(function));
+  if constexpr (function == ActivationFunction::kSiLU) {
     const float above = z < -SigmoidCoefficients::kFarthest ? -SigmoidCoefficients::kFarthest : z;
     const float near = at_most(above, SigmoidCoefficients::kFarthest);
     const float share = sigmoid(near);
@@ -158,46 +155,8 @@ ACTNN_HOST_DEVICE inline ActivatedNumber activate(float z) {
   }
 }
 
-/// Codes of derivatives: 2^bits evenly spaced values from the lowest to the highest of the range. They need no
-/// parameters.
-struct DerivativeGrid {
-  float lowest;
-  float step;
-
-  ACTNN_HOST_DEVICE constexpr explicit DerivativeGrid(PackedDerivative packed)
-      : lowest(derivative_range(packed.function).lowest),
-        step((derivative_range(packed.function).highest - lowest) / static_cast<float>(highest_code(packed.bits))) {}
-
-  ACTNN_HOST_DEVICE float decode(float code) const { return fused(code, step, lowest); }
-};
-
-/// The other way: codes, rounded by 16 bits of noise. A derivative in the range is the expectation of its decoded code.
-struct DerivativeEncoder {
-  float scale = 0;  ///< units of 2^-16 of a step
-  float shift = 0;
-  float most;
-
-  ACTNN_HOST_DEVICE constexpr explicit DerivativeEncoder(PackedDerivative packed)
-      : most(static_cast<float>(highest_code(packed.bits) << 16)) {
-    const DerivativeRange range = derivative_range(packed.function);
-    scale = most / (range.highest - range.lowest);
-    shift = -(range.lowest * scale);
-  }
-
-  /// Units above the lowest, as the bits of 2^23 and that many more.
-  ACTNN_HOST_DEVICE uint32_t position(float derivative) const {
-    return bits_of(at_most(at_least(fused(derivative, scale, shift), 0.0F), most) + kIntegerInMantissa);
-  }
-  ACTNN_HOST_DEVICE uint32_t encode(float derivative, uint32_t noise) const {
-    return (position(derivative) - bits_of(kIntegerInMantissa) + noise) >> 16;
-  }
-};
-
-/// The counter of the noise of derivatives: another than that of the copies, so that products of both stay unbiased.
-ACTNN_HOST_DEVICE constexpr uint64_t derivative_counter(uint64_t counter) { return counter | (uint64_t{1} << 63); }
-
 /// The gradient times a derivative. A derivative of 0 makes infinities 0.
-ACTNN_HOST_DEVICE constexpr float derived_gradient(float gradient, float derivative) {
+ACTNN_HOST_DEVICE constexpr float smooth_gradient(float gradient, float derivative) {
   return derivative == 0.0F ? 0.0F : derivative * gradient;
 }
 

@@ -20,7 +20,7 @@ namespace actnn {
 inline constexpr int kMinBits = 1;
 inline constexpr int kMaxBits = 8;
 
-/// Elements that share one b-byte run of packed codes and one Philox block.
+/// Elements that share one b-byte run of packed codes and half a Philox block.
 inline constexpr int64_t kOctet = 8;
 
 /// The constants of the three steps for one bit width. Step i joins the fields of each pair: the low one, under

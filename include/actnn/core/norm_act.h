@@ -6,24 +6,27 @@
 #include "actnn/core/scalar_types.h"
 
 /// \file
-/// A normalization with an activation that is linear on both sides of 0 (ReLU, leaky ReLU, none), channel by channel:
+/// A normalization with an activation, channel by channel, on matrices of rows x channels:
 ///
-///     x-hat = (x - mean) / sqrt(var + eps)      z = weight x-hat + bias (+ residual)      y = z if z > 0, else slope z
+///     x-hat = (x - mean) / sqrt(var + eps)      z = weight x-hat + bias (+ residual)      y = activation(z)
 ///
-/// and what is saved of it for backward (core/sign_split.h): the side of z, and a copy s of z / |weight| ("split", s =
-/// 0 at the kink) or of x-hat ("linear"). Both give x-hat and, on each side, z as linear functions of s, so that an
-/// unbiased copy of s gives unbiased ones of x-hat and of y.
+/// and what is saved of it for backward: a copy s of each element in groups of columns (core/columns.h). Channels are
+/// of one of two kinds:
+///
+///     *linear*   s = x-hat, on one grid (core/rounding.h)
+///     *split*    s = z / |weight|, whose distances from the kink at 0 have a grid on each side (core/sides.h)
+///
+/// In both, x-hat and z are linear functions of s, so that an unbiased copy of s gives unbiased ones of x-hat, of z
+/// and, where the activation is linear on each side and the side is known, of y. Channels of activations with a kink
+/// are split unless the kink is far from all elements or nowhere (weight near or equal to 0), where distances from it
+/// would be large. Which side an element is on is a mask of its own, exact for both kinds. Without a mask there is one
+/// grid, also for sums with a residual, where s = z.
+///
+/// Smooth activations keep s alone: backward computes derivative and y from it. The bias of SiLU's derivative is of the
+/// order of s's variance. That of hardswish's, which jumps at -3 and 3, is of the order of s's step, in the elements
+/// next to the jumps: take 5 bits or more for the former, 8 for the latter (docs/accuracy.md).
 
 namespace actnn {
-
-/// The activation, and its derivative times `gradient`, on the side of the kink that `side` names (true: z > 0). A
-/// slope of 0 makes infinities 0, as ReLU does; NaN stays.
-ACTNN_HOST_DEVICE constexpr float activated(float z, bool side, float slope) {
-  return side || is_nan(z) ? z : slope == 0.0F ? 0.0F : slope * z;
-}
-ACTNN_HOST_DEVICE constexpr float activation_gradient(float gradient, bool side, float slope) {
-  return side ? gradient : slope == 0.0F ? 0.0F : slope * gradient;
-}
 
 /// What forward does with an element of a channel: z = z_scale x + z_shift (+ residual), s = s_scale (linear ? x : z) +
 /// s_shift.
@@ -51,11 +54,14 @@ static_assert(sizeof(DecodeMap) == kDecodeMap * sizeof(float));
 /// A channel whose kink is more standard deviations than this away from the mean is linear.
 inline constexpr float kFarthestKink = 8.0F;
 
-/// Whether a channel is saved as linear: it has no kink, or one that is far away or nowhere (weight 0, or NaN).
+/// The smallest weight of a split channel: its inverse is finite.
+inline constexpr float kSmallestSplitWeight = 0x1p-126F;
+
+/// Whether a channel is saved as linear: it has no kink, or one that is far away or nowhere (weight near 0, or NaN).
 ACTNN_HOST_DEVICE constexpr bool is_linear_channel(float weight, float bias, bool has_kink) {
   const float size = weight < 0.0F ? -weight : weight;
   const float offset = bias < 0.0F ? -bias : bias;
-  return !has_kink || !(offset <= kFarthestKink * size) || size == 0.0F;
+  return !has_kink || !(offset <= kFarthestKink * size) || size < kSmallestSplitWeight;
 }
 
 ACTNN_HOST_DEVICE constexpr NormActChannel forward_channel(float mean, float rstd, float weight, float bias,
@@ -81,7 +87,7 @@ ACTNN_HOST_DEVICE constexpr float running_statistic(float running, float value, 
   return momentum < 0.5F ? running + momentum * distance : value - distance * (1.0F - momentum);
 }
 
-/// The sum of a normalization (z_scale x + z_shift) and a residual: copies are of the sum itself, on both sides of 0.
+/// The sum of a normalization (z_scale x + z_shift) and a residual: copies are of the sum itself.
 ACTNN_HOST_DEVICE constexpr NormActChannel sum_channel(float z_scale, float z_shift) {
   return {z_scale, z_shift, 1.0F, 0.0F, 0.0F};
 }
@@ -92,14 +98,16 @@ ACTNN_HOST_DEVICE constexpr float weight_gradient(const DecodeMap& map, float su
   return map.p * copy_sum + map.q * sum;
 }
 
-/// The gradient of the input at an element: scale dz + of_copy s + shift.
+/// The gradient of the input at an element: scale dz + of_copy s + shift; z = a s + b for smooth derivatives.
 struct NormActGradient {
   float scale;
   float of_copy;
   float shift;
   float linear;  ///< 0 or 1
+  float a;
+  float b;
 };
-inline constexpr int64_t kNormActGradient = 4;
+inline constexpr int64_t kNormActGradient = 6;
 static_assert(sizeof(NormActGradient) == kNormActGradient * sizeof(float));
 
 /// weight / deviation (dz - E[dz] - x-hat E[dz x-hat]) with the expectations over the batch, from the sums of dz and of
@@ -108,7 +116,9 @@ ACTNN_HOST_DEVICE constexpr NormActGradient gradient_channel(const DecodeMap& ma
                                                              float mean_gradient, float mean_gradient_copy) {
   const float scale = weight * rstd;
   const float of_normalized = weight_gradient(map, mean_gradient, mean_gradient_copy);
-  return {scale, -(scale * of_normalized * map.p), -(scale * (mean_gradient + map.q * of_normalized)), map.linear};
+  return {
+      scale, -(scale * of_normalized * map.p), -(scale * (mean_gradient + map.q * of_normalized)), map.linear, map.a,
+      map.b};
 }
 
 }  // namespace actnn

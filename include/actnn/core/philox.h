@@ -5,13 +5,13 @@
 #include "actnn/core/host_device.h"
 
 /// \file
-/// Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC
-/// 2011). Equal to Random123's `philox4x32` with 10 rounds, and to `at::Philox4_32(seed, subsequence = counter_high,
-/// offset = counter_low)`.
+/// Philox4x32, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011),
+/// with 7 rounds: the fewest that pass BigCrush (section 5.1 there). Equal to Random123's `philox4x32_R<7>`; with 10
+/// rounds also to `at::Philox4_32(seed, subsequence = counter_high, offset = counter_low)`.
 
 namespace actnn {
 
-inline constexpr int kPhiloxRounds = 10;
+inline constexpr int kPhiloxRounds = 7;
 inline constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53;
 inline constexpr uint32_t kPhiloxMultiplier1 = 0xCD9E8D57;
 inline constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9;
@@ -33,6 +33,7 @@ ACTNN_HOST_DEVICE constexpr uint64_t wide_product(uint32_t a, uint32_t b) {
 }
 
 /// The block at 128-bit counter `counter_high : counter_low` under the 64-bit `key`. A pure function: no state.
+template <int kRounds = kPhiloxRounds>
 ACTNN_HOST_DEVICE constexpr PhiloxBlock philox4x32(uint64_t key, uint64_t counter_low, uint64_t counter_high) {
   auto key0 = static_cast<uint32_t>(key);
   auto key1 = static_cast<uint32_t>(key >> 32);
@@ -40,7 +41,7 @@ ACTNN_HOST_DEVICE constexpr PhiloxBlock philox4x32(uint64_t key, uint64_t counte
   auto x1 = static_cast<uint32_t>(counter_low >> 32);
   auto x2 = static_cast<uint32_t>(counter_high);
   auto x3 = static_cast<uint32_t>(counter_high >> 32);
-  for (int round = 0; round < kPhiloxRounds; ++round) {
+  for (int round = 0; round < kRounds; ++round) {
     const uint64_t product0 = wide_product(kPhiloxMultiplier0, x0);
     const uint64_t product1 = wide_product(kPhiloxMultiplier1, x2);
     x0 = static_cast<uint32_t>(product1 >> 32) ^ x1 ^ key0;
@@ -58,6 +59,19 @@ ACTNN_HOST_DEVICE constexpr uint32_t random16(const PhiloxBlock& block, int k) {
   return (block.word[k / 2] >> (16 * (k % 2))) & 0xFFFF;
 }
 
+/// Eight random bytes, for the elements of an octet (core/bit_packing.h): byte k % 4 of word k / 4, lowest first, is
+/// that of element k.
+struct OctetNoise {
+  uint32_t word[2];
+
+  ACTNN_HOST_DEVICE constexpr uint32_t operator[](int k) const { return (word[k / 4] >> (8 * (k % 4))) & 0xFF; }
+};
+
+/// The half of a block that belongs to the even (0) or odd (1) one of two octets.
+ACTNN_HOST_DEVICE constexpr OctetNoise octet_noise(const PhiloxBlock& block, int half) {
+  return {{block.word[2 * half], block.word[2 * half + 1]}};
+}
+
 /// What one call of a randomized operation draws from: the block for its i-th counter value is
 /// `philox4x32(seed, i, offset)`. A call uses one offset; the next call uses the next.
 struct RandomState {
@@ -65,6 +79,10 @@ struct RandomState {
   uint64_t offset = 0;
 
   ACTNN_HOST_DEVICE constexpr PhiloxBlock block(uint64_t counter) const { return philox4x32(seed, counter, offset); }
+  /// The noise of an octet: two neighbouring ones share a block.
+  ACTNN_HOST_DEVICE constexpr OctetNoise octet(uint64_t number) const {
+    return octet_noise(block(number / 2), static_cast<int>(number % 2));
+  }
 };
 
 }  // namespace actnn

@@ -93,7 +93,7 @@ ACTNN_HOST_DEVICE constexpr void store_rounded(float value, float* out) { *out =
 ACTNN_HOST_DEVICE constexpr void store_rounded(float value, BFloat16* out) { *out = round_to_bfloat16(value); }
 ACTNN_HOST_DEVICE constexpr void store_rounded(float value, Float16* out) { *out = round_to_float16(value); }
 
-/// The 16-bit type of a group's minimum and step: float16 for float16 elements, bfloat16 for the others.
+/// The 16-bit type of a group's minimum: float16 for float16 elements, bfloat16 for the others.
 ACTNN_HOST_DEVICE constexpr bool has_float16_parameters(ElementType type) { return type == ElementType::kFloat16; }
 
 ACTNN_HOST_DEVICE constexpr float parameter_to_float(uint16_t bits, ElementType type) {
@@ -176,8 +176,14 @@ ACTNN_HOST_DEVICE constexpr uint16_t round_parameter_down(float x, ElementType t
 /// The smallest parameter value not below `x` (infinity where there is none). `x` is not NaN.
 ACTNN_HOST_DEVICE constexpr uint16_t round_parameter_up(float x, ElementType type) {
   if (has_float16_parameters(type)) {
+#if defined(__CUDA_ARCH__)
+    uint16_t rounded;
+    asm("cvt.rp.f16.f32 %0, %1;" : "=h"(rounded) : "f"(x));
+    return rounded;
+#else
     const uint16_t nearest = round_to_float16(x).bits;
     return to_float(Float16{nearest}) < x ? detail::next_up(nearest) : nearest;
+#endif
   }
   const uint32_t bits = bits_of(x);
   const uint32_t inexact = (bits & 0xFFFFu) != 0 ? 1u : 0u;

@@ -56,85 +56,53 @@ TEST(Activation, HardswishIsNearTheExactOne) {
 
 TEST(Activation, Relu6IsExact) {
   for_numbers([](float z) {
-    const auto [y, derivative] = activate<kReLU6>(z);
-    EXPECT_EQ(y, std::fmin(std::fmax(z, 0.0F), 6.0F));
-    EXPECT_EQ(derivative, z > 0 && z < 6 ? 1.0F : 0.0F);
+    EXPECT_EQ(relu6(z), std::fmin(std::fmax(z, 0.0F), 6.0F));
+    EXPECT_EQ(on_relu6_slope(z), z > 0 && z < 6);
   });
-  EXPECT_EQ(activate<kReLU6>(6.0F).derivative, 0.0F);
-  EXPECT_EQ(activate<kReLU6>(0.0F).derivative, 0.0F);
+  EXPECT_FALSE(on_relu6_slope(6.0F));
+  EXPECT_FALSE(on_relu6_slope(0.0F));
+  EXPECT_FALSE(on_relu6_slope(kNaN));
 }
 
 TEST(Activation, OfWhatIsNotFinite) {
-  EXPECT_EQ(activate<kReLU6>(kInfinity).y, 6.0F);
-  EXPECT_EQ(activate<kReLU6>(-kInfinity).y, 0.0F);
+  EXPECT_EQ(relu6(kInfinity), 6.0F);
+  EXPECT_EQ(relu6(-kInfinity), 0.0F);
   EXPECT_EQ(activate<kSiLU>(kInfinity).y, kInfinity);
   EXPECT_NEAR(activate<kSiLU>(-kInfinity).y, 0.0F, 1e-30F);
   EXPECT_EQ(activate<kHardswish>(kInfinity).y, kInfinity);
-  EXPECT_TRUE(is_nan(activate<kReLU6>(kNaN).y));
+  EXPECT_TRUE(is_nan(relu6(kNaN)));
   EXPECT_TRUE(is_nan(activate<kSiLU>(kNaN).y));
   EXPECT_TRUE(is_nan(activate<kHardswish>(kNaN).y));
 }
 
-TEST(Derivatives, AreInTheirRange) {
-  const auto in_range = [](ActivationFunction function, float derivative) {
-    const auto [lowest, highest] = derivative_range(function);
-    return lowest <= derivative && derivative <= highest;
-  };
-  for_numbers([&](float z) {
-    EXPECT_TRUE(in_range(kReLU6, activate<kReLU6>(z).derivative)) << z;
-    EXPECT_TRUE(in_range(kSiLU, activate<kSiLU>(z).derivative)) << z;
-    EXPECT_TRUE(in_range(kHardswish, activate<kHardswish>(z).derivative)) << z;
-  });
+TEST(LeakyRelu, TakesTheSideThatItIsTold) {
+  EXPECT_EQ(leaky_relu(2.0F, true, 0.25F), 2.0F);
+  EXPECT_EQ(leaky_relu(-2.0F, false, 0.25F), -0.5F);
+  EXPECT_EQ(leaky_relu(-0.125F, true, 0.25F), -0.125F);  // a copy, on the wrong side by rounding
+  EXPECT_EQ(leaky_relu_gradient(3.0F, true, 0.25F), 3.0F);
+  EXPECT_EQ(leaky_relu_gradient(3.0F, false, 0.25F), 0.75F);
 }
 
-class DerivativeCodes : public testing::TestWithParam<std::tuple<ActivationFunction, int>> {};
-INSTANTIATE_TEST_SUITE_P(All, DerivativeCodes,
-                         testing::Combine(testing::Values(kReLU6, kSiLU, kHardswish),
-                                          testing::Range(1, kMostDerivativeBits + 1)));
-
-/// Over all numbers that noise can be.
-TEST_P(DerivativeCodes, HaveTheDerivativeAsTheirExpectation) {
-  const auto [function, bits] = GetParam();
-  const DerivativeEncoder encoder({function, bits});
-  const DerivativeGrid grid({function, bits});
-  const auto [lowest, highest] = derivative_range(function);
-  for (const float share : {0.0F, 1e-4F, 0.2F, 1.0F / 3, 0.5F, 0.77F, 1.0F}) {
-    const float derivative = lowest + share * (highest - lowest);
-    double sum = 0;
-    for (uint32_t noise = 0; noise < 1u << 16; ++noise) {
-      const uint32_t code = encoder.encode(derivative, noise);
-      ASSERT_LE(code, highest_code(bits));
-      sum += grid.decode(static_cast<float>(code));
-    }
-    EXPECT_NEAR(sum / (1 << 16), derivative, (highest - lowest) / 60000) << share;
-  }
+TEST(LeakyRelu, OfASlopeOfZeroMakesInfinitiesZeroAndKeepsNan) {
+  EXPECT_EQ(leaky_relu(-kInfinity, false, 0.0F), 0.0F);
+  EXPECT_EQ(leaky_relu(-kInfinity, false, 0.5F), -kInfinity);
+  EXPECT_TRUE(is_nan(leaky_relu(kNaN, false, 0.0F)));
+  EXPECT_EQ(leaky_relu_gradient(kInfinity, false, 0.0F), 0.0F);
+  EXPECT_EQ(leaky_relu_gradient(kNaN, false, 0.0F), 0.0F);
 }
 
-TEST_P(DerivativeCodes, OfTheGridAreExact) {
-  const auto [function, bits] = GetParam();
-  const DerivativeEncoder encoder({function, bits});
-  const DerivativeGrid grid({function, bits});
-  for (uint32_t code = 0; code <= highest_code(bits); ++code) {
-    EXPECT_EQ(encoder.encode(grid.decode(static_cast<float>(code)), half_step(kMinBits)), code);
-  }
-  EXPECT_EQ(encoder.encode(kNaN, 0xFFFF), 0u);
+TEST(SmoothGradient, OfADerivativeOfZeroIsZero) {
+  EXPECT_EQ(smooth_gradient(kInfinity, 0.0F), 0.0F);
+  EXPECT_EQ(smooth_gradient(kNaN, 0.0F), 0.0F);
+  EXPECT_EQ(smooth_gradient(3.0F, 0.5F), 1.5F);
 }
 
-TEST(Derivatives, OfRelu6AreExactWhateverTheNoise) {
-  const DerivativeEncoder encoder({kReLU6, 1});
-  const DerivativeGrid grid({kReLU6, 1});
-  for (const uint32_t noise : {0u, 0x8000u, 0xFFFFu}) {
-    EXPECT_EQ(encoder.encode(0.0F, noise), 0u);
-    EXPECT_EQ(encoder.encode(1.0F, noise), 1u);
-  }
-  EXPECT_EQ(grid.decode(0.0F), 0.0F);
-  EXPECT_EQ(grid.decode(1.0F), 1.0F);
-}
-
-TEST(DerivedGradient, OfADerivativeOfZeroIsZero) {
-  EXPECT_EQ(derived_gradient(kInfinity, 0.0F), 0.0F);
-  EXPECT_EQ(derived_gradient(kNaN, 0.0F), 0.0F);
-  EXPECT_EQ(derived_gradient(3.0F, 0.5F), 1.5F);
+TEST(Masks, AreOnePerBend) {
+  EXPECT_EQ(mask_count(kIdentity), 0);
+  EXPECT_EQ(mask_count(kLeakyReLU), 1);
+  EXPECT_EQ(mask_count(kReLU6), 2);
+  EXPECT_EQ(mask_count(kSiLU), 0);
+  EXPECT_EQ(mask_count(kHardswish), 0);
 }
 
 TEST(Relu6OfCopy, IsSixAboveTheSlope) {

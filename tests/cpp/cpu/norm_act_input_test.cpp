@@ -1,188 +1,195 @@
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <utility>
 #include <vector>
 
-#include "actnn/cpu/norm_act.h"
-#include "tests/cpp/cpu/test_data.h"
+#include "tests/cpp/cpu/norm_act_problem.h"
 
 /// \file
-/// A normalization's backward from its input instead of the copies, and the gradient of a sum.
+/// A normalization's backward from its input, or from copies of the normalized input, instead of the activation's.
 
 namespace actnn::cpu {
 namespace {
 
-using Layout = SplitLayout<int64_t>;
-
 constexpr float kSlope = 0.25F;
-constexpr int kBits = 3;
+constexpr float kScale = 1.25F;  // of s = scale x + shift
+constexpr float kShift = -0.25F;
 
-/// Channels of both kinds, in forward and in backward.
-struct Channels {
-  std::vector<NormActChannel> forward;
-  std::vector<DecodeMap> decode;
-  std::vector<NormActGradient> gradients;
-
-  explicit Channels(int64_t count) {
-    for (int64_t c = 0; c < count; ++c) {
-      const float weight = c % 3 == 0 ? 0.0F : c % 3 == 1 ? 0.8F : -1.5F;
-      forward.push_back(forward_channel(0.2F, 1.25F, weight, 0.3F, true));
-      decode.push_back(decode_map(weight, 0.3F, true));
-      gradients.push_back({0.5F, 0.25F, -0.125F, decode.back().linear});
-    }
-  }
-
-  /// s of the input, of every channel.
-  std::vector<NormActChannel> of_x() const {
-    std::vector<NormActChannel> result = forward;
-    for (NormActChannel& channel : result) {
-      channel.s_scale = 1.25F;
-      channel.s_shift = -0.25F;
-    }
-    return result;
-  }
-};
-
-/// A matrix, its forward, and what its backward reads.
+/// A matrix, of which forward keeps the sides of the kink alone, and what its backward reads.
 struct Case {
-  Layout layout;
-  ElementType type;
+  NormActProblem problem;
   bool has_second;
-  Channels channels{layout.channels};
-  std::vector<NormActChannel> channels_of_x = channels.of_x();
-  std::vector<uint8_t> x = as_elements(random_values(count(), 3, false), type);
-  std::vector<uint8_t> grad = as_elements(random_values(count(), 8, false), type);
-  std::vector<uint8_t> second = as_elements(random_values(count(), 9, false), type);
-  std::vector<uint8_t> y = std::vector<uint8_t>(x.size());
-  std::vector<uint8_t> packed = std::vector<uint8_t>(static_cast<size_t>(layout.bytes(kBits)));
+  std::vector<NormActChannel> channels = problem.channels();
+  std::vector<NormActChannel> channels_of_x{channels.size(), {0.0F, 0.0F, kScale, kShift, 1.0F}};
+  std::vector<DecodeMap> decode = problem.decode();
+  std::vector<NormActGradient> gradients{channels.size(), {0.5F, 0.25F, -0.125F, 0.0F, 1.0F, 0.0F}};
+  Bytes x = problem.elements(3);
+  Bytes grad = problem.elements(8);
+  Bytes second = problem.elements(9);
+  Bytes packed = empty_packed(problem.layout, problem.random, problem.rounding);
 
-  int64_t count() const { return layout.rows * layout.channels; }
-
-  void forward() {
+  Case(std::pair<int64_t, int64_t> shape, ElementType type, bool second_grad)
+      : problem{.layout = {.rows = shape.first, .channels = shape.second, .group_rows = 64, .bits = 0, .masks = 1},
+                .type = type,
+                .activation = {ActivationFunction::kLeakyReLU, kSlope}},
+        has_second(second_grad) {
     norm_act({.x = x.data(),
               .residual = nullptr,
-              .y = y.data(),
+              .y = nullptr,
               .type = type,
-              .layout = layout,
-              .channels = channels.forward.data(),
-              .slope = kSlope,
-              .bits = kBits,
+              .layout = problem.layout,
+              .channels = channels.data(),
+              .activation = problem.activation,
               .keeps_below = true,
               .packed = packed.data(),
-              .random = {7, 0},
-              .stochastic = true},
-             0, layout.groups());
+              .random = problem.random,
+              .rounding = problem.rounding},
+             0, problem.pieces());
   }
 
   NormActBackward backward() const {
     return {.packed = packed.data(),
-            .bits = kBits,
+            .layout = problem.layout,
             .grad = grad.data(),
             .second_grad = has_second ? second.data() : nullptr,
-            .type = type,
-            .layout = layout,
-            .slope = kSlope,
+            .type = problem.type,
+            .activation = problem.activation,
             .x = x.data(),
             .channels_of_x = channels_of_x.data()};
   }
 };
 
-float element(const std::vector<uint8_t>& bytes, ElementType type, int64_t index) {
-  return with_element_type(type, [&]<class Element>(Element /*tag*/) {
-    Element value;
-    std::memcpy(&value, bytes.data() + index * static_cast<int64_t>(sizeof value), sizeof value);
-    return to_float(value);
-  });
-}
-
-float rounded(float value, ElementType type) { return element(as_elements({value}, type), type, 0); }
-
-/// By the formulas, one element.
+/// By the formulas, element by element.
 struct Expected {
-  float dz;
-  float s;
+  std::vector<float> dz;
+  std::vector<float> s;
 
-  Expected(const Case& run, int64_t i, bool has_sides = true) {
-    const NormActChannel& map = run.channels.forward[i % run.layout.channels];
-    const float x = element(run.x, run.type, i);
-    const float scaled = map.z_scale * x;
-    const bool side = !has_sides || scaled + map.z_shift > 0.0F;
-    const float gradient = element(run.grad, run.type, i);
-    const float sum = run.has_second ? gradient + element(run.second, run.type, i) : gradient;
-    dz = side ? sum : kSlope * sum;
-    s = 1.25F * x - 0.25F;
+  explicit Expected(const Case& run, bool has_sides = true) {
+    const std::vector<float> x = as_floats(run.x, run.problem.type);
+    const std::vector<float> grad = as_floats(run.grad, run.problem.type);
+    const std::vector<float> second = as_floats(run.second, run.problem.type);
+    for (size_t i = 0; i < x.size(); ++i) {
+      const NormActChannel& map = run.channels[i % run.channels.size()];
+      const float scaled = map.z_scale * x[i];
+      const bool side = !has_sides || scaled + map.z_shift > 0.0F;
+      const float sum = run.has_second ? grad[i] + second[i] : grad[i];
+      dz.push_back(side ? sum : kSlope * sum);
+      s.push_back(kScale * x[i] + kShift);
+    }
   }
-  float grad_input() const { return 0.5F * dz + 0.25F * s - 0.125F; }
+  float grad_input(size_t i) const { return 0.5F * dz[i] + 0.25F * s[i] - 0.125F; }
 };
 
-constexpr Layout kLayouts[] = {{7, 3}, {33, 8}, {40, 24}, {13, 64}, {5, 100}, {6, 256}};
+void expect_gradients(const Case& run, const Expected& expected, const Bytes& grad_input, const Bytes& grad_sum) {
+  const std::vector<float> inputs = as_floats(grad_input, run.problem.type);
+  const std::vector<float> sums = as_floats(grad_sum, run.problem.type);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    ASSERT_EQ(inputs[i], rounded(expected.grad_input(i), run.problem.type)) << run.problem.text();
+    ASSERT_EQ(sums[i], rounded(expected.dz[i], run.problem.type)) << run.problem.text();
+  }
+}
+
+constexpr std::pair<int64_t, int64_t> kShapes[] = {{7, 3}, {33, 8}, {140, 24}, {70, 64}, {5, 100}, {6, 256}};
 
 class NormActInput : public testing::TestWithParam<std::tuple<ElementType, bool>> {};
 INSTANTIATE_TEST_SUITE_P(All, NormActInput, testing::Combine(testing::ValuesIn(kElementTypes), testing::Bool()));
 
 TEST_P(NormActInput, SumsAreThoseOfTheInput) {
   const auto [type, has_second] = GetParam();
-  for (const Layout& layout : kLayouts) {
-    Case run{.layout = layout, .type = type, .has_second = has_second};
-    run.forward();
-    std::vector<double> sums(static_cast<size_t>(2 * layout.channels));
-    norm_act_sums(run.backward(), run.channels.decode.data(), 0, layout.row_blocks(), sums.data(),
-                  sums.data() + layout.channels);
-    std::vector<double> expected(sums.size());
-    for (int64_t i = 0; i < run.count(); ++i) {
-      const Expected of(run, i);
-      expected[i % layout.channels] += of.dz;
-      expected[layout.channels + i % layout.channels] += double{of.dz} * of.s;
+  for (const auto& shape : kShapes) {
+    const Case run(shape, type, has_second);
+    const Expected expected(run);
+    const auto channels = static_cast<size_t>(shape.second);
+    std::vector<double> sums(2 * channels);
+    norm_act_sums(run.backward(), run.decode.data(), 0, run.problem.layout.blocks(), sums.data(),
+                  sums.data() + channels);
+    std::vector<double> exact(sums.size());
+    for (size_t i = 0; i < expected.dz.size(); ++i) {
+      exact[i % channels] += expected.dz[i];
+      exact[channels + i % channels] += double{expected.dz[i]} * expected.s[i];
     }
     for (size_t i = 0; i < sums.size(); ++i) {
-      EXPECT_NEAR(sums[i], expected[i], 1e-12 * static_cast<double>(layout.rows));
+      EXPECT_NEAR(sums[i], exact[i], 1e-12 * static_cast<double>(shape.first));
     }
   }
 }
 
 TEST_P(NormActInput, GradientsAreThoseOfTheInput) {
   const auto [type, has_second] = GetParam();
-  for (const Layout& layout : kLayouts) {
-    Case run{.layout = layout, .type = type, .has_second = has_second};
-    run.forward();
-    std::vector<uint8_t> grad_input(run.x.size());
-    std::vector<uint8_t> grad_sum(run.x.size());
-    norm_act_input_gradient(run.backward(), run.channels.gradients.data(), grad_input.data(), grad_sum.data(), 0,
-                            layout.groups());
-    for (int64_t i = 0; i < run.count(); ++i) {
-      const Expected expected(run, i);
-      EXPECT_EQ(element(grad_input, type, i), rounded(expected.grad_input(), type));
-      EXPECT_EQ(element(grad_sum, type, i), rounded(expected.dz, type));
-    }
+  for (const auto& shape : kShapes) {
+    const Case run(shape, type, has_second);
+    Bytes grad_input(run.x.size());
+    Bytes grad_sum(run.x.size());
+    norm_act_input_gradient(run.backward(), run.gradients.data(), grad_input.data(), grad_sum.data(), 0,
+                            run.problem.pieces());
+    expect_gradients(run, Expected(run), grad_input, grad_sum);
   }
 }
 
 TEST_P(NormActInput, GradientsMayTakeThePlacesOfWhatIsRead) {
   const auto [type, has_second] = GetParam();
-  for (const Layout& layout : kLayouts) {
-    Case run{.layout = layout, .type = type, .has_second = has_second};
-    run.forward();
-    const Case before = run;
-    norm_act_input_gradient(run.backward(), run.channels.gradients.data(), run.x.data(), run.grad.data(), 0,
-                            layout.groups());
-    for (int64_t i = 0; i < run.count(); ++i) {
-      const Expected expected(before, i);
-      EXPECT_EQ(element(run.x, type, i), rounded(expected.grad_input(), type));
-      EXPECT_EQ(element(run.grad, type, i), rounded(expected.dz, type));
-    }
+  for (const auto& shape : kShapes) {
+    Case run(shape, type, has_second);
+    const Expected expected(run);
+    norm_act_input_gradient(run.backward(), run.gradients.data(), run.x.data(), run.grad.data(), 0,
+                            run.problem.pieces());
+    expect_gradients(run, expected, run.x, run.grad);
   }
 }
 
 TEST_P(NormActInput, NothingIsPackedWithoutAnActivation) {
   const auto [type, has_second] = GetParam();
-  for (const Layout& layout : kLayouts) {
-    const Case run{.layout = layout, .type = type, .has_second = has_second};
+  for (const auto& shape : kShapes) {
+    Case run(shape, type, has_second);
+    run.problem.layout.masks = 0;
+    run.problem.activation = {};
     NormActBackward backward = run.backward();
     backward.packed = nullptr;
-    backward.slope = 1.0F;
-    std::vector<uint8_t> grad_input(run.x.size());
-    norm_act_input_gradient(backward, run.channels.gradients.data(), grad_input.data(), nullptr, 0, layout.groups());
-    for (int64_t i = 0; i < run.count(); ++i) {
-      EXPECT_EQ(element(grad_input, type, i), rounded(Expected(run, i, false).grad_input(), type));
+    Bytes grad_input(run.x.size());
+    Bytes grad_sum(run.x.size());
+    norm_act_input_gradient(backward, run.gradients.data(), grad_input.data(), grad_sum.data(), 0,
+                            run.problem.pieces());
+    expect_gradients(run, Expected(run, false), grad_input, grad_sum);
+  }
+}
+
+/// Copies of x-hat in a packed tensor of their own: with 8 bits they are near, and sides are still exact.
+TEST_P(NormActInput, NormalizedCopiesTakeThePlaceOfTheInput) {
+  const auto [type, has_second] = GetParam();
+  constexpr int kBits = 8;
+  for (const auto& shape : kShapes) {
+    const Case run(shape, type, has_second);
+    NormActBackward backward = run.backward();
+    backward.x = nullptr;
+    backward.channels_of_x = nullptr;
+    backward.normalized_bits = kBits;
+    const ColumnLayout<int64_t> layout = backward.normalized_layout();
+    const RandomState random{5, 6};
+    Bytes normalized = empty_packed(layout, random, Rounding::kDithered);
+    norm_act({.x = run.x.data(),
+              .residual = nullptr,
+              .y = nullptr,
+              .type = type,
+              .layout = layout,
+              .channels = run.channels_of_x.data(),
+              .activation = {},
+              .keeps_below = true,
+              .packed = normalized.data(),
+              .random = random,
+              .rounding = Rounding::kDithered},
+             0, column_pieces(layout));
+    backward.normalized = normalized.data();
+    Bytes grad_input(run.x.size());
+    Bytes grad_sum(run.x.size());
+    norm_act_input_gradient(backward, run.gradients.data(), grad_input.data(), grad_sum.data(), 0,
+                            run.problem.pieces());
+    const Expected expected(run);
+    const std::vector<float> inputs = as_floats(grad_input, type);
+    const std::vector<float> sums = as_floats(grad_sum, type);
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      EXPECT_EQ(sums[i], rounded(expected.dz[i], type));
+      EXPECT_NEAR(inputs[i], expected.grad_input(i), 0.25 * 12.0 / 255 + (type == ElementType::kFloat32 ? 0 : 0.02));
     }
   }
 }

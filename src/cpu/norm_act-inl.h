@@ -1,0 +1,143 @@
+// What both directions of a normalization with activation share, in vectors whose lanes are channels. Included once per
+// instruction set (Highway's foreach_target), hence the toggling include guard instead of #pragma once.
+#if defined(ACTNN_CPU_NORM_ACT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ACTNN_CPU_NORM_ACT_INL_H_
+#undef ACTNN_CPU_NORM_ACT_INL_H_
+#else
+#define ACTNN_CPU_NORM_ACT_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+
+#include "actnn/cpu/norm_act.h"
+#include "src/cpu/activation-inl.h"
+#include "src/cpu/column_words-inl.h"
+#include "src/cpu/matrix-inl.h"
+
+#if HWY_TARGET != HWY_SCALAR
+
+HWY_BEFORE_NAMESPACE();
+namespace actnn::cpu::HWY_NAMESPACE {
+
+inline constexpr int64_t kLanes = hn::MaxLanes(FloatTag());
+
+using FloatMask = hn::Mask<FloatTag>;
+
+/// Some channels of a block.
+struct Tile {
+  int64_t block;
+  int64_t first_row;
+  int64_t rows;
+  int64_t first_channel;
+  int64_t channels;
+
+  /// A piece.
+  Tile(const ColumnLayout<int64_t>& layout, int64_t piece) {
+    const int64_t across = ceil_div(layout.channels, kPieceChannels);
+    block = piece / across;
+    first_row = block * layout.group_rows;
+    rows = layout.block_rows(block);
+    first_channel = piece % across * kPieceChannels;
+    channels = std::min(kPieceChannels, layout.channels - first_channel);
+  }
+
+  /// At most `count` channels of it, from number `first` on.
+  Tile part(int64_t first, int64_t count) const {
+    Tile part = *this;
+    part.first_channel += first;
+    part.channels = std::min(count, channels - first);
+    return part;
+  }
+
+  int64_t words() const { return ceil_div(rows, kWordRows); }
+};
+
+/// Loads `lanes` elements, at most a vector. What is in the lanes beyond them means nothing.
+template <class Element>
+HWY_INLINE FloatVector load_lanes(const Element* p, int64_t lanes) {
+  if (HWY_LIKELY(lanes >= kLanes)) {
+    return load_floats(p);
+  }
+  if (2 * lanes == kLanes) {
+    return hn::ZeroExtendVector(FloatTag(), load_floats(hn::Half<FloatTag>(), p));
+  }
+  HWY_ALIGN Element padded[kLanes] = {};
+  std::copy_n(p, lanes, padded);
+  return load_floats(padded);
+}
+
+/// Stores them, whole vectors `around_cache` on request.
+template <class Element>
+HWY_INLINE void store_lanes(FloatVector values, Element* p, int64_t lanes, bool around_cache = false) {
+  const hn::Half<FloatTag> half;
+  if (around_cache) {
+    store_floats(values, p, StoreStreaming());
+  } else if (HWY_LIKELY(lanes >= kLanes)) {
+    store_floats(values, p);
+  } else if (2 * lanes == kLanes) {
+    store_floats(half, hn::LowerHalf(half, values), p, StoreCached());
+  } else {
+    HWY_ALIGN Element padded[kLanes];
+    store_floats(values, padded);
+    std::copy_n(padded, lanes, p);
+  }
+}
+
+/// Calls `body` with the activation as a template argument.
+template <class Body>
+HWY_INLINE void with_function(ActivationFunction function, Body&& body) {
+  using enum ActivationFunction;
+  switch (function) {
+    case kIdentity:
+      return body.template operator()<kIdentity>();
+    case kLeakyReLU:
+      return body.template operator()<kLeakyReLU>();
+    case kReLU6:
+      return body.template operator()<kReLU6>();
+    case kSiLU:
+      return body.template operator()<kSiLU>();
+    case kHardswish:
+      return body.template operator()<kHardswish>();
+  }
+}
+
+/// A leaky ReLU below its kink; 0 if the slope is 0, also of infinities. Each loop wants one of its own: the compiler
+/// must think that every store changes a slope that is in memory.
+class BelowKink {
+ public:
+  HWY_INLINE explicit BelowKink(float slope)
+      : slope_(hn::Set(FloatTag(), slope)), has_slope_(hn::Ne(slope_, hn::Zero(FloatTag()))) {}
+
+  HWY_INLINE FloatVector operator()(FloatVector x) const { return hn::IfThenElseZero(has_slope_, hn::Mul(slope_, x)); }
+
+ private:
+  FloatVector slope_;
+  FloatMask has_slope_;
+};
+
+/// y at z on the side of 0 that `side` names, with the canonical NaN for any.
+template <ActivationFunction kFunction>
+HWY_INLINE FloatVector activated(const BelowKink& below, FloatVector z, FloatMask side) {
+  using enum ActivationFunction;
+  const FloatTag df;
+  const auto with_nan_of = [&](FloatVector x, FloatVector y) {
+    return hn::IfThenElse(hn::IsNaN(x), hn::BitCast(df, hn::Set(Word32Tag(), kNanFloat32)), y);
+  };
+  if constexpr (kFunction == kIdentity) {
+    return with_nan_of(z, z);
+  } else if constexpr (kFunction == kLeakyReLU) {
+    return with_nan_of(z, hn::IfThenElse(side, z, below(z)));
+  } else if constexpr (kFunction == kReLU6) {
+    return with_nan_of(z, at_most(df, at_least(df, z, 0.0F), 6.0F));
+  } else {
+    const auto y = activate<kFunction>(df, z).y;
+    return with_nan_of(y, y);  // that of -infinity too, perhaps
+  }
+}
+
+}  // namespace actnn::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // HWY_TARGET != HWY_SCALAR
+#endif  // include guard

@@ -1,0 +1,162 @@
+// Octets (core/bit_packing.h) in vectors: one in every 64-bit lane. Included once per instruction set, as vector-inl.h.
+#if defined(ACTNN_CPU_OCTET_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ACTNN_CPU_OCTET_INL_H_
+#undef ACTNN_CPU_OCTET_INL_H_
+#else
+#define ACTNN_CPU_OCTET_INL_H_
+#endif
+
+#include <array>
+#include <cstring>
+#include <type_traits>
+
+#include "actnn/core/bit_packing.h"
+#include "src/cpu/vector-inl.h"
+
+#if HWY_TARGET != HWY_SCALAR
+
+HWY_BEFORE_NAMESPACE();
+namespace actnn::cpu::HWY_NAMESPACE {
+
+using ByteTag = hn::ScalableTag<uint8_t>;
+
+inline constexpr size_t kVectorBytes = hn::MaxLanes(ByteTag());
+inline constexpr size_t kVectorWords = kVectorBytes / 4;
+
+/// Bytes that `store_octets` may write, and `load_octets` read, beyond the octets of a block.
+inline constexpr int64_t kOverwrite = 16;
+inline constexpr int64_t kOverread = kBlock;
+
+/// The transpose of the 4 x 4 bytes of each 128-bit block.
+HWY_INLINE hn::Vec<Word32Tag> transpose_in_blocks(hn::Vec<Word32Tag> lanes) {
+  const ByteTag d8;
+  HWY_ALIGN static constexpr uint8_t kOrder[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+  return hn::BitCast(Word32Tag(), hn::TableLookupBytes(hn::BitCast(d8, lanes), hn::LoadDup128(d8, kOrder)));
+}
+
+/// Of words a_k, b_k, c_k, d_k in 128-bit block k, makes a_0, a_1, ..., b_0, b_1, ..., c_0, ..., d_0, ... .
+HWY_INLINE hn::Vec<Word32Tag> gather_words(hn::Vec<Word32Tag> lanes) {
+  HWY_ALIGN static constexpr auto kOrder = [] {
+    std::array<uint32_t, kVectorWords> order{};
+    for (uint32_t i = 0; i < kVectorWords; ++i) {
+      order[i] = i % (kVectorWords / 4) * 4 + i / (kVectorWords / 4);
+    }
+    return order;
+  }();
+  return hn::TableLookupLanes(lanes, hn::SetTableIndices(Word32Tag(), kOrder.data()));
+}
+
+/// The inverse of `gather_words`.
+HWY_INLINE hn::Vec<Word32Tag> deal_words(hn::Vec<Word32Tag> lanes) {
+  HWY_ALIGN static constexpr auto kOrder = [] {
+    std::array<uint32_t, kVectorWords> order{};
+    for (uint32_t i = 0; i < kVectorWords; ++i) {
+      order[i] = i % 4 * (kVectorWords / 4) + i / 4;
+    }
+    return order;
+  }();
+  return hn::TableLookupLanes(lanes, hn::SetTableIndices(Word32Tag(), kOrder.data()));
+}
+
+/// `pack_octet` of every lane.
+template <int kBits>
+HWY_INLINE hn::Vec<Word64Tag> pack_octets(hn::Vec<Word64Tag> x) {
+  constexpr OctetSteps kSteps(kBits);
+  const auto join = [&](auto step) {
+    constexpr int kStep = decltype(step)::value;
+    constexpr int kWidth = kBits << kStep;  // of the fields
+    const auto low = hn::And(x, hn::Set(Word64Tag(), kSteps.low[kStep]));
+    const auto moved = hn::ShiftRight<kSteps.shift[kStep]>(x);
+    x = hn::Or(low, hn::And(moved, hn::Set(Word64Tag(), kSteps.low[kStep] << kWidth)));
+  };
+  if constexpr (kBits < 8) {
+    join(std::integral_constant<int, 0>());
+    join(std::integral_constant<int, 1>());
+    join(std::integral_constant<int, 2>());
+  }
+  return x;
+}
+
+/// `unpack_octet` of every lane. Bits above 8 * kBits must be 0.
+template <int kBits>
+HWY_INLINE hn::Vec<Word64Tag> unpack_octets(hn::Vec<Word64Tag> x) {
+  constexpr OctetSteps kSteps(kBits);
+  const auto part = [&](auto step) {
+    constexpr int kStep = decltype(step)::value;
+    constexpr int kApart = 8 << kStep;  // where the fields end up
+    const auto low = hn::And(x, hn::Set(Word64Tag(), kSteps.low[kStep]));
+    const auto moved = hn::ShiftLeft<kSteps.shift[kStep]>(x);
+    x = hn::Or(low, hn::And(moved, hn::Set(Word64Tag(), kSteps.low[kStep] << kApart)));
+  };
+  if constexpr (kBits < 8) {
+    part(std::integral_constant<int, 2>());
+    part(std::integral_constant<int, 1>());
+    part(std::integral_constant<int, 0>());
+  }
+  return x;
+}
+
+/// Writes the low kBits bytes of every 64-bit lane one after the other, and up to kOverwrite bytes beyond.
+template <int kBits>
+HWY_INLINE void store_octets(hn::Vec<Word64Tag> octets, uint8_t* HWY_RESTRICT packed) {
+  const ByteTag d8;
+  if constexpr (kBits == 8) {
+    hn::StoreU(hn::BitCast(d8, octets), d8, packed);
+  } else if constexpr (kBits == 4 || kBits == 2 || kBits == 1) {
+    using Word = std::conditional_t<kBits == 4, uint32_t, std::conditional_t<kBits == 2, uint16_t, uint8_t>>;
+    const hn::Rebind<Word, Word64Tag> d;
+    const hn::Repartition<uint8_t, decltype(d)> bytes;
+    hn::StoreU(hn::BitCast(bytes, hn::TruncateTo(d, octets)), bytes, packed);
+  } else {
+    HWY_ALIGN static constexpr auto kCompact = [] {
+      std::array<uint8_t, 16> order{};
+      for (size_t i = 0; i < 16; ++i) {
+        order[i] = static_cast<uint8_t>(i < 2 * kBits ? i / kBits * 8 + i % kBits : 0x80);
+      }
+      return order;
+    }();
+    HWY_ALIGN uint8_t bytes[kVectorBytes];
+    hn::Store(hn::TableLookupBytes(hn::BitCast(d8, octets), hn::LoadDup128(d8, kCompact.data())), d8, bytes);
+    for (size_t block = 0; block < kVectorBytes / 16; ++block) {
+      std::memcpy(packed + block * 2 * kBits, bytes + block * 16, 16);  // the next block overwrites what is beyond
+    }
+  }
+}
+
+/// The inverse: kBits bytes into every lane, from a vector that is read whole.
+template <int kBits>
+HWY_INLINE hn::Vec<Word64Tag> load_octets(const uint8_t* HWY_RESTRICT packed) {
+  const Word64Tag d64;
+  const Word32Tag d32;
+  const ByteTag d8;
+  const auto bytes = hn::LoadU(d8, packed);
+  if constexpr (kBits == 8) {
+    return hn::BitCast(d64, bytes);
+  } else {
+    // First the words into their 128-bit blocks, then the bytes of the two octets there into place.
+    HWY_ALIGN static constexpr auto kWords = [] {
+      std::array<uint32_t, kVectorWords> order{};
+      for (uint32_t i = 0; i < kVectorWords; ++i) {
+        const uint32_t word = i / 4 * 2 * kBits / 4 + i % 4;
+        order[i] = word < kVectorWords ? word : 0;
+      }
+      return order;
+    }();
+    HWY_ALIGN static constexpr auto kBytes = [] {
+      std::array<uint8_t, kVectorBytes> order{};
+      for (size_t i = 0; i < kVectorBytes; ++i) {
+        const size_t before = i / 16 * 2 * kBits % 4;  // bytes of the block's first word that are the previous block's
+        order[i] = static_cast<uint8_t>(i % 8 < kBits ? before + i % 16 / 8 * kBits + i % 8 : 0x80);
+      }
+      return order;
+    }();
+    const auto words = hn::TableLookupLanes(hn::BitCast(d32, bytes), hn::SetTableIndices(d32, kWords.data()));
+    return hn::BitCast(d64, hn::TableLookupBytes(hn::BitCast(d8, words), hn::Load(d8, kBytes.data())));
+  }
+}
+
+}  // namespace actnn::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // HWY_TARGET != HWY_SCALAR
+#endif  // include guard
