@@ -100,10 +100,10 @@ class Kernels:
 
     # Quantization
 
-    def quantize(self, dtype: torch.dtype, bits: int, group_size=256, stochastic=True) -> Case:
+    def quantize(self, dtype: torch.dtype, bits: int, group_size=256, rounding="dithered") -> Case:
         xs = self.activations(dtype)
         state = self.state(ops.quantize)
-        return Case([partial(ops.quantize, x, bits, group_size, stochastic, state) for x in xs], xs[:1])
+        return Case([partial(ops.quantize, x, bits, group_size, rounding, state) for x in xs], xs[:1])
 
     def dequantize(self, dtype: torch.dtype, bits: int, group_size=256) -> Case:
         x = self.activations(dtype)[0]
@@ -121,7 +121,7 @@ class Kernels:
         room = sum(-(-octets * b // 4) * 4 for b in bits.tolist())
         bits = bits.to(self.device)
         state = self.state(ops.quantize_per_sample)
-        return Case([partial(ops.quantize_per_sample, x, bits, room, 256, True, state) for x in xs], xs[:1])
+        return Case([partial(ops.quantize_per_sample, x, bits, room, 256, "dithered", state) for x in xs], xs[:1])
 
     def dequantize_per_sample(self, dtype: torch.dtype) -> Case:
         x = self.activations(dtype)[0]
@@ -201,7 +201,7 @@ class Kernels:
             goal = FP32_DEQUANTIZE_GOAL if dtype == torch.float32 else GOAL
             for bits in range(1, 9):
                 yield Row(f"quantize {short(dtype)} {bits} bits", partial(self.quantize, dtype, bits))
-            yield Row(f"quantize {short(dtype)} 4 bits nearest", partial(self.quantize, dtype, 4, stochastic=False))
+            yield Row(f"quantize {short(dtype)} 4 bits nearest", partial(self.quantize, dtype, 4, rounding="nearest"))
             for bits in range(1, 9):
                 yield Row(f"dequantize {short(dtype)} {bits} bits", partial(self.dequantize, dtype, bits), goal)
             yield Row(f"quantize_per_sample {short(dtype)}", partial(self.quantize_per_sample, dtype))

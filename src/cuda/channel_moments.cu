@@ -6,48 +6,63 @@
 namespace actnn::cuda {
 namespace {
 
+/// Rows that each part has.
+struct PartRows {
+  int last;  ///< the part of the last tile, which has rows that do not exist
+  double before_last;
+  double of_last;
+  double behind_last;
+
+  explicit PartRows(const ColumnTiles& tiles) : last(0), before_last(0.0), of_last(0.0), behind_last(0.0) {
+    if (tiles.parts != 0) {
+      const int64_t rounds = (tiles.tiles - 1) / tiles.parts;
+      last = static_cast<int>((tiles.tiles - 1) % tiles.parts);
+      behind_last = static_cast<double>(rounds * kTileRows);
+      before_last = behind_last + kTileRows;
+      of_last = before_last - static_cast<double>(tiles.tiles * kTileRows - tiles.rows);
+    }
+  }
+
+  __device__ double operator()(int part) const {
+    return part < last ? before_last : part == last ? of_last : behind_last;
+  }
+};
+
 /// Leaves each channel's mean and sum of squared distances from it over the rows of a part. A thread sums up distances
-/// from the warp's first row, so that a large mean does not cancel. Increments `batches`, unless it is null, for the
+/// from its own first row, so that a large mean does not cancel. Increments `batches`, unless it is null, for the
 /// kernel behind it.
 template <class Element, bool kVectors>
-__global__ void __launch_bounds__(kBlockThreads)
-    moments_kernel(const Element* x, const SplitTiles tiles, const PartialSums partial, int64_t* batches) {
-  using Place = SplitPlace<Element, kVectors>;
+__global__ void __launch_bounds__(kMostThreads)
+    moments_kernel(const Element* x, const ColumnTiles tiles, const PartialSums partial, int64_t* batches) {
+  using Place = ColumnPlace<Element, kVectors>;
+  constexpr int kChannels = Place::kChannels;
   if (batches && thread_index() == 0) {
     ++*batches;
   }
-  __shared__ WarpSums of_warps;
-  __shared__ float origins[kTileWarps][kBlockThreads];
-  __shared__ int counts[kTileWarps];
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int width = tiles.width();
+  __shared__ BlockSums of_block;
+  __shared__ float origins[kTileOctetRows][BlockSums::kMostChannels];
+  __shared__ int counts[kTileOctetRows];
   Place place(tiles);
 
-  // A warp without rows in its part's first tile has none at all.
-  const int first_row_block = warp * (kTileGroups / kTileWarps) / tiles.strip_blocks;
-  const int64_t first_row = (tiles.part() * tiles.tile_row_blocks + first_row_block) * tiles.group_rows();
-  typename Place::Row origin_row;
-  place.template load_row<false>(x, min(first_row, tiles.layout.rows - 1), origin_row);
-  float origin[kOctet];
-#pragma unroll
-  for (int k = 0; k < kOctetChannels; ++k) {
-    origin[k] = origin_row[k];
-  }
+  // A thread without rows in its part's first tile has none at all.
+  place.move(tiles.part());
+  typename Place::Row origin;
+  place.load_row_at(x, min(place.row(), tiles.rows - 1), origin);
 
   // Backwards, so that the next kernel, which begins at the front, meets what is still in the cache.
   const int64_t steps = ceil_div(tiles.tiles - tiles.part(), tiles.parts);
-  ThreadSums sums;
+  ThreadSums<kChannels> sums;
   int count = 0;
   for (int64_t step = steps - 1; step >= 0; --step) {
     place.move(tiles.part() + step * tiles.parts);
-    typename Place::Row rows[kLaneRows];
+    typename Place::Row rows[kRows];
     place.template load<false>(x, rows);
     count += place.rows();
 #pragma unroll
-    for (int j = 0; j < kLaneRows; ++j) {
+    for (int j = 0; j < kRows; ++j) {
       if (j < place.rows()) {
 #pragma unroll
-        for (int k = 0; k < kOctetChannels; ++k) {
+        for (int k = 0; k < kChannels; ++k) {
           const float distance = rows[j][k] - origin[k];
           sums.first[k] += distance;
           sums.second[k] = __fmaf_rn(distance, distance, sums.second[k]);
@@ -55,19 +70,14 @@ __global__ void __launch_bounds__(kBlockThreads)
       }
     }
   }
-  for (int distance = kWarp / 2; distance >= width; distance /= 2) {
-    count += __shfl_xor_sync(~0U, count, distance);
+  if (place.column() == 0) {
+    counts[place.octet_row()] = count;
   }
-  if (lane_index() == 0) {
-    counts[warp] = count;
-  }
-  if (lane_index() < width) {
 #pragma unroll
-    for (int k = 0; k < kOctetChannels; ++k) {
-      origins[warp][lane_index() * kOctetChannels + k] = origin[k];
-    }
+  for (int k = 0; k < kChannels; ++k) {
+    origins[place.octet_row()][place.column() * kChannels + k] = origin[k];
   }
-  of_warps.add(sums, width);
+  of_block.set(place, sums);
 
   const int64_t channel = channel_of_thread(tiles);
   if (channel < 0) {
@@ -77,41 +87,19 @@ __global__ void __launch_bounds__(kBlockThreads)
   double all = 0.0;
   double sum = 0.0;
   double squares = 0.0;
-  for (int w = 0; w < kTileWarps; ++w) {
-    if (counts[w] != 0) {
-      const double n = counts[w];
-      const double shift = origins[w][threadIdx.x] - common;
-      const double of_warp = of_warps.first[w][threadIdx.x];
+  for (int r = 0; r < kTileOctetRows; ++r) {
+    if (counts[r] != 0) {
+      const double n = counts[r];
+      const double shift = origins[r][threadIdx.x] - common;
+      const double of_rows = of_block.first[r][threadIdx.x];
       all += n;
-      sum += of_warp + n * shift;
-      squares += of_warps.second[w][threadIdx.x] + shift * (2.0 * of_warp + n * shift);
+      sum += of_rows + n * shift;
+      squares += of_block.second[r][threadIdx.x] + shift * (2.0 * of_rows + n * shift);
     }
   }
   partial.first(tiles.part(), channel) = static_cast<float>(common + sum / all);
   partial.second(tiles.part(), channel) = static_cast<float>(max(squares - sum * sum / all, 0.0));
 }
-
-/// Rows that each part has.
-struct PartRows {
-  int last;  ///< the part of the last tile, which has rows that do not exist
-  double before_last;
-  double of_last;
-  double behind_last;
-
-  explicit PartRows(const SplitTiles& tiles) : last(0), before_last(0.0), of_last(0.0), behind_last(0.0) {
-    if (tiles.parts != 0) {
-      const int64_t rounds = (tiles.tiles - 1) / tiles.parts;
-      last = static_cast<int>((tiles.tiles - 1) % tiles.parts);
-      behind_last = static_cast<double>(rounds * tiles.tile_rows());
-      before_last = behind_last + tiles.tile_rows();
-      of_last = before_last - static_cast<double>(tiles.tiles * tiles.tile_rows() - tiles.layout.rows);
-    }
-  }
-
-  __device__ double operator()(int part) const {
-    return part < last ? before_last : part == last ? of_last : behind_last;
-  }
-};
 
 /// Joins the moments of parts; `store` gets the mean and the biased variance of each channel.
 template <class Store>
@@ -137,44 +125,44 @@ __global__ void __launch_bounds__(kJoinThreads)
 
 /// Both stages.
 template <class Store>
-cudaError_t find_moments(const void* x, ElementType type, const SplitLayout<int64_t>& layout, float* scratch,
+cudaError_t find_moments(const void* x, ElementType type, int64_t rows, int64_t channels, float* scratch,
                          int64_t* batches, const Store& store, cudaStream_t stream) {
-  if (layout.channels == 0) {
+  if (channels == 0) {
     return cudaSuccess;
   }
-  const SplitTiles tiles = tiles_of_sums(layout);
-  const PartialSums partial{scratch, tiles.parts, layout.channels};
+  const ColumnTiles tiles = tiles_of_sums(rows, channels, type);
+  const PartialSums partial{scratch, tiles.parts, channels};
   if (tiles.parts != 0) {
     with_element_type(type, [&]<class Element>(Element /*tag*/) {
-      const auto kernel = has_vectors(layout, x) ? moments_kernel<Element, true> : moments_kernel<Element, false>;
-      kernel<<<tiles.blocks(), kBlockThreads, 0, stream>>>(static_cast<const Element*>(x), tiles, partial, batches);
+      const auto kernel =
+          has_vectors(channels, type, x) ? moments_kernel<Element, true> : moments_kernel<Element, false>;
+      kernel<<<tiles.blocks(), tiles.threads(), 0, stream>>>(static_cast<const Element*>(x), tiles, partial, batches);
     });
   }
-  join_moments_kernel<<<blocks_for(layout.channels, kSlicedChannels), join_threads(tiles.parts), 0, stream>>>(
-      PartRows(tiles), static_cast<double>(layout.rows), partial, store);
+  join_moments_kernel<<<blocks_for(channels, kSlicedChannels), join_threads(tiles.parts), 0, stream>>>(
+      PartRows(tiles), static_cast<double>(rows), partial, store);
   return cudaGetLastError();
 }
 
 }  // namespace
 
-int64_t norm_act_scratch(const SplitLayout<int64_t>& layout) {
-  return 2 * tiles_of_sums(layout).parts * layout.channels;
+int64_t norm_act_scratch(int64_t rows, int64_t channels, ElementType type) {
+  return 2 * tiles_of_sums(rows, channels, type).parts * channels;
 }
 
-cudaError_t channel_moments(const void* x, ElementType type, const SplitLayout<int64_t>& layout, float* scratch,
+cudaError_t channel_moments(const void* x, ElementType type, int64_t rows, int64_t channels, float* scratch,
                             float* mean, float* variance, cudaStream_t stream) {
-  return find_moments(x, type, layout, scratch, nullptr, StorePair{mean, variance}, stream);
+  return find_moments(x, type, rows, channels, scratch, nullptr, StorePair{mean, variance}, stream);
 }
 
-cudaError_t batch_norm_channels(const void* x, ElementType type, const SplitLayout<int64_t>& layout, float* scratch,
+cudaError_t batch_norm_channels(const void* x, ElementType type, int64_t rows, int64_t channels, float* scratch,
                                 const BatchStatistics& statistics, NormActChannel* forward, DecodeMap* decode,
                                 float* rstd, cudaStream_t stream) {
-  const auto rows = static_cast<double>(layout.rows);
   const StoreBatchChannels store{
       {statistics.weight, statistics.bias, statistics.eps, statistics.has_kink, forward, decode, rstd},
       statistics,
-      static_cast<float>(rows / (rows - 1.0))};
-  return find_moments(x, type, layout, scratch, statistics.batches, store, stream);
+      static_cast<float>(static_cast<double>(rows) / (static_cast<double>(rows) - 1.0))};
+  return find_moments(x, type, rows, channels, scratch, statistics.batches, store, stream);
 }
 
 }  // namespace actnn::cuda

@@ -1,71 +1,60 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
-#include "src/cuda/split_tiles.cuh"
+#include "src/cuda/column_tiles.cuh"
 
 /// \file
-/// Sums over the rows of each channel, in a fixed order: in single precision over the few rows of a thread and a warp,
-/// in double over a block's warps and all blocks. Each block leaves two sums per channel, [2][parts][channels].
+/// Sums over the rows of each channel, in a fixed order: in single precision over the rows of a thread, in double over
+/// a block's threads and all blocks. Each block leaves two sums per channel, [2][parts][channels].
 
 namespace actnn::cuda {
 
-/// Whole rounds of a GPU of 132 multiprocessors that run two or three blocks each. A constant, so that sums do not
-/// depend on the GPU.
-inline constexpr int64_t kSumBlocks = 792;
+/// Whole rounds of a GPU of 132 multiprocessors that run two or three blocks of 256 threads each. A constant, so that
+/// sums do not depend on the GPU.
+inline constexpr int64_t kSumThreads = 792 * int64_t{kMostThreads};
 /// For small tensors: one round of two blocks each, since otherwise a block's sums would cost as much as its few tiles.
-inline constexpr int64_t kFewSumBlocks = 264;
+inline constexpr int64_t kFewSumThreads = 264 * int64_t{kMostThreads};
 inline constexpr int64_t kFewestSumTiles = 4;
-/// A thread adds up 4 rows of each tile.
-inline constexpr int64_t kMostSumTiles = 32;
+/// A thread adds up 8 rows of each tile.
+inline constexpr int64_t kMostSumTiles = 16;
 
-inline SplitTiles tiles_of_sums(const SplitLayout<int64_t>& layout) {
-  const SplitTiles tiles(layout, kSumBlocks, kMostSumTiles);
+inline ColumnTiles tiles_of_sums(int64_t rows, int64_t channels, ElementType type) {
+  const ColumnTiles tiles(rows, channels, type, kSumThreads, kMostSumTiles);
   const bool is_small = tiles.tiles < tiles.parts * kFewestSumTiles;
-  return is_small ? SplitTiles(layout, kFewSumBlocks, kMostSumTiles) : tiles;
+  return is_small ? ColumnTiles(rows, channels, type, kFewSumThreads, kMostSumTiles) : tiles;
 }
 
 /// Two sums of each of a thread's channels.
+template <int kChannels>
 struct ThreadSums {
-  float first[kOctet] = {};
-  float second[kOctet] = {};
-
-  /// Adds up the warp's threads of the same channels: threads at a distance of `width`.
-  __device__ void add_up_warp(int width) {
-    for (int distance = kWarp / 2; distance >= width; distance /= 2) {
-#pragma unroll
-      for (int k = 0; k < kOctetChannels; ++k) {
-        first[k] += __shfl_xor_sync(~0U, first[k], distance);
-        second[k] += __shfl_xor_sync(~0U, second[k], distance);
-      }
-    }
-  }
+  float first[kChannels] = {};
+  float second[kChannels] = {};
 };
 
-/// The sums of a block's warps; channel k of octet o is at 8 o + k.
-struct WarpSums {
-  float first[kTileWarps][kBlockThreads];
-  float second[kTileWarps][kBlockThreads];
+/// The sums of a block's threads.
+struct BlockSums {
+  static constexpr int kMostChannels = kMostWidth * static_cast<int>(sizeof(Vector) / sizeof(uint16_t));
+  float first[kTileOctetRows][kMostChannels];
+  float second[kTileOctetRows][kMostChannels];
 
-  /// All threads of the block take part.
-  __device__ void add(ThreadSums& sums, int width) {
-    sums.add_up_warp(width);
-    if (lane_index() < width) {
+  /// All threads of the block take part, and are synchronized.
+  template <class Place, int kChannels>
+  __device__ void set(const Place& place, const ThreadSums<kChannels>& sums) {
 #pragma unroll
-      for (int k = 0; k < kOctetChannels; ++k) {
-        first[threadIdx.x / kWarp][lane_index() * kOctetChannels + k] = sums.first[k];
-        second[threadIdx.x / kWarp][lane_index() * kOctetChannels + k] = sums.second[k];
-      }
+    for (int k = 0; k < kChannels; ++k) {
+      first[place.octet_row()][place.column() * kChannels + k] = sums.first[k];
+      second[place.octet_row()][place.column() * kChannels + k] = sums.second[k];
     }
     __syncthreads();
   }
 };
 
 /// The channel whose two sums this thread handles, in [0, channels), or -1.
-__device__ inline int64_t channel_of_thread(const SplitTiles& tiles) {
-  const int64_t strip_channels = int64_t{tiles.width()} * kOctet;
-  const int64_t channel = tiles.strip() * strip_channels + threadIdx.x;
-  return threadIdx.x < strip_channels && channel < tiles.layout.channels ? channel : -1;
+__device__ inline int64_t channel_of_thread(const ColumnTiles& tiles) {
+  const int64_t channel = tiles.first_channel() + threadIdx.x;
+  return static_cast<int>(threadIdx.x) < tiles.strip_channels() && channel < tiles.channels ? channel : -1;
 }
 
 /// Where a block's sums are.

@@ -2,15 +2,18 @@
 #include "actnn/cuda/quantize.h"
 #include "src/cuda/launch.cuh"
 #include "src/cuda/sample_bits.cuh"
+#include "src/cuda/tile_noise.cuh"
+#include "src/cuda/unpacked_codes.cuh"
 #include "src/cuda/vector.cuh"
 
 namespace actnn::cuda {
 namespace {
 
-/// A thread writes several vectors at a distance of a block's width: each store of a warp is contiguous, and all loads
-/// of a thread are in flight together.
-constexpr int kThreadVectors = 2;
-constexpr int kBlockVectors = kBlockThreads * kThreadVectors;
+/// A warp writes a tile: a lane 4 vectors at a distance of 32, so that each store of the warp is contiguous and all
+/// loads of a thread are in flight together.
+constexpr int kLaneVectors = 4;
+template <class Element>
+constexpr int kTile = (kWarp * kLaneVectors) * kVectorElements<Element>;
 
 /// Runs of elements within one group whatever the group size, which is divided in units of them: 32-bit numbers then
 /// count up to 2^37 elements.
@@ -21,37 +24,53 @@ struct PackedSegment {
   const GroupParameters* parameters;
   const uint8_t* codes;  ///< begins at a multiple of 4 bytes
   int64_t count;
-  int64_t readable;  ///< bytes from `codes` on that may be read
   Element* elements;
+  uint64_t first_octet;  ///< number of the first octet, which decides its noise
+
+  /// Tiles whose elements all exist and can be written as vectors, which are the first ones. Their codes are whole
+  /// words.
+  __device__ int64_t whole_tiles() const {
+    return reinterpret_cast<uintptr_t>(elements) % sizeof(Vector) == 0 ? count / kTile<Element> : 0;
+  }
 };
 
-/// Words that the codes of a vector can touch.
-template <int kBits, class Element>
-constexpr int touched_words() {
-  constexpr int kWidth = kBits * kVectorElements<Element>;
-  // Vectors begin at multiples of their width.
-  int most = 0;
-  for (int begin = 0; begin < 32 * kWidth; begin += kWidth) {
-    const int words = (begin % 32 + kWidth + 31) / 32;
-    most = words > most ? words : most;
-  }
-  return most;
-}
+/// What codes are read with.
+template <class Element>
+struct Decoder {
+  const PackedHeader* header;
+  const Divider& runs_per_group;
+  TileNoise<kTile<Element>>& noise;  ///< the low bytes of the numbers n of DecodingGrid
 
-__device__ inline GroupParameters load_parameters(const GroupParameters* parameters) {
-  const uint32_t both = __ldg(reinterpret_cast<const uint32_t*>(parameters));
-  return {static_cast<uint16_t>(both), static_cast<uint16_t>(both >> 16)};
-}
-
-/// The `width` bits at `position` of a string of words, both known to the compiler after unrolling.
-template <int count>
-__device__ uint32_t field(const uint32_t (&words)[count], int position, int width) {
-  uint32_t value = words[position / 32] >> (position % 32);
-  if (position % 32 + width > 32) {
-    value |= words[position / 32 + 1] << (32 - position % 32);
+  /// Fills the tile's noise; tells whether the codes are dithered.
+  __device__ bool draw(const PackedSegment<Element>& segment, int64_t tile) const {
+    const ulonglong2 words = __ldg(reinterpret_cast<const ulonglong2*>(header));
+    const PackedHeader loaded{words.x, words.y};
+    if (loaded.dithered()) {
+      const int64_t octet = tile * (kTile<Element> / kOctet);
+      noise.draw(loaded.random(), segment.first_octet + static_cast<uint64_t>(octet), ~0u);
+    } else {
+      noise.clear();
+    }
+    return loaded.dithered();
   }
-  return value & ((1u << width) - 1);
-}
+};
+
+/// The parameters of a group in one word, as they are loaded.
+struct ParameterWord {
+  uint32_t word;
+
+  __device__ static ParameterWord load(const GroupParameters* parameters) {
+    return {__ldg(reinterpret_cast<const uint32_t*>(parameters))};
+  }
+  __device__ GroupParameters parameters() const {
+    return {static_cast<uint16_t>(word), static_cast<uint16_t>(word >> 16)};
+  }
+  __device__ bool has_nan_code() const { return static_cast<int32_t>(word) < 0; }
+  __device__ bool is_unrepresentable(ElementType type) const {
+    return isnan(parameter_to_float(static_cast<uint16_t>(word), type));
+  }
+};
+static_assert(kHasNanCode == 0x8000, "the highest bit of the word");
 
 __device__ inline Vector pack(const float (&values)[4], float /*tag*/) {
   return {{bits_of(values[0]), bits_of(values[1]), bits_of(values[2]), bits_of(values[3])}};
@@ -63,147 +82,197 @@ __device__ Vector pack(const float (&values)[8], Element /*tag*/) {
            Pair<Element>::round(values[4], values[5]), Pair<Element>::round(values[6], values[7])}};
 }
 
-/// A word of canonical NaNs.
-template <class Element>
-constexpr uint32_t nan_word() {
-  return kTypeOf<Element> == ElementType::kFloat32   ? kNanFloat32
-         : kTypeOf<Element> == ElementType::kFloat16 ? both_halves(kNanFloat16)
-                                                     : both_halves(kNanBFloat16);
-}
-
-/// The codes and parameters of one vector, loaded before any is decoded.
+/// A lane's vectors of a whole tile, loaded before any is decoded.
 template <int kBits, class Element>
-struct PackedVector {
-  static constexpr int kWords = touched_words<kBits, Element>();
-  uint32_t words[kWords];
-  int shift;
-  GroupParameters parameters;
-
-  __device__ void load(const PackedSegment<Element>& segment, int64_t vector, const Divider& runs_per_group) {
-    const int64_t element = vector * kVectorElements<Element>;
-    const int64_t bit = element * kBits;
-    const auto* source = reinterpret_cast<const uint32_t*>(segment.codes) + bit / 32;
+class LaneVectors {
+ public:
+  __device__ void load(const PackedSegment<Element>& segment, const Decoder<Element>& decoder, int64_t tile) {
+    const int bit = lane_index() * kWidth;
+    const auto* source = reinterpret_cast<const uint32_t*>(segment.codes) + tile * (kLaneVectors * kWidth) + bit / 32;
+    shift_ = bit % 32;
+    // The last word is touched by some lanes only. To the others it may lie behind all codes.
+    const int last = shift_ + kWidth > 32 * (kTouched - 1) ? kTouched - 1 : kTouched - 2;
+    const auto first_run = static_cast<uint32_t>(tile * (kTile<Element> / kRunElements)) +
+                           static_cast<uint32_t>(lane_index() * kElements / kRunElements);
 #pragma unroll
-    for (int i = 0; i < kWords; ++i) {
-      words[i] = __ldg(source + i);
+    for (int i = 0; i < kLaneVectors; ++i) {
+#pragma unroll
+      for (int w = 0; w < kTouched; ++w) {
+        words_[i][w] = __ldg(source + i * kWidth + (w == kTouched - 1 ? last : w));
+      }
     }
-    shift = static_cast<int>(bit % 32);
-    parameters = load_parameters(segment.parameters + runs_per_group(static_cast<uint32_t>(element / kRunElements)));
+    decoder.runs_per_group.with_way([&](auto&& divide) {
+#pragma unroll
+      for (int i = 0; i < kLaneVectors; ++i) {
+        const uint32_t group = divide(first_run + i * (kWarp * kElements / kRunElements));
+        parameters_[i] = ParameterWord::load(segment.parameters + group);
+      }
+    });
   }
 
-  __device__ Vector decode() const {
-    const float minimum = parameter_to_float(parameters.minimum, kTypeOf<Element>);
-    const float step = parameter_to_float(parameters.step, kTypeOf<Element>);
+  /// Whether a group has elements that are NaN.
+  __device__ bool has_nan() const {
+    bool nan = false;
+#pragma unroll
+    for (const ParameterWord& parameters : parameters_) {
+      nan |= parameters.has_nan_code() | parameters.is_unrepresentable(kTypeOf<Element>);
+    }
+    return nan;
+  }
+
+  __device__ Vector decode(int i, const TileNoise<kTile<Element>>& tile_noise, bool dithered) const {
+    const DecodingGrid grid(parameters_[i].parameters(), kTypeOf<Element>, dithered);
+    uint32_t noise[kElements / 4];
+    const int vector = i * kWarp + lane_index();
+    if constexpr (kElements == kOctet) {
+      const OctetNoise octet = tile_noise.octet(vector);
+      noise[0] = octet.word[0];
+      noise[1] = octet.word[1];
+    } else {
+      noise[0] = tile_noise.quad(vector);
+    }
+    constexpr int kWords = (kWidth + 31) / 32;
     uint32_t aligned[kWords];
 #pragma unroll
-    for (int i = 0; i < kWords; ++i) {
-      aligned[i] = __funnelshift_r(words[i], i + 1 < kWords ? words[i + 1] : 0, shift);
+    for (int w = 0; w < kWords; ++w) {
+      aligned[w] = __funnelshift_r(words_[i][w], w + 1 < kTouched ? words_[i][w + 1] : 0, shift_);
     }
-    float values[kVectorElements<Element>];
+    float values[kElements];
+    numbers_in_mantissas<kBits>(aligned, noise, values);
 #pragma unroll
-    for (int k = 0; k < kVectorElements<Element>; ++k) {
-      values[k] = actnn::decode(field(aligned, k * kBits, kBits), minimum, step);
+    for (float& value : values) {
+      value = __fmaf_rn(value - kIntegerInMantissa, grid.scale, grid.start);
     }
-    constexpr uint32_t kNans = nan_word<Element>();
-    return is_nan(minimum) ? Vector{{kNans, kNans, kNans, kNans}} : pack(values, Element{});
+    return pack(values, Element{});
   }
+
+ private:
+  static constexpr int kElements = kVectorElements<Element>;
+  /// Bits of a vector, and words of as many neighbouring vectors as a warp has lanes.
+  static constexpr int kWidth = kBits * kElements;
+
+  /// Words that the codes of a vector can touch: vectors begin at multiples of their width.
+  static constexpr int touched() {
+    int most = 0;
+    for (int begin = 0; begin < 32 * kWidth; begin += kWidth) {
+      const int words = (begin % 32 + kWidth + 31) / 32;
+      most = words > most ? words : most;
+    }
+    return most;
+  }
+  static constexpr int kTouched = touched();
+
+  uint32_t words_[kLaneVectors][kTouched];
+  int shift_;  ///< of a vector's codes in its words, the same for all
+  ParameterWord parameters_[kLaneVectors];
 };
 
-/// One element, read byte by byte.
+/// Writes a whole tile and returns true, or returns false where a group has NaNs: these are rare, and the usual case
+/// pays one vote for them.
+template <int kBits, class Element>
+__device__ bool dequantize_vectors(const PackedSegment<Element>& segment, const Decoder<Element>& decoder,
+                                   int64_t tile) {
+  LaneVectors<kBits, Element> vectors;
+  vectors.load(segment, decoder, tile);
+  // The noise is drawn while the codes are on their way.
+  const bool dithered = decoder.draw(segment, tile);
+  if (__any_sync(~0u, vectors.has_nan())) {
+    return false;
+  }
+  Element* target = segment.elements + tile * kTile<Element> + lane_index() * kVectorElements<Element>;
+#pragma unroll
+  for (int i = 0; i < kLaneVectors; ++i) {
+    store_streaming(target + i * (kWarp * kVectorElements<Element>), vectors.decode(i, decoder.noise, dithered));
+  }
+  return true;
+}
+
+/// One element, read byte by byte. `low`: the low byte of its number n.
 template <class Element>
-__device__ void dequantize_element(const PackedSegment<Element>& segment, int64_t element, int bits,
-                                   const Divider& runs_per_group) {
-  const GroupParameters parameters =
-      load_parameters(segment.parameters + runs_per_group(static_cast<uint32_t>(element / kRunElements)));
-  const float minimum = parameter_to_float(parameters.minimum, kTypeOf<Element>);
-  const float step = parameter_to_float(parameters.step, kTypeOf<Element>);
+__device__ void dequantize_element(const PackedSegment<Element>& segment, const Divider& runs_per_group,
+                                   int64_t element, int bits, uint32_t low, bool dithered) {
+  const uint32_t group = runs_per_group(static_cast<uint32_t>(element / kRunElements));
+  const ParameterWord parameters = ParameterWord::load(segment.parameters + group);
+  const DecodingGrid grid(parameters.parameters(), kTypeOf<Element>, dithered);
   const int64_t bit = element * bits;
   const int shift = static_cast<int>(bit % 8);
   uint32_t word = segment.codes[bit / 8];
   if (shift + bits > 8) {
     word |= static_cast<uint32_t>(segment.codes[bit / 8 + 1]) << 8;
   }
-  const float value =
-      is_nan(minimum) ? float_of(kNanFloat32) : decode((word >> shift) & highest_code(bits), minimum, step);
-  store_rounded(value, &segment.elements[element]);
+  const uint32_t code = (word >> shift) & highest_code(bits);
+  const bool nan = is_nan(grid.start) || (parameters.has_nan_code() && code == highest_code(bits));
+  store_rounded(nan ? float_of(kNanFloat32) : grid.value(undithered_code(code) | low), &segment.elements[element]);
 }
 
-/// Vectors that can be read by words and written at once: all but the last few, or none.
-template <int kBits, class Element>
-__device__ int64_t whole_vectors(const PackedSegment<Element>& segment) {
-  if (reinterpret_cast<uintptr_t>(segment.elements) % static_cast<int>(sizeof(Vector)) != 0) {
-    return 0;
+/// A tile of any kind. `with_width` as in `quantize_tile`.
+template <class Element, class WithWidth>
+__device__ void dequantize_tile(const PackedSegment<Element>& segment, const Decoder<Element>& decoder, int64_t tile,
+                                int bits, WithWidth&& with_width) {
+  bool done = false;
+  if (tile < segment.whole_tiles()) {
+    with_width([&]<int kBits>() { done = dequantize_vectors<kBits>(segment, decoder, tile); });
   }
-  constexpr int kWidth = kBits * kVectorElements<Element>;
-  const int64_t readable_bits = segment.readable / 4 * 32 - (PackedVector<kBits, Element>::kWords - 1) * 32;
-  return max(int64_t{0}, min(segment.count / kVectorElements<Element>, readable_bits / kWidth));
-}
-
-/// The block's part of a segment.
-template <int kBits, class Element>
-__device__ void dequantize_part(const PackedSegment<Element>& segment, int64_t part, const Divider& runs_per_group) {
-  const int64_t first = part * kBlockVectors + threadIdx.x;
-  const int64_t whole = whole_vectors<kBits>(segment);
-  PackedVector<kBits, Element> vectors[kThreadVectors];
-#pragma unroll
-  for (int i = 0; i < kThreadVectors; ++i) {
-    if (first + i * kBlockThreads < whole) {
-      vectors[i].load(segment, first + i * kBlockThreads, runs_per_group);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kThreadVectors; ++i) {
-    if (first + i * kBlockThreads < whole) {
-      store_streaming(segment.elements + (first + i * kBlockThreads) * kVectorElements<Element>, vectors[i].decode());
-    }
-  }
-  if ((part + 1) * kBlockVectors > whole) {
-    const int64_t end = min((part + 1) * kBlockVectors * kVectorElements<Element>, segment.count);
-    for (int64_t element = max(part * kBlockVectors, whole) * kVectorElements<Element> + threadIdx.x; element < end;
-         element += kBlockThreads) {
-      dequantize_element(segment, element, kBits, runs_per_group);
+  if (!done) {
+    const bool dithered = decoder.draw(segment, tile);
+    const int64_t first = tile * kTile<Element>;
+    const auto count = static_cast<int>(min(segment.count - first, int64_t{kTile<Element>}));
+    for (int i = lane_index(); i < count; i += kWarp) {
+      dequantize_element(segment, decoder.runs_per_group, first + i, bits, decoder.noise[i], dithered);
     }
   }
 }
 
 template <int kBits, class Element>
 __global__ void __launch_bounds__(kBlockThreads)
-    dequantize_kernel(PackedSegment<Element> segment, Divider runs_per_group) {
-  dequantize_part<kBits>(segment, blockIdx.x, runs_per_group);
+    dequantize_kernel(PackedSegment<Element> segment, const PackedHeader* header, Divider runs_per_group) {
+  __shared__ TileNoise<kTile<Element>> noise[kBlockWarps];
+  const int64_t tile = warp_index();
+  if (tile * kTile<Element> < segment.count) {
+    dequantize_tile(segment, Decoder<Element>{header, runs_per_group, noise[threadIdx.x / kWarp]}, tile, kBits,
+                    [](auto&& body) { body.template operator()<kBits>(); });
+  }
 }
 
 template <class Element>
-__device__ void fill_with_nan(const PackedSegment<Element>& segment, int64_t part) {
-  const int64_t begin = part * kBlockVectors * kVectorElements<Element>;
-  const int64_t end = min(begin + kBlockVectors * kVectorElements<Element>, segment.count);
-  for (int64_t element = begin + threadIdx.x; element < end; element += kBlockThreads) {
+__device__ void fill_with_nan(const PackedSegment<Element>& segment, int64_t tile) {
+  const int64_t end = min((tile + 1) * kTile<Element>, segment.count);
+  for (int64_t element = tile * kTile<Element> + lane_index(); element < end; element += kWarp) {
     store_rounded(float_of(kNanFloat32), &segment.elements[element]);
   }
 }
 
-/// `first` is the first sample's segment; `parts` divides by the blocks of a sample.
+/// `first` is the first sample's segment.
 template <class Element>
 __global__ void __launch_bounds__(kBlockThreads)
-    dequantize_samples_kernel(PackedSegment<Element> first, SampleBits samples, int64_t groups,
-                              uint32_t parts_per_sample, Divider parts, Divider runs_per_group) {
-  const uint32_t sample = parts(blockIdx.x);
-  const uint32_t part = blockIdx.x - sample * parts_per_sample;
-  const int64_t offset = samples.code_offsets[sample];
-  const PackedSegment<Element> segment{first.parameters + sample * groups, first.codes + offset, first.count,
-                                       samples.room - offset, first.elements + sample * first.count};
-  if (offset == kNoCodes) {
-    fill_with_nan(segment, part);
-    return;
-  }
-  with_bits(samples.bits[sample], [&]<int kBits>() { dequantize_part<kBits>(segment, part, runs_per_group); });
+    dequantize_samples_kernel(PackedSegment<Element> first, const PackedHeader* header, SampleBits samples,
+                              int64_t groups, SampleParts parts, Divider runs_per_group) {
+  __shared__ TileNoise<kTile<Element>> noise[kBlockWarps];
+  parts.for_warp([&](uint32_t sample, int64_t tile) {
+    const int64_t offset = samples.code_offsets[sample];
+    const PackedSegment<Element> segment{first.parameters + sample * groups, first.codes + offset, first.count,
+                                         first.elements + sample * first.count,
+                                         first_octet_of_sample(sample, first.count)};
+    if (offset == kNoCodes) {
+      fill_with_nan(segment, tile);
+      return;
+    }
+    const int bits = samples.bits[sample];
+    dequantize_tile(segment, Decoder<Element>{header, runs_per_group, noise[threadIdx.x / kWarp]}, tile, bits,
+                    [&](auto&& body) { with_bits(bits, body); });
+  });
 }
 
 Divider runs_per_group(int64_t group_size) { return Divider(static_cast<uint32_t>(group_size / kRunElements)); }
 
 template <class Element>
-PackedSegment<Element> first_segment(const DequantizeArguments& arguments, int64_t groups, int64_t readable) {
-  return {reinterpret_cast<const GroupParameters*>(arguments.packed), arguments.packed + codes_offset(groups),
-          arguments.count, readable, static_cast<Element*>(arguments.elements)};
+PackedSegment<Element> first_segment(const DequantizeArguments& arguments, int64_t all_groups) {
+  return {reinterpret_cast<const GroupParameters*>(arguments.packed + kHeaderBytes),
+          arguments.packed + codes_offset(all_groups), arguments.count, static_cast<Element*>(arguments.elements), 0};
+}
+
+const PackedHeader* header_of(const DequantizeArguments& arguments) {
+  return reinterpret_cast<const PackedHeader*>(arguments.packed);
 }
 
 }  // namespace
@@ -214,11 +283,9 @@ cudaError_t dequantize(const DequantizeArguments& arguments, cudaStream_t stream
   }
   const int64_t groups = group_count(arguments.count, arguments.group_size);
   with_element_type(arguments.type, [&]<class Element>(Element /*tag*/) {
-    const int64_t vectors = ceil_div(arguments.count, kVectorElements<Element>);
     with_bits(arguments.bits, [&]<int kBits>() {
-      dequantize_kernel<kBits><<<blocks_for(vectors, kBlockVectors), kBlockThreads, 0, stream>>>(
-          first_segment<Element>(arguments, groups, code_bytes(arguments.count, kBits)),
-          runs_per_group(arguments.group_size));
+      dequantize_kernel<kBits><<<blocks_for(arguments.count, kBlockWarps * kTile<Element>), kBlockThreads, 0, stream>>>(
+          first_segment<Element>(arguments, groups), header_of(arguments), runs_per_group(arguments.group_size));
     });
   });
   return cudaGetLastError();
@@ -234,10 +301,9 @@ cudaError_t dequantize_per_sample(const DequantizeArguments& arguments, const Sa
   }
   const int64_t groups = group_count(arguments.count, arguments.group_size);
   with_element_type(arguments.type, [&]<class Element>(Element /*tag*/) {
-    const int64_t vectors = ceil_div(arguments.count, kVectorElements<Element>);
-    const unsigned parts = blocks_for(vectors, kBlockVectors);
-    dequantize_samples_kernel<<<parts* static_cast<unsigned>(samples.samples), kBlockThreads, 0, stream>>>(
-        first_segment<Element>(arguments, groups * samples.samples, 0), samples, groups, parts, Divider(parts),
+    const SampleParts parts(ceil_div(arguments.count, kTile<Element>), samples.samples);
+    dequantize_samples_kernel<<<blocks_for(parts.warps(), kBlockWarps), kBlockThreads, 0, stream>>>(
+        first_segment<Element>(arguments, groups * samples.samples), header_of(arguments), samples, groups, parts,
         runs_per_group(arguments.group_size));
   });
   return cudaGetLastError();

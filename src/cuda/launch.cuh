@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <cstdint>
 
 #include "actnn/core/layout.h"
@@ -12,6 +14,7 @@ namespace actnn::cuda {
 
 inline constexpr int kWarp = 32;
 inline constexpr int kBlockThreads = 256;
+inline constexpr int kBlockWarps = kBlockThreads / kWarp;
 
 /// Blocks for so many items.
 inline unsigned blocks_for(int64_t items, int64_t items_per_block) {
@@ -21,8 +24,12 @@ inline unsigned blocks_for(int64_t items, int64_t items_per_block) {
 /// Number of this thread in the grid.
 __device__ inline int64_t thread_index() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
 
+/// Number of this thread's warp in a grid of blocks of `kBlockThreads`. 32 bits count the warps of any tensor and take
+/// half the instructions.
+__device__ inline int64_t warp_index() { return int64_t{blockIdx.x * kBlockWarps + threadIdx.x / kWarp}; }
+
 /// Number of this thread in its warp.
-__device__ inline int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
+__device__ inline int lane_index() { return static_cast<int>(threadIdx.x % kWarp); }
 
 /// The ElementType of a C++ element type.
 template <class Element>
@@ -67,6 +74,14 @@ constexpr void with_flags(Body&& body, bool flag, Flags... flags) {
   flag ? with_flags<kFlags..., true>(body, flags...) : with_flags<kFlags..., false>(body, flags...);
 }
 
+/// Allows the kernel so many bytes of dynamic shared memory: more than 48 KiB must be asked for.
+template <class Kernel>
+cudaError_t allow_shared_memory(Kernel kernel, int bytes) {
+  constexpr int kFree = 24 * 1024;  // beside static memory
+  return bytes <= kFree ? cudaSuccess
+                        : cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
 /// Division of 32-bit numbers by a number known at launch: a shift or a multiplication.
 class Divider {
  public:
@@ -81,11 +96,24 @@ class Divider {
   }
 
   /// Exact: the reciprocal is too large by less than 1, and n * divisor is below 2^63 for divisors below 2^31.
-  __device__ uint32_t operator()(uint32_t n) const {
-    return shift_ >= 0 ? n >> shift_ : static_cast<uint32_t>(__umul64hi(uint64_t{n} << 1, reciprocal_));
+  __device__ uint32_t operator()(uint32_t n) const { return shift_ >= 0 ? shifted(n) : multiplied(n); }
+
+  /// Calls body(divide), where divide(n) divides: which of the two ways is then asked once for many numbers.
+  template <class Body>
+  __device__ void with_way(Body&& body) const {
+    if (shift_ >= 0) {
+      body([this](uint32_t n) { return shifted(n); });
+    } else {
+      body([this](uint32_t n) { return multiplied(n); });
+    }
   }
 
  private:
+  __device__ uint32_t shifted(uint32_t n) const { return n >> shift_; }
+  __device__ uint32_t multiplied(uint32_t n) const {
+    return static_cast<uint32_t>(__umul64hi(uint64_t{n} << 1, reciprocal_));
+  }
+
   int shift_ = 0;
   uint64_t reciprocal_ = 0;
 };

@@ -1,39 +1,12 @@
-#include <type_traits>
-
 #include "actnn/cuda/norm_act.h"
-#include "src/cuda/lane_packing.cuh"
-#include "src/cuda/norm_act_derived.h"
-#include "src/cuda/quantize_segment.cuh"
-#include "src/cuda/split_tiles.cuh"
+#include "src/cuda/column_packing.cuh"
 
 namespace actnn::cuda {
 namespace {
 
-/// What hides the loads of a tile where there are registers for it: the packing of the tile before, or else the tiles
-/// of a third block of the multiprocessor.
-constexpr bool kPrefetch = true;
-template <class Element, bool kVectors>
-constexpr bool kHasRegisters = kVectors && sizeof(Element) < sizeof(float);
-template <class Element, bool kVectors>
-constexpr int kForwardBlocks = !kPrefetch && kHasRegisters<Element, kVectors> ? 3 : 2;
-
-/// Where copies of the normalized input go.
-struct Normalized {
-  const NormActChannel* channels;
-  SplitSteps* steps;
-  uint32_t* words;
-  RandomSource random;
-  int bits;
-  Padding padding;
-
-  Normalized(const NormalizedPacking& packing, int64_t groups)
-      : channels(packing.channels),
-        steps(reinterpret_cast<SplitSteps*>(packing.packed)),
-        words(reinterpret_cast<uint32_t*>(packing.packed + codes_offset(groups))),
-        random(packing.random),
-        bits(packing.bits),
-        padding(packing.packed, groups) {}
-};
+/// Threads of a multiprocessor that have the registers for a tile. While one block packs, others load.
+template <class Element, bool kVectors, bool kResidual>
+constexpr int kForwardThreads = kVectors && !kResidual ? 768 : 512;
 
 /// Arguments of the kernel.
 template <class Element>
@@ -42,209 +15,362 @@ struct Forward {
   const Element* residual;
   Element* y;
   const NormActChannel* channels;
-  SplitSteps* steps;
-  uint32_t* words;
-  RandomSource random;
   float slope;
-  int bits;
   bool keeps_below;
-  bool stochastic;
+  ColumnTarget target;
+  const NormActChannel* normalized_channels;
+  ColumnTarget normalized;
 };
 
-struct Nothing {};
+/// What the extremes of a tile are of: elements of x, or sums with the residual.
+template <class Element, bool kResidual>
+using ExtremeOf = std::conditional_t<kResidual, float, Element>;
 
-/// What a pass over a lane's elements does.
-enum class Pass {
-  kOutputOnly,  ///< nothing is saved
-  kSplitRelu,   ///< all channels of the warp are split, and y is 0 below the kink
-  kAny
-};
+/// Shared memory of a block, in bytes.
+struct ForwardMemory {
+  int ranges;
+  int codes;
+  int mask;
+  int normalized_ranges;
+  int normalized_codes;
 
-/// Packs copies of the normalized input. They are computed twice, for the steps and for the values, and the
-/// elements of x are what stays in registers.
-template <class Element, class Place>
-__device__ void pack_normalized(const Normalized& normalized, const ChannelTable<float2>& maps, const Place& place,
-                                typename Place::Row (&x)[kLaneRows], bool stochastic) {
-  const auto copy_of = [&](const typename Place::Row& row, int k) {
-    const float2 map = maps[k];
-    const float scaled = map.x * row[k];
-    return scaled + map.y;
-  };
-  SideMaxima maxima;
-  FiniteCheck check;
-#pragma unroll
-  for (int pair = 0; pair < kOctetChannels; pair += 2) {
-#pragma unroll
-    for (int j = 0; j < kLaneRows; ++j) {
-      const float s[2] = {copy_of(x[j], pair), copy_of(x[j], pair + 1)};
-      maxima.add(s[0], s[1]);
-      check.add(s[0]);
-      check.add(s[1]);
-    }
+  template <class Element, bool kResidual>
+  static ForwardMemory of(const ColumnTiles& tiles, const ColumnTarget& target, const ColumnTarget& normalized) {
+    const bool has_codes = target.layout.bits != 0;
+    const bool has_normalized = normalized.layout.bits != 0;
+    return {.ranges = has_codes
+                          ? ColumnRanges<Element, ExtremeOf<Element, kResidual>>::bytes(tiles, target.layout.group_rows)
+                          : 0,
+            .codes = has_codes ? CodeStage::bytes(tiles, target.layout.bits) : 0,
+            .mask = CodeStage::bytes(tiles, 1),
+            .normalized_ranges =
+                has_normalized ? ColumnRanges<Element, Element>::bytes(tiles, normalized.layout.group_rows) : 0,
+            .normalized_codes = has_normalized ? CodeStage::bytes(tiles, normalized.layout.bits) : 0};
   }
-  const int bits = split_bits(normalized.bits);
-  const SplitSteps steps = maxima.steps(check.all_finite(), /*keeps_below=*/true, bits, kTypeOf<Element>);
-  const SplitEncoder encoder(steps, bits, kTypeOf<Element>);
-  derive_anew(x);
-  const LaneValues values = encode_lane(place, normalized.random.load(), stochastic, [&](int j, int k) {
-    return position_of_any(copy_of(x[j], k), /*side=*/true, /*linear=*/true, encoder);
-  });
-  derive_anew(x);
-  if (place.exists()) {
-    if (threadIdx.x % kSplitLanes == 0) {
-      normalized.steps[place.group()] = steps;
-    }
-    store_values(values, bits, place.existing(), words_of_lane(normalized.words, place.group(), normalized.bits));
+
+  int bytes(int masks) const { return ranges + codes + masks * mask + normalized_ranges + normalized_codes; }
+};
+
+/// The next bytes of shared memory.
+class SharedMemory {
+ public:
+  __device__ explicit SharedMemory(uint4* memory) : next_(reinterpret_cast<uint8_t*>(memory)) {}
+  __device__ uint8_t* take(int bytes) {
+    uint8_t* const taken = next_;
+    next_ += bytes;
+    return taken;
+  }
+
+ private:
+  uint8_t* next_;
+};
+
+/// y of an element; a ReLU's is z, and is rectified when it is rounded.
+template <ActivationFunction kFunction, Below kBelow>
+__device__ float output_of(float z, float slope) {
+  if constexpr (kFunction == ActivationFunction::kIdentity) {
+    return z;
+  } else if constexpr (kFunction == ActivationFunction::kLeakyReLU) {
+    return kBelow == Below::kFlat || z > 0.0F ? z : slope * z;
+  } else if constexpr (kFunction == ActivationFunction::kReLU6) {
+    return relu6(z);
+  } else {
+    return activate<kFunction>(z).y;
   }
 }
 
-/// `kNormalized`: packs copies of the normalized input too.
-template <class Element, bool kVectors, bool kResidual, bool kNormalized>
-__global__ void __launch_bounds__(kBlockThreads, kForwardBlocks<Element, kVectors>)
-    norm_act_kernel(const Forward<Element> forward, const Normalized normalized, const SplitTiles tiles,
-                    const Padding padding) {
-  using Place = SplitPlace<Element, kVectors>;
-  if (forward.bits != 0) {
-    padding.zero();
+/// z of an element and what is copied of it, by the map of its channel: z_scale, z_shift, s_scale, s_shift.
+template <bool kResidual>
+__device__ float z_of(const float4& map, float x, float residual) {
+  const float scaled = map.x * x;
+  const float z = scaled + map.y;
+  return kResidual ? z + residual : z;
+}
+__device__ inline float copy_of(const float4& map, float x_or_z) {
+  const float scaled = map.z * x_or_z;
+  return scaled + map.w;
+}
+__device__ inline float4 map_of(const NormActChannel& channel) {
+  return make_float4(channel.z_scale, channel.z_shift, channel.s_scale, channel.s_shift);
+}
+
+/// `kCopies`: codes are packed, not masks alone or nothing.
+template <class Element, bool kVectors, ActivationFunction kFunction, Below kBelow, bool kResidual, bool kCopies,
+          bool kNormalized>
+__global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVectors, kResidual> / kMostThreads)
+    norm_act_kernel(const Forward<Element> forward, const ColumnTiles tiles, const ForwardMemory memory) {
+  using Place = ColumnPlace<Element, kVectors>;
+  using Extreme = ExtremeOf<Element, kResidual>;
+  constexpr int kChannels = Place::kChannels;
+  constexpr bool kKink = has_kink(kFunction);
+  const ColumnTarget& target = forward.target;
+  const ColumnTarget& normalized = forward.normalized;
+  const int masks = kKink ? target.layout.masks : 0;
+  const int bits = target.layout.bits;
+  if (target.packed) {
+    target.begin();
   }
-  Place place(tiles);
-  __shared__ ChannelTable<float4> maps;
-  maps.load(place, [&](int64_t channel) {
-    const NormActChannel& map = forward.channels[channel];
-    return make_float4(map.z_scale, map.z_shift, map.s_scale, map.s_shift);
-  });
-  __shared__ std::conditional_t<kNormalized, ChannelTable<float2>, Nothing> normalized_maps;
   if constexpr (kNormalized) {
-    normalized.padding.zero();
-    normalized_maps.load(place, [&](int64_t channel) {
-      const NormActChannel& map = normalized.channels[channel];
+    normalized.begin();
+  }
+
+  extern __shared__ uint4 shared[];
+  SharedMemory next(shared);
+  const CodeStage codes(next.take(memory.codes), target.layout, tiles, bits);
+  const CodeStage normalized_codes(next.take(memory.normalized_codes), normalized.layout, tiles,
+                                   normalized.layout.bits);
+  const CodeStage first_mask(next.take(masks > 0 ? memory.mask : 0), target.layout, tiles, 1);
+  const CodeStage second_mask(next.take(masks > 1 ? memory.mask : 0), target.layout, tiles, 1);
+  const ColumnRanges<Element, Extreme> ranges(next.take(memory.ranges), tiles, target);
+  const ColumnRanges<Element, Element> normalized_ranges(next.take(memory.normalized_ranges), tiles, normalized);
+  __shared__ ChannelTable<float4> maps;
+  __shared__ ChannelTable<float2> normalized_maps;
+  maps.load(tiles, [&](int64_t channel) { return map_of(forward.channels[channel]); });
+  if constexpr (kNormalized) {
+    normalized_maps.load(tiles, [&](int64_t channel) {
+      const NormActChannel& map = forward.normalized_channels[channel];
       return make_float2(map.s_scale, map.s_shift);
     });
   }
-  const uint32_t linear_of_thread = linear_channels(forward.channels, place);
-  const bool split = __all_sync(~0U, linear_of_thread == 0);
+  Place place(tiles);
+  uint32_t linear = 0;
+  bool finite_maps = true;
+#pragma unroll
+  for (int k = 0; k < kChannels; ++k) {
+    const NormActChannel& channel = forward.channels[place.channel(k)];
+    linear |= (channel.linear != 0.0F ? 1U : 0U) << k;
+    finite_maps = finite_maps && is_finite(channel.z_scale) && is_finite(channel.z_shift);
+  }
+  const auto grid_of = [&](int64_t channel) {
+    return masks != 0 && forward.channels[channel].linear == 0.0F ? Grid::kSides : Grid::kPlain;
+  };
+  const auto is_plain = [](int64_t /*channel*/) { return Grid::kPlain; };
+  const auto normalized_of = [](const float2& map, float x) {
+    const float scaled = map.x * x;
+    return scaled + map.y;
+  };
+  // What of a channel is packed at an extreme. Where it is no monotonic function of it, the slow way is taken.
+  const auto copy_at = [&](int64_t channel, float extreme) {
+    const NormActChannel& of = forward.channels[channel];
+    const float4 map = map_of(of);
+    if (of.linear != 0.0F) {
+      return kResidual || (kKink && !forward.keeps_below) ? float_of(kNanFloat32) : copy_of(map, extreme);
+    }
+    return copy_of(map, kResidual ? extreme : z_of<false>(map, extreme, 0.0F));
+  };
+  const auto normalized_at = [&](int64_t channel, float extreme) {
+    const NormActChannel& of = forward.normalized_channels[channel];
+    return normalized_of(make_float2(of.s_scale, of.s_shift), extreme);
+  };
+  __syncthreads();
 
-  typename Place::Row x[kLaneRows];
-  typename Place::Row residual[kLaneRows];
-  const auto load = [&](int64_t tile) {
+  for (int64_t tile = tiles.part(); tile < tiles.tiles; tile += tiles.parts) {
     place.move(tile);
+    typename Place::Row x[kRows];
+    typename Place::Row residual[kResidual ? kRows : 1];
     place.template load<true>(forward.x, x);
     if constexpr (kResidual) {
       place.template load<true>(forward.residual, residual);
     }
-  };
-  constexpr bool kAhead = kPrefetch && kHasRegisters<Element, kVectors>;
-  if (kAhead) {
-    load(tiles.part());
-  }
-  for (int64_t tile = tiles.part(); tile < tiles.tiles; tile += tiles.parts) {
-    if (!kAhead) {
-      load(tile);
-    }
-    if constexpr (kNormalized) {
-      pack_normalized<Element>(normalized, normalized_maps, place, x, forward.stochastic);
-    }
-    const uint32_t linear = derived_anew(linear_of_thread);
-    float copies[kLaneRows][kOctet];
-    typename Place::Row y[kLaneRows];
-    LaneSides sides_of_rows;
-    SideMaxima maxima;
-    FiniteCheck check;
-    const auto pass = [&]<Pass kPass>() {
-#pragma unroll
-      for (int pair = 0; pair < kOctetChannels; pair += 2) {
-        const float4 pair_maps[2] = {maps[pair], maps[pair + 1]};
-#pragma unroll
-        for (int j = 0; j < kLaneRows; ++j) {
-          float results[2];
-          float s[2];
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const int k = pair + i;
-            const float4 map = pair_maps[i];
-            const float input = x[j][k];
-            const float scaled = map.x * input;
-            float z = scaled + map.y;
-            if constexpr (kResidual) {
-              z = z + residual[j][k];
-            }
-            const bool side = z > 0.0F;
-            results[i] = kPass == Pass::kSplitRelu ? z : activated(z, side, forward.slope);
-            if constexpr (kPass == Pass::kOutputOnly) {
-              check.add(results[i]);
-              continue;
-            }
-            sides_of_rows.add(j, k, z);
-            if constexpr (kPass == Pass::kSplitRelu) {
-              s[i] = map.z * z;
-              check.add(s[i]);
-            } else {
-              const float scaled_copy = map.z * (((linear >> k) & 1U) != 0 ? input : z);
-              s[i] = scaled_copy + map.w;
-              check.add(s[i]);
-              s[i] = side || forward.keeps_below ? s[i] : 0.0F;
-            }
-            copies[j][k] = s[i];
-          }
-          if constexpr (kPass != Pass::kOutputOnly) {
-            maxima.add(s[0], s[1]);
-          }
-          y[j].set_pair(pair, results[0], results[1]);
-          if constexpr (kPass == Pass::kSplitRelu) {
-            y[j].rectify_pair(pair);
-          }
-        }
-      }
-      if (kPass == Pass::kAny || !check.all_finite()) {
-        make_nans_canonical(y);
+    const auto added = [&](int j, int k) {
+      if constexpr (kResidual) {
+        return residual[j][k];
+      } else {
+        return 0.0F;
       }
     };
-    if (forward.bits == 0) {
-      pass.template operator()<Pass::kOutputOnly>();
-    } else if (split && forward.slope == 0.0F) {
-      pass.template operator()<Pass::kSplitRelu>();
-    } else {
-      pass.template operator()<Pass::kAny>();
-    }
-    place.store(y, forward.y);
-    // Loaded here, for round keys that live through the loop take registers that the elements need.
-    const RandomState random = forward.random.load();
-    const Place here = place;
-    if (kAhead && tile + tiles.parts < tiles.tiles) {
-      load(tile + tiles.parts);
-    }
-    if (forward.bits == 0) {
-      continue;
+
+    bool regular = true;
+    bool normalized_regular = true;
+    if constexpr (kCopies || kNormalized) {
+      if constexpr (kCopies && kResidual) {
+#pragma unroll
+        for (int k = 0; k < kChannels; ++k) {
+          const float4 map = maps.of(place, k);
+          auto extremes = Extremes<float>::of_none();
+#pragma unroll
+          for (int j = 0; j < kRows; ++j) {
+            extremes.add(z_of<true>(map, x[j][k], added(j, k)));
+          }
+          ranges.set(place, k, extremes);
+        }
+      } else if constexpr (kCopies) {
+        for_extremes(x, [&](int k, const Extremes<Element>& extremes) { ranges.set(place, k, extremes); });
+      }
+      if constexpr (kNormalized) {
+        for_extremes(x, [&](int k, const Extremes<Element>& extremes) { normalized_ranges.set(place, k, extremes); });
+      }
+      __syncthreads();
+      int irregular = 0;
+      if constexpr (kCopies) {
+        irregular |= ranges.find(tile, forward.keeps_below, copy_at, grid_of) ? 1 : 0;
+      }
+      if constexpr (kNormalized) {
+        irregular |= normalized_ranges.find(tile, true, normalized_at, is_plain) ? 2 : 0;
+      }
+      const bool any = __syncthreads_or(irregular) != 0;
+      regular = !any;
+      normalized_regular = !any;
     }
 
-    const uint32_t sides = sides_of_rows.word();
-    const SplitSteps steps =
-        maxima.steps(check.all_finite(), forward.keeps_below || !split, forward.bits, kTypeOf<Element>);
-    const SplitEncoder encoder(steps, forward.bits, kTypeOf<Element>);
-    LaneValues values;
-    const auto encode = [&](auto&& position_of) {
-      values = encode_lane(here, random, forward.stochastic, position_of);
-    };
-    if (split && PositionOnSide::is_exact(encoder.grid)) {
-      const PositionOnSide position(encoder);
-      if (forward.keeps_below) {
-        encode([&](int j, int k) { return position.template operator()<true>(copies[j][k]); });
-      } else {
-        encode([&](int j, int k) { return position.template operator()<false>(copies[j][k]); });
+    // Loaded here, for round keys that live through the loop take registers that the elements need.
+    const RandomState random = kCopies ? target.state() : RandomState{};
+    const RandomState normalized_random = kNormalized ? normalized.state() : RandomState{};
+    const RowMask existing_bits(place.rows(), 1);
+    const RowMask existing(place.rows(), bits);
+    const RowMask existing_normalized(place.rows(), normalized.layout.bits);
+    const uint32_t factor = opaque(1U << bits);
+    const uint32_t normalized_factor = opaque(1U << normalized.layout.bits);
+    FiniteCheck<Element> check;
+#pragma unroll
+    for (int pair = 0; pair < kChannels; pair += 2) {
+      float results[kRows][2];
+      const PairNoise noise(random, place.noise_block(pair), kCopies && target.is_random());
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int k = pair + i;
+        const float4 map = maps.of(place, k);
+        float z[kRows];
+        OctetMask sides;
+        OctetMask slopes;
+#pragma unroll
+        for (int j = 0; j < kRows; ++j) {
+          z[j] = z_of<kResidual>(map, x[j][k], added(j, k));
+          results[j][i] = output_of<kFunction, kBelow>(z[j], forward.slope);
+          if constexpr (kKink) {
+            sides.add(j, z[j] > 0.0F);
+          }
+          if constexpr (kFunction == ActivationFunction::kReLU6) {
+            slopes.add(j, on_relu6_slope(z[j]));
+          }
+        }
+        if (masks > 0) {
+          first_mask.store_mask(sides.bits(existing_bits), first_mask.octet(place, k));
+        }
+        if (kFunction == ActivationFunction::kReLU6 && masks > 1) {
+          second_mask.store_mask(slopes.bits(existing_bits), second_mask.octet(place, k));
+        }
+        if constexpr (kCopies) {
+          const ColumnEncoder encoder = ranges.encoder(place, k);
+          const bool is_linear = ((linear >> k) & 1U) != 0;
+          OctetEncoder octet(factor);
+          const auto encode = [&]<Grid kGrid>() {
+#pragma unroll
+            for (int order = 0; order < kRows; ++order) {
+              const int j = encoding_order(order);
+              float s = 0.0F;
+              if constexpr (kGrid == Grid::kSides) {
+                s = map.z * z[j];  // there is no shift
+              } else {
+                s = copy_of(map, is_linear ? x[j][k] : z[j]);
+              }
+              octet.add(j, noise.add(position_in_column<kGrid>(s, encoder), i, j));
+            }
+          };
+          if (kKink && masks != 0 && !is_linear) {
+            encode.template operator()<Grid::kSides>();
+          } else {
+            encode.template operator()<Grid::kPlain>();
+          }
+          codes.store_octet(octet.codes(existing), codes.octet(place, k));
+        }
       }
-    } else {
-      encode([&](int j, int k) {
-        return position_of_any(copies[j][k], is_above(sides, j, k), ((linear >> k) & 1U) != 0, encoder);
-      });
+      if constexpr (kNormalized) {
+        const PairNoise own_noise(normalized_random, place.noise_block(pair), normalized.is_random());
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int k = pair + i;
+          const float2 map = normalized_maps.of(place, k);
+          const ColumnEncoder encoder = normalized_ranges.encoder(place, k);
+          OctetEncoder octet(normalized_factor);
+#pragma unroll
+          for (int order = 0; order < kRows; ++order) {
+            const int j = encoding_order(order);
+            octet.add(j, own_noise.add(position_in_column<Grid::kPlain>(normalized_of(map, x[j][k]), encoder), i, j));
+          }
+          normalized_codes.store_octet(octet.codes(existing_normalized), normalized_codes.octet(place, k));
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) {
+        x[j].set_pair(pair, results[j][0], results[j][1]);
+        if constexpr (kFunction == ActivationFunction::kLeakyReLU && kBelow == Below::kFlat) {
+          x[j].rectify_pair(pair);
+        }
+        if constexpr (!kCopies) {
+          check.add(x[j], pair);
+        }
+      }
     }
-    if (here.exists()) {
-      if (threadIdx.x % kSplitLanes == 0) {
-        forward.steps[here.group()] = steps;
+    // Extremes that are finite tell that all elements are.
+    if (kCopies ? !regular || !finite_maps : !check.all_finite()) {
+      make_nans_canonical(x);
+    }
+    place.store(x, forward.y);
+    if (!target.packed && !kNormalized) {
+      continue;
+    }
+    __syncthreads();
+    if (masks > 0) {
+      first_mask.flush(place, tile, target.mask(0));
+    }
+    if (masks > 1) {
+      second_mask.flush(place, tile, target.mask(1));
+    }
+    if constexpr (kCopies) {
+      if (regular) {
+        codes.flush(place, tile, target.codes());
+      } else {
+        pack_tile_slowly<Element>(tiles, target, tile, grid_of, [&](int64_t row, int64_t channel) {
+          const NormActChannel& of = forward.channels[channel];
+          const int64_t index = row * tiles.channels + channel;
+          const float input = to_float(forward.x[index]);
+          const float z = z_of<kResidual>(map_of(of), input, kResidual ? to_float(forward.residual[index]) : 0.0F);
+          const bool side = z > 0.0F;
+          const float s = copy_of(map_of(of), of.linear != 0.0F ? input : z);
+          return SidedNumber{!kKink || side || forward.keeps_below ? s : 0.0F, side};
+        });
       }
-      uint32_t* words = words_of_lane(forward.words, here.group(), forward.bits);
-      const uint32_t existing = here.existing();
-      words[0] = sides & existing;
-      store_values(values, forward.bits, existing, words + kSplitLanes);
+    }
+    if constexpr (kNormalized) {
+      if (normalized_regular) {
+        normalized_codes.flush(place, tile, normalized.codes());
+      } else {
+        pack_tile_slowly<Element>(tiles, normalized, tile, is_plain, [&](int64_t row, int64_t channel) {
+          return SidedNumber{normalized_at(channel, to_float(forward.x[row * tiles.channels + channel])), true};
+        });
+      }
+    }
+    if constexpr (!kCopies && !kNormalized) {
+      __syncthreads();  // where there are extremes, those of the next tile wait for all threads
+    }
+  }
+}
+
+/// Calls `body.operator()<kFunction, kBelow>()`.
+template <class Body>
+void with_function(const FusedActivation& activation, Body&& body) {
+  using enum ActivationFunction;
+  switch (activation.function) {
+    case kIdentity:
+      return body.template operator()<kIdentity, Below::kFlat>();
+    case kLeakyReLU:
+      return activation.slope == 0.0F ? body.template operator()<kLeakyReLU, Below::kFlat>()
+                                      : body.template operator()<kLeakyReLU, Below::kSloped>();
+    case kReLU6:
+      return body.template operator()<kReLU6, Below::kFlat>();
+    case kSiLU:
+      return body.template operator()<kSiLU, Below::kFlat>();
+    case kHardswish:
+      return body.template operator()<kHardswish, Below::kFlat>();
+  }
+}
+
+/// Of a matrix without elements.
+__global__ void begin_kernel(const ColumnTarget target, const ColumnTarget normalized) {
+  for (const ColumnTarget& of : {target, normalized}) {
+    if (of.packed) {
+      of.begin();
     }
   }
 }
@@ -252,46 +378,52 @@ __global__ void __launch_bounds__(kBlockThreads, kForwardBlocks<Element, kVector
 }  // namespace
 
 cudaError_t norm_act(const NormActForward& forward, cudaStream_t stream) {
-  const int64_t groups = forward.layout.groups();
-  if (groups == 0) {
-    return cudaSuccess;
+  const int64_t rows = forward.layout.rows;
+  const int64_t channels = forward.layout.channels;
+  const bool vectors = has_vectors(channels, forward.type, forward.x, forward.residual, forward.y);
+  const ColumnTarget target{forward.layout, forward.packed, forward.random, forward.rounding};
+  const ColumnTarget normalized{forward.normalized_layout(), forward.normalized.packed, forward.normalized.random,
+                                forward.rounding};
+  if (rows == 0 || channels == 0) {
+    begin_kernel<<<1, kWarp, 0, stream>>>(target, normalized);
+    return cudaGetLastError();
   }
-  if (forward.derivative.function != ActivationFunction::kLeakyReLU) {
-    return norm_act_derived(forward, stream);
-  }
-  const Padding padding(forward.packed, groups);
-  const bool vectors = has_vectors(forward.layout, forward.x, forward.residual, forward.y);
+  cudaError_t error = cudaSuccess;
   with_element_type(forward.type, [&]<class Element>(Element /*tag*/) {
     const Forward<Element> arguments{.x = static_cast<const Element*>(forward.x),
                                      .residual = static_cast<const Element*>(forward.residual),
                                      .y = static_cast<Element*>(forward.y),
                                      .channels = forward.channels,
-                                     .steps = reinterpret_cast<SplitSteps*>(forward.packed),
-                                     .words = reinterpret_cast<uint32_t*>(forward.packed + codes_offset(groups)),
-                                     .random = forward.random,
-                                     .slope = forward.slope,
-                                     .bits = forward.bits,
+                                     .slope = forward.activation.slope,
                                      .keeps_below = forward.keeps_below,
-                                     .stochastic = forward.stochastic};
-    const Normalized normalized(forward.normalized, groups);
-    const auto launch = [&]<bool kVectors, bool kResidual, bool kNormalized>() {
-      const SplitTiles tiles = tiles_of_device(forward.layout, kForwardBlocks<Element, kVectors>);
-      norm_act_kernel<Element, kVectors, kResidual, kNormalized>
-          <<<tiles.blocks(), kBlockThreads, 0, stream>>>(arguments, normalized, tiles, padding);
+                                     .target = target,
+                                     .normalized_channels = forward.normalized.channels,
+                                     .normalized = normalized};
+    const auto launch = [&]<bool kVectors, ActivationFunction kFunction, Below kBelow, bool kResidual, bool kCopies,
+                            bool kNormalized>() {
+      const ColumnTiles tiles =
+          tiles_of_device(rows, channels, forward.type, kForwardThreads<Element, kVectors, kResidual>);
+      const auto memory = ForwardMemory::of<Element, kResidual>(tiles, target, normalized);
+      const auto kernel = norm_act_kernel<Element, kVectors, kFunction, kBelow, kResidual, kCopies, kNormalized>;
+      const int bytes = memory.bytes(forward.layout.masks);
+      error = allow_shared_memory(kernel, bytes);
+      if (error == cudaSuccess) {
+        kernel<<<tiles.blocks(), tiles.threads(), bytes, stream>>>(arguments, tiles, memory);
+      }
     };
-    with_flags(
-        [&]<bool kVectors>() {
-          if (!forward.residual) {
-            launch.template operator()<kVectors, false, false>();
-          } else if (forward.normalized.bits == 0) {
-            launch.template operator()<kVectors, true, false>();
-          } else {
-            launch.template operator()<kVectors, true, true>();
-          }
-        },
-        vectors);
+    with_function(forward.activation, [&]<ActivationFunction kFunction, Below kBelow>() {
+      constexpr bool kAdds = !is_smooth(kFunction);
+      constexpr bool kNormalizes = kAdds && kFunction != ActivationFunction::kReLU6;
+      with_flags(
+          [&]<bool kVectors, bool kResidual, bool kCopies, bool kNormalized>() {
+            if constexpr ((kAdds || !kResidual) && (!kNormalized || (kNormalizes && kResidual))) {
+              launch.template operator()<kVectors, kFunction, kBelow, kResidual, kCopies, kNormalized>();
+            }
+          },
+          vectors, forward.residual != nullptr, forward.layout.bits != 0, forward.normalized.channels != nullptr);
+    });
   });
-  return cudaGetLastError();
+  return error != cudaSuccess ? error : cudaGetLastError();
 }
 
 }  // namespace actnn::cuda

@@ -1,131 +1,159 @@
 #include "actnn/cuda/norm_act.h"
-#include "src/cuda/lane_copies.cuh"
-#include "src/cuda/split_tiles.cuh"
+#include "src/cuda/column_copies.cuh"
 
 namespace actnn::cuda {
 namespace {
 
-/// Blocks of a multiprocessor, as many as have the registers for a tile.
-template <class Element, bool kVectors, bool kSecond, bool kFromX, bool kDerived>
-constexpr int kGradientBlocks = sizeof(Element) == sizeof(float) || !kVectors || kSecond || kFromX || kDerived ? 2 : 3;
+/// Blocks of 256 threads of a multiprocessor, as many as have the registers for a tile.
+template <bool kCommon, bool kSecond, bool kFromX, bool kSum>
+constexpr int kGradientBlocks = !kCommon || kSecond || kFromX || kSum ? 2 : 3;
 constexpr int kOutputBlocks = 3;
 
-template <class Element, bool kVectors, bool kSecond, bool kFromX, bool kSum, bool kDerived>
-__global__ void __launch_bounds__(kBlockThreads, kGradientBlocks<Element, kVectors, kSecond, kFromX, kDerived>)
-    input_gradient_kernel(const Backward<Element> backward, const SplitTiles tiles, const NormActGradient* channels,
+/// Kernels without vectors or with a slope are rare: they ask at run time what there is, so that there are fewer of
+/// them.
+template <bool kVectors, Below kBelow>
+constexpr bool kIsCommon = kVectors&& kBelow == Below::kFlat;
+
+template <class Element, bool kVectors, ActivationFunction kFunction, Below kBelow, bool kSecond, bool kFromX,
+          bool kSum>
+__global__ void __launch_bounds__(kMostThreads, kGradientBlocks<kIsCommon<kVectors, kBelow>, kSecond, kFromX, kSum>)
+    input_gradient_kernel(const Backward<Element> backward, const ColumnTiles tiles, const NormActGradient* channels,
                           Element* grad_input, Element* grad_sum) {
-  using Place = SplitPlace<Element, kVectors>;
-  using Copies = LaneCopies<Element, kVectors, kFromX>;
-  Place place(tiles);
-  // Kernels without vectors are rare: they ask at run time, so that there are fewer of them to compile.
-  const bool has_second = kVectors ? kSecond : backward.second_grad != nullptr;
-  const bool has_sum = kVectors ? kSum : grad_sum != nullptr;
+  using Copies = ColumnCopies<Element, kVectors, kFromX>;
+  using Place = typename Copies::Place;
+  constexpr int kChannels = Place::kChannels;
+  extern __shared__ uint4 shared[];
   __shared__ typename Copies::Table table;
-  table.load(backward, place);
-  const uint32_t linear = Copies::linear_channels(channels, place);
-  const Way way = way_of<kDerived>(backward, linear);
   __shared__ ChannelTable<float4> maps;
-  maps.load(place, [&](int64_t channel) {
+  __shared__ ChannelTable<float2> smooth_maps;
+  Place place(tiles);
+  constexpr bool kMaySecond = kSecond || !kIsCommon<kVectors, kBelow>;
+  constexpr bool kMaySum = kSum || (!kIsCommon<kVectors, kBelow> && !is_smooth(kFunction));
+  const bool has_second = kMaySecond && backward.second_grad != nullptr;
+  const bool has_sum = kMaySum && grad_sum != nullptr;
+  table.load(backward, tiles);
+  maps.load(tiles, [&](int64_t channel) {
     const NormActGradient& map = channels[channel];
     return make_float4(map.scale, map.of_copy, map.shift, 0.0F);
   });
+  if constexpr (is_smooth(kFunction)) {
+    smooth_maps.load(tiles, [&](int64_t channel) { return make_float2(channels[channel].a, channels[channel].b); });
+  }
+  SavedStage<Place> stage(reinterpret_cast<uint8_t*>(shared), tiles, backward);
+  Copies copies(backward, table, linear_channels(channels, place));
   for (int64_t tile = tiles.part(); tile < tiles.tiles; tile += tiles.parts) {
     place.move(tile);
+    stage.fetch(place, tile);
     // All loads come before the stores, which may be to the same memory.
-    typename Place::Row grad[kLaneRows];
-    typename Place::Row second[kLaneRows];
+    typename Place::Row grad[kRows];
+    typename Place::Row second[kMaySecond ? kRows : 1];
     place.template load<true>(backward.grad, grad);
-    if (has_second) {
-      place.template load<true>(backward.second_grad, second);
+    if constexpr (kMaySecond) {
+      if (has_second) {
+        place.template load<true>(backward.second_grad, second);
+      }
     }
-    const auto copies = Copies::template load<true>(backward, place);
-    const auto derivatives = LaneDerivatives<kDerived>::load(backward, place);
-    typename Place::Row sum[kLaneRows];
-    FiniteCheck check;
-    const auto map_back = [&]<Way kWay>() {
-      copies.template decode<kWay>(
-          table, derived_anew(linear), [&](int pair, int j, const bool(&side)[2], const float(&s)[2]) {
-            float results[2];
-            float dz[2];
+    copies.load(place);
+    stage.wait();
+    typename Place::Row sum[kMaySum ? kRows : 1];
+    FiniteCheck<Element> check;
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              float gradient = grad[j][pair + i];
-              if (has_second) {
-                gradient = gradient + second[j][pair + i];
-              }
-              dz[i] = derivatives.template gradient<kWay>(backward, gradient, j, pair + i, side[i]);
-              const float4 map = maps[pair + i];
-              const float of_gradient = map.x * dz[i];
-              const float of_copy = map.y * s[i];
-              const float both = of_gradient + of_copy;
-              results[i] = both + map.z;
-              check.add(results[i]);
-            }
-            grad[j].set_pair(pair, results[0], results[1]);
-            if (has_sum) {
-              sum[j].set_pair(pair, dz[0], dz[1]);
-            }
-          });
-    };
-    with_way<kFromX>(way, map_back);
+    for (int pair = 0; pair < kChannels; pair += 2) {
+      float results[kRows][2];
+      float dz[kRows][2];
+      copies.visit(stage, place, pair, [&](int i, const SavedOctet& octet) {
+        const int k = pair + i;
+        const float4 map = maps.of(place, k);
+        float2 smooth_map = make_float2(0.0F, 0.0F);
+        if constexpr (is_smooth(kFunction)) {
+          smooth_map = smooth_maps.of(place, k);
+        }
+#pragma unroll
+        for (int j = 0; j < kRows; ++j) {
+          float gradient = grad[j][k];
+          if constexpr (kMaySecond) {
+            gradient = has_second ? gradient + second[j][k] : gradient;
+          }
+          const float scaled = smooth_map.x * octet.copies[j];
+          dz[j][i] = gradient_of_z<kFunction, kBelow>(gradient, octet.passes_gradient(j), backward.slope,
+                                                      scaled + smooth_map.y);
+          const float of_gradient = map.x * dz[j][i];
+          const float of_copy = map.y * octet.copies[j];
+          const float both = of_gradient + of_copy;
+          results[j][i] = both + map.z;
+        }
+      });
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) {
+        grad[j].set_pair(pair, results[j][0], results[j][1]);
+        check.add(grad[j], pair);
+        if constexpr (kMaySum) {
+          sum[j].set_pair(pair, dz[j][0], dz[j][1]);
+        }
+      }
+    }
     if (!check.all_finite()) {
       make_nans_canonical(grad);
-      if (has_sum) {
+      if constexpr (kMaySum) {
         make_nans_canonical(sum);
       }
     }
     place.store(grad, grad_input);
-    if (has_sum) {
-      place.store(sum, grad_sum);
+    if constexpr (kMaySum) {
+      if (has_sum) {
+        place.store(sum, grad_sum);
+      }
     }
   }
 }
 
-/// `kDerived`: of ReLU6.
-template <class Element, bool kVectors, bool kDerived>
-__global__ void __launch_bounds__(kBlockThreads, kOutputBlocks)
-    output_kernel(const Backward<Element> backward, const SplitTiles tiles, const DecodeMap* channels,
+template <class Element, bool kVectors, ActivationFunction kFunction, Below kBelow>
+__global__ void __launch_bounds__(kMostThreads, kOutputBlocks)
+    output_kernel(const Backward<Element> backward, const ColumnTiles tiles, const DecodeMap* channels,
                   Element* output) {
-  using Place = SplitPlace<Element, kVectors>;
-  using Copies = PackedCopies<Element, kVectors>;
-  Place place(tiles);
-  const uint32_t linear = linear_channels(channels, place);
-  const Way way = way_of<kDerived>(backward, linear);
+  using Copies = ColumnCopies<Element, kVectors, /*kFromX=*/false>;
+  using Place = typename Copies::Place;
+  constexpr int kChannels = Place::kChannels;
+  extern __shared__ uint4 shared[];
+  __shared__ typename Copies::Table table;
   __shared__ ChannelTable<float2> maps;
-  maps.load(place, [&](int64_t channel) { return make_float2(channels[channel].a, channels[channel].b); });
+  Place place(tiles);
+  maps.load(tiles, [&](int64_t channel) { return make_float2(channels[channel].a, channels[channel].b); });
+  SavedStage<Place> stage(reinterpret_cast<uint8_t*>(shared), tiles, backward);
+  Copies copies(backward, table, linear_channels(channels, place));
   for (int64_t tile = tiles.part(); tile < tiles.tiles; tile += tiles.parts) {
     place.move(tile);
-    const auto copies = Copies::template load<false>(backward, place);
-    const auto derivatives = LaneDerivatives<kDerived>::load(backward, place);
-    typename Place::Row y[kLaneRows];
-    FiniteCheck check;
-    const auto map_back = [&]<Way kWay>() {
-      copies.template decode<kWay>(
-          {}, derived_anew(linear), [&](int pair, int j, const bool(&side)[2], const float(&s)[2]) {
-            float results[2];
+    stage.fetch(place, tile);
+    copies.load(place);
+    stage.wait();
+    typename Place::Row y[kRows];
+    FiniteCheck<Element> check;
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              const float2 map = maps[pair + i];
-              const float scaled = map.x * s[i];
-              const float z = scaled + map.y;
-              if constexpr (kDerived) {
-                results[i] = relu6_of_copy(z, side[i], derivatives(j, pair + i) != 0.0F);
-              } else {
-                // z of a split channel has the sign of its side.
-                results[i] = kWay == Way::kSplitRelu ? z : activated(z, side[i], backward.slope);
-              }
-              check.add(results[i]);
-            }
-            y[j].set_pair(pair, results[0], results[1]);
-            if constexpr (kWay == Way::kSplitRelu && !kDerived) {
-              y[j].rectify_pair(pair);
-            }
-          });
-    };
-    if (way == Way::kSplitRelu) {
-      map_back.template operator()<Way::kSplitRelu>();
-    } else {
-      map_back.template operator()<Way::kAny>();
+    for (int pair = 0; pair < kChannels; pair += 2) {
+      float results[kRows][2];
+      copies.visit(stage, place, pair, [&](int i, const SavedOctet& octet) {
+        const float2 map = maps.of(place, pair + i);
+        // NaN stays, on either side.
+        const uint32_t kept = is_finite(map.x) && is_finite(map.y) ? octet.sides | octet.nans : 0xFFU;
+#pragma unroll
+        for (int j = 0; j < kRows; ++j) {
+          const float scaled = map.x * octet.copies[j];
+          const float z = scaled + map.y;
+          if constexpr (is_smooth(kFunction)) {
+            results[j][i] = activate<kFunction>(z).y;
+          } else if constexpr (kFunction == ActivationFunction::kReLU6) {
+            results[j][i] = relu6_of_copy(z, octet.is_above(j), octet.passes_gradient(j));
+          } else {
+            const bool is_kept = ((kept >> j) & 1U) != 0;
+            results[j][i] = is_kept ? z : kBelow == Below::kFlat ? 0.0F : backward.slope * z;
+          }
+        }
+      });
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) {
+        y[j].set_pair(pair, results[j][0], results[j][1]);
+        check.add(y[j], pair);
+      }
     }
     if (!check.all_finite()) {
       make_nans_canonical(y);
@@ -138,42 +166,70 @@ __global__ void __launch_bounds__(kBlockThreads, kOutputBlocks)
 
 cudaError_t norm_act_input_gradient(const NormActBackward& backward, const NormActGradient* channels, void* grad_input,
                                     void* grad_sum, cudaStream_t stream) {
+  const int64_t rows = backward.layout.rows;
+  const int64_t count = backward.layout.channels;
+  if (rows == 0 || count == 0) {
+    return cudaSuccess;
+  }
   const bool vectors =
-      has_vectors(backward.layout, backward.grad, backward.second_grad, backward.x, grad_input, grad_sum);
+      has_vectors(count, backward.type, backward.grad, backward.second_grad, backward.x, grad_input, grad_sum);
+  cudaError_t error = cudaSuccess;
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
-    with_flags(
-        [&]<bool kVectors, bool kSecond, bool kFromX, bool kSum, bool kDerived>() {
-          if constexpr (kVectors || !(kSecond || kSum)) {
-            const SplitTiles tiles =
-                tiles_of_device(backward.layout, kGradientBlocks<Element, kVectors, kSecond, kFromX, kDerived>);
-            if (tiles.blocks() != 0) {
-              input_gradient_kernel<Element, kVectors, kSecond, kFromX, kSum, kDerived>
-                  <<<tiles.blocks(), kBlockThreads, 0, stream>>>(Backward<Element>(backward), tiles, channels,
-                                                                 static_cast<Element*>(grad_input),
-                                                                 static_cast<Element*>(grad_sum));
+    const Backward<Element> arguments(backward);
+    with_gradient_function(backward.activation, [&]<ActivationFunction kFunction, Below kBelow>() {
+      with_flags(
+          [&]<bool kVectors, bool kSecond, bool kFromX, bool kSum>() {
+            constexpr bool kCommon = kIsCommon<kVectors, kBelow>;
+            // Nothing is added behind a smooth activation's norm: no sum.
+            if constexpr ((kCommon || !(kSecond || kSum)) && !(is_smooth(kFunction) && kSum)) {
+              const ColumnTiles tiles = tiles_of_device(rows, count, backward.type,
+                                                        kGradientBlocks<kCommon, kSecond, kFromX, kSum> * kMostThreads);
+              const auto kernel = input_gradient_kernel<Element, kVectors, kFunction, kBelow, kSecond, kFromX, kSum>;
+              const int bytes = SavedStage<ColumnPlace<Element, kVectors>>::bytes(tiles, arguments);
+              error = allow_shared_memory(kernel, bytes);
+              if (error == cudaSuccess) {
+                kernel<<<tiles.blocks(), tiles.threads(), bytes, stream>>>(
+                    arguments, tiles, channels, static_cast<Element*>(grad_input), static_cast<Element*>(grad_sum));
+              }
             }
-          }
-        },
-        vectors, vectors && backward.second_grad != nullptr, backward.x != nullptr, vectors && grad_sum != nullptr,
-        has_derivatives(backward));
+          },
+          vectors, vectors && kBelow == Below::kFlat && backward.second_grad != nullptr, backward.x != nullptr,
+          vectors && kBelow == Below::kFlat && grad_sum != nullptr);
+    });
   });
-  return cudaGetLastError();
+  return error != cudaSuccess ? error : cudaGetLastError();
 }
 
 cudaError_t norm_act_output(const NormActBackward& backward, const DecodeMap* channels, void* y, cudaStream_t stream) {
-  const SplitTiles tiles = tiles_of_device(backward.layout, kOutputBlocks);
-  if (tiles.blocks() == 0) {
+  const int64_t rows = backward.layout.rows;
+  const int64_t count = backward.layout.channels;
+  if (rows == 0 || count == 0) {
     return cudaSuccess;
   }
+  const ColumnTiles tiles = tiles_of_device(rows, count, backward.type, kOutputBlocks * kMostThreads);
+  cudaError_t error = cudaSuccess;
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
-    with_flags(
-        [&]<bool kVectors, bool kDerived>() {
-          output_kernel<Element, kVectors, kDerived><<<tiles.blocks(), kBlockThreads, 0, stream>>>(
-              Backward<Element>(backward), tiles, channels, static_cast<Element*>(y));
-        },
-        has_vectors(backward.layout, y), has_derivatives(backward));
+    const Backward<Element> arguments(backward);
+    const auto launch = [&]<ActivationFunction kFunction, Below kBelow>() {
+      with_flags(
+          [&]<bool kVectors>() {
+            const auto kernel = output_kernel<Element, kVectors, kFunction, kBelow>;
+            const int bytes = SavedStage<ColumnPlace<Element, kVectors>>::bytes(tiles, arguments);
+            error = allow_shared_memory(kernel, bytes);
+            if (error == cudaSuccess) {
+              kernel<<<tiles.blocks(), tiles.threads(), bytes, stream>>>(arguments, tiles, channels,
+                                                                         static_cast<Element*>(y));
+            }
+          },
+          has_vectors(count, backward.type, y));
+    };
+    if (backward.activation.function == ActivationFunction::kReLU6) {
+      launch.template operator()<ActivationFunction::kReLU6, Below::kFlat>();
+    } else {
+      with_gradient_function(backward.activation, launch);
+    }
   });
-  return cudaGetLastError();
+  return error != cudaSuccess ? error : cudaGetLastError();
 }
 
 }  // namespace actnn::cuda

@@ -1,65 +1,89 @@
 #include "actnn/cuda/norm_act.h"
 #include "actnn/cuda/norm_act_channels.h"
 #include "src/cuda/channel_sums.cuh"
-#include "src/cuda/lane_copies.cuh"
-#include "src/cuda/split_tiles.cuh"
+#include "src/cuda/column_copies.cuh"
 #include "src/cuda/store_channels.cuh"
 
 namespace actnn::cuda {
 namespace {
 
-/// Blocks of a multiprocessor, as many as have the registers for a tile.
-template <class Element, bool kVectors, bool kSecond, bool kFromX, bool kDerived>
-constexpr int kSumsBlocks = sizeof(Element) == sizeof(float) || !kVectors || kSecond || kFromX || kDerived ? 2 : 3;
+/// Blocks of 256 threads of a multiprocessor, as many as have the registers for a tile.
+template <bool kCommon, bool kSecond, bool kFromX>
+constexpr int kSumsBlocks = 2;
 
-template <class Element, bool kVectors, bool kSecond, bool kFromX, bool kDerived>
-__global__ void __launch_bounds__(kBlockThreads, kSumsBlocks<Element, kVectors, kSecond, kFromX, kDerived>)
-    sums_kernel(const Backward<Element> backward, const SplitTiles tiles, const DecodeMap* channels,
+/// Kernels without vectors or with a slope are rare: they ask at run time what there is, so that there are fewer of
+/// them.
+template <bool kVectors, Below kBelow>
+constexpr bool kIsCommon = kVectors&& kBelow == Below::kFlat;
+
+template <class Element, bool kVectors, ActivationFunction kFunction, Below kBelow, bool kSecond, bool kFromX>
+__global__ void __launch_bounds__(kMostThreads, kSumsBlocks<kIsCommon<kVectors, kBelow>, kSecond, kFromX>)
+    sums_kernel(const Backward<Element> backward, const ColumnTiles tiles, const DecodeMap* channels,
                 const PartialSums partial) {
-  using Place = SplitPlace<Element, kVectors>;
-  using Copies = LaneCopies<Element, kVectors, kFromX>;
-  __shared__ WarpSums of_warps;
+  using Copies = ColumnCopies<Element, kVectors, kFromX>;
+  using Place = typename Copies::Place;
+  constexpr int kChannels = Place::kChannels;
+  extern __shared__ uint4 shared[];
+  __shared__ BlockSums of_block;
   __shared__ typename Copies::Table table;
+  __shared__ ChannelTable<float2> maps;
   Place place(tiles);
-  // Kernels without vectors are rare: they ask at run time, so that there are fewer of them to compile.
-  const bool has_second = kVectors ? kSecond : backward.second_grad != nullptr;
-  table.load(backward, place);
-  const uint32_t linear = Copies::linear_channels(channels, place);
-  const Way way = way_of<kDerived>(backward, linear);
-  ThreadSums sums;
+  constexpr bool kMaySecond = kSecond || !kIsCommon<kVectors, kBelow>;
+  const bool has_second = kMaySecond && backward.second_grad != nullptr;
+  table.load(backward, tiles);
+  if constexpr (is_smooth(kFunction)) {
+    maps.load(tiles, [&](int64_t channel) { return make_float2(channels[channel].a, channels[channel].b); });
+  }
+  SavedStage<Place> stage(reinterpret_cast<uint8_t*>(shared), tiles, backward);
+  Copies copies(backward, table, linear_channels(channels, place));
+  ThreadSums<kChannels> sums;
   // Backwards, so that the next kernel, which begins at the front, meets what is still in the cache.
   const int64_t steps = ceil_div(tiles.tiles - tiles.part(), tiles.parts);
   for (int64_t step = steps - 1; step >= 0; --step) {
-    place.move(tiles.part() + step * tiles.parts);
-    typename Place::Row grad[kLaneRows];
-    typename Place::Row second[kLaneRows];
+    const int64_t tile = tiles.part() + step * tiles.parts;
+    place.move(tile);
+    stage.fetch(place, tile);
+    typename Place::Row grad[kRows];
+    typename Place::Row second[kMaySecond ? kRows : 1];
     place.template load<false>(backward.grad, grad);
-    if (has_second) {
-      place.template load<false>(backward.second_grad, second);
+    if constexpr (kMaySecond) {
+      if (has_second) {
+        place.template load<false>(backward.second_grad, second);
+      }
     }
-    const auto copies = Copies::template load<false>(backward, place);
-    const auto derivatives = LaneDerivatives<kDerived>::load(backward, place);
-    // All rows exist on the short ways.
-    const auto add = [&]<Way kWay>() {
-      copies.template decode<kWay>(
-          table, derived_anew(linear), [&](int pair, int j, const bool(&side)[2], const float(&s)[2]) {
+    copies.load(place);
+    stage.wait();
+    if (place.rows() < kRows) {
+      place.clear_missing(grad);
+      if constexpr (kMaySecond) {
+        place.clear_missing(second);
+      }
+    }
+    // Of rows that do not exist, nothing is in the stage.
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              float gradient = grad[j][pair + i];
-              if (has_second) {
-                gradient = gradient + second[j][pair + i];
-              }
-              const float dz = derivatives.template gradient<kWay>(backward, gradient, j, pair + i, side[i]);
-              if (kWay != Way::kAny || j < place.rows()) {
-                sums.first[pair + i] += dz;
-                sums.second[pair + i] = __fmaf_rn(dz, s[i], sums.second[pair + i]);
-              }
-            }
-          });
-    };
-    with_way<kFromX>(place.rows() == kLaneRows ? way : Way::kAny, add);
+    for (int pair = 0; pair < kChannels && place.rows() != 0; pair += 2) {
+      copies.visit(stage, place, pair, [&](int i, const SavedOctet& octet) {
+        const int k = pair + i;
+        float2 map = make_float2(0.0F, 0.0F);
+        if constexpr (is_smooth(kFunction)) {
+          map = maps.of(place, k);
+        }
+#pragma unroll
+        for (int j = 0; j < kRows; ++j) {
+          float gradient = grad[j][k];
+          if constexpr (kMaySecond) {
+            gradient = has_second ? gradient + second[j][k] : gradient;
+          }
+          const float scaled = map.x * octet.copies[j];
+          const float dz =
+              gradient_of_z<kFunction, kBelow>(gradient, octet.passes_gradient(j), backward.slope, scaled + map.y);
+          sums.first[k] += dz;
+          sums.second[k] = __fmaf_rn(dz, octet.copies[j], sums.second[k]);
+        }
+      });
+    }
   }
-  of_warps.add(sums, tiles.width());
+  of_block.set(place, sums);
 
   const int64_t channel = channel_of_thread(tiles);
   if (channel < 0) {
@@ -67,9 +91,9 @@ __global__ void __launch_bounds__(kBlockThreads, kSumsBlocks<Element, kVectors, 
   }
   double sum = 0.0;
   double copy_sum = 0.0;
-  for (int warp = 0; warp < kTileWarps; ++warp) {
-    sum += of_warps.first[warp][threadIdx.x];
-    copy_sum += of_warps.second[warp][threadIdx.x];
+  for (int octet_row = 0; octet_row < kTileOctetRows; ++octet_row) {
+    sum += of_block.first[octet_row][threadIdx.x];
+    copy_sum += of_block.second[octet_row][threadIdx.x];
   }
   partial.first(tiles.part(), channel) = static_cast<float>(sum);
   partial.second(tiles.part(), channel) = static_cast<float>(copy_sum);
@@ -92,27 +116,37 @@ __global__ void __launch_bounds__(kJoinThreads) join_sums_kernel(const PartialSu
 template <class Store>
 cudaError_t add_up(const NormActBackward& backward, const DecodeMap* channels, float* scratch, const Store& store,
                    cudaStream_t stream) {
-  const SplitLayout<int64_t>& layout = backward.layout;
-  if (layout.channels == 0) {
+  const int64_t count = backward.layout.channels;
+  if (count == 0) {
     return cudaSuccess;
   }
-  const SplitTiles tiles = tiles_of_sums(layout);
-  const PartialSums partial{scratch, tiles.parts, layout.channels};
+  const ColumnTiles tiles = tiles_of_sums(backward.layout.rows, count, backward.type);
+  const PartialSums partial{scratch, tiles.parts, count};
+  cudaError_t error = cudaSuccess;
   if (tiles.parts != 0) {
-    const bool vectors = has_vectors(layout, backward.grad, backward.second_grad, backward.x);
+    const bool vectors = has_vectors(count, backward.type, backward.grad, backward.second_grad, backward.x);
     with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
-      with_flags(
-          [&]<bool kVectors, bool kSecond, bool kFromX, bool kDerived>() {
-            if constexpr (kVectors || !kSecond) {
-              sums_kernel<Element, kVectors, kSecond, kFromX, kDerived>
-                  <<<tiles.blocks(), kBlockThreads, 0, stream>>>(Backward<Element>(backward), tiles, channels, partial);
-            }
-          },
-          vectors, vectors && backward.second_grad != nullptr, backward.x != nullptr, has_derivatives(backward));
+      const Backward<Element> arguments(backward);
+      with_gradient_function(backward.activation, [&]<ActivationFunction kFunction, Below kBelow>() {
+        with_flags(
+            [&]<bool kVectors, bool kSecond, bool kFromX>() {
+              if constexpr (kIsCommon<kVectors, kBelow> || !kSecond) {
+                const auto kernel = sums_kernel<Element, kVectors, kFunction, kBelow, kSecond, kFromX>;
+                const int bytes = SavedStage<ColumnPlace<Element, kVectors>>::bytes(tiles, arguments);
+                error = allow_shared_memory(kernel, bytes);
+                if (error == cudaSuccess) {
+                  kernel<<<tiles.blocks(), tiles.threads(), bytes, stream>>>(arguments, tiles, channels, partial);
+                }
+              }
+            },
+            vectors, vectors && kBelow == Below::kFlat && backward.second_grad != nullptr, backward.x != nullptr);
+      });
     });
   }
-  join_sums_kernel<<<blocks_for(layout.channels, kSlicedChannels), join_threads(tiles.parts), 0, stream>>>(partial,
-                                                                                                           store);
+  if (error != cudaSuccess) {
+    return error;
+  }
+  join_sums_kernel<<<blocks_for(count, kSlicedChannels), join_threads(tiles.parts), 0, stream>>>(partial, store);
   return cudaGetLastError();
 }
 

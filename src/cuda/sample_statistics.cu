@@ -6,8 +6,6 @@
 namespace actnn::cuda {
 namespace {
 
-constexpr int kBlockWarps = kBlockThreads / kWarp;
-
 /// Tiles of 1024 elements that a warp adds up one after the other.
 constexpr int kWarpTiles = 4;
 constexpr int kBlockTiles = kBlockWarps * kWarpTiles;
@@ -123,7 +121,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 /// One warp a sample adds up its parts.
 __global__ void __launch_bounds__(kBlockThreads)
     add_parts_kernel(const double* scratch, int64_t samples, int64_t parts, float* sums) {
-  const int64_t sample = thread_index() / kWarp;
+  const int64_t sample = warp_index();
   if (sample >= samples) {
     return;
   }

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "actnn/core/layout.h"
+#include "actnn/core/rounding.h"
 #include "src/cuda/launch.cuh"
 #include "src/cuda/octet.cuh"
 
@@ -143,6 +144,38 @@ __device__ Range range_of_run(const Element* elements, int64_t begin, int64_t en
     range.largest = max_or_nan(range.largest, __shfl_xor_sync(~0u, range.largest, distance));
   }
   return range;
+}
+
+/// The range of the finite ones among elements [begin, end), found like `range_of_run`.
+template <class Element>
+__device__ GroupRange finite_range_of_run(const Element* elements, int64_t begin, int64_t end, int lanes) {
+  GroupRange range;
+  for (int64_t octet = begin / kOctet + lane_index() % lanes; octet * kOctet < end; octet += lanes) {
+    const AnyOctet<Element> values(elements, octet, end);
+#pragma unroll
+    for (int k = 0; k < kOctet; ++k) {
+      range.add(values[k]);
+    }
+  }
+  for (int distance = lanes / 2; distance > 0; distance /= 2) {
+    range.smallest = fminf(range.smallest, __shfl_xor_sync(~0u, range.smallest, distance));
+    range.largest = fmaxf(range.largest, __shfl_xor_sync(~0u, range.largest, distance));
+  }
+  return range;
+}
+
+/// What a group's grid is chosen by, found like `range_of_run`: groups are read a second time only if a group of the
+/// warp has elements that are not finite.
+template <class Element>
+__device__ GroupRange group_range(const Element* elements, int64_t begin, int64_t end, int lanes) {
+  const Range range = range_of_run(elements, begin, end, lanes);
+  GroupRange result{range.smallest, range.largest, is_finite(range.smallest) && is_finite(range.largest)};
+  if (__any_sync(~0u, !result.all_finite)) {
+    const GroupRange finite = finite_range_of_run(elements, begin, end, lanes);
+    result.smallest = finite.smallest;
+    result.largest = finite.largest;
+  }
+  return result;
 }
 
 }  // namespace actnn::cuda

@@ -6,7 +6,6 @@
 
 #include "actnn/core/norm_act.h"
 #include "actnn/core/scalar_types.h"
-#include "actnn/core/sign_split.h"
 #include "actnn/cuda/norm_act.h"
 
 /// \file
@@ -44,9 +43,9 @@ struct BatchStatistics {
   float momentum;       ///< share of this batch in running statistics; negative: 1 / `batches`, then not null
 };
 
-/// `channel_moments` and `norm_act_channels` with one launch fewer. `layout.rows` is not 0; `scratch` as for
+/// `channel_moments` and `norm_act_channels` with one launch fewer. `rows` is not 0; `scratch` as for
 /// `channel_moments`.
-cudaError_t batch_norm_channels(const void* x, ElementType type, const SplitLayout<int64_t>& layout, float* scratch,
+cudaError_t batch_norm_channels(const void* x, ElementType type, int64_t rows, int64_t channels, float* scratch,
                                 const BatchStatistics& statistics, NormActChannel* forward, DecodeMap* decode,
                                 float* rstd, cudaStream_t stream);
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "actnn/core/layout.h"
+#include "actnn/core/rounding.h"
 #include "actnn/core/scalar_types.h"
 #include "actnn/cuda/random.h"
 
@@ -25,7 +26,7 @@ struct QuantizeArguments {
   int bits;            ///< 1..8
   uint8_t* packed;     ///< out: packed_bytes(count, bits, group_size)
   RandomSource random;
-  bool stochastic;  ///< false: round to nearest, `random` unused
+  Rounding rounding;  ///< `kNearest`: `random` is unused, and counts as zeros
 };
 
 cudaError_t quantize(const QuantizeArguments& arguments, cudaStream_t stream);

@@ -9,9 +9,13 @@ namespace {
 using cpu::as_elements;
 using cpu::kElementTypes;
 using cpu::random_values;
-using Layout = SplitLayout<int64_t>;
 
-constexpr Layout kLayouts[] = {{2, 1}, {7, 3}, {130, 16}, {65, 24}, {9, 100}, {3000, 64}, {517, 2048}};
+struct Shape {
+  int64_t rows;
+  int64_t channels;
+};
+
+constexpr Shape kShapes[] = {{2, 1}, {7, 3}, {130, 16}, {65, 24}, {9, 100}, {3000, 64}, {517, 2048}};
 constexpr float kEps = 1e-3F;
 
 template <class T>
@@ -37,34 +41,35 @@ void expect_equal(const ForwardCoefficients& actual, const ForwardCoefficients& 
 }
 
 /// Normalizes a batch after `batches` others in two steps and in one. `parameters`: whether there are weight and bias.
-void compare_batch(const Layout& layout, ElementType type, float momentum, int64_t batches, bool parameters) {
-  SCOPED_TRACE(testing::Message() << layout.rows << " x " << layout.channels << ", momentum " << momentum);
-  const GpuBytes x(as_elements(random_values(layout.rows * layout.channels, 4, false), type));
-  const GpuArray<float> weight(random_values(layout.channels, 5, false));
-  const GpuArray<float> bias(random_values(layout.channels, 6, false));
-  const GpuArray<float> scratch(norm_act_scratch(layout));
+void compare_batch(const Shape& shape, ElementType type, float momentum, int64_t batches, bool parameters) {
+  SCOPED_TRACE(testing::Message() << shape.rows << " x " << shape.channels << ", momentum " << momentum);
+  const GpuBytes x(as_elements(random_values(shape.rows * shape.channels, 4, false), type));
+  const GpuArray<float> weight(random_values(shape.channels, 5, false));
+  const GpuArray<float> bias(random_values(shape.channels, 6, false));
+  const GpuArray<float> scratch(norm_act_scratch(shape.rows, shape.channels, type));
   const float* weights = parameters ? weight.data() : nullptr;
   const float* biases = parameters ? bias.data() : nullptr;
 
-  const GpuArray<float> mean(layout.channels);
-  const GpuArray<float> variance(layout.channels);
-  const ForwardCoefficients expected(layout.channels);
-  check(channel_moments(x.as<void>(), type, layout, scratch.data(), mean.data(), variance.data(), nullptr));
+  const GpuArray<float> mean(shape.channels);
+  const GpuArray<float> variance(shape.channels);
+  const ForwardCoefficients expected(shape.channels);
+  check(channel_moments(x.as<void>(), type, shape.rows, shape.channels, scratch.data(), mean.data(), variance.data(),
+                        nullptr));
   check(norm_act_channels({.mean = mean.data(),
                            .variance = variance.data(),
                            .weight = weights,
                            .bias = biases,
                            .eps = kEps,
                            .has_kink = true,
-                           .channels = layout.channels},
+                           .channels = shape.channels},
                           expected.forward.data(), expected.decode.data(), expected.rstd.data(), nullptr));
 
-  const std::vector<float> running_means = random_values(layout.channels, 7, false);
-  const std::vector<float> running_variances = random_values(layout.channels, 8, false);
+  const std::vector<float> running_means = random_values(shape.channels, 7, false);
+  const std::vector<float> running_variances = random_values(shape.channels, 8, false);
   const GpuArray<float> running_mean(running_means);
   const GpuArray<float> running_var(running_variances);
   const GpuArray<int64_t> count(std::vector<int64_t>{batches});
-  const ForwardCoefficients actual(layout.channels);
+  const ForwardCoefficients actual(shape.channels);
   BatchStatistics statistics{.weight = weights,
                              .bias = biases,
                              .eps = kEps,
@@ -74,15 +79,15 @@ void compare_batch(const Layout& layout, ElementType type, float momentum, int64
                              .batches = count.data(),
                              .momentum = momentum};
   const auto run = [&] {
-    check(batch_norm_channels(x.as<void>(), type, layout, scratch.data(), statistics, actual.forward.data(),
-                              actual.decode.data(), actual.rstd.data(), nullptr));
+    check(batch_norm_channels(x.as<void>(), type, shape.rows, shape.channels, scratch.data(), statistics,
+                              actual.forward.data(), actual.decode.data(), actual.rstd.data(), nullptr));
   };
   run();
   expect_equal(actual, expected);
   EXPECT_EQ(count.read(), std::vector<int64_t>{batches + 1});
 
   const float share = momentum < 0.0F ? static_cast<float>(1.0 / static_cast<double>(batches + 1)) : momentum;
-  const auto rows = static_cast<double>(layout.rows);
+  const auto rows = static_cast<double>(shape.rows);
   const std::vector<float> means = mean.read();
   const std::vector<float> variances = variance.read();
   std::vector<float> expected_means;
@@ -108,9 +113,9 @@ using NormActChannelsOf = GpuTestOf<ElementType>;
 INSTANTIATE_TEST_SUITE_P(All, NormActChannelsOf, testing::ValuesIn(kElementTypes));
 
 TEST_P(NormActChannelsOf, AreFoundInOneStepAsInTwo) {
-  for (const Layout layout : kLayouts) {
-    compare_batch(layout, GetParam(), 0.1F, 0, true);
-    compare_batch(layout, GetParam(), 0.75F, 3, false);
+  for (const Shape shape : kShapes) {
+    compare_batch(shape, GetParam(), 0.1F, 0, true);
+    compare_batch(shape, GetParam(), 0.75F, 3, false);
   }
 }
 
@@ -120,40 +125,39 @@ TEST_P(NormActChannelsOf, UpdateCumulativeAverages) {
 }
 
 TEST_P(NormActChannelsOf, HaveGradientsInOneStepAsInTwo) {
-  for (const Layout layout : kLayouts) {
-    for (const int64_t count : {int64_t{0}, layout.rows}) {
-      SCOPED_TRACE(testing::Message() << layout.rows << " x " << layout.channels << ", count " << count);
+  for (const Shape shape : kShapes) {
+    for (const int64_t count : {int64_t{0}, shape.rows}) {
+      SCOPED_TRACE(testing::Message() << shape.rows << " x " << shape.channels << ", count " << count);
       std::vector<NormActChannel> of_x;
       std::vector<DecodeMap> inverses;
-      const std::vector<float> weights = random_values(layout.channels, 5, false);
+      const std::vector<float> weights = random_values(shape.channels, 5, false);
       for (const float weight : weights) {
         of_x.push_back(forward_channel(0.1F, 1.5F, weight, 0.3F, false));
         inverses.push_back(decode_map(weight, 0.3F, false));
       }
-      const GpuBytes x(as_elements(random_values(layout.rows * layout.channels, 4, false), GetParam()));
-      const GpuBytes grad(as_elements(random_values(layout.rows * layout.channels, 6, false), GetParam()));
+      const GpuBytes x(as_elements(random_values(shape.rows * shape.channels, 4, false), GetParam()));
+      const GpuBytes grad(as_elements(random_values(shape.rows * shape.channels, 6, false), GetParam()));
       const GpuArray<NormActChannel> channels_of_x(of_x);
       const GpuArray<DecodeMap> decode(inverses);
       const GpuArray<float> weight(weights);
       const GpuArray<float> rstd(std::vector<float>(weights.size(), 1.5F));
-      const GpuArray<float> scratch(norm_act_scratch(layout));
+      const GpuArray<float> scratch(norm_act_scratch(shape.rows, shape.channels, GetParam()));
       const NormActBackward backward{.packed = nullptr,
-                                     .bits = 0,
+                                     .layout = {shape.rows, shape.channels},
                                      .grad = grad.as<void>(),
                                      .second_grad = nullptr,
                                      .type = GetParam(),
-                                     .layout = layout,
-                                     .slope = 1.0F,
+                                     .activation = {},
                                      .x = x.as<void>(),
                                      .channels_of_x = channels_of_x.data()};
 
-      const GpuArray<float> sums(layout.channels);
-      const GpuArray<float> copy_sums(layout.channels);
+      const GpuArray<float> sums(shape.channels);
+      const GpuArray<float> copy_sums(shape.channels);
       check(norm_act_sums(backward, decode.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
       const auto gradients_of = [&](auto&& compute) {
-        const GpuArray<NormActGradient> gradients(layout.channels);
-        const GpuArray<float> grad_weight(layout.channels);
-        const GpuArray<float> grad_bias(layout.channels);
+        const GpuArray<NormActGradient> gradients(shape.channels);
+        const GpuArray<float> grad_weight(shape.channels);
+        const GpuArray<float> grad_bias(shape.channels);
         check(compute(gradients.data(), grad_weight.data(), grad_bias.data()));
         return std::vector{bytes_of(gradients), bytes_of(grad_weight), bytes_of(grad_bias)};
       };
@@ -164,7 +168,7 @@ TEST_P(NormActChannelsOf, HaveGradientsInOneStepAsInTwo) {
                                    .weight = weight.data(),
                                    .rstd = rstd.data(),
                                    .count = count,
-                                   .channels = layout.channels},
+                                   .channels = shape.channels},
                                   gradients, grad_weight, grad_bias, nullptr);
       });
       const auto in_one_step = gradients_of([&](NormActGradient* gradients, float* grad_weight, float* grad_bias) {

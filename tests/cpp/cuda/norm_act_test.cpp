@@ -12,12 +12,17 @@ namespace {
 using cpu::as_elements;
 using cpu::kElementTypes;
 using cpu::random_values;
-using Layout = SplitLayout<int64_t>;
+using Layout = ColumnLayout<int64_t>;
 
-/// Every number of lanes side by side, octets and groups that are not whole, strips of 1, 2 and 4 channel blocks.
-constexpr Layout kLayouts[] = {{1, 1},     {7, 3},    {33, 8},     {130, 16},  {65, 24}, {19, 40},
-                               {130, 64},  {9, 100},  {6, 256},    {5, 320},   {70, 24}, {40, 129},
-                               {3000, 64}, {500, 12}, {1000, 256}, {517, 2048}};
+/// Rows and channels of a matrix.
+struct Shape {
+  int64_t rows;
+  int64_t channels;
+};
+
+/// Octets, words, groups and tiles that are not whole, strips of every width, more strips than one.
+constexpr Shape kShapes[] = {{1, 1},   {7, 3},   {33, 8},  {130, 16}, {65, 24},   {19, 40},  {130, 64},   {9, 100},
+                             {6, 256}, {5, 320}, {70, 24}, {40, 129}, {3000, 64}, {500, 12}, {1000, 256}, {517, 2048}};
 
 /// Channels of every kind: weights of both signs, tiny ones, 0; kinks near, far, and on either side. Or all of one
 /// kind, which kernels treat by themselves.
@@ -46,21 +51,26 @@ struct Channels {
 };
 
 struct Problem {
-  Layout layout;
+  Shape shape;
   ElementType type;
-  int bits = 3;
-  float slope = 0.0F;
+  int bits = 3;  ///< of codes
+  FusedActivation activation = {ActivationFunction::kLeakyReLU, 0.0F};
+  int64_t group_rows = kDefaultGroupRows;
   bool residual = false;
   bool second = false;
   bool keeps_below = true;
-  bool stochastic = true;
+  Rounding rounding = Rounding::kDithered;
   bool special = false;  ///< with infinities and NaNs
   size_t offset = 0;     ///< elements of memory before each matrix
   Kinds kinds = Kinds::kAll;
   float scale = 1.0F;
 
+  Layout layout() const { return {shape.rows, shape.channels, group_rows, bits, mask_count(activation.function)}; }
+  int64_t pieces() const { return cpu::column_pieces(layout()); }
+  bool saves() const { return layout().bits != 0 || layout().masks != 0; }
+
   std::vector<uint8_t> elements(unsigned seed) const {
-    std::vector<float> values = random_values(layout.rows * layout.channels, seed, special && seed == 3);
+    std::vector<float> values = random_values(shape.rows * shape.channels, seed, special && seed == 3);
     for (float& value : values) {
       value *= scale;
     }
@@ -71,24 +81,34 @@ struct Problem {
 
 constexpr RandomState kRandom{.seed = 7, .offset = 3};
 
+/// Header, and zeros between parameters and codes, are not written by the CPU's kernels.
+std::vector<uint8_t> empty_packed(const Layout& layout, const RandomState& random, Rounding rounding) {
+  std::vector<uint8_t> packed(static_cast<size_t>(layout.bytes()));
+  const PackedHeader header = PackedHeader::of(rounding == Rounding::kNearest ? RandomState{} : random, rounding);
+  std::memcpy(packed.data(), &header, sizeof header);
+  return packed;
+}
+
 std::vector<uint8_t> forward_of_cpu(const Problem& problem, const Channels& channels, std::vector<uint8_t>& y) {
   const std::vector<uint8_t> x = problem.elements(3);
   const std::vector<uint8_t> residual = problem.elements(5);
-  std::vector<uint8_t> packed(problem.bits == 0 ? 0 : static_cast<size_t>(problem.layout.bytes(problem.bits)));
+  std::vector<uint8_t> packed;
+  if (problem.saves()) {
+    packed = empty_packed(problem.layout(), kRandom, problem.rounding);
+  }
   y.resize(x.size());
   cpu::norm_act({.x = x.data(),
                  .residual = problem.residual ? residual.data() : nullptr,
                  .y = y.data(),
                  .type = problem.type,
-                 .layout = problem.layout,
+                 .layout = problem.layout(),
                  .channels = channels.forward.data(),
-                 .slope = problem.slope,
-                 .bits = problem.bits,
+                 .activation = problem.activation,
                  .keeps_below = problem.keeps_below,
-                 .packed = packed.data(),
+                 .packed = problem.saves() ? packed.data() : nullptr,
                  .random = kRandom,
-                 .stochastic = problem.stochastic},
-                0, problem.layout.groups());
+                 .rounding = problem.rounding},
+                0, problem.pieces());
   return packed;
 }
 
@@ -96,7 +116,9 @@ void expect_near(const std::vector<float>& actual, const std::vector<double>& ex
                  const std::vector<double>& magnitudes) {
   for (size_t c = 0; c < actual.size(); ++c) {
     if (std::isfinite(expected[c])) {
-      EXPECT_NEAR(actual[c], expected[c], 2e-6 * magnitudes[c]) << "channel " << c;
+      // Copies may be too large for float16, in which magnitudes are judged.
+      const double allowed = std::isfinite(magnitudes[c]) ? 2e-6 * magnitudes[c] : 1e-5 * std::abs(expected[c]);
+      EXPECT_NEAR(actual[c], expected[c], allowed) << "channel " << c;
     } else {
       EXPECT_FALSE(std::isfinite(actual[c])) << "channel " << c;
     }
@@ -124,20 +146,19 @@ std::vector<float> copies_of(const Problem& problem, const std::vector<uint8_t>&
   }
   std::vector<uint8_t> copies(problem.elements(3).size());
   cpu::norm_act_output({.packed = packed.data(),
-                        .bits = problem.bits,
+                        .layout = problem.layout(),
                         .grad = nullptr,
                         .second_grad = nullptr,
                         .type = problem.type,
-                        .layout = problem.layout,
-                        .slope = 1.0F},
-                       channels.data(), copies.data(), 0, problem.layout.groups());
+                        .activation = {ActivationFunction::kIdentity}},
+                       channels.data(), copies.data(), 0, problem.pieces());
   return floats_of(copies, problem.type);
 }
 
 /// Sums of the magnitudes of what the CPU adds up, which bound the errors of sums.
 void magnitudes_of_sums(const Problem& problem, const std::vector<float>& g, const std::vector<float>& h,
                         const std::vector<float>& copies, std::vector<double>& sums, std::vector<double>& copy_sums) {
-  const auto count = static_cast<size_t>(problem.layout.channels);
+  const auto count = static_cast<size_t>(problem.shape.channels);
   sums.assign(count, 1e-30);
   copy_sums.assign(count, 1e-30);
   for (size_t i = 0; i < g.size(); ++i) {
@@ -161,12 +182,15 @@ void compare_gradients(const Problem& problem, const Backwards& backwards, const
   std::vector<uint8_t> expected(grad.size());
   std::vector<uint8_t> expected_sum(grad.size());
   cpu::norm_act_input_gradient(backwards.on_cpu, channels.gradient.data(), expected.data(), expected_sum.data(), 0,
-                               problem.layout.groups());
+                               problem.pieces());
 
   const GpuBytes result(grad.size(), problem.shift());
   const GpuBytes sum(grad.size(), problem.shift());
   check(norm_act_input_gradient(backwards.on_gpu, gradient.data(), result.as<void>(), nullptr, nullptr));
   ASSERT_EQ(result.read(), expected);
+  if (is_smooth(problem.activation.function)) {
+    return;  // nothing is added behind it
+  }
   check(norm_act_input_gradient(backwards.on_gpu, gradient.data(), result.as<void>(), sum.as<void>(), nullptr));
   ASSERT_EQ(result.read(), expected);
   ASSERT_EQ(sum.read(), expected_sum);
@@ -182,15 +206,15 @@ void compare_gradients(const Problem& problem, const Backwards& backwards, const
 }
 
 void compare_sums(const Problem& problem, const Backwards& backwards, const Channels& channels) {
-  const auto count = static_cast<size_t>(problem.layout.channels);
+  const auto count = static_cast<size_t>(problem.shape.channels);
   std::vector<double> expected_sums(count);
   std::vector<double> expected_copy_sums(count);
-  cpu::norm_act_sums(backwards.on_cpu, channels.decode.data(), 0, problem.layout.row_blocks(), expected_sums.data(),
+  cpu::norm_act_sums(backwards.on_cpu, channels.decode.data(), 0, problem.layout().blocks(), expected_sums.data(),
                      expected_copy_sums.data());
   const GpuArray<DecodeMap> decode(channels.decode);
-  const GpuArray<float> scratch(norm_act_scratch(problem.layout));
-  const GpuArray<float> sums(problem.layout.channels);
-  const GpuArray<float> copy_sums(problem.layout.channels);
+  const GpuArray<float> scratch(norm_act_scratch(problem.shape.rows, problem.shape.channels, problem.type));
+  const GpuArray<float> sums(problem.shape.channels);
+  const GpuArray<float> copy_sums(problem.shape.channels);
   check(norm_act_sums(backwards.on_gpu, decode.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
   std::vector<double> magnitudes;
   std::vector<double> copy_magnitudes;
@@ -219,7 +243,7 @@ std::vector<float> copies_of_input(const std::vector<float>& x, const std::vecto
 }
 
 void compare_forward(const Problem& problem) {
-  const Channels channels(problem.layout.channels, problem.kinds);
+  const Channels channels(problem.shape.channels, problem.kinds);
   std::vector<uint8_t> expected_y;
   const std::vector<uint8_t> expected = forward_of_cpu(problem, channels, expected_y);
 
@@ -232,14 +256,13 @@ void compare_forward(const Problem& problem) {
                   .residual = problem.residual ? residual.as<void>() : nullptr,
                   .y = y.as<void>(),
                   .type = problem.type,
-                  .layout = problem.layout,
+                  .layout = problem.layout(),
                   .channels = forward_channels.data(),
-                  .slope = problem.slope,
-                  .bits = problem.bits,
+                  .activation = problem.activation,
                   .keeps_below = problem.keeps_below,
-                  .packed = packed.as<uint8_t>(),
+                  .packed = problem.saves() ? packed.as<uint8_t>() : nullptr,
                   .random = {.shift = kRandom},
-                  .stochastic = problem.stochastic},
+                  .rounding = problem.rounding},
                  nullptr));
   ASSERT_EQ(y.read(), expected_y);
   ASSERT_EQ(packed.read(), expected);
@@ -247,15 +270,17 @@ void compare_forward(const Problem& problem) {
 
 /// All passes, on the CPU and on the GPU.
 void compare(const Problem& problem) {
-  SCOPED_TRACE(testing::Message() << problem.layout.rows << " x " << problem.layout.channels << ", " << problem.bits
-                                  << " bits, type " << static_cast<int>(problem.type) << ", slope " << problem.slope
-                                  << ", offset " << problem.offset);
+  SCOPED_TRACE(testing::Message() << problem.shape.rows << " x " << problem.shape.channels << ", " << problem.bits
+                                  << " bits, type " << static_cast<int>(problem.type) << ", function "
+                                  << static_cast<int>(problem.activation.function) << ", slope "
+                                  << problem.activation.slope << ", groups of " << problem.group_rows << ", offset "
+                                  << problem.offset);
   compare_forward(problem);
-  if (problem.bits == 0 || testing::Test::HasFatalFailure()) {
+  if (testing::Test::HasFatalFailure()) {
     return;
   }
 
-  const Channels channels(problem.layout.channels, problem.kinds);
+  const Channels channels(problem.shape.channels, problem.kinds);
   std::vector<uint8_t> expected_y;
   const std::vector<uint8_t> expected = forward_of_cpu(problem, channels, expected_y);
   const GpuBytes packed(expected);
@@ -267,28 +292,29 @@ void compare(const Problem& problem) {
   const GpuBytes gpu_grad(grad, problem.shift());
   const GpuBytes gpu_second(second, problem.shift());
   Backwards backwards{.on_cpu = {.packed = expected.data(),
-                                 .bits = problem.bits,
+                                 .layout = problem.layout(),
                                  .grad = grad.data(),
                                  .second_grad = problem.second ? second.data() : nullptr,
                                  .type = problem.type,
-                                 .layout = problem.layout,
-                                 .slope = problem.slope},
+                                 .activation = problem.activation},
                       .on_gpu = {.packed = packed.as<uint8_t>(),
-                                 .bits = problem.bits,
+                                 .layout = problem.layout(),
                                  .grad = gpu_grad.as<void>(),
                                  .second_grad = problem.second ? gpu_second.as<void>() : nullptr,
                                  .type = problem.type,
-                                 .layout = problem.layout,
-                                 .slope = problem.slope},
-                      .copies = copies_of(problem, expected, channels.decode)};
-  const GpuArray<DecodeMap> decode(channels.decode);
-  const GpuBytes result(grad.size(), problem.shift());
-  std::vector<uint8_t> expected_result(grad.size());
-  cpu::norm_act_output(backwards.on_cpu, channels.decode.data(), expected_result.data(), 0, problem.layout.groups());
-  check(norm_act_output(backwards.on_gpu, decode.data(), result.as<void>(), nullptr));
-  ASSERT_EQ(result.read(), expected_result);
-  compare_gradients(problem, backwards, channels);
-  compare_sums(problem, backwards, channels);
+                                 .activation = problem.activation},
+                      .copies = {}};
+  if (problem.bits != 0) {
+    backwards.copies = copies_of(problem, expected, channels.decode);
+    const GpuArray<DecodeMap> decode(channels.decode);
+    const GpuBytes result(grad.size(), problem.shift());
+    std::vector<uint8_t> expected_result(grad.size());
+    cpu::norm_act_output(backwards.on_cpu, channels.decode.data(), expected_result.data(), 0, problem.pieces());
+    check(norm_act_output(backwards.on_gpu, decode.data(), result.as<void>(), nullptr));
+    ASSERT_EQ(result.read(), expected_result);
+    compare_gradients(problem, backwards, channels);
+    compare_sums(problem, backwards, channels);
+  }
 
   backwards.on_cpu.x = input.data();
   backwards.on_cpu.channels_of_x = channels.forward.data();
@@ -297,7 +323,7 @@ void compare(const Problem& problem) {
   backwards.copies = copies_of_input(floats_of(input, problem.type), channels.forward);
   compare_gradients(problem, backwards, channels);
   compare_sums(problem, backwards, channels);
-  if (problem.slope == 1.0F) {
+  if (problem.layout().masks == 0) {
     backwards.on_cpu.packed = nullptr;
     backwards.on_gpu.packed = nullptr;
     compare_gradients(problem, backwards, channels);
@@ -308,40 +334,58 @@ void compare(const Problem& problem) {
 using NormAct = GpuTestOf<ElementType>;
 INSTANTIATE_TEST_SUITE_P(All, NormAct, testing::ValuesIn(kElementTypes));
 
+constexpr FusedActivation kRelu{ActivationFunction::kLeakyReLU, 0.0F};
+constexpr FusedActivation kLeaky{ActivationFunction::kLeakyReLU, 0.1F};
+constexpr FusedActivation kIdentity{ActivationFunction::kIdentity};
+constexpr FusedActivation kRelu6{ActivationFunction::kReLU6};
+constexpr FusedActivation kSilu{ActivationFunction::kSiLU};
+constexpr FusedActivation kHardswish{ActivationFunction::kHardswish};
+
+Kinds kinds_of(const FusedActivation& activation) {
+  return has_kink(activation.function) ? Kinds::kAll : Kinds::kLinear;
+}
+
 TEST_P(NormAct, GivesTheBytesOfTheCpu) {
-  int bits = 2;
-  for (const Layout layout : kLayouts) {
-    for (const float slope : {0.0F, 0.1F}) {
-      compare({.layout = layout, .type = GetParam(), .bits = bits, .slope = slope});
-      bits = bits == 8 ? 2 : bits + 1;
+  int bits = 1;
+  for (const Shape shape : kShapes) {
+    for (const FusedActivation activation : {kRelu, kLeaky, kIdentity, kRelu6, kSilu, kHardswish}) {
+      compare(
+          {.shape = shape, .type = GetParam(), .bits = bits, .activation = activation, .kinds = kinds_of(activation)});
+      bits = bits == 7 ? 1 : bits + 1;
     }
   }
 }
 
 TEST_P(NormAct, TakesEveryBitWidthAndKindOfInput) {
-  for (const Layout layout : {Layout{130, 64}, Layout{65, 24}, Layout{19, 43}}) {
-    for (int bits = 2; bits <= 8; ++bits) {
+  for (const Shape shape : {Shape{130, 64}, Shape{665, 24}, Shape{19, 43}}) {
+    for (int bits = 1; bits <= 7; ++bits) {
       for (const bool residual : {false, true}) {
         for (const bool keeps_below : {false, true}) {
-          compare({.layout = layout,
+          compare({.shape = shape,
                    .type = GetParam(),
                    .bits = bits,
-                   .slope = keeps_below ? 0.2F : 0.0F,
+                   .activation = keeps_below ? kLeaky : kRelu,
+                   .group_rows = bits % 3 == 0   ? 64
+                                 : bits % 3 == 1 ? 128
+                                                 : 256,
                    .residual = residual,
                    .second = residual,
                    .keeps_below = keeps_below,
-                   .stochastic = bits != 5});
+                   .rounding = bits == 5   ? Rounding::kNearest
+                               : bits == 6 ? Rounding::kStochastic
+                                           : Rounding::kDithered});
         }
       }
     }
+    compare({.shape = shape, .type = GetParam(), .bits = 8, .activation = kIdentity, .kinds = Kinds::kLinear});
   }
 }
 
 TEST_P(NormAct, TakesChannelsOfOneKind) {
-  for (const Layout layout : {Layout{130, 64}, Layout{65, 24}, Layout{19, 43}, Layout{3001, 256}}) {
+  for (const Shape shape : {Shape{130, 64}, Shape{65, 24}, Shape{19, 43}, Shape{3001, 256}}) {
     for (const bool keeps_below : {false, true}) {
       for (const bool special : {false, true}) {
-        compare({.layout = layout,
+        compare({.shape = shape,
                  .type = GetParam(),
                  .residual = !keeps_below,
                  .second = !keeps_below,
@@ -351,7 +395,8 @@ TEST_P(NormAct, TakesChannelsOfOneKind) {
       }
     }
     for (const bool special : {false, true}) {
-      compare({.layout = layout, .type = GetParam(), .slope = 1.0F, .special = special, .kinds = Kinds::kLinear});
+      compare(
+          {.shape = shape, .type = GetParam(), .activation = kIdentity, .special = special, .kinds = Kinds::kLinear});
     }
   }
 }
@@ -360,42 +405,48 @@ TEST_P(NormAct, TakesNumbersOfAnySize) {
   for (const float scale : {1e36F, 1e30F, 1e-4F, 1e-30F, 1e-38F}) {
     for (const Kinds kinds : {Kinds::kAll, Kinds::kSplit}) {
       SCOPED_TRACE(scale);
-      compare_forward({.layout = {300, 64}, .type = GetParam(), .residual = true, .kinds = kinds, .scale = scale});
+      compare_forward({.shape = {300, 64}, .type = GetParam(), .residual = true, .kinds = kinds, .scale = scale});
     }
   }
 }
 
 TEST_P(NormAct, WalksOverMatricesLargerThanTheGrid) {
-  for (const Layout layout : {Layout{70'001, 64}, Layout{40'000, 136}, Layout{20'011, 257}}) {
+  for (const Shape shape : {Shape{270'001, 64}, Shape{140'000, 136}, Shape{70'011, 257}}) {
     for (const bool second : {false, true}) {
-      compare({.layout = layout, .type = GetParam(), .residual = second, .second = second});
+      compare({.shape = shape, .type = GetParam(), .residual = second, .second = second});
     }
   }
 }
 
-TEST_P(NormAct, KeepsNothingWithoutBits) {
-  for (const Layout layout : {Layout{70'001, 64}, Layout{19, 43}}) {
-    compare({.layout = layout, .type = GetParam(), .bits = 0, .residual = true});
+TEST_P(NormAct, KeepsMasksOrNothingWithoutBits) {
+  for (const Shape shape : {Shape{70'001, 64}, Shape{19, 43}}) {
+    for (const FusedActivation activation : {kRelu, kRelu6, kIdentity}) {
+      compare({.shape = shape, .type = GetParam(), .bits = 0, .activation = activation, .residual = true});
+    }
+    compare({.shape = shape, .type = GetParam(), .bits = 0, .activation = kSilu, .kinds = Kinds::kLinear});
   }
 }
 
 TEST_P(NormAct, TakesTensorsThatBeginAnywhere) {
   for (const size_t offset : {1, 2, 3, 4, 8}) {
-    compare({.layout = {70, 48}, .type = GetParam(), .residual = true, .second = true, .offset = offset});
+    compare({.shape = {70, 48}, .type = GetParam(), .residual = true, .second = true, .offset = offset});
   }
 }
 
-TEST_P(NormAct, MarksGroupsThatAreNotFinite) {
-  for (const Layout layout : {Layout{3000, 64}, Layout{70, 24}, Layout{300, 7}}) {
-    for (const float slope : {0.0F, 0.1F}) {
+TEST_P(NormAct, KeepsElementsThatAreNotFiniteAlone) {
+  for (const Shape shape : {Shape{3000, 64}, Shape{70, 24}, Shape{300, 7}}) {
+    for (const FusedActivation activation : {kRelu, kLeaky, kRelu6, kSilu}) {
       for (const bool keeps_below : {false, true}) {
-        compare({.layout = layout,
-                 .type = GetParam(),
-                 .bits = 4,
-                 .slope = slope,
-                 .residual = slope == 0.0F,
-                 .keeps_below = keeps_below,
-                 .special = true});
+        for (const int bits : {1, 4}) {
+          compare({.shape = shape,
+                   .type = GetParam(),
+                   .bits = bits,
+                   .activation = activation,
+                   .residual = activation.function == ActivationFunction::kLeakyReLU && activation.slope == 0.0F,
+                   .keeps_below = keeps_below,
+                   .special = true,
+                   .kinds = kinds_of(activation)});
+        }
       }
     }
   }
@@ -404,20 +455,17 @@ TEST_P(NormAct, MarksGroupsThatAreNotFinite) {
 TEST_P(NormAct, DoesNothingWithoutRows) {
   const GpuArray<float> mean(std::vector<float>{1, 2, 3});
   const GpuArray<float> variance(std::vector<float>{1, 2, 3});
-  const Layout layout{0, 3};
-  EXPECT_EQ(norm_act_scratch(layout), 0);
-  check(channel_moments(nullptr, GetParam(), layout, nullptr, mean.data(), variance.data(), nullptr));
+  EXPECT_EQ(norm_act_scratch(0, 3, GetParam()), 0);
+  check(channel_moments(nullptr, GetParam(), 0, 3, nullptr, mean.data(), variance.data(), nullptr));
   EXPECT_EQ(mean.read(), std::vector<float>(3, 0.0F));
   EXPECT_EQ(variance.read(), std::vector<float>(3, 0.0F));
   NormActForward forward{};
   forward.type = GetParam();
-  forward.layout = layout;
-  forward.bits = 3;
+  forward.layout = {0, 3, kDefaultGroupRows, 3, 0};
   check(norm_act(forward, nullptr));
   NormActBackward backward{};
   backward.type = GetParam();
-  backward.layout = layout;
-  backward.bits = 3;
+  backward.layout = forward.layout;
   check(norm_act_sums(backward, nullptr, nullptr, mean.data(), variance.data(), nullptr));
   EXPECT_EQ(mean.read(), std::vector<float>(3, 0.0F));
   check(norm_act_input_gradient(backward, nullptr, nullptr, nullptr, nullptr));
@@ -425,16 +473,16 @@ TEST_P(NormAct, DoesNothingWithoutRows) {
 }
 
 TEST_P(NormAct, MomentsAreThoseOfTheRows) {
-  for (const Layout layout : kLayouts) {
+  for (const Shape shape : kShapes) {
     for (const float offset : {0.0F, 1000.0F}) {
-      SCOPED_TRACE(testing::Message() << layout.rows << " x " << layout.channels << " around " << offset);
-      std::vector<float> values = random_values(layout.rows * layout.channels, 4, false);
+      SCOPED_TRACE(testing::Message() << shape.rows << " x " << shape.channels << " around " << offset);
+      std::vector<float> values = random_values(shape.rows * shape.channels, 4, false);
       for (float& value : values) {
         value += offset;
       }
       values[0] = 0.0F;  // far from the others
       const std::vector<uint8_t> elements = as_elements(values, GetParam());
-      const auto count = static_cast<size_t>(layout.channels);
+      const auto count = static_cast<size_t>(shape.channels);
       std::vector<double> expected_mean(count);
       std::vector<double> expected_variance(count);
       with_element_type(GetParam(), [&]<class Element>(Element /*tag*/) {
@@ -443,21 +491,21 @@ TEST_P(NormAct, MomentsAreThoseOfTheRows) {
           Element element;
           std::memcpy(&element, elements.data() + i * sizeof element, sizeof element);
           numbers[i] = to_float(element);
-          expected_mean[i % count] += numbers[i] / static_cast<double>(layout.rows);
+          expected_mean[i % count] += numbers[i] / static_cast<double>(shape.rows);
         }
         for (size_t i = 0; i < numbers.size(); ++i) {
           const double distance = numbers[i] - expected_mean[i % count];
-          expected_variance[i % count] += distance * distance / static_cast<double>(layout.rows);
+          expected_variance[i % count] += distance * distance / static_cast<double>(shape.rows);
         }
       });
       for (const size_t shift : {0, 1}) {
         const GpuBytes x(elements, shift * static_cast<size_t>(element_size(GetParam())));
-        const GpuArray<float> scratch(norm_act_scratch(layout));
-        const GpuArray<float> mean(layout.channels);
-        const GpuArray<float> variance(layout.channels);
+        const GpuArray<float> scratch(norm_act_scratch(shape.rows, shape.channels, GetParam()));
+        const GpuArray<float> mean(shape.channels);
+        const GpuArray<float> variance(shape.channels);
         const auto run = [&] {
-          check(
-              channel_moments(x.as<void>(), GetParam(), layout, scratch.data(), mean.data(), variance.data(), nullptr));
+          check(channel_moments(x.as<void>(), GetParam(), shape.rows, shape.channels, scratch.data(), mean.data(),
+                                variance.data(), nullptr));
           return std::pair(mean.read(), variance.read());
         };
         const auto [means, variances] = run();

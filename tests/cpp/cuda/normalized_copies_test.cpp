@@ -1,5 +1,3 @@
-#include "actnn/cpu/normalized_copies.h"
-
 #include <cmath>
 
 #include "actnn/cpu/norm_act.h"
@@ -13,24 +11,42 @@ namespace {
 using cpu::as_elements;
 using cpu::kElementTypes;
 using cpu::random_values;
-using Layout = SplitLayout<int64_t>;
+using Layout = ColumnLayout<int64_t>;
+
+struct Shape {
+  int64_t rows;
+  int64_t channels;
+};
 
 constexpr RandomState kRandom{.seed = 7, .offset = 3};
 constexpr RandomState kRandomOfNormalized{.seed = 7, .offset = 4};
 
 /// A sum of a norm and a residual with an activation.
 struct Problem {
-  Layout layout;
+  Shape shape;
   ElementType type;
-  int bits = 3;  ///< 0: nothing is saved of the sum
+  int bits = 3;  ///< of codes; 0: but for the masks, nothing is saved of the sum
   int normalized_bits = 2;
-  float slope = 0.0F;
-  bool stochastic = true;
+  FusedActivation activation = {ActivationFunction::kLeakyReLU, 0.0F};
+  Rounding rounding = Rounding::kDithered;
   bool special = false;
   size_t offset = 0;
 
+  Layout layout() const {
+    return {shape.rows, shape.channels, kDefaultGroupRows, bits, mask_count(activation.function)};
+  }
+  Layout normalized_layout() const { return {shape.rows, shape.channels, kDefaultGroupRows, normalized_bits, 0}; }
+  bool saves() const { return bits != 0 || layout().masks != 0; }
+  bool keeps_below() const { return activation.slope != 0.0F; }
+  std::vector<uint8_t> packed(const Layout& of, const RandomState& random) const {
+    std::vector<uint8_t> bytes(static_cast<size_t>(of.bytes()));
+    const PackedHeader header = PackedHeader::of(rounding == Rounding::kNearest ? RandomState{} : random, rounding);
+    std::memcpy(bytes.data(), &header, sizeof header);
+    return bytes;
+  }
+
   std::vector<uint8_t> elements(unsigned seed) const {
-    return as_elements(random_values(layout.rows * layout.channels, seed, special && seed == 3), type);
+    return as_elements(random_values(shape.rows * shape.channels, seed, special && seed == 3), type);
   }
   size_t shift() const { return offset * static_cast<size_t>(element_size(type)); }
 };
@@ -57,40 +73,38 @@ struct Expected {
   std::vector<uint8_t> y;
   std::vector<uint8_t> packed;
   std::vector<uint8_t> normalized;
-  std::vector<uint8_t> both;  ///< values of `normalized` with the sides of `packed`
 
   Expected(const Problem& problem, const Channels& channels)
       : y(problem.elements(3).size()),
-        packed(problem.bits == 0 ? 0 : static_cast<size_t>(problem.layout.bytes(problem.bits))),
-        normalized(static_cast<size_t>(problem.layout.bytes(problem.normalized_bits))),
-        both(static_cast<size_t>(problem.layout.bytes(split_bits(problem.normalized_bits)))) {
+        packed(problem.saves() ? problem.packed(problem.layout(), kRandom) : std::vector<uint8_t>()),
+        normalized(problem.packed(problem.normalized_layout(), kRandomOfNormalized)) {
     const std::vector<uint8_t> x = problem.elements(3);
     const std::vector<uint8_t> residual = problem.elements(5);
-    const int64_t groups = problem.layout.groups();
-    cpu::NormActForward forward{.x = x.data(),
-                                .residual = nullptr,
-                                .y = y.data(),
-                                .type = problem.type,
-                                .layout = problem.layout,
-                                .channels = channels.norm.data(),
-                                .slope = 1.0F,
-                                .bits = split_bits(problem.normalized_bits),
-                                .keeps_below = true,
-                                .packed = both.data(),
-                                .random = kRandomOfNormalized,
-                                .stochastic = problem.stochastic};
-    cpu::norm_act(forward, 0, groups);
-    cpu::drop_sides(both.data(), problem.layout, problem.normalized_bits, normalized.data(), 0, groups);
-    forward.residual = residual.data();
-    forward.channels = channels.sum.data();
-    forward.slope = problem.slope;
-    forward.bits = problem.bits;
-    forward.keeps_below = problem.slope != 0.0F;
-    forward.packed = packed.data();
-    forward.random = kRandom;
-    cpu::norm_act(forward, 0, groups);
-    cpu::add_sides(normalized.data(), packed.empty() ? nullptr : packed.data(), problem.bits, problem.layout,
-                   problem.normalized_bits, both.data(), 0, groups);
+    const int64_t pieces = cpu::column_pieces(problem.layout());
+    cpu::norm_act({.x = x.data(),
+                   .residual = nullptr,
+                   .y = nullptr,
+                   .type = problem.type,
+                   .layout = problem.normalized_layout(),
+                   .channels = channels.norm.data(),
+                   .activation = {},
+                   .keeps_below = true,
+                   .packed = normalized.data(),
+                   .random = kRandomOfNormalized,
+                   .rounding = problem.rounding},
+                  0, pieces);
+    cpu::norm_act({.x = x.data(),
+                   .residual = residual.data(),
+                   .y = y.data(),
+                   .type = problem.type,
+                   .layout = problem.layout(),
+                   .channels = channels.sum.data(),
+                   .activation = problem.activation,
+                   .keeps_below = problem.keeps_below(),
+                   .packed = packed.empty() ? nullptr : packed.data(),
+                   .random = kRandom,
+                   .rounding = problem.rounding},
+                  0, pieces);
   }
 };
 
@@ -106,14 +120,13 @@ void compare_forward(const Problem& problem, const Channels& channels, const Exp
                   .residual = residual.as<void>(),
                   .y = y.as<void>(),
                   .type = problem.type,
-                  .layout = problem.layout,
+                  .layout = problem.layout(),
                   .channels = sum.data(),
-                  .slope = problem.slope,
-                  .bits = problem.bits,
-                  .keeps_below = problem.slope != 0.0F,
-                  .packed = packed.as<uint8_t>(),
+                  .activation = problem.activation,
+                  .keeps_below = problem.keeps_below(),
+                  .packed = problem.saves() ? packed.as<uint8_t>() : nullptr,
                   .random = {.shift = kRandom},
-                  .stochastic = problem.stochastic,
+                  .rounding = problem.rounding,
                   .normalized = {.channels = norm.data(),
                                  .bits = problem.normalized_bits,
                                  .packed = normalized.as<uint8_t>(),
@@ -126,30 +139,30 @@ void compare_forward(const Problem& problem, const Channels& channels, const Exp
 
 void compare_backward(const Problem& problem, const Channels& channels, const Expected& expected) {
   const std::vector<uint8_t> grad = problem.elements(8);
-  const cpu::NormActBackward on_cpu{.packed = expected.both.data(),
-                                    .bits = split_bits(problem.normalized_bits),
+  const cpu::NormActBackward on_cpu{.packed = problem.saves() ? expected.packed.data() : nullptr,
+                                    .layout = problem.layout(),
                                     .grad = grad.data(),
                                     .second_grad = nullptr,
                                     .type = problem.type,
-                                    .layout = problem.layout,
-                                    .slope = problem.slope};
+                                    .activation = problem.activation,
+                                    .normalized = expected.normalized.data(),
+                                    .normalized_bits = problem.normalized_bits};
   const GpuBytes packed(expected.packed);
   const GpuBytes normalized(expected.normalized);
   const GpuBytes gpu_grad(grad, problem.shift());
-  const NormActBackward on_gpu{.packed = problem.bits == 0 ? nullptr : packed.as<uint8_t>(),
-                               .bits = problem.bits,
+  const NormActBackward on_gpu{.packed = problem.saves() ? packed.as<uint8_t>() : nullptr,
+                               .layout = problem.layout(),
                                .grad = gpu_grad.as<void>(),
                                .second_grad = nullptr,
                                .type = problem.type,
-                               .layout = problem.layout,
-                               .slope = problem.slope,
+                               .activation = problem.activation,
                                .normalized = normalized.as<uint8_t>(),
                                .normalized_bits = problem.normalized_bits};
 
   std::vector<uint8_t> expected_input(grad.size());
   std::vector<uint8_t> expected_sum(grad.size());
   cpu::norm_act_input_gradient(on_cpu, channels.gradient.data(), expected_input.data(), expected_sum.data(), 0,
-                               problem.layout.groups());
+                               cpu::column_pieces(problem.layout()));
   const GpuBytes grad_input(grad.size(), problem.shift());
   const GpuBytes grad_sum(grad.size(), problem.shift());
   const GpuArray<NormActGradient> gradient(channels.gradient);
@@ -157,15 +170,15 @@ void compare_backward(const Problem& problem, const Channels& channels, const Ex
   ASSERT_EQ(grad_input.read(), expected_input);
   ASSERT_EQ(grad_sum.read(), expected_sum);
 
-  const auto count = static_cast<size_t>(problem.layout.channels);
+  const auto count = static_cast<size_t>(problem.shape.channels);
   std::vector<double> expected_sums(count);
   std::vector<double> expected_copy_sums(count);
-  cpu::norm_act_sums(on_cpu, channels.decode.data(), 0, problem.layout.row_blocks(), expected_sums.data(),
+  cpu::norm_act_sums(on_cpu, channels.decode.data(), 0, problem.layout().blocks(), expected_sums.data(),
                      expected_copy_sums.data());
   const GpuArray<DecodeMap> decode(channels.decode);
-  const GpuArray<float> scratch(norm_act_scratch(problem.layout));
-  const GpuArray<float> sums(problem.layout.channels);
-  const GpuArray<float> copy_sums(problem.layout.channels);
+  const GpuArray<float> scratch(norm_act_scratch(problem.shape.rows, problem.shape.channels, problem.type));
+  const GpuArray<float> sums(problem.shape.channels);
+  const GpuArray<float> copy_sums(problem.shape.channels);
   check(norm_act_sums(on_gpu, decode.data(), scratch.data(), sums.data(), copy_sums.data(), nullptr));
   for (size_t c = 0; c < count; ++c) {
     if (problem.special && !std::isfinite(expected_copy_sums[c])) {
@@ -173,16 +186,16 @@ void compare_backward(const Problem& problem, const Channels& channels, const Ex
       continue;
     }
     // Elements are of magnitude 10 at most.
-    const double rows = static_cast<double>(problem.layout.rows);
+    const double rows = static_cast<double>(problem.shape.rows);
     EXPECT_NEAR(sums.read()[c], expected_sums[c], 2e-5 * rows);
     EXPECT_NEAR(copy_sums.read()[c], expected_copy_sums[c], 2e-4 * rows);
   }
 }
 
 void compare(const Problem& problem) {
-  SCOPED_TRACE(testing::Message() << problem.layout.rows << " x " << problem.layout.channels << ", " << problem.bits
-                                  << " and " << problem.normalized_bits << " bits, slope " << problem.slope);
-  const Channels channels(problem.layout.channels);
+  SCOPED_TRACE(testing::Message() << problem.shape.rows << " x " << problem.shape.channels << ", " << problem.bits
+                                  << " and " << problem.normalized_bits << " bits, slope " << problem.activation.slope);
+  const Channels channels(problem.shape.channels);
   const Expected expected(problem, channels);
   compare_forward(problem, channels, expected);
   if (!testing::Test::HasFatalFailure()) {
@@ -193,41 +206,44 @@ void compare(const Problem& problem) {
 using NormalizedCopies = GpuTestOf<ElementType>;
 INSTANTIATE_TEST_SUITE_P(All, NormalizedCopies, testing::ValuesIn(kElementTypes));
 
+constexpr FusedActivation kRelu{ActivationFunction::kLeakyReLU, 0.0F};
+constexpr FusedActivation kLeaky{ActivationFunction::kLeakyReLU, 0.1F};
+
 TEST_P(NormalizedCopies, AreThoseOfTheCpu) {
-  for (const Layout layout : {Layout{1, 1}, {7, 3}, {33, 8}, {130, 16}, {65, 24}, {19, 43}, {130, 64}, {1000, 256}}) {
-    for (const float slope : {0.0F, 0.1F}) {
-      compare({.layout = layout, .type = GetParam(), .slope = slope});
+  for (const Shape shape : {Shape{1, 1}, {7, 3}, {33, 8}, {130, 16}, {265, 24}, {19, 43}, {530, 64}, {1000, 256}}) {
+    for (const FusedActivation activation : {kRelu, kLeaky}) {
+      compare({.shape = shape, .type = GetParam(), .activation = activation});
     }
   }
 }
 
 TEST_P(NormalizedCopies, TakeEveryBitWidth) {
-  for (int bits = 2; bits <= kMaxBits; ++bits) {
-    for (int normalized_bits = 2; normalized_bits <= kMostNormalizedBits; ++normalized_bits) {
-      compare({.layout = {130, 64},
+  for (int bits = 0; bits < kMaxBits; ++bits) {
+    for (int normalized_bits = 1; normalized_bits <= kMaxBits; ++normalized_bits) {
+      compare({.shape = {130, 64},
                .type = GetParam(),
                .bits = bits,
                .normalized_bits = normalized_bits,
-               .stochastic = bits != 4});
+               .rounding = bits == 4 ? Rounding::kNearest : Rounding::kDithered});
     }
   }
 }
 
 TEST_P(NormalizedCopies, AreKeptWithoutOthers) {
-  for (const Layout layout : {Layout{130, 64}, Layout{19, 43}}) {
-    compare({.layout = layout, .type = GetParam(), .bits = 0, .slope = 1.0F});
+  for (const Shape shape : {Shape{130, 64}, Shape{19, 43}}) {
+    compare({.shape = shape, .type = GetParam(), .bits = 0, .activation = {}});
   }
 }
 
 TEST_P(NormalizedCopies, TakeMatricesLargerThanTheGridAndTensorsThatBeginAnywhere) {
-  compare({.layout = {70'001, 64}, .type = GetParam()});
-  compare({.layout = {20'011, 257}, .type = GetParam()});
-  compare({.layout = {70, 48}, .type = GetParam(), .offset = 1});
+  compare({.shape = {270'001, 64}, .type = GetParam()});
+  compare({.shape = {70'011, 257}, .type = GetParam()});
+  compare({.shape = {70, 48}, .type = GetParam(), .offset = 1});
 }
 
-TEST_P(NormalizedCopies, MarkGroupsThatAreNotFinite) {
-  for (const Layout layout : {Layout{3000, 64}, Layout{300, 7}}) {
-    compare({.layout = layout, .type = GetParam(), .special = true});
+TEST_P(NormalizedCopies, KeepElementsThatAreNotFiniteAlone) {
+  for (const Shape shape : {Shape{3000, 64}, Shape{300, 7}}) {
+    compare({.shape = shape, .type = GetParam(), .special = true});
   }
 }
 

@@ -1,4 +1,4 @@
-#include <algorithm>
+#include <cstring>
 
 #include "actnn/cpu/quantize.h"
 #include "actnn/cuda/quantize.h"
@@ -20,6 +20,7 @@ struct Case {
   int64_t group_size;
   std::vector<uint8_t> bits;
   int64_t spare = 0;  ///< room beyond what the codes need, in bytes
+  Rounding rounding = Rounding::kDithered;
 
   int64_t samples() const { return static_cast<int64_t>(bits.size()); }
   int64_t groups() const { return group_count(elements, group_size); }
@@ -38,7 +39,8 @@ struct Case {
 
 std::ostream& operator<<(std::ostream& stream, const Case& c) {
   return stream << c.samples() << " samples of " << c.elements << " elements of " << element_size(c.type)
-                << " bytes, groups of " << c.group_size << ", " << c.spare << " spare bytes";
+                << " bytes, groups of " << c.group_size << ", " << c.spare << " spare bytes, rounding "
+                << static_cast<int>(c.rounding);
 }
 
 /// Calls body(sample, its parameters, its codes), both as offsets in the packed bytes.
@@ -46,13 +48,15 @@ template <class Body>
 void for_samples(const Case& c, Body&& body) {
   int64_t codes = codes_offset(c.samples() * c.groups());
   for (int64_t sample = 0; sample < c.samples(); ++sample) {
-    body(sample, sample * c.groups() * static_cast<int64_t>(sizeof(GroupParameters)), codes);
+    body(sample, kHeaderBytes + sample * c.groups() * static_cast<int64_t>(sizeof(GroupParameters)), codes);
     codes += c.codes_of(sample);
   }
 }
 
 std::vector<uint8_t> expected_bytes(const Case& c, const std::vector<uint8_t>& elements) {
   std::vector<uint8_t> packed(c.packed_size());
+  const auto header = PackedHeader::of(c.rounding == Rounding::kNearest ? RandomState{} : kState, c.rounding);
+  std::memcpy(packed.data(), &header, sizeof header);
   for_samples(c, [&](int64_t sample, int64_t parameters, int64_t codes) {
     cpu::reference::quantize_groups({.elements = elements.data() + sample * c.elements * element_size(c.type),
                                      .type = c.type,
@@ -61,9 +65,9 @@ std::vector<uint8_t> expected_bytes(const Case& c, const std::vector<uint8_t>& e
                                      .bits = c.bits[static_cast<size_t>(sample)],
                                      .parameters = packed.data() + parameters,
                                      .codes = packed.data() + codes,
-                                     .random = kState,
-                                     .first_octet = static_cast<uint64_t>(sample * ceil_div(c.elements, kOctet)),
-                                     .stochastic = true},
+                                     .random = header.random(),
+                                     .first_octet = first_octet_of_sample(sample, c.elements),
+                                     .rounding = c.rounding},
                                     0, c.groups());
   });
   return packed;
@@ -71,13 +75,17 @@ std::vector<uint8_t> expected_bytes(const Case& c, const std::vector<uint8_t>& e
 
 std::vector<uint8_t> expected_elements(const Case& c, const std::vector<uint8_t>& packed) {
   std::vector<uint8_t> elements(static_cast<size_t>(c.samples() * c.elements * element_size(c.type)));
+  PackedHeader header;
+  std::memcpy(&header, packed.data(), sizeof header);
   for_samples(c, [&](int64_t sample, int64_t parameters, int64_t codes) {
-    cpu::reference::dequantize_groups({.parameters = packed.data() + parameters,
+    cpu::reference::dequantize_groups({.header = header,
+                                       .parameters = packed.data() + parameters,
                                        .codes = packed.data() + codes,
                                        .count = c.elements,
                                        .group_size = c.group_size,
                                        .bits = c.bits[static_cast<size_t>(sample)],
                                        .type = c.type,
+                                       .first_octet = first_octet_of_sample(sample, c.elements),
                                        .elements = elements.data() + sample * c.elements * element_size(c.type)},
                                       0, c.groups());
   });
@@ -97,7 +105,7 @@ std::vector<uint8_t> quantized(const Case& c, const std::vector<uint8_t>& elemen
        .bits = 0,
        .packed = packed.as<uint8_t>(),
        .random = {.shift = kState},
-       .stochastic = true},
+       .rounding = c.rounding},
       {.bits = bits.as<uint8_t>(), .samples = c.samples(), .room = room, .code_offsets = offsets.data()}, nullptr));
   return packed.read();
 }
@@ -142,6 +150,14 @@ TEST_P(QuantizePerSample, GivesTheBytesOfTheCpu) {
       for (const int64_t samples : {1, 8, 19}) {
         expect_the_bytes_of_the_cpu({GetParam(), elements, group_size, widths(samples)});
       }
+    }
+  }
+}
+
+TEST_P(QuantizePerSample, GivesTheBytesOfTheCpuHoweverItRounds) {
+  for (const Rounding rounding : {Rounding::kStochastic, Rounding::kNearest}) {
+    for (const int64_t elements : {105, 2600}) {
+      expect_the_bytes_of_the_cpu({GetParam(), elements, 256, widths(9), 0, rounding});
     }
   }
 }

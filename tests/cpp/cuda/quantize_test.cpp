@@ -1,5 +1,8 @@
 #include "actnn/cuda/quantize.h"
 
+#include <algorithm>
+#include <cstring>
+
 #include "actnn/cpu/quantize.h"
 #include "tests/cpp/cpu/test_data.h"
 #include "tests/cpp/cuda/gpu_test.h"
@@ -11,35 +14,39 @@ using cpu::as_elements;
 using cpu::kElementTypes;
 using cpu::random_values;
 
-constexpr RandomState kState{0x123456789ABCDEF0, 77};
+/// The header has no room for the offset's highest bit, and without it the same noise is drawn.
+constexpr RandomState kState{0x123456789ABCDEF0, (uint64_t{1} << 63) + 77};
 
 struct Case {
   ElementType type;
   int bits;
   int64_t count;
   int64_t group_size;
-  bool stochastic = true;
+  Rounding rounding = Rounding::kDithered;
   size_t offset = 0;  ///< of the elements in their allocation, in bytes
 };
 
 std::ostream& operator<<(std::ostream& stream, const Case& c) {
   return stream << c.count << " elements of " << element_size(c.type) << " bytes, " << c.bits << " bits, groups of "
-                << c.group_size << (c.stochastic ? "" : ", to nearest") << ", at " << c.offset;
+                << c.group_size << ", rounding " << static_cast<int>(c.rounding) << ", at " << c.offset;
 }
 
-std::vector<uint8_t> expected_bytes(const Case& c, const std::vector<uint8_t>& elements) {
+std::vector<uint8_t> expected_bytes(const Case& c, const std::vector<uint8_t>& elements,
+                                    const RandomState& state = kState) {
   const int64_t groups = group_count(c.count, c.group_size);
   std::vector<uint8_t> packed(static_cast<size_t>(packed_bytes(c.count, c.bits, c.group_size)));
+  const auto header = PackedHeader::of(c.rounding == Rounding::kNearest ? RandomState{} : state, c.rounding);
+  std::memcpy(packed.data(), &header, sizeof header);
   cpu::reference::quantize_groups({.elements = elements.data(),
                                    .type = c.type,
                                    .count = c.count,
                                    .group_size = c.group_size,
                                    .bits = c.bits,
-                                   .parameters = packed.data(),
+                                   .parameters = packed.data() + kHeaderBytes,
                                    .codes = packed.data() + codes_offset(groups),
-                                   .random = kState,
+                                   .random = header.random(),
                                    .first_octet = 0,
-                                   .stochastic = c.stochastic},
+                                   .rounding = c.rounding},
                                   0, groups);
   return packed;
 }
@@ -47,12 +54,16 @@ std::vector<uint8_t> expected_bytes(const Case& c, const std::vector<uint8_t>& e
 std::vector<uint8_t> expected_elements(const Case& c, const std::vector<uint8_t>& packed) {
   const int64_t groups = group_count(c.count, c.group_size);
   std::vector<uint8_t> elements(static_cast<size_t>(c.count * element_size(c.type)));
-  cpu::reference::dequantize_groups({.parameters = packed.data(),
+  PackedHeader header;
+  std::memcpy(&header, packed.data(), sizeof header);
+  cpu::reference::dequantize_groups({.header = header,
+                                     .parameters = packed.data() + kHeaderBytes,
                                      .codes = packed.data() + codes_offset(groups),
                                      .count = c.count,
                                      .group_size = c.group_size,
                                      .bits = c.bits,
                                      .type = c.type,
+                                     .first_octet = 0,
                                      .elements = elements.data()},
                                     0, groups);
   return elements;
@@ -68,7 +79,7 @@ std::vector<uint8_t> quantized(const Case& c, const std::vector<uint8_t>& elemen
                   .bits = c.bits,
                   .packed = packed.as<uint8_t>(),
                   .random = {.shift = kState},
-                  .stochastic = c.stochastic},
+                  .rounding = c.rounding},
                  stream));
   check(cudaStreamSynchronize(stream));
   return packed.read();
@@ -94,6 +105,12 @@ void expect_the_bytes_of_the_cpu(const Case& c, const std::vector<float>& values
   ASSERT_EQ(dequantized(c, packed), expected_elements(c, packed)) << c;
 }
 
+/// The ways to round, or for most cases the usual one.
+std::vector<Rounding> roundings(int64_t count) {
+  return count > 2000 ? std::vector{Rounding::kDithered, Rounding::kStochastic, Rounding::kNearest}
+                      : std::vector{Rounding::kDithered};
+}
+
 using Quantize = GpuTestOf<std::tuple<ElementType, int>>;
 INSTANTIATE_TEST_SUITE_P(All, Quantize, testing::Combine(testing::ValuesIn(kElementTypes), testing::Range(1, 9)));
 
@@ -102,9 +119,28 @@ TEST_P(Quantize, GivesTheBytesOfTheCpu) {
   for (const int64_t group_size : {32, 64, 96, 128, 256, 512, 1024, 2048}) {
     for (const int64_t count : {1, 8, 63, 257, 1024, 2048, 9300}) {
       const bool special = count % 2 == 1;
-      const bool stochastic = count != 2048;
-      expect_the_bytes_of_the_cpu({type, bits, count, group_size, stochastic},
-                                  random_values(count, static_cast<unsigned>(count + bits), special));
+      for (const Rounding rounding : roundings(count)) {
+        expect_the_bytes_of_the_cpu({type, bits, count, group_size, rounding},
+                                    random_values(count, static_cast<unsigned>(count + bits), special));
+      }
+    }
+  }
+}
+
+/// Some groups of a tile have infinities and NaNs, others nothing else, and most neither.
+TEST_P(Quantize, GivesTheBytesOfTheCpuForElementsThatAreNotFinite) {
+  const auto [type, bits] = GetParam();
+  constexpr int64_t kCount = 6000;
+  std::vector<float> values = random_values(kCount, 21, false);
+  const float not_finite[] = {float_of(kInfinityFloat32), -float_of(kInfinityFloat32), float_of(kNanFloat32)};
+  for (size_t i = 0; i < 3; ++i) {
+    values[1500 + 1100 * i] = not_finite[i];
+  }
+  std::fill(values.begin() + 4096, values.begin() + 5120, not_finite[2]);
+  values[4100] = 1.0F;  // a constant group, but for its NaNs
+  for (const int64_t group_size : {32, 96, 128, 256, 512, 1024}) {
+    for (const Rounding rounding : roundings(kCount)) {
+      expect_the_bytes_of_the_cpu({type, bits, kCount, group_size, rounding}, values);
     }
   }
 }
@@ -114,7 +150,7 @@ TEST_P(Quantize, TakesElementsThatBeginAnywhere) {
   for (const int64_t group_size : {32, 96, 256, 1024}) {
     for (const int64_t elements : {1, 2, 3, 4, 7}) {
       expect_the_bytes_of_the_cpu(
-          {type, bits, 2500, group_size, true, static_cast<size_t>(elements * element_size(type))},
+          {type, bits, 2500, group_size, Rounding::kDithered, static_cast<size_t>(elements * element_size(type))},
           random_values(2500, 5, false));
     }
   }
@@ -173,11 +209,55 @@ TEST_F(QuantizeOnce, ReadsItsStateFromDeviceMemoryAndAdvancesIt) {
                   .bits = c.bits,
                   .packed = packed.as<uint8_t>(),
                   .random = {.seed = state.data(), .offset = state.data() + 1, .shift = {kSeedShift, kOffsetShift}},
-                  .stochastic = c.stochastic},
+                  .rounding = c.rounding},
                  nullptr));
   check(advance_random_state(state.data(), nullptr));
   EXPECT_EQ(packed.read(), expected);
   EXPECT_EQ(state.read()[1], static_cast<int64_t>(kState.offset - kOffsetShift + 1));
+}
+
+/// Each replay's codes are decoded with the noise that they were rounded with.
+TEST_F(QuantizeOnce, DrawsFreshNoiseAtEachReplayOfAGraph) {
+  const Case c{ElementType::kBFloat16, 4, 5000, 256};
+  const std::vector<uint8_t> elements = as_elements(random_values(c.count, 1, false), c.type);
+  const GpuBytes input(elements);
+  const GpuBytes packed(static_cast<size_t>(packed_bytes(c.count, c.bits, c.group_size)));
+  const GpuBytes output(elements.size());
+  const GpuArray<int64_t> state(std::vector<int64_t>{3, 10});
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  check(quantize({.elements = input.as<void>(),
+                  .type = c.type,
+                  .count = c.count,
+                  .group_size = c.group_size,
+                  .bits = c.bits,
+                  .packed = packed.as<uint8_t>(),
+                  .random = {.seed = state.data(), .offset = state.data() + 1, .shift = {}},
+                  .rounding = c.rounding},
+                 stream));
+  check(advance_random_state(state.data(), stream));
+  check(dequantize({.packed = packed.as<uint8_t>(),
+                    .count = c.count,
+                    .group_size = c.group_size,
+                    .bits = c.bits,
+                    .type = c.type,
+                    .elements = output.as<void>()},
+                   stream));
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamEndCapture(stream, &graph));
+  cudaGraphExec_t executable = nullptr;
+  check(cudaGraphInstantiate(&executable, graph, 0));
+  for (uint64_t replay = 0; replay < 3; ++replay) {
+    check(cudaGraphLaunch(executable, stream));
+    check(cudaStreamSynchronize(stream));
+    const std::vector<uint8_t> expected = expected_bytes(c, elements, {3, 10 + replay});
+    EXPECT_EQ(packed.read(), expected) << "replay " << replay;
+    EXPECT_EQ(output.read(), expected_elements(c, expected)) << "replay " << replay;
+  }
+  check(cudaGraphExecDestroy(executable));
+  check(cudaGraphDestroy(graph));
+  check(cudaStreamDestroy(stream));
 }
 
 }  // namespace

@@ -1,0 +1,298 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "actnn/core/columns.h"
+#include "src/cuda/launch.cuh"
+#include "src/cuda/octet.cuh"
+#include "src/cuda/vector.cuh"
+
+/// \file
+/// How the threads of a kernel share a matrix of rows x channels in groups of columns (core/columns.h). A thread has 8
+/// rows, an octet, of as many neighbouring channels as a vector holds. A block has a *strip* of up to 8 vectors side by
+/// side and walks over its *tiles* of 256 rows: threads side by side have neighbouring vectors of the same rows, so
+/// that memory is read in runs, and a thread's channels stay the same.
+
+namespace actnn::cuda {
+
+inline constexpr int kRows = static_cast<int>(kOctet);
+inline constexpr int kTileRows = 256;
+inline constexpr int kTileOctetRows = kTileRows / kRows;
+inline constexpr int kMostWidth = 8;
+inline constexpr int kMostThreads = kMostWidth * kTileOctetRows;
+
+/// Channels of a thread.
+template <class Element>
+inline constexpr int kThreadChannels = kVectorElements<Element>;
+
+struct ColumnTiles {
+  int64_t rows;
+  int64_t channels;
+  int thread_channels;
+  int width;       ///< vectors of a strip
+  int64_t strips;  ///< all channels
+  int64_t tiles;   ///< of a strip
+  int64_t parts;   ///< blocks that share the tiles of a strip: part p has tiles p, p + parts, ...
+
+  /// For about `threads` threads in all, each with at most `most_tiles` tiles.
+  ColumnTiles(int64_t matrix_rows, int64_t matrix_channels, ElementType type, int64_t wanted_threads,
+              int64_t most_tiles)
+      : rows(matrix_rows),
+        channels(matrix_channels),
+        thread_channels(static_cast<int>(sizeof(Vector) / element_size(type))),
+        width(1),
+        strips(0),
+        tiles(ceil_div(matrix_rows, int64_t{kTileRows})),
+        parts(0) {
+    if (rows == 0 || channels == 0) {
+      return;
+    }
+    const int64_t vectors = ceil_div(channels, int64_t{thread_channels});
+    strips = ceil_div(vectors, int64_t{kMostWidth});
+    width = static_cast<int>(ceil_div(vectors, strips));
+    const int64_t wanted = std::clamp<int64_t>(wanted_threads / (threads() * strips), 1, tiles);
+    parts = ceil_div(tiles, std::min(ceil_div(tiles, wanted), most_tiles));
+  }
+
+  unsigned threads() const { return static_cast<unsigned>(width * kTileOctetRows); }
+  unsigned blocks() const { return static_cast<unsigned>(strips * parts); }
+  ACTNN_HOST_DEVICE int strip_channels() const { return width * thread_channels; }
+
+  __device__ int64_t strip() const { return blockIdx.x % static_cast<unsigned>(strips); }
+  __device__ int64_t part() const { return blockIdx.x / static_cast<unsigned>(strips); }
+  __device__ int64_t first_channel() const { return strip() * strip_channels(); }
+};
+
+/// As many tiles a block as fill the device once, with so many threads a multiprocessor.
+inline ColumnTiles tiles_of_device(int64_t rows, int64_t channels, ElementType type, int threads_per_multiprocessor) {
+  int device = 0;
+  int multiprocessors = 1;
+  if (cudaGetDevice(&device) == cudaSuccess) {
+    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  }
+  return {rows, channels, type, int64_t{multiprocessors} * threads_per_multiprocessor, INT64_MAX};
+}
+
+/// Whether the rows of the matrices can be loaded and stored as vectors. Null pointers count as aligned.
+template <class... Pointers>
+bool has_vectors(int64_t channels, ElementType type, const Pointers*... matrices) {
+  return channels * element_size(type) % static_cast<int64_t>(sizeof(Vector)) == 0 &&
+         are_aligned(sizeof(Vector), matrices...);
+}
+
+/// The elements of a thread in one row, as they are in memory.
+template <class Element>
+struct RowVector {
+  static constexpr int kChannels = kThreadChannels<Element>;
+  Vector vector;
+
+  __device__ float operator[](int k) const {
+    if constexpr (sizeof(Element) == sizeof(float)) {
+      return float_of(vector.word[k]);
+    } else {
+      const float2 pair = Pair<Element>::to_floats(vector.word[k / 2]);
+      return k % 2 == 0 ? pair.x : pair.y;
+    }
+  }
+
+  /// Sets elements k and k + 1, k even, to rounded results. Their NaNs are not the canonical ones.
+  __device__ void set_pair(int k, float first, float second) {
+    if constexpr (sizeof(Element) == sizeof(float)) {
+      vector.word[k] = bits_of(first);
+      vector.word[k + 1] = bits_of(second);
+    } else {
+      vector.word[k / 2] = Pair<Element>::round(first, second);
+    }
+  }
+
+  /// Makes 0 of what is below 0 in elements k and k + 1; NaNs stay.
+  __device__ void rectify_pair(int k) {
+    if constexpr (sizeof(Element) == sizeof(float)) {
+      vector.word[k] = bits_of(max_or_nan(float_of(vector.word[k]), 0.0F));
+      vector.word[k + 1] = bits_of(max_or_nan(float_of(vector.word[k + 1]), 0.0F));
+    } else {
+      using Native = typename Pair<Element>::Native;
+      vector.word[k / 2] = to_word(__hmax2_nan(from_word<Native>(vector.word[k / 2]), from_word<Native>(0)));
+    }
+  }
+};
+
+/// What kernels know of an activation below its kink: nothing is there, or it is flat; or it has a slope.
+enum class Below { kFlat, kSloped };
+
+template <class Element>
+__device__ void make_nans_canonical(RowVector<Element> (&rows)[kRows]) {
+#pragma unroll
+  for (RowVector<Element>& row : rows) {
+#pragma unroll
+    for (uint32_t& word : row.vector.word) {
+      word = with_canonical_nans<Element>(word);
+    }
+  }
+}
+
+/// Finds out whether results are finite: infinity and NaN times 0 is NaN. Of two results at once, where they are
+/// rounded to 16 bits.
+template <class Element>
+class FiniteCheck {
+ public:
+  __device__ void add(const RowVector<Element>& row, int pair) {
+    if constexpr (sizeof(Element) == sizeof(float)) {
+      sum_ = __fmaf_rn(row[pair], 0.0F, __fmaf_rn(row[pair + 1], 0.0F, sum_));
+    } else {
+      using Native = typename Pair<Element>::Native;
+      words_ = to_word(
+          __hfma2(from_word<Native>(row.vector.word[pair / 2]), from_word<Native>(0), from_word<Native>(words_)));
+    }
+  }
+  __device__ bool all_finite() const { return sum_ == 0.0F && (words_ & ~kHalfSigns) == 0; }
+
+ private:
+  float sum_ = 0.0F;
+  uint32_t words_ = 0;
+};
+
+/// A thread's channels, and its rows of a tile. Where a row or channel does not exist, one that does is loaded in its
+/// place; it is not stored. Without vectors, elements are loaded and stored one by one.
+template <class Element, bool kVectors>
+class ColumnPlace {
+ public:
+  using Row = RowVector<Element>;
+  static constexpr int kChannels = kThreadChannels<Element>;
+
+  __device__ explicit ColumnPlace(const ColumnTiles& tiles)
+      : tiles_(tiles),
+        column_(static_cast<int>(threadIdx.x) % tiles.width),
+        octet_row_(static_cast<int>(threadIdx.x) / tiles.width) {
+    const int64_t own = tiles.first_channel() + column_ * kChannels;
+    channels_ = static_cast<int>(max(int64_t{0}, min(tiles.channels - own, int64_t{kChannels})));
+    channel_ = channels_ != 0 ? own : tiles.first_channel();
+  }
+
+  /// The thread's vector among those of the strip, and its octet of rows among those of the tile.
+  __device__ int column() const { return column_; }
+  __device__ int octet_row() const { return octet_row_; }
+  /// The thread's channels that exist.
+  __device__ int channels() const { return channels_; }
+  /// The channel that is loaded as the k-th.
+  __device__ int64_t channel(int k) const { return channel_ + (kVectors ? k : min(k, max(channels_ - 1, 0))); }
+
+  /// Moves to another tile.
+  __device__ void move(int64_t tile) {
+    row_ = tile * kTileRows + octet_row_ * kRows;
+    rows_ = static_cast<int>(max(int64_t{0}, min(tiles_.rows - row_, int64_t{kRows})));
+  }
+  __device__ int64_t row() const { return row_; }
+  /// The thread's rows that exist.
+  __device__ int rows() const { return rows_; }
+  /// Philox block of the noise of channels k and k + 1, k even.
+  __device__ uint64_t noise_block(int k) const {
+    return static_cast<uint64_t>(row_ / kRows * ((tiles_.channels + 1) / 2) + (channel_ + k) / 2);
+  }
+
+  template <bool kStreaming>
+  __device__ void load(const Element* matrix, Row (&rows)[kRows]) const {
+    const Element* element = matrix + (rows_ != 0 ? row_ : tiles_.rows - 1) * tiles_.channels + channel_;
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      element += 0 < j && j < rows_ ? tiles_.channels : 0;
+      load_row<kStreaming>(element, rows[j]);
+    }
+  }
+
+  /// Zeros in the place of rows that do not exist.
+  __device__ void clear_missing(Row (&rows)[kRows]) const {
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      rows[j] = j < rows_ ? rows[j] : Row{};
+    }
+  }
+
+  /// One row of the thread's channels.
+  __device__ void load_row_at(const Element* matrix, int64_t row, Row& to) const {
+    load_row<false>(matrix + row * tiles_.channels + channel_, to);
+  }
+
+  /// Stores what there is.
+  __device__ void store(const Row (&rows)[kRows], Element* matrix) const {
+    Element* element = matrix + row_ * tiles_.channels + channel_;
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      if (j < rows_) {
+        store_row(rows[j], element);
+      }
+      element += tiles_.channels;
+    }
+  }
+
+ private:
+  template <bool kStreaming>
+  __device__ void load_row(const Element* first, Row& row) const {
+    if constexpr (kVectors) {
+      row.vector = kStreaming ? load_streaming(first) : as_vector(*reinterpret_cast<const uint4*>(first));
+    } else {
+#pragma unroll
+      for (int k = 0; k < kChannels; ++k) {
+        const Element element = first[min(k, max(channels_ - 1, 0))];
+        if constexpr (sizeof(Element) == sizeof(float)) {
+          row.vector.word[k] = bits_of(element);
+        } else if (k % 2 == 0) {
+          row.vector.word[k / 2] = element.bits;
+        } else {
+          row.vector.word[k / 2] |= static_cast<uint32_t>(element.bits) << 16;
+        }
+      }
+    }
+  }
+
+  __device__ void store_row(const Row& row, Element* first) const {
+    if constexpr (kVectors) {
+      if (channels_ != 0) {
+        store_streaming(first, row.vector);
+      }
+    } else {
+#pragma unroll
+      for (int k = 0; k < kChannels; ++k) {
+        if (k < channels_) {
+          if constexpr (sizeof(Element) == sizeof(float)) {
+            first[k] = float_of(row.vector.word[k]);
+          } else {
+            first[k] = {static_cast<uint16_t>(row.vector.word[k / 2] >> (16 * (k % 2)))};
+          }
+        }
+      }
+    }
+  }
+
+  const ColumnTiles& tiles_;
+  int column_;
+  int octet_row_;
+  int64_t channel_;  ///< the first that is loaded
+  int64_t row_ = 0;
+  int channels_;
+  int rows_ = 0;
+};
+
+/// The coefficients of a strip's channels, in shared memory: registers have no room for them beside the elements.
+template <class Coefficients>
+struct ChannelTable {
+  Coefficients coefficients[kMostWidth * sizeof(Vector) / sizeof(uint16_t)];
+
+  /// By `of_channel(channel)`. All threads of the block take part; they must be synchronized before the table is read.
+  template <class OfChannel>
+  __device__ void load(const ColumnTiles& tiles, OfChannel&& of_channel) {
+    for (int c = static_cast<int>(threadIdx.x); c < tiles.strip_channels(); c += static_cast<int>(blockDim.x)) {
+      coefficients[c] = of_channel(min(tiles.first_channel() + c, tiles.channels - 1));
+    }
+  }
+
+  template <class Place>
+  __device__ const Coefficients& of(const Place& place, int k) const {
+    return coefficients[place.column() * Place::kChannels + k];
+  }
+};
+
+}  // namespace actnn::cuda
