@@ -20,6 +20,7 @@
 #include "actnn/memory/observer.h"
 #include "actnn/nn.h"
 #include "actnn/ops/cache.h"
+#include "actnn/ops/columns.h"
 #include "actnn/ops/dropout.h"
 #include "actnn/ops/mask.h"
 #include "actnn/ops/max_pool.h"

@@ -8,9 +8,14 @@
 Importing the package loads libactnn.so, whose operations are `torch.ops.actnn`.
 """
 
+import torch as _torch
+
 from . import _library
 
 _library.load()
+
+FORMAT_VERSION: int = _torch.ops.actnn.format_version()
+"""The version of the packed format (docs/format.md)."""
 
 # These use the operations.
 from . import _fakes as _fakes  # noqa: E402
@@ -71,6 +76,7 @@ from .qscheme import QScheme  # noqa: E402
 from .utils import compute_tensor_bytes, exp_recorder, get_memory_usage  # noqa: E402
 
 __all__ = [
+    "FORMAT_VERSION",
     "QGELU",
     "BlockFit",
     "BlockOptions",

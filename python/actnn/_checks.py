@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16)
+ROUNDINGS = ("dithered", "stochastic", "nearest")
 INTEGER = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -45,6 +46,14 @@ def integer(where: str, name: str, value: Any, low: int, high: int | None = None
     if value < low or (high is not None and value > high):
         raise ValueError(f"{where}: {name} must be {wanted}, got {int(value)}")
     return int(value)
+
+
+def rounding(where: str, value: Any) -> str:
+    """`value` if it is one of the `ROUNDINGS`."""
+    if value not in ROUNDINGS:
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise kind(f'{where}: rounding must be "dithered", "stochastic" or "nearest", got {describe(value)}')
+    return value
 
 
 def switch(where: str, name: str, value: Any) -> bool:

@@ -33,7 +33,8 @@ class Config:
     activation_compression_bits     average bits of a layer, by its `group`
     group_size                      elements that share a range, a positive multiple of 32
     pergroup                        False: one range for a tensor (for a sample, where samples have bits of their own)
-    stochastic                      unbiased random rounding; False: to nearest, which biases gradients
+    rounding                        "dithered": unbiased, the noise subtracted; "stochastic": without subtracting, of
+                                    twice the variance; "nearest": to nearest, which biases gradients
     simulate                        keep the copies in floating point: the same numbers, no memory saved
     enable_quantized_bn             convert batch norms
     adaptive_conv_scheme            bits per sample in convolutions and linear layers
@@ -54,7 +55,8 @@ class Config:
     debug_remove_relu               ReLUs pass their input on
     ==============================  ==================================================================================
 
-    `is_chosen` says whether any flag was set since the configuration was made.
+    `stochastic` is the original's flag for rounding: reading says whether it is random; False sets "nearest", True
+    "dithered" where it was not random. `is_chosen` says whether any flag was set since the configuration was made.
 
     Errors: ValueError for an unknown flag or a value out of range, TypeError for one of a wrong type.
     """
@@ -68,6 +70,11 @@ class Config:
             self._read(name)
         for name, value in flags.items():
             setattr(self, name, value)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether rounding is random."""
+        return self.policy.get_flag("stochastic")
 
     def __setattr__(self, name: str, value: Any) -> None:
         value = _plain(value)
@@ -84,7 +91,7 @@ class Config:
             self.policy.set_flag(name, value)
         except RuntimeError as error:  # torch knows no type for it
             raise TypeError(wrong_type) from error
-        self._read(name)
+        self._read("rounding" if name == "stochastic" else name)
         object.__setattr__(self, "is_chosen", True)  # somebody has set a flag
         if name in ONLY_CUDA and value != getattr(DEFAULT, name, value) and not torch.cuda.is_available():
             say_once(f"actnn: {name} acts on CUDA devices only, and there is none: it is kept, and does nothing here")

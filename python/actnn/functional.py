@@ -34,19 +34,19 @@ class CompressFunctions(TorchFunctionMode):
     Args:
         bits: of a code, 1..8.
         group_size: elements that share a range, a positive multiple of 32.
-        stochastic: unbiased random rounding; False: to nearest, which biases gradients.
+        rounding: "dithered", "stochastic" or "nearest", as in `actnn.Config`.
 
     Raises ValueError for other numbers, TypeError for other types. The noise is from torch's generator of the device.
     """
 
-    def __init__(self, bits: int = 4, group_size: int = 256, stochastic: bool = True) -> None:
+    def __init__(self, bits: int = 4, group_size: int = 256, rounding: str = "dithered") -> None:
         super().__init__()
         bits = _checks.integer("CompressFunctions", "bits", bits, 1, 8)
         if not _checks.is_integer(group_size) or group_size <= 0 or group_size % 32 != 0:
             kind = ValueError if _checks.is_integer(group_size) else TypeError
             raise kind(f"CompressFunctions: group_size must be a positive multiple of 32, got {group_size!r}")
-        stochastic = _checks.switch("CompressFunctions", "stochastic", stochastic)
-        self.quantization = {"bits": bits, "group_size": group_size, "stochastic": stochastic}
+        rounding = _checks.rounding("CompressFunctions", rounding)
+        self.quantization = {"bits": bits, "group_size": group_size, "rounding": rounding}
 
     def __torch_function__(
         self, function: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -68,7 +68,7 @@ class FunctionsOfModel(CompressFunctions):
     """
 
     def __init__(self, config: Any, exact: Iterable[torch.nn.Module] = ()) -> None:
-        super().__init__(config.activation_compression_bits[0], config.group_size, config.stochastic)
+        super().__init__(config.activation_compression_bits[0], config.group_size, config.rounding)
         self.batch_norms = config.enable_quantized_bn
         self.exact = list(exact)
         self._own: frozenset[int] = frozenset()

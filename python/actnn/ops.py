@@ -33,7 +33,7 @@ def _plan(input: Tensor, scheme: QScheme | None) -> dict:
             raise TypeError(f"actnn.ops: scheme must be a QScheme or None, got {_checks.describe(scheme)}")
         return scheme.plan(input)
     flags = config
-    fixed = (8, flags.group_size if flags.pergroup else 0, flags.stochastic, None, 0)
+    fixed = (8, flags.group_size if flags.pergroup else 0, flags.rounding, None, 0)
     return dict(zip(PLAN, (*fixed, flags.compress_activation and flags.training, flags.simulate, False), strict=True))
 
 
@@ -53,10 +53,10 @@ def quantize_activation(input: Tensor, scheme: QScheme | None) -> QuantizedActiv
     elements = input.numel() if sample_bits is None else input.numel() // max(samples, 1)
     group_size = plan["group_size"] or max(32, -(-elements // 32) * 32)
     if sample_bits is None:
-        data = _ops.quantize(input, bits, group_size, plan["stochastic"])
+        data = _ops.quantize(input, bits, group_size, plan["rounding"])
     else:
         room = -(-elements // 8) * plan["total_bits"] + 3 * samples
-        data = _ops.quantize_per_sample(input, sample_bits, room, group_size, plan["stochastic"])
+        data = _ops.quantize_per_sample(input, sample_bits, room, group_size, plan["rounding"])
     quantized = QuantizedActivation(data, sample_bits, bits, group_size, input.stride(), input.dtype, packed=True)
     if plan["simulate"]:
         return quantized._replace(data=dequantize_activation(quantized, input.shape), packed=False)

@@ -185,7 +185,7 @@ class QScheme(metaclass=_OfThePolicy):
         return f"{type(self).__name__}(name={self.name!r}, bits={self.bits:g}, group={self.group})"
 
 
-PLAN = ("bits", "group_size", "stochastic", "sample_bits", "total_bits", "compress", "simulate", "offload")
+PLAN = ("bits", "group_size", "rounding", "sample_bits", "total_bits", "compress", "simulate", "offload")
 """What C++'s plan has, in its order."""
 
 

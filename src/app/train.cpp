@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 
+#include "actnn/core/layout.h"
 #include "src/app/atomic_file.h"
 #include "src/app/checkpoint.h"
 #include "src/app/dataset.h"
@@ -22,6 +23,7 @@ namespace actnn::app {
 namespace {
 
 constexpr int kCheckpointFormat = 1;
+constexpr const char* kPackedFormat = "packed_format";
 
 /// All phases of one run.
 class Run {
@@ -87,6 +89,15 @@ class Run {
         fmt::format("the checkpoint {} was written by another version of actnn train", options_.resume.string()));
   }
 
+  /// Copies in another format have other noise: the run would not go on as it began.
+  void check_packed_format(int version) const {
+    if (version != kFormatVersion) {
+      throw RunError(
+          fmt::format("the checkpoint {} was written with version {} of the packed format, this program has version {}",
+                      options_.resume.string(), version, kFormatVersion));
+    }
+  }
+
   /// Takes over the measurements and the position of the checkpoint; its tensors follow when the phase's model exists.
   void resume() {
     if (!checkpoint_) {
@@ -97,6 +108,7 @@ class Run {
       if (state.at("format") != kCheckpointFormat) {
         throw foreign_checkpoint();
       }
+      check_packed_format(state.value(kPackedFormat, 1));
       if (state.at("data") != data_checksums()) {
         throw RunError(fmt::format("the images in {} are not those that the checkpoint {} was trained on",
                                    data_.string(), options_.resume.string()));
@@ -187,6 +199,7 @@ class Run {
       records[name_of(recorded_phase)] = record;
     }
     write_checkpoint(options_.save, {.state = {{"format", kCheckpointFormat},
+                                               {kPackedFormat, kFormatVersion},
                                                {"settings", settings_},
                                                {"phase", name_of(phase)},
                                                {"data", data_checksums()},

@@ -7,12 +7,12 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "actnn/core/sign_split.h"
 #include "src/autograd/add_act_gradient.h"
 #include "src/autograd/saved_activation.h"
 #include "src/ops/channel_matrix.h"
 #include "src/ops/checks.h"
 #include "src/ops/dispatch.h"
+#include "src/ops/rounding_names.h"
 #include "src/ops/shared_copy.h"
 
 namespace actnn {
@@ -24,18 +24,22 @@ using torch::autograd::variable_list;
 
 constexpr const char* kAddActName = "actnn::add_act";
 
+FusedActivation activation_of(double slope) {
+  return {slope == 1.0 ? ActivationFunction::kIdentity : ActivationFunction::kLeakyReLU, static_cast<float>(slope)};
+}
+
 struct Added {
   at::Tensor y;  ///< matrix
   at::Tensor packed;
   at::Tensor decode;
 };
 
-Added add(const at::Tensor& input, const at::Tensor& residual, double slope, SplitPacking packing,
+Added add(const at::Tensor& input, const at::Tensor& residual, double slope, NormActPacking packing,
           const OptionalTensor& rng_state) {
   const at::Tensor x = as_matrix(input);
   auto [channels, decode] = sum_channels(std::nullopt, x);
   packing.keeps_below = slope != 0.0;
-  auto [y, packed] = norm_act(x, as_matrix(residual), channels, slope, packing, rng_state);
+  auto [y, packed] = norm_act(x, as_matrix(residual), channels, activation_of(slope), packing, rng_state);
   return {std::move(y), std::move(packed), std::move(decode)};
 }
 
@@ -44,14 +48,14 @@ class AddAct : public torch::autograd::Function<AddAct> {
   static constexpr bool is_traceable = true;
 
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& residual, double slope,
-                            const SplitPacking& packing, const OptionalTensor& rng_state) {
+                            const NormActPacking& packing, const OptionalTensor& rng_state) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     const Added added = add(input, residual, slope, packing, state_for(rng_state, input));
     ctx->save_for_backward({added.packed, added.decode});
     ctx->saved_data["slope"] = slope;
-    ctx->saved_data["bits"] = packing.bits;
+    ctx->saved_data["bits"] = *packing.bits;
     at::Tensor output = from_matrix(added.y, input.sym_sizes());
-    share_copy(output, {added.packed, added.decode, slope, packing.bits});
+    share_copy(output, {added.packed, added.decode, activation_of(slope), *packing.bits});
     return output;
   }
 
@@ -59,7 +63,8 @@ class AddAct : public torch::autograd::Function<AddAct> {
     refuse_double_backward(kAddActName);
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor grad = as_matrix(grad_outputs[0]);
-    const NormActCopies copies{saved[0], ctx->saved_data["slope"].toDouble(), ctx->saved_data["bits"].toInt()};
+    const NormActCopies copies{saved[0], activation_of(ctx->saved_data["slope"].toDouble()),
+                               ctx->saved_data["bits"].toInt()};
     const at::Tensor grad_sum =
         from_matrix(add_act_gradient(copies, grad, std::nullopt, saved[1]), grad_outputs[0].sym_sizes());
     return {ctx->needs_input_grad(0) ? grad_sum : at::Tensor(),
@@ -70,7 +75,8 @@ class AddAct : public torch::autograd::Function<AddAct> {
   }
 };
 
-void check(const at::Tensor& input, const at::Tensor& residual, int64_t bits, const OptionalTensor& rng_state) {
+NormActPacking check(const at::Tensor& input, const at::Tensor& residual, double negative_slope, int64_t bits,
+                     c10::string_view rounding, const OptionalTensor& rng_state) {
   check_floating(kAddActName, "input", input);
   TORCH_CHECK_VALUE(input.dim() >= 2, kAddActName, ": input must have shape [N, C] or [N, C, ...], got shape ",
                     input.sym_sizes());
@@ -80,33 +86,33 @@ void check(const at::Tensor& input, const at::Tensor& residual, int64_t bits, co
                     ", got ", residual.sym_sizes(), " on ", residual.device());
   TORCH_CHECK_TYPE(residual.scalar_type() == input.scalar_type(), kAddActName,
                    ": residual must have the dtype of input, ", input.scalar_type(), ", got ", residual.scalar_type());
-  TORCH_CHECK_VALUE(bits >= kMinSplitBits && bits <= kMaxBits, kAddActName, ": bits must be in 2..8, got ", bits);
+  TORCH_CHECK_VALUE(bits >= kFewestCopyBits && bits <= kMaxBits, kAddActName, ": bits must be in 2..8, got ", bits);
   check_rng_state(kAddActName, rng_state, input.device());
+  return {.bits = code_bits(activation_of(negative_slope), bits), .rounding = rounding_of(kAddActName, rounding)};
 }
 
 at::Tensor add_act_autograd(const at::Tensor& input, const at::Tensor& residual, double negative_slope, int64_t bits,
-                            bool stochastic, const OptionalTensor& rng_state) {
-  check(input, residual, bits, rng_state);
+                            c10::string_view rounding, const OptionalTensor& rng_state) {
+  const NormActPacking packing = check(input, residual, negative_slope, bits, rounding, rng_state);
   if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(residual))) {
-    return AddAct::apply(input, residual, negative_slope, SplitPacking{.bits = bits, .stochastic = stochastic},
-                         rng_state);
+    return AddAct::apply(input, residual, negative_slope, packing, rng_state);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return from_matrix(add(input, residual, negative_slope, {.bits = 0}, std::nullopt).y, input.sym_sizes());
+  return from_matrix(add(input, residual, negative_slope, {.bits = std::nullopt}, std::nullopt).y, input.sym_sizes());
 }
 
 /// Without autograd (inference mode) nothing is saved.
 at::Tensor add_act_plain(const at::Tensor& input, const at::Tensor& residual, double negative_slope, int64_t bits,
-                         bool /*stochastic*/, const OptionalTensor& rng_state) {
-  check(input, residual, bits, rng_state);
-  return from_matrix(add(input, residual, negative_slope, {.bits = 0}, std::nullopt).y, input.sym_sizes());
+                         c10::string_view rounding, const OptionalTensor& rng_state) {
+  check(input, residual, negative_slope, bits, rounding, rng_state);
+  return from_matrix(add(input, residual, negative_slope, {.bits = std::nullopt}, std::nullopt).y, input.sym_sizes());
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def(
-      "add_act(Tensor input, Tensor residual, float negative_slope=0.0, int bits=3, bool stochastic=True, "
+      "add_act(Tensor input, Tensor residual, float negative_slope=0.0, int bits=3, str rounding='dithered', "
       "Tensor(z!)? rng_state=None) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }
@@ -123,12 +129,11 @@ at::Tensor add_act_gradient(const NormActCopies& copies, const at::Tensor& grad,
   return norm_act_input_gradient(copies, grad, second_grad, numbers);
 }
 
-at::Tensor add_act(const at::Tensor& input, const at::Tensor& residual, double negative_slope,
-                   const SplitPacking& packing, const OptionalTensor& rng_state) {
-  static const auto kOperator =
-      find_op<at::Tensor(const at::Tensor&, const at::Tensor&, double, int64_t, bool, const OptionalTensor&)>(
-          kAddActName);
-  return kOperator.call(input, residual, negative_slope, packing.bits, packing.stochastic, rng_state);
+at::Tensor add_act(const at::Tensor& input, const at::Tensor& residual, double negative_slope, int64_t bits,
+                   Rounding rounding, const OptionalTensor& rng_state) {
+  static const auto kOperator = find_op<at::Tensor(const at::Tensor&, const at::Tensor&, double, int64_t,
+                                                   c10::string_view, const OptionalTensor&)>(kAddActName);
+  return kOperator.call(input, residual, negative_slope, bits, name_of(rounding), rng_state);
 }
 
 }  // namespace actnn

@@ -1,15 +1,16 @@
 #include "src/autograd/arguments.h"
 
 #include "src/ops/checks.h"
+#include "src/ops/rounding_names.h"
 
 namespace actnn {
 
 Quantization check_quantization(const char* op, const at::Tensor& input, int64_t bits, int64_t group_size,
-                                bool stochastic, const std::optional<at::Tensor>& rng_state) {
+                                c10::string_view rounding, const std::optional<at::Tensor>& rng_state) {
   check_bits(op, bits);
   check_group_size(op, group_size);
   check_rng_state(op, rng_state, input.device());
-  return {.bits = bits, .group_size = group_size, .stochastic = stochastic};
+  return {.bits = bits, .group_size = group_size, .rounding = rounding_of(op, rounding)};
 }
 
 void check_parameter(const char* op, const char* argument, const std::optional<at::Tensor>& parameter,

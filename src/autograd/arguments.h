@@ -15,7 +15,7 @@ namespace actnn {
 
 /// The arguments that say how `op` quantizes what it saves of `input`, checked.
 Quantization check_quantization(const char* op, const at::Tensor& input, int64_t bits, int64_t group_size,
-                                bool stochastic, const std::optional<at::Tensor>& rng_state);
+                                c10::string_view rounding, const std::optional<at::Tensor>& rng_state);
 
 /// None, or a floating tensor of shape `size` on the device of `input`. `names` are the shape's letters, "[C]".
 void check_parameter(const char* op, const char* argument, const std::optional<at::Tensor>& parameter,

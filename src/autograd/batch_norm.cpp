@@ -110,7 +110,7 @@ at::Tensor batch_norm_autograd(const at::Tensor& input, const OptionalTensor& we
                                const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                                double momentum, double eps, Arguments... arguments) {
   const BatchNormStatistics statistics{running_mean, running_var, training, momentum, eps};
-  const SaveOptions saving{arguments...};
+  const SaveOptions saving{kBatchNormName, arguments...};
   check_batch_norm(kBatchNormName, input, weight, bias, statistics, saving);
   if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(weight) || wants_grad(bias))) {
     return BatchNorm::apply(input, weight, bias, statistics, saving);
@@ -125,7 +125,7 @@ at::Tensor batch_norm_plain(const at::Tensor& input, const OptionalTensor& weigh
                             const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                             double momentum, double eps, Arguments... arguments) {
   const BatchNormStatistics statistics{running_mean, running_var, training, momentum, eps};
-  check_batch_norm(kBatchNormName, input, weight, bias, statistics, SaveOptions{arguments...});
+  check_batch_norm(kBatchNormName, input, weight, bias, statistics, SaveOptions{kBatchNormName, arguments...});
   return std::get<0>(exact_batch_norm(input, weight, bias, statistics));
 }
 

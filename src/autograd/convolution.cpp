@@ -188,7 +188,7 @@ at::Tensor convolution_autograd(const at::Tensor& input, const at::Tensor& weigh
                                 bool transposed, c10::IntArrayRef output_padding, int64_t groups,
                                 std::optional<bool> cudnn_benchmark, std::optional<int64_t> pipeline_threshold,
                                 Arguments... arguments) {
-  const SaveOptions saving{arguments...};
+  const SaveOptions saving{kConvolutionName, arguments...};
   const ConvolutionExecution execution{cudnn_benchmark, pipeline_threshold};
   const ConvolutionGeometry geometry = check_arguments(
       input, weight, bias, {stride.vec(), padding.vec(), dilation.vec(), transposed, output_padding.vec(), groups},
@@ -212,7 +212,7 @@ at::Tensor convolution_plain(const at::Tensor& input, const at::Tensor& weight, 
       input, weight, bias,
       check_arguments(input, weight, bias,
                       {stride.vec(), padding.vec(), dilation.vec(), transposed, output_padding.vec(), groups},
-                      execution, SaveOptions{arguments...}),
+                      execution, SaveOptions{kConvolutionName, arguments...}),
       execution);
 }
 

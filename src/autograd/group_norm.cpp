@@ -12,6 +12,7 @@
 #include "src/autograd/saved_activation.h"
 #include "src/ops/checks.h"
 #include "src/ops/dispatch.h"
+#include "src/ops/rounding_names.h"
 #include "src/ops/tensors.h"
 
 namespace actnn {
@@ -84,8 +85,8 @@ class GroupNorm : public torch::autograd::Function<GroupNorm> {
 };
 
 at::Tensor group_norm_kernel(const at::Tensor& input, int64_t num_groups, const OptionalTensor& weight,
-                             const OptionalTensor& bias, double eps, int64_t bits, int64_t group_size, bool stochastic,
-                             const OptionalTensor& rng_state) {
+                             const OptionalTensor& bias, double eps, int64_t bits, int64_t group_size,
+                             c10::string_view rounding, const OptionalTensor& rng_state) {
   check_floating(kGroupNormName, "input", input);
   TORCH_CHECK_VALUE(input.dim() >= 2, kGroupNormName, ": input must have shape [N, C] or [N, C, ...], got shape ",
                     input.sym_sizes());
@@ -94,7 +95,7 @@ at::Tensor group_norm_kernel(const at::Tensor& input, int64_t num_groups, const 
                     num_groups);
   check_parameter(kGroupNormName, "weight", weight, "[C]", {input.sym_size(1)}, input);
   check_parameter(kGroupNormName, "bias", bias, "[C]", {input.sym_size(1)}, input);
-  const Quantization quantization = check_quantization(kGroupNormName, input, bits, group_size, stochastic, rng_state);
+  const Quantization quantization = check_quantization(kGroupNormName, input, bits, group_size, rounding, rng_state);
   if (at::GradMode::is_enabled() && wants_gradients(input, weight, bias)) {
     return GroupNorm::apply(input, weight, bias, num_groups, eps, quantization, rng_state);
   }
@@ -109,10 +110,10 @@ const auto& group_norm_op() {
 
 at::Tensor group_norm_autocast(const at::Tensor& input, int64_t num_groups, const OptionalTensor& weight,
                                const OptionalTensor& bias, double eps, int64_t bits, int64_t group_size,
-                               bool stochastic, const OptionalTensor& rng_state) {
+                               c10::string_view rounding, const OptionalTensor& rng_state) {
   const FullPrecision full(input.device().type());
   return group_norm_op().call(full.cast(input), num_groups, full.cast(weight), full.cast(bias), eps, bits, group_size,
-                              stochastic, rng_state);
+                              rounding, rng_state);
 }
 
 }  // namespace
@@ -120,7 +121,7 @@ at::Tensor group_norm_autocast(const at::Tensor& input, int64_t num_groups, cons
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def(
       "group_norm(Tensor input, int num_groups, Tensor? weight=None, Tensor? bias=None, float eps=1e-05, "
-      "int bits=4, int group_size=256, bool stochastic=True, Tensor(a!)? rng_state=None) -> Tensor",
+      "int bits=4, int group_size=256, str rounding='dithered', Tensor(a!)? rng_state=None) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }
 
@@ -132,7 +133,7 @@ at::Tensor group_norm(const at::Tensor& input, int64_t num_groups, const Optiona
                       const OptionalTensor& bias, double eps, const Quantization& quantization,
                       const OptionalTensor& rng_state) {
   return group_norm_op().call(input, num_groups, weight, bias, eps, quantization.bits, quantization.group_size,
-                              quantization.stochastic, rng_state);
+                              name_of(quantization.rounding), rng_state);
 }
 
 }  // namespace actnn

@@ -9,6 +9,7 @@
 #include "src/autograd/arguments.h"
 #include "src/ops/checks.h"
 #include "src/ops/dispatch.h"
+#include "src/ops/rounding_names.h"
 
 namespace actnn {
 namespace {
@@ -40,7 +41,7 @@ void update(const OptionalTensor& running, const OptionalTensor& instances, cons
 at::Tensor instance_norm_kernel(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                                 const OptionalTensor& running_mean, const OptionalTensor& running_var,
                                 bool use_input_stats, double momentum, double eps, int64_t bits, int64_t group_size,
-                                bool stochastic, const OptionalTensor& rng_state) {
+                                c10::string_view rounding, const OptionalTensor& rng_state) {
   check_floating(kInstanceNormName, "input", input);
   TORCH_CHECK_VALUE(input.dim() >= 3, kInstanceNormName,
                     ": input must have shape [N, C, ...] of rank 3 or more, got shape ", input.sym_sizes());
@@ -52,8 +53,7 @@ at::Tensor instance_norm_kernel(const at::Tensor& input, const OptionalTensor& w
   check_parameter(kInstanceNormName, "running_var", running_var, "[C]", {channels}, input);
   TORCH_CHECK_VALUE(use_input_stats || (running_mean.has_value() && running_var.has_value()), kInstanceNormName,
                     ": running_mean and running_var must be given if use_input_stats is false, got none");
-  const Quantization quantization =
-      check_quantization(kInstanceNormName, input, bits, group_size, stochastic, rng_state);
+  const Quantization quantization = check_quantization(kInstanceNormName, input, bits, group_size, rounding, rng_state);
   std::vector<c10::SymInt> size = input.sym_sizes().vec();
   size[0] = 1;
   size[1] = batch * channels;
@@ -74,7 +74,7 @@ at::Tensor instance_norm_kernel(const at::Tensor& input, const OptionalTensor& w
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def(
       "instance_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
-      "bool use_input_stats, float momentum, float eps, int bits=4, int group_size=256, bool stochastic=True, "
+      "bool use_input_stats, float momentum, float eps, int bits=4, int group_size=256, str rounding='dithered', "
       "Tensor(c!)? rng_state=None) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }
@@ -87,7 +87,7 @@ at::Tensor instance_norm(const at::Tensor& input, const OptionalTensor& weight, 
                          const OptionalTensor& rng_state) {
   static const auto kHandle = find_op<decltype(instance_norm_kernel)>(kInstanceNormName);
   return kHandle.call(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, quantization.bits,
-                      quantization.group_size, quantization.stochastic, rng_state);
+                      quantization.group_size, name_of(quantization.rounding), rng_state);
 }
 
 }  // namespace actnn

@@ -18,6 +18,7 @@
 #include "src/autograd/saved_activation.h"
 #include "src/ops/checks.h"
 #include "src/ops/dispatch.h"
+#include "src/ops/rounding_names.h"
 #include "src/ops/tensors.h"
 
 // Normalizations over the last dimensions.
@@ -129,9 +130,9 @@ void check_shapes(const char* op, const at::Tensor& input, c10::SymIntArrayRef n
 
 at::Tensor layer_norm_kernel(const at::Tensor& input, c10::SymIntArrayRef normalized_shape,
                              const OptionalTensor& weight, const OptionalTensor& bias, double eps, int64_t bits,
-                             int64_t group_size, bool stochastic, const OptionalTensor& rng_state) {
+                             int64_t group_size, c10::string_view rounding, const OptionalTensor& rng_state) {
   check_shapes(kLayerNorm, input, normalized_shape, weight, bias);
-  const Quantization quantization = check_quantization(kLayerNorm, input, bits, group_size, stochastic, rng_state);
+  const Quantization quantization = check_quantization(kLayerNorm, input, bits, group_size, rounding, rng_state);
   if (at::GradMode::is_enabled() && wants_gradients(input, weight, bias)) {
     return LayerNorm::apply(input, weight, bias, normalized_shape, eps, quantization, rng_state);
   }
@@ -140,10 +141,10 @@ at::Tensor layer_norm_kernel(const at::Tensor& input, c10::SymIntArrayRef normal
 }
 
 at::Tensor rms_norm_kernel(const at::Tensor& input, c10::SymIntArrayRef normalized_shape, const OptionalTensor& weight,
-                           std::optional<double> eps, int64_t bits, int64_t group_size, bool stochastic,
+                           std::optional<double> eps, int64_t bits, int64_t group_size, c10::string_view rounding,
                            const OptionalTensor& rng_state) {
   check_shapes(kRmsNorm, input, normalized_shape, weight, std::nullopt);
-  const Quantization quantization = check_quantization(kRmsNorm, input, bits, group_size, stochastic, rng_state);
+  const Quantization quantization = check_quantization(kRmsNorm, input, bits, group_size, rounding, rng_state);
   if (at::GradMode::is_enabled() && wants_gradients(input, weight, std::nullopt)) {
     return RmsNorm::apply(input, weight, normalized_shape, eps, quantization, rng_state);
   }
@@ -158,10 +159,10 @@ const auto& layer_norm_op() {
 
 at::Tensor layer_norm_autocast(const at::Tensor& input, c10::SymIntArrayRef normalized_shape,
                                const OptionalTensor& weight, const OptionalTensor& bias, double eps, int64_t bits,
-                               int64_t group_size, bool stochastic, const OptionalTensor& rng_state) {
+                               int64_t group_size, c10::string_view rounding, const OptionalTensor& rng_state) {
   const FullPrecision full(input.device().type());
   return layer_norm_op().call(full.cast(input), normalized_shape, full.cast(weight), full.cast(bias), eps, bits,
-                              group_size, stochastic, rng_state);
+                              group_size, rounding, rng_state);
 }
 
 }  // namespace
@@ -169,11 +170,11 @@ at::Tensor layer_norm_autocast(const at::Tensor& input, c10::SymIntArrayRef norm
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def(
       "layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, Tensor? bias=None, float eps=1e-05, "
-      "int bits=4, int group_size=256, bool stochastic=True, Tensor(a!)? rng_state=None) -> Tensor",
+      "int bits=4, int group_size=256, str rounding='dithered', Tensor(a!)? rng_state=None) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, float? eps=None, "
-      "int bits=4, int group_size=256, bool stochastic=True, Tensor(a!)? rng_state=None) -> Tensor",
+      "int bits=4, int group_size=256, str rounding='dithered', Tensor(a!)? rng_state=None) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }
 
@@ -193,14 +194,14 @@ at::Tensor layer_norm(const at::Tensor& input, c10::IntArrayRef normalized_shape
                       const OptionalTensor& bias, double eps, const Quantization& quantization,
                       const OptionalTensor& rng_state) {
   return layer_norm_op().call(input, c10::fromIntArrayRefSlow(normalized_shape), weight, bias, eps, quantization.bits,
-                              quantization.group_size, quantization.stochastic, rng_state);
+                              quantization.group_size, name_of(quantization.rounding), rng_state);
 }
 
 at::Tensor rms_norm(const at::Tensor& input, c10::IntArrayRef normalized_shape, const OptionalTensor& weight,
                     std::optional<double> eps, const Quantization& quantization, const OptionalTensor& rng_state) {
   static const auto kHandle = find_op<decltype(rms_norm_kernel)>(kRmsNorm);
   return kHandle.call(input, c10::fromIntArrayRefSlow(normalized_shape), weight, eps, quantization.bits,
-                      quantization.group_size, quantization.stochastic, rng_state);
+                      quantization.group_size, name_of(quantization.rounding), rng_state);
 }
 
 }  // namespace actnn

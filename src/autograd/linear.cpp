@@ -82,7 +82,7 @@ void check_arguments(const at::Tensor& input, const at::Tensor& weight, const Op
 template <class... Arguments>
 at::Tensor linear_autograd(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                            Arguments... arguments) {
-  const SaveOptions saving{arguments...};
+  const SaveOptions saving{kLinearName, arguments...};
   check_arguments(input, weight, bias, saving);
   if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(weight) || wants_grad(bias))) {
     return Linear::apply(input, weight, bias, saving);
@@ -95,7 +95,7 @@ at::Tensor linear_autograd(const at::Tensor& input, const at::Tensor& weight, co
 template <class... Arguments>
 at::Tensor linear_plain(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                         Arguments... arguments) {
-  check_arguments(input, weight, bias, SaveOptions{arguments...});
+  check_arguments(input, weight, bias, SaveOptions{kLinearName, arguments...});
   return at::linear(input, weight, bias);
 }
 

@@ -14,6 +14,7 @@
 #include "src/autograd/saved_mask.h"
 #include "src/ops/checks.h"
 #include "src/ops/dispatch.h"
+#include "src/ops/rounding_names.h"
 
 namespace actnn {
 namespace {
@@ -70,7 +71,7 @@ class Prelu : public torch::autograd::Function<Prelu> {
 };
 
 Quantization check_arguments(const at::Tensor& input, const at::Tensor& weight, int64_t bits, int64_t group_size,
-                             bool stochastic, const OptionalTensor& rng_state) {
+                             c10::string_view rounding, const OptionalTensor& rng_state) {
   check_floating(kPreluName, "input", input);
   check_floating(kPreluName, "weight", weight);
   TORCH_CHECK_TYPE(weight.scalar_type() == input.scalar_type(), kPreluName, ": weight must have the input's dtype ",
@@ -80,12 +81,12 @@ Quantization check_arguments(const at::Tensor& input, const at::Tensor& weight, 
   const c10::SymInt channels = input.dim() > 1 ? input.sym_size(1) : 1;
   TORCH_CHECK_VALUE(weight.dim() <= 1 && (weight.sym_numel() == 1 || weight.sym_numel() == channels), kPreluName,
                     ": weight must have shape [1] or [C] = [", channels, "], got shape ", weight.sym_sizes());
-  return check_quantization(kPreluName, input, bits, group_size, stochastic, rng_state);
+  return check_quantization(kPreluName, input, bits, group_size, rounding, rng_state);
 }
 
 at::Tensor prelu_kernel(const at::Tensor& input, const at::Tensor& weight, int64_t bits, int64_t group_size,
-                        bool stochastic, const OptionalTensor& rng_state) {
-  const Quantization quantization = check_arguments(input, weight, bits, group_size, stochastic, rng_state);
+                        c10::string_view rounding, const OptionalTensor& rng_state) {
+  const Quantization quantization = check_arguments(input, weight, bits, group_size, rounding, rng_state);
   if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(weight))) {
     return Prelu::apply(input, weight, quantization, rng_state);
   }
@@ -99,16 +100,16 @@ const auto& prelu_op() {
 }
 
 at::Tensor prelu_autocast(const at::Tensor& input, const at::Tensor& weight, int64_t bits, int64_t group_size,
-                          bool stochastic, const OptionalTensor& rng_state) {
+                          c10::string_view rounding, const OptionalTensor& rng_state) {
   const LowerPrecision lower(input.device().type());
-  return prelu_op().call(lower.cast(input), lower.cast(weight), bits, group_size, stochastic, rng_state);
+  return prelu_op().call(lower.cast(input), lower.cast(weight), bits, group_size, rounding, rng_state);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def(
-      "prelu(Tensor input, Tensor weight, int bits=4, int group_size=256, bool stochastic=True, "
+      "prelu(Tensor input, Tensor weight, int bits=4, int group_size=256, str rounding='dithered', "
       "Tensor(a!)? rng_state=None) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }
@@ -120,7 +121,8 @@ TORCH_LIBRARY_IMPL(actnn, AutocastCUDA, m) { m.impl("prelu", prelu_autocast); }
 
 at::Tensor prelu(const at::Tensor& input, const at::Tensor& weight, const Quantization& quantization,
                  const OptionalTensor& rng_state) {
-  return prelu_op().call(input, weight, quantization.bits, quantization.group_size, quantization.stochastic, rng_state);
+  return prelu_op().call(input, weight, quantization.bits, quantization.group_size, name_of(quantization.rounding),
+                         rng_state);
 }
 
 }  // namespace actnn

@@ -65,13 +65,12 @@ SavedActivation save_own(torch::autograd::AutogradContext* ctx, const at::Tensor
       saved.parameters = *retention.sample_bits;
       saved.data = quantize_per_sample(dense, saved.parameters,
                                        segments_code_bytes(elements, dense.sym_size(0), retention.total_bits),
-                                       group_size, quantization.stochastic, state_for(rng_state, input));
+                                       group_size, quantization.rounding, state_for(rng_state, input));
     } else {
       const int64_t group_size = explicit_group_size(quantization.group_size, dense.sym_numel());
       data["form"] = kPacked;
       data["group_size"] = group_size;
-      saved.data =
-          quantize(dense, {quantization.bits, group_size, quantization.stochastic}, state_for(rng_state, input));
+      saved.data = quantize(dense, {quantization.bits, group_size, quantization.rounding}, state_for(rng_state, input));
     }
     if (retention.simulate) {
       saved = {saved_activation(ctx, saved), at::Tensor()};
@@ -97,8 +96,7 @@ SavedActivation save_activation(torch::autograd::AutogradContext* ctx, const at:
   auto& data = ctx->saved_data;
   data["form"] = kShared;
   data["bits"] = shared->bits;
-  data["slope"] = shared->slope;
-  save_derivative(ctx, shared->derivative);
+  save_fused_activation(ctx, shared->activation);
   return {shared->packed, shared->decode};
 }
 
@@ -113,8 +111,7 @@ at::Tensor saved_activation(torch::autograd::AutogradContext* ctx, const SavedAc
   const auto stride = data["input_stride"].toSymIntVector();
   const at::ScalarType dtype = data["input_dtype"].toScalarType();
   if (data["form"].toInt() == kShared) {
-    return SharedCopy{local, saved.parameters, data["slope"].toDouble(), data["bits"].toInt(), saved_derivative(ctx)}
-        .decoded(size, dtype);
+    return SharedCopy{local, saved.parameters, saved_fused_activation(ctx), data["bits"].toInt()}.decoded(size, dtype);
   }
   const int64_t group_size = data["group_size"].toInt();
   return data["form"].toInt() == kPackedPerSample
@@ -158,14 +155,14 @@ at::Tensor activation_like(torch::autograd::AutogradContext* ctx, const at::Tens
                                   like.options().dtype(data["input_dtype"].toScalarType()));
 }
 
-void save_derivative(torch::autograd::AutogradContext* ctx, const PackedDerivative& derivative) {
-  ctx->saved_data["function"] = static_cast<int64_t>(derivative.function);
-  ctx->saved_data["derivative_bits"] = derivative.bits;
+void save_fused_activation(torch::autograd::AutogradContext* ctx, const FusedActivation& activation) {
+  ctx->saved_data["function"] = static_cast<int64_t>(activation.function);
+  ctx->saved_data["function_slope"] = static_cast<double>(activation.slope);
 }
 
-PackedDerivative saved_derivative(torch::autograd::AutogradContext* ctx) {
+FusedActivation saved_fused_activation(torch::autograd::AutogradContext* ctx) {
   return {static_cast<ActivationFunction>(ctx->saved_data["function"].toInt()),
-          static_cast<int>(ctx->saved_data["derivative_bits"].toInt())};
+          static_cast<float>(ctx->saved_data["function_slope"].toDouble())};
 }
 
 void refuse_double_backward(const char* op) {

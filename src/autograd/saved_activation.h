@@ -49,9 +49,15 @@ void check_save_options(const char* op, const at::Tensor& input, const SaveOptio
 /// An uninitialized tensor of the saved layout, for backward ops that take the activation but read only its shape.
 at::Tensor activation_like(torch::autograd::AutogradContext* ctx, const at::Tensor& like);
 
-/// The derivatives of a packed copy (core/activation.h), among what an op saves.
-void save_derivative(torch::autograd::AutogradContext* ctx, const PackedDerivative& derivative);
-PackedDerivative saved_derivative(torch::autograd::AutogradContext* ctx);
+/// A pass's activation, among what an op saves.
+void save_fused_activation(torch::autograd::AutogradContext* ctx, const FusedActivation& activation);
+FusedActivation saved_fused_activation(torch::autograd::AutogradContext* ctx);
+
+/// Bits of a copy in a pass's packed form, of which the side is one where the activation has a kink.
+inline constexpr int64_t kFewestCopyBits = 2;
+constexpr int64_t code_bits(const FusedActivation& activation, int64_t bits) {
+  return has_kink(activation.function) ? bits - 1 : bits;
+}
 
 /// Raises an error if a backward is being differentiated: `op`'s gradient contains a quantized copy, whose derivative
 /// with respect to the activation is lost.

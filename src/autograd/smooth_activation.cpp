@@ -13,6 +13,7 @@
 #include "src/ops/activation_functions.h"
 #include "src/ops/checks.h"
 #include "src/ops/dispatch.h"
+#include "src/ops/rounding_names.h"
 
 // What is saved is the derivative, a quantized copy of it.
 
@@ -87,15 +88,15 @@ class SmoothInPlace : public torch::autograd::Function<SmoothInPlace> {
   }
 };
 
-Quantization check_arguments(int64_t op, const at::Tensor& input, int64_t bits, int64_t group_size, bool stochastic,
-                             const OptionalTensor& rng_state) {
+Quantization check_arguments(int64_t op, const at::Tensor& input, int64_t bits, int64_t group_size,
+                             c10::string_view rounding, const OptionalTensor& rng_state) {
   check_floating(op_of(op).name, "input", input);
-  return check_quantization(op_of(op).name, input, bits, group_size, stochastic, rng_state);
+  return check_quantization(op_of(op).name, input, bits, group_size, rounding, rng_state);
 }
 
-at::Tensor smooth(int64_t op, const at::Tensor& input, int64_t bits, int64_t group_size, bool stochastic,
+at::Tensor smooth(int64_t op, const at::Tensor& input, int64_t bits, int64_t group_size, c10::string_view rounding,
                   const OptionalTensor& rng_state) {
-  const Quantization quantization = check_arguments(op, input, bits, group_size, stochastic, rng_state);
+  const Quantization quantization = check_arguments(op, input, bits, group_size, rounding, rng_state);
   if (at::GradMode::is_enabled() && wants_grad(input)) {
     return Smooth::apply(input, op, quantization, rng_state);
   }
@@ -104,22 +105,22 @@ at::Tensor smooth(int64_t op, const at::Tensor& input, int64_t bits, int64_t gro
 }
 
 template <Op kOp>
-at::Tensor kernel(const at::Tensor& input, int64_t bits, int64_t group_size, bool stochastic,
+at::Tensor kernel(const at::Tensor& input, int64_t bits, int64_t group_size, c10::string_view rounding,
                   const OptionalTensor& rng_state) {
-  return smooth(kOp, input, bits, group_size, stochastic, rng_state);
+  return smooth(kOp, input, bits, group_size, rounding, rng_state);
 }
 
 at::Tensor gelu_kernel(const at::Tensor& input, c10::string_view approximate, int64_t bits, int64_t group_size,
-                       bool stochastic, const OptionalTensor& rng_state) {
+                       c10::string_view rounding, const OptionalTensor& rng_state) {
   TORCH_CHECK_VALUE(approximate == "none" || approximate == "tanh",
                     "actnn::gelu: approximate must be 'none' or 'tanh', got '", approximate, "'");
-  return smooth(approximate == "none" ? kGelu : kGeluTanh, input, bits, group_size, stochastic, rng_state);
+  return smooth(approximate == "none" ? kGelu : kGeluTanh, input, bits, group_size, rounding, rng_state);
 }
 
 template <Op kOp>
-at::Tensor& in_place_autograd(at::Tensor& input, int64_t bits, int64_t group_size, bool stochastic,
+at::Tensor& in_place_autograd(at::Tensor& input, int64_t bits, int64_t group_size, c10::string_view rounding,
                               const OptionalTensor& rng_state) {
-  const Quantization quantization = check_arguments(kOp, input, bits, group_size, stochastic, rng_state);
+  const Quantization quantization = check_arguments(kOp, input, bits, group_size, rounding, rng_state);
   if (at::GradMode::is_enabled() && wants_grad(input)) {
     SmoothInPlace::apply(input, kOp, quantization, rng_state);
     return input;
@@ -128,9 +129,9 @@ at::Tensor& in_place_autograd(at::Tensor& input, int64_t bits, int64_t group_siz
 }
 
 template <Op kOp>
-at::Tensor& in_place_plain(at::Tensor& input, int64_t bits, int64_t group_size, bool stochastic,
+at::Tensor& in_place_plain(at::Tensor& input, int64_t bits, int64_t group_size, c10::string_view rounding,
                            const OptionalTensor& rng_state) {
-  check_arguments(kOp, input, bits, group_size, stochastic, rng_state);
+  check_arguments(kOp, input, bits, group_size, rounding, rng_state);
   return op_of(kOp).overwrite(input);
 }
 
@@ -142,30 +143,33 @@ using InPlaceSignature = decltype(in_place_plain<kSilu>);
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   m.def(
-      "gelu(Tensor input, str approximate='none', int bits=4, int group_size=256, bool stochastic=True, "
+      "gelu(Tensor input, str approximate='none', int bits=4, int group_size=256, str rounding='dithered', "
       "Tensor(a!)? rng_state=None) -> Tensor",
       tags);
   m.def(
-      "silu(Tensor input, int bits=4, int group_size=256, bool stochastic=True, Tensor(a!)? rng_state=None) -> Tensor",
+      "silu(Tensor input, int bits=4, int group_size=256, str rounding='dithered', Tensor(a!)? rng_state=None) -> "
+      "Tensor",
       tags);
   m.def(
-      "silu_(Tensor(a!) input, int bits=4, int group_size=256, bool stochastic=True, Tensor(b!)? rng_state=None) "
+      "silu_(Tensor(a!) input, int bits=4, int group_size=256, str rounding='dithered', Tensor(b!)? rng_state=None) "
       "-> Tensor(a!)",
       tags);
   m.def(
-      "hardswish(Tensor input, int bits=4, int group_size=256, bool stochastic=True, Tensor(a!)? rng_state=None) "
+      "hardswish(Tensor input, int bits=4, int group_size=256, str rounding='dithered', Tensor(a!)? rng_state=None) "
       "-> Tensor",
       tags);
   m.def(
-      "hardswish_(Tensor(a!) input, int bits=4, int group_size=256, bool stochastic=True, Tensor(b!)? rng_state=None) "
+      "hardswish_(Tensor(a!) input, int bits=4, int group_size=256, str rounding='dithered', Tensor(b!)? "
+      "rng_state=None) "
       "-> Tensor(a!)",
       tags);
   m.def(
-      "sigmoid(Tensor input, int bits=4, int group_size=256, bool stochastic=True, Tensor(a!)? rng_state=None) "
+      "sigmoid(Tensor input, int bits=4, int group_size=256, str rounding='dithered', Tensor(a!)? rng_state=None) "
       "-> Tensor",
       tags);
   m.def(
-      "tanh(Tensor input, int bits=4, int group_size=256, bool stochastic=True, Tensor(a!)? rng_state=None) -> Tensor",
+      "tanh(Tensor input, int bits=4, int group_size=256, str rounding='dithered', Tensor(a!)? rng_state=None) -> "
+      "Tensor",
       tags);
 }
 
@@ -192,37 +196,37 @@ TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
 at::Tensor gelu(const at::Tensor& input, std::string_view approximate, const Quantization& q,
                 const OptionalTensor& rng_state) {
   static const auto kHandle = find_op<decltype(gelu_kernel)>("actnn::gelu");
-  return kHandle.call(input, approximate, q.bits, q.group_size, q.stochastic, rng_state);
+  return kHandle.call(input, approximate, q.bits, q.group_size, name_of(q.rounding), rng_state);
 }
 
 at::Tensor silu(const at::Tensor& input, const Quantization& q, const OptionalTensor& rng_state) {
   static const auto kHandle = find_op<SmoothActivationSignature>("actnn::silu");
-  return kHandle.call(input, q.bits, q.group_size, q.stochastic, rng_state);
+  return kHandle.call(input, q.bits, q.group_size, name_of(q.rounding), rng_state);
 }
 
 at::Tensor& silu_(at::Tensor& input, const Quantization& q, const OptionalTensor& rng_state) {
   static const auto kHandle = find_op<InPlaceSignature>("actnn::silu_");
-  return kHandle.call(input, q.bits, q.group_size, q.stochastic, rng_state);
+  return kHandle.call(input, q.bits, q.group_size, name_of(q.rounding), rng_state);
 }
 
 at::Tensor hardswish(const at::Tensor& input, const Quantization& q, const OptionalTensor& rng_state) {
   static const auto kHandle = find_op<SmoothActivationSignature>("actnn::hardswish");
-  return kHandle.call(input, q.bits, q.group_size, q.stochastic, rng_state);
+  return kHandle.call(input, q.bits, q.group_size, name_of(q.rounding), rng_state);
 }
 
 at::Tensor& hardswish_(at::Tensor& input, const Quantization& q, const OptionalTensor& rng_state) {
   static const auto kHandle = find_op<InPlaceSignature>("actnn::hardswish_");
-  return kHandle.call(input, q.bits, q.group_size, q.stochastic, rng_state);
+  return kHandle.call(input, q.bits, q.group_size, name_of(q.rounding), rng_state);
 }
 
 at::Tensor sigmoid(const at::Tensor& input, const Quantization& q, const OptionalTensor& rng_state) {
   static const auto kHandle = find_op<SmoothActivationSignature>("actnn::sigmoid");
-  return kHandle.call(input, q.bits, q.group_size, q.stochastic, rng_state);
+  return kHandle.call(input, q.bits, q.group_size, name_of(q.rounding), rng_state);
 }
 
 at::Tensor tanh(const at::Tensor& input, const Quantization& q, const OptionalTensor& rng_state) {
   static const auto kHandle = find_op<SmoothActivationSignature>("actnn::tanh");
-  return kHandle.call(input, q.bits, q.group_size, q.stochastic, rng_state);
+  return kHandle.call(input, q.bits, q.group_size, name_of(q.rounding), rng_state);
 }
 
 }  // namespace actnn

@@ -14,6 +14,7 @@
 #include "src/autograd/saved_activation.h"
 #include "src/ops/checks.h"
 #include "src/ops/dispatch.h"
+#include "src/ops/rounding_names.h"
 
 namespace actnn {
 namespace {
@@ -31,7 +32,8 @@ struct Softmax {
   static variable_list save(AutogradContext* ctx, const at::Tensor& output, const Quantization& quantization,
                             const OptionalTensor& rng_state) {
     const at::Tensor first = save_packed(ctx, output, quantization, rng_state);
-    return {first, quantization.stochastic ? save_packed(ctx, output, quantization, rng_state) : first};
+    return {first,
+            quantization.rounding == Rounding::kNearest ? first : save_packed(ctx, output, quantization, rng_state)};
   }
 
   static at::Tensor gradient(AutogradContext* ctx, const at::Tensor& grad, int64_t dim) {
@@ -78,14 +80,14 @@ class Normalized : public torch::autograd::Function<Normalized<Kind>> {
 };
 
 template <class Kind>
-at::Tensor kernel(const at::Tensor& input, int64_t dim, int64_t bits, int64_t group_size, bool stochastic,
+at::Tensor kernel(const at::Tensor& input, int64_t dim, int64_t bits, int64_t group_size, c10::string_view rounding,
                   const OptionalTensor& rng_state) {
   check_floating(Kind::kSoftmaxName, "input", input);
   const int64_t rank = std::max<int64_t>(input.dim(), 1);
   TORCH_CHECK_INDEX(dim >= -rank && dim < rank, Kind::kSoftmaxName, ": dim must be in ", -rank, "..", rank - 1,
                     " for an input of shape ", input.sym_sizes(), ", got ", dim);
   const Quantization quantization =
-      check_quantization(Kind::kSoftmaxName, input, bits, group_size, stochastic, rng_state);
+      check_quantization(Kind::kSoftmaxName, input, bits, group_size, rounding, rng_state);
   if (at::GradMode::is_enabled() && wants_grad(input)) {
     return Normalized<Kind>::apply(input, dim, quantization, rng_state);
   }
@@ -100,10 +102,10 @@ const auto& op() {
 }
 
 template <class Kind>
-at::Tensor autocast(const at::Tensor& input, int64_t dim, int64_t bits, int64_t group_size, bool stochastic,
+at::Tensor autocast(const at::Tensor& input, int64_t dim, int64_t bits, int64_t group_size, c10::string_view rounding,
                     const OptionalTensor& rng_state) {
   const FullPrecision full(input.device().type());
-  return op<Kind>().call(full.cast(input), dim, bits, group_size, stochastic, rng_state);
+  return op<Kind>().call(full.cast(input), dim, bits, group_size, rounding, rng_state);
 }
 
 }  // namespace
@@ -111,11 +113,11 @@ at::Tensor autocast(const at::Tensor& input, int64_t dim, int64_t bits, int64_t 
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   m.def(
-      "softmax(Tensor input, int dim, int bits=4, int group_size=256, bool stochastic=True, "
+      "softmax(Tensor input, int dim, int bits=4, int group_size=256, str rounding='dithered', "
       "Tensor(a!)? rng_state=None) -> Tensor",
       tags);
   m.def(
-      "log_softmax(Tensor input, int dim, int bits=4, int group_size=256, bool stochastic=True, "
+      "log_softmax(Tensor input, int dim, int bits=4, int group_size=256, str rounding='dithered', "
       "Tensor(a!)? rng_state=None) -> Tensor",
       tags);
 }
@@ -137,12 +139,13 @@ TORCH_LIBRARY_IMPL(actnn, AutocastCUDA, m) {
 
 at::Tensor softmax(const at::Tensor& input, int64_t dim, const Quantization& quantization,
                    const OptionalTensor& rng_state) {
-  return op<Softmax>().call(input, dim, quantization.bits, quantization.group_size, quantization.stochastic, rng_state);
+  return op<Softmax>().call(input, dim, quantization.bits, quantization.group_size, name_of(quantization.rounding),
+                            rng_state);
 }
 
 at::Tensor log_softmax(const at::Tensor& input, int64_t dim, const Quantization& quantization,
                        const OptionalTensor& rng_state) {
-  return op<LogSoftmax>().call(input, dim, quantization.bits, quantization.group_size, quantization.stochastic,
+  return op<LogSoftmax>().call(input, dim, quantization.bits, quantization.group_size, name_of(quantization.rounding),
                                rng_state);
 }
 

@@ -229,7 +229,7 @@ at::Tensor sync_batch_norm_autograd(const at::Tensor& input, const OptionalTenso
                                     bool training, double momentum, double eps, c10::string_view group_name,
                                     Arguments... arguments) {
   const BatchNormStatistics statistics{running_mean, running_var, training, momentum, eps};
-  const SaveOptions saving{arguments...};
+  const SaveOptions saving{kSyncBatchNormName, arguments...};
   check_batch_norm(kSyncBatchNormName, input, weight, bias, statistics, saving);
   if (!training) {
     return in_evaluation_mode(input, weight, bias, statistics, saving);
@@ -247,7 +247,7 @@ at::Tensor sync_batch_norm_plain(const at::Tensor& input, const OptionalTensor& 
                                  const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                                  double momentum, double eps, c10::string_view group_name, Arguments... arguments) {
   const BatchNormStatistics statistics{running_mean, running_var, training, momentum, eps};
-  const SaveOptions saving{arguments...};
+  const SaveOptions saving{kSyncBatchNormName, arguments...};
   check_batch_norm(kSyncBatchNormName, input, weight, bias, statistics, saving);
   return training ? in_training_mode(input, weight, bias, statistics, std::string(group_name))
                   : in_evaluation_mode(input, weight, bias, statistics, saving);

@@ -161,16 +161,16 @@ bool gives_channels_last(const Program& program, const std::vector<at::Tensor>& 
          });
 }
 
-/// Tells the layers behind the block of the sign-split copies of its results.
+/// Tells the layers behind the block of the copies of its results that passes packed.
 void share_copies(const Plan& plan, const Schedule& schedule, const ForwardResult& run) {
   for (size_t number = 0; number < run.results.size(); ++number) {
     const Value value = plan.program.results[number];
     const auto slot = schedule.slots.find({value, Form::kCopy});
     const auto format = plan.copies.find(value);
-    if (slot != schedule.slots.end() && format->second.kind == CopyFormat::Kind::kSplit) {
+    if (slot != schedule.slots.end() && format->second.kind == CopyFormat::Kind::kPass) {
       const size_t first = slot->second.first;
-      share_copy(run.results[number], {run.saved[first], run.saved[first + 1], format->second.slope,
-                                       format->second.bits, format->second.derivative});
+      share_copy(run.results[number],
+                 {run.saved[first], run.saved[first + 1], format->second.activation, format->second.bits});
     }
   }
 }
@@ -194,11 +194,8 @@ KnownCopies known_copies(const Plan& plan, const std::vector<at::Tensor>& inputs
     const bool is_exported = std::find(plan.exports.begin(), plan.exports.end(), input) != plan.exports.end();
     const bool is_asked = plan.copies.contains(input) && plan.imports.empty() && !is_exported;
     if (const auto copy = is_asked ? find_copy(inputs[number]) : std::nullopt) {
-      known.imports.push_back({input,
-                               {.kind = CopyFormat::Kind::kSplit,
-                                .bits = copy->bits,
-                                .slope = copy->slope,
-                                .derivative = copy->derivative}});
+      known.imports.push_back(
+          {input, {.kind = CopyFormat::Kind::kPass, .bits = copy->bits, .activation = copy->activation}});
       known.tensors.insert(known.tensors.end(), {copy->packed, copy->decode});
     }
   }

@@ -46,20 +46,18 @@ at::Tensor in_layout(const at::Tensor& tensor, Layout layout) {
   return permuted.is_contiguous() ? tensor : permuted.contiguous().permute(back);
 }
 
-std::vector<at::Tensor> pack_copy(const at::Tensor& value, const CopyFormat& format, bool stochastic) {
+std::vector<at::Tensor> pack_copy(const at::Tensor& value, const CopyFormat& format, Rounding rounding) {
   if (format.kind == CopyFormat::Kind::kExact) {
     return {value};
   }
-  return {quantize(value, {.bits = format.bits, .stochastic = stochastic})};
+  return {quantize(value, {.bits = format.bits, .rounding = rounding})};
 }
 
 at::Tensor unpack_copy(const std::vector<at::Tensor>& tensors, const CopyFormat& format, c10::SymIntArrayRef size,
                        Layout layout, at::ScalarType dtype) {
   switch (format.kind) {
-    case CopyFormat::Kind::kSplit:
-      return in_layout(
-          SharedCopy{tensors[0], tensors[1], format.slope, format.bits, format.derivative}.decoded(size, dtype),
-          layout);
+    case CopyFormat::Kind::kPass:
+      return in_layout(SharedCopy{tensors[0], tensors[1], format.activation, format.bits}.decoded(size, dtype), layout);
     case CopyFormat::Kind::kExact:
       return with_dtype(tensors[0], dtype);
     default:

@@ -18,9 +18,9 @@ std::vector<c10::SymInt> strides_of(c10::SymIntArrayRef size, Layout layout);
 /// `tensor` stored in this layout; a copy unless it is.
 at::Tensor in_layout(const at::Tensor& tensor, Layout layout);
 
-/// The tensors of a copy of `value`, which is dense in its layout; not of split copies, which the pass that makes the
-/// value packs.
-std::vector<at::Tensor> pack_copy(const at::Tensor& value, const CopyFormat& format, bool stochastic);
+/// The tensors of a copy of `value`, which is dense in its layout; not of those of passes, which the pass that makes
+/// the value packs.
+std::vector<at::Tensor> pack_copy(const at::Tensor& value, const CopyFormat& format, Rounding rounding);
 
 /// The copy, of this size, layout and dtype.
 at::Tensor unpack_copy(const std::vector<at::Tensor>& tensors, const CopyFormat& format, c10::SymIntArrayRef size,

@@ -72,7 +72,7 @@ class Forward : public ForwardRun {
     }
   }
   Layout layout(Value value) const override { return plan_.layouts[value.number]; }
-  bool stochastic() const override { return plan_.options.stochastic; }
+  Rounding rounding() const override { return plan_.options.rounding; }
   int64_t saved_bits(Value output) const override { return plan_.saved_bits(output); }
 
  private:
@@ -81,7 +81,7 @@ class Forward : public ForwardRun {
     const auto slot = schedule_.slots.find({value, Form::kCopy});
     if (slot != schedule_.slots.end() && !saved_[slot->second.first].defined()) {
       save(value, Form::kCopy,
-           pack_copy(in_layout(values_[value.number], layout(value)), plan_.copies.at(value), stochastic()));
+           pack_copy(in_layout(values_[value.number], layout(value)), plan_.copies.at(value), rounding()));
     }
   }
 

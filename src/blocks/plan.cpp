@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "actnn/core/bit_packing.h"
-#include "actnn/core/sign_split.h"
 #include "src/blocks/fusions/fusion.h"
 #include "src/blocks/layouts.h"
 #include "src/blocks/schedule.h"
@@ -137,18 +136,33 @@ class Planner {
   std::set<Value> demanded_;
 };
 
-void check_bits(const char* name, int64_t bits, int64_t most) {
-  TORCH_CHECK_VALUE(bits >= kMinSplitBits && bits <= most, "block: ", name, " must be in 2..", most, ", got ", bits);
+/// Of copies, of which the side of an activation's kink may be one.
+constexpr int64_t kFewestBits = 2;
+
+void check_bits(const char* name, int64_t bits, int64_t fewest) {
+  TORCH_CHECK_VALUE(bits >= fewest && bits <= kMaxBits, "block: ", name, " must be in ", fewest, "..8, got ", bits);
+}
+
+/// A pass has the side of a kink beside its codes.
+void check_import(const CopyFormat& format) {
+  if (format.kind == CopyFormat::Kind::kExact) {
+    return;
+  }
+  const int64_t side = format.kind == CopyFormat::Kind::kPass && has_kink(format.activation.function) ? 1 : 0;
+  TORCH_CHECK_VALUE(format.bits >= kFewestBits - side && format.bits <= kMaxBits - side,
+                    "block: bits of an import must be in ", kFewestBits - side, "..", kMaxBits - side, ", got ",
+                    format.bits);
 }
 
 void check_options(const Program& program, const PlanOptions& options) {
-  check_bits("bits", options.bits, kMaxBits);
-  check_bits("output_bits", options.output_bits, kMaxBits);
-  check_bits("norm_bits", options.norm_bits, kMostNormalizedBits);
+  check_bits("bits", options.bits, kFewestBits);
+  check_bits("output_bits", options.output_bits, kFewestBits);
+  check_bits("smooth_bits", options.smooth_bits, kFewestBits);
+  check_bits("norm_bits", options.norm_bits, kMinBits);
   for (const auto& [value, bits] : options.value_bits) {
     TORCH_CHECK_VALUE(value.number >= 0 && value.number < program.values(), "block: value_bits must name values in 0..",
                       program.values() - 1, ", got ", value.number);
-    check_bits("value_bits", bits, kMaxBits);
+    check_bits("value_bits", bits, kFewestBits);
   }
   for (const Value value : options.exact) {
     TORCH_CHECK_VALUE(value.number >= 0 && value.number < program.values(), "block: exact must name values in 0..",
@@ -203,9 +217,7 @@ void check_plan(const Plan& plan) {
   for (const Import& import : plan.imports) {
     TORCH_CHECK_VALUE(import.input.number >= 0 && import.input.number < plan.program.inputs,
                       "block: imports must name inputs, got value ", import.input.number);
-    if (import.format.kind != CopyFormat::Kind::kExact) {
-      check_bits("bits of an import", import.format.bits, kMaxBits);
-    }
+    check_import(import.format);
   }
   for (const Value value : plan.exports) {
     TORCH_CHECK_VALUE(plan.copies.contains(value), "block: the copy of value ", value.number,

@@ -6,6 +6,7 @@
 #include "src/blocks/json.h"
 #include "src/blocks/schedule.h"
 #include "src/ops/activation_names.h"
+#include "src/ops/rounding_names.h"
 
 namespace actnn::blocks {
 namespace {
@@ -35,41 +36,40 @@ const char* form_name(Form form) {
 }
 
 constexpr std::array<std::pair<const char*, CopyFormat::Kind>, 3> kCopyKinds{
-    {{"packed", CopyFormat::Kind::kPacked}, {"split", CopyFormat::Kind::kSplit}, {"exact", CopyFormat::Kind::kExact}}};
+    {{"packed", CopyFormat::Kind::kPacked}, {"pass", CopyFormat::Kind::kPass}, {"exact", CopyFormat::Kind::kExact}}};
 
 json to_json_object(const CopyFormat& format) {
   json written{{"kind", kCopyKinds.at(static_cast<size_t>(format.kind)).first}, {"bits", format.bits}};
-  if (format.kind == CopyFormat::Kind::kSplit) {
-    written["slope"] = format.slope;
-    written["activation"] = actnn::name_of(format.derivative.function);
-    written["derivative_bits"] = format.derivative.bits;
+  if (format.kind == CopyFormat::Kind::kPass) {
+    written["activation"] = actnn::name_of(format.activation.function);
+    written["slope"] = format.activation.slope;
   }
   return written;
 }
 
 CopyFormat copy_format_from_json(const json& written) {
-  check_keys("a copy", written, {"kind", "bits", "slope", "activation", "derivative_bits"});
+  check_keys("a copy", written, {"kind", "bits", "activation", "slope"});
   for (const auto& [name, kind] : kCopyKinds) {
     if (written.at("kind") == name) {
       return {.kind = kind,
               .bits = written.at("bits"),
-              .slope = written.value("slope", 1.0),
-              .derivative = packed_derivative("block", written.value("activation", std::string("leaky_relu")),
-                                              written.value("derivative_bits", int64_t{0}))};
+              .activation = fused_activation("block", written.value("activation", std::string("identity")),
+                                             written.value("slope", 0.0))};
     }
   }
-  TORCH_CHECK_VALUE(false, "block: a copy must be packed, split or exact, got ", written.at("kind").dump());
+  TORCH_CHECK_VALUE(false, "block: a copy must be packed, pass or exact, got ", written.at("kind").dump());
 }
 
 PlanOptions options_from_json(const json& written) {
   check_keys("options", written,
-             {"bits", "output_bits", "recompute", "norm_bits", "stochastic", "value_bits", "exact"});
+             {"bits", "output_bits", "smooth_bits", "recompute", "norm_bits", "rounding", "value_bits", "exact"});
   PlanOptions options;
   options.bits = written.value("bits", options.bits);
   options.output_bits = written.value("output_bits", options.output_bits);
+  options.smooth_bits = written.value("smooth_bits", options.smooth_bits);
   options.recompute = written.value("recompute", options.recompute);
   options.norm_bits = written.value("norm_bits", options.norm_bits);
-  options.stochastic = written.value("stochastic", options.stochastic);
+  options.rounding = rounding_of("block", written.value("rounding", std::string(name_of(options.rounding))));
   const json value_bits = written.value("value_bits", json::object());
   for (const auto& [value, bits] : value_bits.items()) {
     options.value_bits[{json::parse(value).get<int64_t>()}] = bits;
@@ -90,10 +90,7 @@ json save_to_json(const Plan& plan, Value value, Form form) {
     if (format.kind == CopyFormat::Kind::kExact) {
       written["form"] = form_name(Form::kExact);
     } else {
-      written["bits"] = format.bits;
-    }
-    if (format.derivative.bits != 0) {
-      written["derivative_bits"] = format.derivative.bits;
+      written["bits"] = format.bits + mask_count(format.activation.function);
     }
   } else if (const auto bits = plan.saves.find({value, form}); bits != plan.saves.end()) {
     written["bits"] = bits->second;

@@ -22,7 +22,7 @@ class ForwardRun : public Operands, public Wants {
   /// Whether a form of a value must be saved in this run, and the saving of it.
   virtual bool saves(Value value, Form form) const = 0;
   virtual void save(Value value, Form form, std::vector<at::Tensor> tensors) = 0;
-  virtual bool stochastic() const = 0;  ///< false: copies are rounded to nearest
+  virtual Rounding rounding() const = 0;  ///< of copies
   /// Of what the step saves of an output besides its copy: a normalized value, a derivative.
   virtual int64_t saved_bits(Value output) const = 0;
 

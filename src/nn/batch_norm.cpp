@@ -161,9 +161,8 @@ at::Tensor BatchNormNdImpl<D, Derived, TorchLayer_>::normalize(const at::Tensor&
 
 template <size_t D, typename Derived, typename TorchLayer_>
 at::Tensor BatchNormNdImpl<D, Derived, TorchLayer_>::forward_with_activation(const at::Tensor& input,
-                                                                             double negative_slope,
-                                                                             std::optional<int64_t> bits,
-                                                                             const PackedDerivative& derivative) {
+                                                                             const FusedActivation& activation,
+                                                                             std::optional<int64_t> bits) {
   check_input(input);
   const double momentum = this->next_momentum();
   const Quantization& quantization = this->options.quantization();
@@ -171,8 +170,7 @@ at::Tensor BatchNormNdImpl<D, Derived, TorchLayer_>::forward_with_activation(con
   return actnn::batch_norm_act(
       input, if_defined(this->weight), if_defined(this->bias), tracked ? if_defined(this->running_mean) : std::nullopt,
       tracked ? if_defined(this->running_var) : std::nullopt, this->uses_batch_statistics(), momentum,
-      this->options.eps(), negative_slope,
-      {.bits = bits.value_or(quantization.bits), .stochastic = quantization.stochastic, .derivative = derivative});
+      this->options.eps(), activation, bits.value_or(quantization.bits), quantization.rounding);
 }
 
 template class BatchNormBase<BatchNorm1dImpl>;

@@ -23,7 +23,7 @@ ChainSignature signature_of(const ChainLayers& layers) {
     if (auto* quantized = layer->as<QuantizedModule>()) {
       const Quantization& quantization = quantized->quantization();
       for (const int64_t number :
-           {quantization.bits, quantization.group_size, static_cast<int64_t>(quantization.stochastic),
+           {quantization.bits, quantization.group_size, static_cast<int64_t>(quantization.rounding),
             static_cast<int64_t>(quantized->scheme() != nullptr)}) {
         signature.numbers.push_back(static_cast<double>(number));
       }
@@ -33,7 +33,7 @@ ChainSignature signature_of(const ChainLayers& layers) {
 }
 
 bool same(const Quantization& first, const Quantization& second) {
-  return first.bits == second.bits && first.group_size == second.group_size && first.stochastic == second.stochastic;
+  return first.bits == second.bits && first.group_size == second.group_size && first.rounding == second.rounding;
 }
 
 /// Of the layers that have one.
@@ -75,7 +75,8 @@ Chain make_chain(const ChainLayers& layers) {
   blocks::PlanOptions options;
   if (const Quantization* quantization = quantization_of(layers)) {
     options.bits = options.output_bits = quantization->bits;
-    options.stochastic = quantization->stochastic;
+    options.smooth_bits = std::max(options.smooth_bits, options.bits);
+    options.rounding = quantization->rounding;
   }
   return builder.build(options);
 }

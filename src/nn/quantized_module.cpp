@@ -36,7 +36,7 @@ void QuantizedModule::set_policy(const c10::intrusive_ptr<Policy>& policy, int64
     scheme_ = Scheme::create(policy, *options);
   } else {
     const Quantization configured = fixed_plan(policy->config(), group).quantization;
-    quantization() = {configured.bits, policy->config().group_size, configured.stochastic};
+    quantization() = {configured.bits, policy->config().group_size, configured.rounding};
   }
 }
 

@@ -1,5 +1,7 @@
 #include "actnn/nn/residual_block.h"
 
+#include <algorithm>
+
 namespace actnn::nn {
 namespace {
 
@@ -21,7 +23,9 @@ Conv2d make_convolution(const ConvNormAct2dOptions& of) {
 }
 
 blocks::PlanOptions plan_options(const Quantization& quantization) {
-  return {.bits = quantization.bits, .stochastic = quantization.stochastic};
+  blocks::PlanOptions plan{.bits = quantization.bits, .rounding = quantization.rounding};
+  plan.smooth_bits = std::max(plan.smooth_bits, plan.bits);
+  return plan;
 }
 
 Value add_layers(ChainBuilder& builder, const Conv2d& conv, const BatchNorm2d& norm,

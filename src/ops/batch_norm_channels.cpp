@@ -46,7 +46,7 @@ ThreeTensors composed_batch_norm_channels(const at::Tensor& input, const Optiona
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def(
       "batch_norm_channels(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
-      "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, float? momentum, float eps, bool has_bend) -> "
+      "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, float? momentum, float eps, bool has_kink) -> "
       "(Tensor channels, Tensor decode, Tensor rstd)",
       {at::Tag::pt2_compliant_tag});
 }

@@ -16,12 +16,13 @@
 #include "src/ops/copies_arguments.h"
 #include "src/ops/dispatch.h"
 #include "src/ops/norm_act_checks.h"
+#include "src/ops/packed_header.h"
+#include "src/ops/rounding_names.h"
 #include "src/ops/tensors.h"
 
 namespace actnn {
 namespace {
 
-using Layout = SplitLayout<int64_t>;
 using TwoTensors = std::tuple<at::Tensor, at::Tensor>;
 using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using SumsSignature = CopiesSignature<at::Tensor, const at::Tensor&, const OptionalTensor&, const at::Tensor&>;
@@ -34,19 +35,21 @@ using InputGradientSignature = SumsSignature;
 
 TwoTensors moments_cpu(const at::Tensor& input) {
   const ElementType type = check_channel_moments(input);
-  const Layout layout = split_layout(input);
-  const int64_t parts = ceil_div(layout.rows, cpu::kPartRows);
-  std::vector<double> means(parts * layout.channels);
-  std::vector<double> squares(parts * layout.channels);
+  const int64_t rows = input.size(0);
+  const int64_t channels = input.size(1);
+  const int64_t parts = ceil_div(rows, cpu::kPartRows);
+  std::vector<double> means(parts * channels);
+  std::vector<double> squares(parts * channels);
   at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
     for (int64_t part = first; part < last; ++part) {
-      const int64_t place = part * layout.channels;
-      cpu::part_moments(input.const_data_ptr(), type, layout, part, means.data() + place, squares.data() + place);
+      const int64_t place = part * channels;
+      cpu::part_moments(input.const_data_ptr(), type, rows, channels, part, means.data() + place,
+                        squares.data() + place);
     }
   });
-  at::Tensor mean = per_channel(input, layout.channels);
-  at::Tensor variance = per_channel(input, layout.channels);
-  cpu::join_moments(means.data(), squares.data(), layout, mean.mutable_data_ptr<float>(),
+  at::Tensor mean = per_channel(input, channels);
+  at::Tensor variance = per_channel(input, channels);
+  cpu::join_moments(means.data(), squares.data(), rows, channels, mean.mutable_data_ptr<float>(),
                     variance.mutable_data_ptr<float>());
   return {mean, variance};
 }
@@ -84,70 +87,74 @@ TwoTensors sum_channels_cpu(const OptionalTensor& channels, const at::Tensor& li
   return {forward, decode};
 }
 
+/// Calls `body(first, last)` for the pieces of a pass, in parallel.
+template <class Body>
+void for_pieces(const ColumnLayout<int64_t>& layout, Body&& body) {
+  at::parallel_for(0, cpu::column_pieces(layout), parallel_grain(kDefaultGroupRows * cpu::kPieceChannels), body);
+}
+
 TwoTensors norm_act_cpu(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
-                        double slope, int64_t bits, bool keeps_below, bool stochastic, const OptionalTensor& rng_state,
-                        c10::string_view activation, int64_t derivative_bits) {
-  const SplitPacking packing{bits, keeps_below, stochastic, packed_derivative(kNormAct, activation, derivative_bits)};
-  const ElementType type = check_norm_act(input, residual, channels, packing, rng_state);
-  const Layout layout = split_layout(input);
+                        c10::string_view activation, double slope, std::optional<int64_t> bits, bool keeps_below,
+                        c10::string_view rounding, const OptionalTensor& rng_state) {
+  const FusedActivation fused = fused_activation(kNormAct, activation, slope);
+  const NormActPacking packing{bits, keeps_below, rounding_of(kNormAct, rounding)};
+  const ElementType type = check_norm_act(input, residual, channels, fused, packing, rng_state);
+  const auto layout = packed_layout(input.size(0), input.size(1), fused, bits);
+  const PackedHeader header = layout ? take_header(packing.rounding, rng_state) : PackedHeader{};
   at::Tensor y = at::empty_like(input);
-  at::Tensor packed = empty_packed(layout, static_cast<int>(packing.planes()), input);
+  at::Tensor packed = empty_packed(layout, header, input);
   const cpu::NormActForward forward{.x = input.const_data_ptr(),
                                     .residual = data_or_null(residual),
                                     .y = y.mutable_data_ptr(),
                                     .type = type,
-                                    .layout = layout,
+                                    .layout = layout.value_or(layout_of(input.size(0), input.size(1), 0, 0)),
                                     .channels = rows_as<NormActChannel>(channels),
-                                    .slope = static_cast<float>(slope),
-                                    .bits = static_cast<int>(bits),
+                                    .activation = fused,
                                     .keeps_below = keeps_below,
-                                    .packed = packed.mutable_data_ptr<uint8_t>(),
-                                    .random = packing.planes() == 0 ? RandomState{} : take_random_state(rng_state),
-                                    .stochastic = stochastic,
-                                    .derivative = packing.derivative};
-  at::parallel_for(0, layout.groups(), parallel_grain(kSplitLanes * kLaneRows * kOctet),
-                   [&](int64_t first, int64_t last) { cpu::norm_act(forward, first, last); });
+                                    .packed = layout ? packed.mutable_data_ptr<uint8_t>() : nullptr,
+                                    .random = header.random(),
+                                    .rounding = packing.rounding};
+  for_pieces(forward.layout, [&](int64_t first, int64_t last) { cpu::norm_act(forward, first, last); });
   return {y, packed};
 }
 
 cpu::NormActBackward backward_of(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
                                  ElementType type) {
   return {.packed = static_cast<const uint8_t*>(data_or_null(copies.packed)),
-          .bits = static_cast<int>(copies.bits),
+          .layout = layout_of(grad.size(0), grad.size(1), copies.bits, mask_count(copies.activation.function)),
           .grad = grad.const_data_ptr(),
           .second_grad = data_or_null(second_grad),
           .type = type,
-          .layout = split_layout(grad),
-          .slope = static_cast<float>(copies.slope),
+          .activation = copies.activation,
           .x = data_or_null(copies.input),
           .channels_of_x = copies.channels ? rows_as<NormActChannel>(*copies.channels) : nullptr,
-          .derivative = copies.derivative};
+          .normalized = static_cast<const uint8_t*>(data_or_null(copies.normalized)),
+          .normalized_bits = static_cast<int>(copies.normalized_bits)};
 }
 
 template <class... Arguments>
 at::Tensor sums_cpu(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
                     const at::Tensor& decode, Arguments... arguments) {
-  const NormActCopies given = copies_of(kSums, packed, arguments...);
-  const ElementType type = check_norm_act_sums(given, grad, second_grad, decode);
-  const NormActCopies copies = with_sides(given, split_layout(grad));
+  const NormActCopies copies = copies_of(kSums, packed, arguments...);
+  const ElementType type = check_norm_act_sums(copies, grad, second_grad, decode);
   const cpu::NormActBackward backward = backward_of(copies, grad, second_grad, type);
-  const Layout& layout = backward.layout;
-  const int64_t part_blocks = ceil_div(cpu::kPartRows, layout.group_rows());
-  const int64_t parts = ceil_div(layout.row_blocks(), part_blocks);
-  std::vector<double> sums(2 * parts * layout.channels);
+  const int64_t channels = backward.layout.channels;
+  const int64_t part_blocks = ceil_div(cpu::kPartRows, backward.layout.group_rows);
+  const int64_t parts = ceil_div(backward.layout.blocks(), part_blocks);
+  std::vector<double> sums(2 * parts * channels);
   at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
     for (int64_t part = first; part < last; ++part) {
-      double* of_part = sums.data() + 2 * part * layout.channels;
+      double* of_part = sums.data() + 2 * part * channels;
       cpu::norm_act_sums(backward, rows_as<DecodeMap>(decode), part * part_blocks,
-                         std::min((part + 1) * part_blocks, layout.row_blocks()), of_part, of_part + layout.channels);
+                         std::min((part + 1) * part_blocks, backward.layout.blocks()), of_part, of_part + channels);
     }
   });
-  std::vector<double> joint_sums(2 * layout.channels);
+  std::vector<double> joint_sums(2 * channels);
   for (int64_t part = 0; part < parts; ++part) {
-    std::transform(joint_sums.begin(), joint_sums.end(), sums.begin() + 2 * part * layout.channels, joint_sums.begin(),
+    std::transform(joint_sums.begin(), joint_sums.end(), sums.begin() + 2 * part * channels, joint_sums.begin(),
                    std::plus<>());
   }
-  at::Tensor result = at::empty({2, layout.channels}, decode.options());
+  at::Tensor result = at::empty({2, channels}, decode.options());
   std::copy(joint_sums.begin(), joint_sums.end(), result.mutable_data_ptr<float>());
   return result;
 }
@@ -173,33 +180,30 @@ ThreeTensors gradients_cpu(const at::Tensor& sums, const at::Tensor& decode, con
 }
 
 void input_gradient_out_cpu(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                            const at::Tensor& gradients, double slope, int64_t bits, const OptionalTensor& input,
-                            const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits,
-                            at::Tensor& grad_input, const OptionalTensor& grad_sum, c10::string_view activation,
-                            int64_t derivative_bits) {
-  const NormActCopies given = copies_of(kInputGradient, packed, slope, bits, input, channels, normalized,
-                                        normalized_bits, activation, derivative_bits);
-  const ElementType type = check_norm_act_input_gradient(given, grad, second_grad, gradients, grad_input, grad_sum);
-  const NormActCopies copies = with_sides(given, split_layout(grad));
+                            const at::Tensor& gradients, c10::string_view activation, double slope, int64_t bits,
+                            const OptionalTensor& input, const OptionalTensor& channels,
+                            const OptionalTensor& normalized, int64_t normalized_bits, at::Tensor& grad_input,
+                            const OptionalTensor& grad_sum) {
+  const NormActCopies copies =
+      copies_of(kInputGradient, packed, activation, slope, bits, input, channels, normalized, normalized_bits);
+  const ElementType type = check_norm_act_input_gradient(copies, grad, second_grad, gradients, grad_input, grad_sum);
   const cpu::NormActBackward backward = backward_of(copies, grad, second_grad, type);
-  at::parallel_for(
-      0, backward.layout.groups(), parallel_grain(kSplitLanes * kLaneRows * kOctet), [&](int64_t first, int64_t last) {
-        cpu::norm_act_input_gradient(backward, rows_as<NormActGradient>(gradients), grad_input.mutable_data_ptr(),
-                                     grad_sum ? grad_sum->mutable_data_ptr() : nullptr, first, last);
-      });
+  for_pieces(backward.layout, [&](int64_t first, int64_t last) {
+    cpu::norm_act_input_gradient(backward, rows_as<NormActGradient>(gradients), grad_input.mutable_data_ptr(),
+                                 grad_sum ? grad_sum->mutable_data_ptr() : nullptr, first, last);
+  });
 }
 
 at::Tensor output_cpu(const at::Tensor& packed, const at::Tensor& decode, int64_t rows, at::ScalarType dtype,
-                      double slope, int64_t bits, c10::string_view activation, int64_t derivative_bits) {
-  const PackedDerivative derivative = packed_derivative(kOutput, activation, derivative_bits);
-  const ElementType type = check_norm_act_output(packed, decode, rows, dtype, bits, derivative);
+                      c10::string_view activation, double slope, int64_t bits) {
+  const FusedActivation fused = fused_activation(kOutput, activation, slope);
+  const ElementType type = check_norm_act_output(packed, decode, rows, dtype, fused, bits);
   at::Tensor y = at::empty({rows, decode.size(0)}, packed.options().dtype(dtype));
   const cpu::NormActBackward backward =
-      backward_of({.packed = packed, .slope = slope, .bits = bits, .derivative = derivative}, y, std::nullopt, type);
-  at::parallel_for(0, backward.layout.groups(), parallel_grain(kSplitLanes * kLaneRows * kOctet),
-                   [&](int64_t first, int64_t last) {
-                     cpu::norm_act_output(backward, rows_as<DecodeMap>(decode), y.mutable_data_ptr(), first, last);
-                   });
+      backward_of({.packed = packed, .activation = fused, .bits = bits}, y, std::nullopt, type);
+  for_pieces(backward.layout, [&](int64_t first, int64_t last) {
+    cpu::norm_act_output(backward, rows_as<DecodeMap>(decode), y.mutable_data_ptr(), first, last);
+  });
   return y;
 }
 
@@ -224,13 +228,12 @@ TwoTensors sum_channels_meta(const OptionalTensor& channels, const at::Tensor& l
 }
 
 TwoTensors norm_act_meta(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
-                         double /*slope*/, int64_t bits, bool keeps_below, bool stochastic,
-                         const OptionalTensor& rng_state, c10::string_view activation, int64_t derivative_bits) {
-  const SplitPacking packing{bits, keeps_below, stochastic, packed_derivative(kNormAct, activation, derivative_bits)};
-  check_norm_act(input, residual, channels, packing, rng_state);
-  const SplitLayout<c10::SymInt> layout{input.sym_size(0), channels.size(0)};
-  const int planes = static_cast<int>(packing.planes());
-  return {at::empty_like(input), empty_bytes(planes == 0 ? 0 : layout.bytes(planes), input)};
+                         c10::string_view activation, double slope, std::optional<int64_t> bits, bool keeps_below,
+                         c10::string_view rounding, const OptionalTensor& rng_state) {
+  const FusedActivation fused = fused_activation(kNormAct, activation, slope);
+  check_norm_act(input, residual, channels, fused, {bits, keeps_below, rounding_of(kNormAct, rounding)}, rng_state);
+  const auto layout = packed_layout(input.sym_size(0), channels.size(0), fused, bits);
+  return {at::empty_like(input), empty_bytes(layout ? layout->bytes() : c10::SymInt(0), input)};
 }
 
 template <class... Arguments>
@@ -241,13 +244,13 @@ at::Tensor sums_meta(const OptionalTensor& packed, const at::Tensor& grad, const
 }
 
 void input_gradient_out_meta(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                             const at::Tensor& gradients, double slope, int64_t bits, const OptionalTensor& input,
-                             const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits,
-                             at::Tensor& grad_input, const OptionalTensor& grad_sum, c10::string_view activation,
-                             int64_t derivative_bits) {
-  check_norm_act_input_gradient(copies_of(kInputGradient, packed, slope, bits, input, channels, normalized,
-                                          normalized_bits, activation, derivative_bits),
-                                grad, second_grad, gradients, grad_input, grad_sum);
+                             const at::Tensor& gradients, c10::string_view activation, double slope, int64_t bits,
+                             const OptionalTensor& input, const OptionalTensor& channels,
+                             const OptionalTensor& normalized, int64_t normalized_bits, at::Tensor& grad_input,
+                             const OptionalTensor& grad_sum) {
+  check_norm_act_input_gradient(
+      copies_of(kInputGradient, packed, activation, slope, bits, input, channels, normalized, normalized_bits), grad,
+      second_grad, gradients, grad_input, grad_sum);
 }
 
 /// On every device: the gradient in a new tensor.
@@ -278,8 +281,8 @@ ThreeTensors sums_and_gradients(const OptionalTensor& packed, const at::Tensor& 
 }
 
 at::Tensor output_meta(const at::Tensor& packed, const at::Tensor& decode, c10::SymInt rows, at::ScalarType dtype,
-                       double /*slope*/, int64_t bits, c10::string_view activation, int64_t derivative_bits) {
-  check_norm_act_output(packed, decode, rows, dtype, bits, packed_derivative(kOutput, activation, derivative_bits));
+                       c10::string_view activation, double slope, int64_t bits) {
+  check_norm_act_output(packed, decode, rows, dtype, fused_activation(kOutput, activation, slope), bits);
   return at::empty_symint({rows, decode.sym_size(0)}, packed.options().dtype(dtype));
 }
 
@@ -290,13 +293,12 @@ at::Tensor output_meta(const at::Tensor& packed, const at::Tensor& decode, c10::
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def("channel_moments(Tensor input) -> (Tensor mean, Tensor variance)", {at::Tag::pt2_compliant_tag});
   m.def(
-      "norm_act_channels(Tensor mean, Tensor variance, Tensor? weight, Tensor? bias, float eps, bool has_bend) -> "
+      "norm_act_channels(Tensor mean, Tensor variance, Tensor? weight, Tensor? bias, float eps, bool has_kink) -> "
       "(Tensor channels, Tensor decode, Tensor rstd)",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "norm_act(Tensor input, Tensor? residual, Tensor channels, float slope, int bits=4, bool keeps_below=True, "
-      "bool stochastic=True, Tensor(a!)? rng_state=None, str activation='leaky_relu', int derivative_bits=0) -> "
-      "(Tensor y, Tensor packed)",
+      "norm_act(Tensor input, Tensor? residual, Tensor channels, str activation, float slope=0.0, int? bits=4, "
+      "bool keeps_below=True, str rounding='dithered', Tensor(a!)? rng_state=None) -> (Tensor y, Tensor packed)",
       {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
   m.def(("norm_act_sums(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor decode, " + kCopiesSchema +
          ") -> Tensor")
@@ -318,13 +320,13 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
             .c_str(),
         {at::Tag::pt2_compliant_tag});
   m.def(
-      "norm_act_input_gradient_out(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor gradients, float slope, "
-      "int bits, Tensor? input, Tensor? channels, Tensor? normalized, int normalized_bits, Tensor(a!) grad_input, "
-      "Tensor(b!)? grad_sum, str activation='leaky_relu', int derivative_bits=0) -> ()",
+      "norm_act_input_gradient_out(Tensor? packed, Tensor grad, Tensor? second_grad, Tensor gradients, "
+      "str activation, float slope, int bits, Tensor? input, Tensor? channels, Tensor? normalized, "
+      "int normalized_bits, Tensor(a!) grad_input, Tensor(b!)? grad_sum) -> ()",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "norm_act_output(Tensor packed, Tensor decode, SymInt rows, ScalarType dtype, float slope, int bits, "
-      "str activation='leaky_relu', int derivative_bits=0) -> Tensor",
+      "norm_act_output(Tensor packed, Tensor decode, SymInt rows, ScalarType dtype, str activation, float slope, "
+      "int bits) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }
 
@@ -381,13 +383,13 @@ ThreeTensors norm_act_channels(const at::Tensor& mean, const at::Tensor& varianc
   return kOp.call(mean, variance, weight, bias, eps, has_kink);
 }
 
-TwoTensors norm_act(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels, double slope,
-                    const SplitPacking& packing, const OptionalTensor& rng_state) {
+TwoTensors norm_act(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
+                    const FusedActivation& activation, const NormActPacking& packing, const OptionalTensor& rng_state) {
   static const auto kOp =
-      find_op<TwoTensors(const at::Tensor&, const OptionalTensor&, const at::Tensor&, double, int64_t, bool, bool,
-                         const OptionalTensor&, c10::string_view, int64_t)>("actnn::norm_act");
-  return kOp.call(input, residual, channels, slope, packing.bits, packing.keeps_below, packing.stochastic, rng_state,
-                  name_of(packing.derivative.function), packing.derivative.bits);
+      find_op<TwoTensors(const at::Tensor&, const OptionalTensor&, const at::Tensor&, c10::string_view, double,
+                         std::optional<int64_t>, bool, c10::string_view, const OptionalTensor&)>("actnn::norm_act");
+  return kOp.call(input, residual, channels, name_of(activation.function), activation.slope, packing.bits,
+                  packing.keeps_below, name_of(packing.rounding), rng_state);
 }
 
 at::Tensor norm_act_sums(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
@@ -425,19 +427,18 @@ at::Tensor norm_act_input_gradient(const NormActCopies& copies, const at::Tensor
 void norm_act_input_gradient_out(const NormActCopies& copies, const at::Tensor& grad, const OptionalTensor& second_grad,
                                  const at::Tensor& gradients, at::Tensor& grad_input, const OptionalTensor& grad_sum) {
   static const auto kOp =
-      find_op<void(const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, double, int64_t,
-                   const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, at::Tensor&,
-                   const OptionalTensor&, c10::string_view, int64_t)>("actnn::norm_act_input_gradient_out");
-  kOp.call(copies.packed, grad, second_grad, gradients, copies.slope, copies.bits, copies.input, copies.channels,
-           copies.normalized, copies.normalized_bits, grad_input, grad_sum, name_of(copies.derivative.function),
-           copies.derivative.bits);
+      find_op<void(const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&, c10::string_view,
+                   double, int64_t, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t,
+                   at::Tensor&, const OptionalTensor&)>("actnn::norm_act_input_gradient_out");
+  kOp.call(copies.packed, grad, second_grad, gradients, name_of(copies.activation.function), copies.activation.slope,
+           copies.bits, copies.input, copies.channels, copies.normalized, copies.normalized_bits, grad_input, grad_sum);
 }
 
 at::Tensor norm_act_output(const at::Tensor& packed, const at::Tensor& decode, const c10::SymInt& rows,
-                           at::ScalarType dtype, double slope, int64_t bits, const PackedDerivative& derivative) {
-  static const auto kOp = find_op<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, at::ScalarType, double,
-                                             int64_t, c10::string_view, int64_t)>("actnn::norm_act_output");
-  return kOp.call(packed, decode, rows, dtype, slope, bits, name_of(derivative.function), derivative.bits);
+                           at::ScalarType dtype, const FusedActivation& activation, int64_t bits) {
+  static const auto kOp = find_op<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, at::ScalarType,
+                                             c10::string_view, double, int64_t)>("actnn::norm_act_output");
+  return kOp.call(packed, decode, rows, dtype, name_of(activation.function), activation.slope, bits);
 }
 
 }  // namespace actnn

@@ -6,6 +6,7 @@
 
 #include "src/ops/activation_names.h"
 #include "src/ops/checks.h"
+#include "src/ops/packed_header.h"
 #include "src/ops/tensors.h"
 
 namespace actnn {
@@ -46,22 +47,23 @@ void check_floats(const char* op, const char* argument, const OptionalTensor& te
   TORCH_CHECK_VALUE(tensor->device() == device, op, ": ", argument, " must be on ", device, ", got ", tensor->device());
 }
 
-void check_split_bits(const char* op, int64_t bits) {
-  TORCH_CHECK_VALUE(bits >= kMinSplitBits && bits <= kMaxBits, op, ": bits must be in 2..8, got ", bits);
+/// Bits of codes beside the activation's masks.
+void check_code_bits(const char* op, int64_t bits, int64_t fewest, const FusedActivation& activation) {
+  const int64_t most = has_kink(activation.function) ? kMaxBits - 1 : kMaxBits;
+  TORCH_CHECK_VALUE(bits >= fewest && bits <= most, op, ": bits must be in ", fewest, "..", most, " for ",
+                    name_of(activation.function), ", got ", bits);
 }
 
 void check_normalized_bits(const char* op, int64_t bits) {
-  TORCH_CHECK_VALUE(bits >= kMinSplitBits && bits <= kMostNormalizedBits, op, ": normalized_bits must be in 2..7, got ",
-                    bits);
+  TORCH_CHECK_VALUE(bits >= kMinBits && bits <= kMaxBits, op, ": normalized_bits must be in 1..8, got ", bits);
 }
 
 void check_copies(const char* op, const at::Tensor& packed, const at::Tensor& channels, int64_t members,
-                  const c10::SymInt& rows, int64_t planes) {
+                  const c10::SymInt& rows, int64_t bits, int masks) {
   TORCH_CHECK_VALUE(channels.dim() == 2, op, ": the channels' coefficients must be 2-D, got shape ",
                     channels.sym_sizes());
   check_floats(op, "the channels' coefficients", channels, {channels.sym_size(0), members}, packed.device());
-  const SplitLayout<c10::SymInt> layout{rows, channels.size(0)};
-  check_packed(op, "packed", packed, layout.bytes(static_cast<int>(planes)));
+  check_packed(op, "packed", packed, layout_of(rows, channels.size(0), bits, masks).bytes());
 }
 
 ElementType check_gradient(const char* op, const NormActCopies& copies, const at::Tensor& grad,
@@ -72,29 +74,26 @@ ElementType check_gradient(const char* op, const NormActCopies& copies, const at
                     ": the channels' coefficients must be [C, ", members, "] for a gradient [rows, C], got shapes ",
                     channels.sym_sizes(), " and ", grad.sym_sizes());
   check_floats(op, "the channels' coefficients", channels, {grad.sym_size(1), members}, grad.device());
-  const bool has_derivatives = copies.derivative.function != ActivationFunction::kLeakyReLU;
-  check_packed_derivative(op, copies.derivative, /*bits=*/1);
+  const int masks = mask_count(copies.activation.function);
+  const bool replaced = copies.input || copies.normalized;
+  check_code_bits(op, copies.bits, 0, copies.activation);
   if (copies.packed) {
     TORCH_CHECK_VALUE(grad.device() == copies.packed->device(), op, ": grad must be on ", copies.packed->device(),
                       ", got ", grad.device());
-    if (!has_derivatives || !copies.input || copies.bits != 0) {
-      check_split_bits(op, copies.bits);
-    }
-    check_copies(op, *copies.packed, channels, members, grad.sym_size(0), copies.planes());
+    check_copies(op, *copies.packed, channels, members, grad.sym_size(0), copies.bits, masks);
   }
   if (copies.normalized) {
-    TORCH_CHECK_VALUE(!has_derivatives, op, ": normalized copies go with leaky_relu, got activation ",
-                      name_of(copies.derivative.function));
     check_normalized_bits(op, copies.normalized_bits);
-    const SplitLayout<c10::SymInt> layout{grad.sym_size(0), channels.size(0)};
-    check_packed(op, "normalized", *copies.normalized, layout.bytes(static_cast<int>(copies.normalized_bits)));
+    check_packed(op, "normalized", *copies.normalized,
+                 layout_of(grad.sym_size(0), channels.size(0), copies.normalized_bits, 0).bytes());
     TORCH_CHECK_VALUE(copies.normalized->device() == grad.device(), op, ": normalized must be on ", grad.device(),
                       ", got ", copies.normalized->device());
   }
   TORCH_CHECK_VALUE(!copies.input || !copies.normalized, op, ": an input and normalized copies exclude each other");
-  TORCH_CHECK_VALUE(
-      copies.packed || ((copies.input || copies.normalized) && copies.slope == 1.0 && !has_derivatives), op,
-      ": packed copies can be left out for an input or normalized copies, and leaky_relu with a slope of 1, only");
+  TORCH_CHECK_VALUE(replaced || (copies.packed && copies.bits != 0), op,
+                    ": copies of some bits are needed, or an input or normalized copies in their place");
+  TORCH_CHECK_VALUE(copies.packed || masks == 0, op, ": packed is needed for the masks of ",
+                    name_of(copies.activation.function));
   TORCH_CHECK_VALUE(copies.input.has_value() == copies.channels.has_value(), op,
                     ": an input and its channels' coefficients go together");
   check_like(op, "input", copies.input, "grad", grad);
@@ -145,28 +144,30 @@ void check_sum_channels(const OptionalTensor& channels, const at::Tensor& like) 
 }
 
 ElementType check_norm_act(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
-                           const SplitPacking& packing, const OptionalTensor& rng_state) {
+                           const FusedActivation& activation, const NormActPacking& packing,
+                           const OptionalTensor& rng_state) {
   const ElementType type = check_matrix(kNormAct, "input", input);
   check_like(kNormAct, "residual", residual, "input", input);
   check_floats(kNormAct, "channels", channels, {input.sym_size(1), kNormActChannel}, input.device());
-  if (packing.bits != 0) {
-    check_split_bits(kNormAct, packing.bits);
-  }
-  check_packed_derivative(kNormAct, packing.derivative, packing.bits);
+  check_code_bits(kNormAct, packing.bits.value_or(0), 0, activation);
+  TORCH_CHECK_VALUE(!residual || !is_smooth(activation.function), kNormAct, ": ", name_of(activation.function),
+                    " takes no residual");
   check_rng_state(kNormAct, rng_state, input.device());
   return type;
 }
 
 ElementType check_norm_add_act(const at::Tensor& input, const at::Tensor& residual, const at::Tensor& channels,
-                               const at::Tensor& norm_channels, int64_t bits, int64_t normalized_bits,
+                               const at::Tensor& norm_channels, const FusedActivation& activation,
+                               const NormActPacking& packing, int64_t normalized_bits,
                                const OptionalTensor& rng_state) {
   const ElementType type = check_matrix(kNormAddAct, "input", input);
   check_like(kNormAddAct, "residual", residual, "input", input);
   check_floats(kNormAddAct, "channels", channels, {input.sym_size(1), kNormActChannel}, input.device());
   check_floats(kNormAddAct, "norm_channels", norm_channels, {input.sym_size(1), kNormActChannel}, input.device());
-  if (bits != 0) {
-    check_split_bits(kNormAddAct, bits);
-  }
+  TORCH_CHECK_VALUE(
+      activation.function == ActivationFunction::kLeakyReLU || activation.function == ActivationFunction::kIdentity,
+      kNormAddAct, ": activation must be leaky_relu or identity, got ", name_of(activation.function));
+  check_code_bits(kNormAddAct, packing.bits.value_or(0), 0, activation);
   check_normalized_bits(kNormAddAct, normalized_bits);
   check_rng_state(kNormAddAct, rng_state, input.device());
   return type;
@@ -197,14 +198,10 @@ ElementType check_norm_act_input_gradient(const NormActCopies& copies, const at:
 }
 
 ElementType check_norm_act_output(const at::Tensor& packed, const at::Tensor& decode, const c10::SymInt& rows,
-                                  at::ScalarType dtype, int64_t bits, const PackedDerivative& derivative) {
+                                  at::ScalarType dtype, const FusedActivation& activation, int64_t bits) {
   TORCH_CHECK_VALUE(rows >= 0, kOutput, ": rows must not be negative, got ", rows);
-  TORCH_CHECK_VALUE(gives_output(derivative.function), kOutput,
-                    ": activation must be leaky_relu or relu6, whose result the copies give without bias, got ",
-                    name_of(derivative.function));
-  check_split_bits(kOutput, bits);
-  check_packed_derivative(kOutput, derivative, bits);
-  check_copies(kOutput, packed, decode, kDecodeMap, rows, bits + derivative.bits);
+  check_code_bits(kOutput, bits, kMinBits, activation);
+  check_copies(kOutput, packed, decode, kDecodeMap, rows, bits, mask_count(activation.function));
   return check_element_type(kOutput, dtype);
 }
 
@@ -213,14 +210,16 @@ at::Tensor per_channel(const at::Tensor& like, int64_t channels, int64_t members
   return members == 0 ? at::empty({channels}, options) : at::empty({channels, members}, options);
 }
 
-at::Tensor empty_packed(const SplitLayout<int64_t>& layout, int planes, const at::Tensor& like) {
-  if (planes == 0) {
+at::Tensor empty_packed(const std::optional<ColumnLayout<int64_t>>& layout, const PackedHeader& header,
+                        const at::Tensor& like) {
+  if (!layout) {
     return empty_bytes(0, like);
   }
-  at::Tensor packed = empty_bytes(layout.bytes(planes), like);
+  at::Tensor packed = empty_bytes(layout->bytes(), like);
   auto* bytes = packed.mutable_data_ptr<uint8_t>();
-  std::fill(bytes + layout.groups() * static_cast<int64_t>(sizeof(SplitSteps)), bytes + codes_offset(layout.groups()),
-            uint8_t{0});
+  write_header(header, bytes);
+  std::fill(bytes + kHeaderBytes + layout->groups() * static_cast<int64_t>(sizeof(GroupParameters)),
+            bytes + layout->codes(), uint8_t{0});
   return packed;
 }
 

@@ -6,9 +6,9 @@
 #include <cstdint>
 #include <optional>
 
+#include "actnn/core/columns.h"
 #include "actnn/core/norm_act.h"
 #include "actnn/core/scalar_types.h"
-#include "actnn/core/sign_split.h"
 #include "actnn/ops/norm_act.h"
 
 /// \file
@@ -35,10 +35,11 @@ void check_norm_act_channels(const at::Tensor& mean, const at::Tensor& variance,
                              const OptionalTensor& bias);
 void check_sum_channels(const OptionalTensor& channels, const at::Tensor& like);
 ElementType check_norm_act(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
-                           const SplitPacking& packing, const OptionalTensor& rng_state);
+                           const FusedActivation& activation, const NormActPacking& packing,
+                           const OptionalTensor& rng_state);
 ElementType check_norm_add_act(const at::Tensor& input, const at::Tensor& residual, const at::Tensor& channels,
-                               const at::Tensor& norm_channels, int64_t bits, int64_t normalized_bits,
-                               const OptionalTensor& rng_state);
+                               const at::Tensor& norm_channels, const FusedActivation& activation,
+                               const NormActPacking& packing, int64_t normalized_bits, const OptionalTensor& rng_state);
 ElementType check_batch_norm_channels(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                                       const OptionalTensor& running_mean, const OptionalTensor& running_var,
                                       const OptionalTensor& num_batches_tracked, std::optional<double> momentum);
@@ -51,7 +52,7 @@ ElementType check_norm_act_input_gradient(const NormActCopies& copies, const at:
                                           const OptionalTensor& grad_input = std::nullopt,
                                           const OptionalTensor& grad_sum = std::nullopt);
 ElementType check_norm_act_output(const at::Tensor& packed, const at::Tensor& decode, const c10::SymInt& rows,
-                                  at::ScalarType dtype, int64_t bits, const PackedDerivative& derivative);
+                                  at::ScalarType dtype, const FusedActivation& activation, int64_t bits);
 
 /// `batch_norm_channels` by the ops for its parts, on every device.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> composed_batch_norm_channels(
@@ -59,14 +60,22 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> composed_batch_norm_channels(
     const OptionalTensor& running_mean, const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
     std::optional<double> momentum, double eps, bool has_kink);
 
-/// Normalized copies, on the CPU, as packed ones with sides.
-NormActCopies with_sides(const NormActCopies& copies, const SplitLayout<int64_t>& layout);
-
 /// Of a matrix [rows, channels] whose rows may be a symbol.
 inline int64_t channels_of(const at::Tensor& matrix) { return matrix.sym_size(1).guard_int(__FILE__, __LINE__); }
 
-/// The layout of a matrix of concrete sizes.
-inline SplitLayout<int64_t> split_layout(const at::Tensor& matrix) { return {matrix.size(0), matrix.size(1)}; }
+/// The packed form of a matrix: copies of `bits`, and the masks of the activation.
+template <class Int>
+ColumnLayout<Int> layout_of(const Int& rows, int64_t channels, int64_t bits, int masks) {
+  return {rows, channels, kDefaultGroupRows, static_cast<int>(bits), masks};
+}
+
+/// What a pass packs; none for nothing.
+template <class Int>
+std::optional<ColumnLayout<Int>> packed_layout(const Int& rows, int64_t channels, const FusedActivation& activation,
+                                               const std::optional<int64_t>& bits) {
+  const int masks = mask_count(activation.function);
+  return bits && (*bits != 0 || masks != 0) ? std::optional(layout_of(rows, channels, *bits, masks)) : std::nullopt;
+}
 
 inline const void* data_or_null(const OptionalTensor& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 inline const float* floats_or_null(const OptionalTensor& tensor) {
@@ -86,7 +95,8 @@ Struct* mutable_rows_as(const at::Tensor& tensor) {
 /// A new float32 tensor [channels, members], or [channels] without members.
 at::Tensor per_channel(const at::Tensor& like, int64_t channels, int64_t members = 0);
 
-/// A new packed tensor on the CPU, with zeros between steps and words; without planes, one without elements.
-at::Tensor empty_packed(const SplitLayout<int64_t>& layout, int planes, const at::Tensor& like);
+/// A new packed tensor on the CPU with its header, and zeros between parameters and codes; without elements for none.
+at::Tensor empty_packed(const std::optional<ColumnLayout<int64_t>>& layout, const PackedHeader& header,
+                        const at::Tensor& like);
 
 }  // namespace actnn

@@ -11,12 +11,12 @@
 #include "src/ops/copies_arguments.h"
 #include "src/ops/cuda_support.h"
 #include "src/ops/norm_act_checks.h"
+#include "src/ops/rounding_names.h"
 #include "src/ops/tensors.h"
 
 namespace actnn {
 namespace {
 
-using Layout = SplitLayout<int64_t>;
 using TwoTensors = std::tuple<at::Tensor, at::Tensor>;
 using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using SumsKernel = CopiesSignature<at::Tensor, const at::Tensor&, const OptionalTensor&, const at::Tensor&>;
@@ -29,20 +29,19 @@ constexpr const char* kInputGradient = "actnn::norm_act_input_gradient";
 constexpr const char* kOutput = "actnn::norm_act_output";
 
 /// It belongs to the stream: the caching allocator hands it on only to later work of the same stream.
-at::Tensor scratch_for(const Layout& layout, const at::Tensor& like) {
-  return at::empty({cuda::norm_act_scratch(layout)}, like.options().dtype(at::kFloat));
+at::Tensor scratch_for(const at::Tensor& matrix, ElementType type) {
+  return at::empty({cuda::norm_act_scratch(matrix.size(0), matrix.size(1), type)}, matrix.options().dtype(at::kFloat));
 }
 
 TwoTensors moments_cuda(const at::Tensor& input) {
   const ElementType type = check_channel_moments(input);
   const c10::cuda::CUDAGuard guard(input.device());
-  const Layout layout = split_layout(input);
-  const at::Tensor scratch = scratch_for(layout, input);
-  at::Tensor mean = per_channel(input, layout.channels);
-  at::Tensor variance = per_channel(input, layout.channels);
-  check_launch(cuda::channel_moments(input.const_data_ptr(), type, layout, scratch.mutable_data_ptr<float>(),
-                                     mean.mutable_data_ptr<float>(), variance.mutable_data_ptr<float>(),
-                                     current_stream()));
+  const at::Tensor scratch = scratch_for(input, type);
+  at::Tensor mean = per_channel(input, input.size(1));
+  at::Tensor variance = per_channel(input, input.size(1));
+  check_launch(cuda::channel_moments(input.const_data_ptr(), type, input.size(0), input.size(1),
+                                     scratch.mutable_data_ptr<float>(), mean.mutable_data_ptr<float>(),
+                                     variance.mutable_data_ptr<float>(), current_stream()));
   return {mean, variance};
 }
 
@@ -93,16 +92,16 @@ ThreeTensors batch_norm_channels_cuda(const at::Tensor& input, const OptionalTen
                                         eps, has_kink);
   }
   const c10::cuda::CUDAGuard guard(input.device());
-  const Layout layout = split_layout(input);
-  const at::Tensor scratch = scratch_for(layout, input);
-  at::Tensor channels = per_channel(input, layout.channels, kNormActChannel);
-  at::Tensor decode = per_channel(input, layout.channels, kDecodeMap);
-  at::Tensor rstd = per_channel(input, layout.channels);
+  const int64_t count = input.size(1);
+  const at::Tensor scratch = scratch_for(input, type);
+  at::Tensor channels = per_channel(input, count, kNormActChannel);
+  at::Tensor decode = per_channel(input, count, kDecodeMap);
+  at::Tensor rstd = per_channel(input, count);
   const auto mutable_floats = [](const OptionalTensor& tensor) {
     return tensor ? tensor->mutable_data_ptr<float>() : nullptr;
   };
   check_launch(cuda::batch_norm_channels(
-      input.const_data_ptr(), type, layout, scratch.mutable_data_ptr<float>(),
+      input.const_data_ptr(), type, input.size(0), count, scratch.mutable_data_ptr<float>(),
       {.weight = floats_or_null(weight),
        .bias = floats_or_null(bias),
        .eps = static_cast<float>(eps),
@@ -121,63 +120,65 @@ struct ForwardPass {
   at::Tensor y;
   at::Tensor packed;
   cuda::NormActForward arguments;
+
+  bool packs() const { return arguments.packed != nullptr; }
 };
 
 ForwardPass forward_pass(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
-                         ElementType type, double slope, const SplitPacking& packing, const OptionalTensor& rng_state) {
-  const Layout layout = split_layout(input);
-  const int planes = static_cast<int>(packing.planes());
-  ForwardPass pass{.y = at::empty_like(input),
-                   .packed = empty_bytes(planes == 0 ? 0 : layout.bytes(planes), input),
-                   .arguments = {}};
+                         ElementType type, const FusedActivation& activation, const NormActPacking& packing,
+                         const OptionalTensor& rng_state) {
+  const auto layout = packed_layout(input.size(0), input.size(1), activation, packing.bits);
+  ForwardPass pass{
+      .y = at::empty_like(input), .packed = empty_bytes(layout ? layout->bytes() : 0, input), .arguments = {}};
   pass.arguments = {.x = input.const_data_ptr(),
                     .residual = data_or_null(residual),
                     .y = pass.y.mutable_data_ptr(),
                     .type = type,
-                    .layout = layout,
+                    .layout = layout.value_or(layout_of(input.size(0), input.size(1), 0, 0)),
                     .channels = rows_as<NormActChannel>(channels),
-                    .slope = static_cast<float>(slope),
-                    .bits = static_cast<int>(packing.bits),
+                    .activation = activation,
                     .keeps_below = packing.keeps_below,
-                    .packed = pass.packed.mutable_data_ptr<uint8_t>(),
-                    .random = planes == 0 ? cuda::RandomSource{} : random_source(rng_state),
-                    .stochastic = packing.stochastic,
-                    .derivative = packing.derivative};
+                    .packed = layout ? pass.packed.mutable_data_ptr<uint8_t>() : nullptr,
+                    .random = layout ? random_source(rng_state) : cuda::RandomSource{},
+                    .rounding = packing.rounding};
   return pass;
 }
 
 TwoTensors norm_act_cuda(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& channels,
-                         double slope, int64_t bits, bool keeps_below, bool stochastic, const OptionalTensor& rng_state,
-                         c10::string_view activation, int64_t derivative_bits) {
-  const SplitPacking packing{bits, keeps_below, stochastic, packed_derivative(kNormAct, activation, derivative_bits)};
-  const ElementType type = check_norm_act(input, residual, channels, packing, rng_state);
+                         c10::string_view activation, double slope, std::optional<int64_t> bits, bool keeps_below,
+                         c10::string_view rounding, const OptionalTensor& rng_state) {
+  const FusedActivation fused = fused_activation(kNormAct, activation, slope);
+  const NormActPacking packing{bits, keeps_below, rounding_of(kNormAct, rounding)};
+  const ElementType type = check_norm_act(input, residual, channels, fused, packing, rng_state);
   const c10::cuda::CUDAGuard guard(input.device());
-  ForwardPass pass = forward_pass(input, residual, channels, type, slope, packing, rng_state);
+  ForwardPass pass = forward_pass(input, residual, channels, type, fused, packing, rng_state);
   check_launch(cuda::norm_act(pass.arguments, current_stream()));
-  if (packing.planes() != 0) {
+  if (pass.packs()) {
     advance_random_state(rng_state);
   }
   return {std::move(pass.y), std::move(pass.packed)};
 }
 
 ThreeTensors norm_add_act_cuda(const at::Tensor& input, const at::Tensor& residual, const at::Tensor& channels,
-                               const at::Tensor& norm_channels, double slope, int64_t bits, int64_t normalized_bits,
-                               bool keeps_below, bool stochastic, const OptionalTensor& rng_state) {
+                               const at::Tensor& norm_channels, c10::string_view activation, double slope,
+                               std::optional<int64_t> bits, int64_t normalized_bits, bool keeps_below,
+                               c10::string_view rounding, const OptionalTensor& rng_state) {
+  const FusedActivation fused = fused_activation(kNormAddAct, activation, slope);
+  const NormActPacking packing{bits, keeps_below, rounding_of(kNormAddAct, rounding)};
   const ElementType type =
-      check_norm_add_act(input, residual, channels, norm_channels, bits, normalized_bits, rng_state);
+      check_norm_add_act(input, residual, channels, norm_channels, fused, packing, normalized_bits, rng_state);
   const c10::cuda::CUDAGuard guard(input.device());
-  ForwardPass pass = forward_pass(input, residual, channels, type, slope, {bits, keeps_below, stochastic}, rng_state);
-  const int planes = static_cast<int>(normalized_bits);
-  at::Tensor normalized = empty_bytes(pass.arguments.layout.bytes(planes), input);
+  ForwardPass pass = forward_pass(input, residual, channels, type, fused, packing, rng_state);
+  at::Tensor normalized = empty_bytes(layout_of(input.size(0), input.size(1), normalized_bits, 0).bytes(), input);
   pass.arguments.normalized = {.channels = rows_as<NormActChannel>(norm_channels),
-                               .bits = planes,
+                               .bits = static_cast<int>(normalized_bits),
                                .packed = normalized.mutable_data_ptr<uint8_t>(),
                                .random = random_source(rng_state)};
-  if (bits != 0 && rng_state) {
+  if (pass.packs() && rng_state) {
     ++pass.arguments.normalized.random.shift.offset;  // the tensor is not advanced yet
   }
   check_launch(cuda::norm_act(pass.arguments, current_stream()));
-  if (bits != 0) {
+  if (pass.packs()) {
     advance_random_state(rng_state);
   }
   advance_random_state(rng_state);
@@ -187,17 +188,15 @@ ThreeTensors norm_add_act_cuda(const at::Tensor& input, const at::Tensor& residu
 cuda::NormActBackward backward_of(const NormActCopies& copies, const at::Tensor& grad,
                                   const OptionalTensor& second_grad, ElementType type) {
   return {.packed = static_cast<const uint8_t*>(data_or_null(copies.packed)),
-          .bits = static_cast<int>(copies.bits),
+          .layout = layout_of(grad.size(0), grad.size(1), copies.bits, mask_count(copies.activation.function)),
           .grad = grad.const_data_ptr(),
           .second_grad = data_or_null(second_grad),
           .type = type,
-          .layout = split_layout(grad),
-          .slope = static_cast<float>(copies.slope),
+          .activation = copies.activation,
           .x = data_or_null(copies.input),
           .channels_of_x = copies.channels ? rows_as<NormActChannel>(*copies.channels) : nullptr,
           .normalized = static_cast<const uint8_t*>(data_or_null(copies.normalized)),
-          .normalized_bits = static_cast<int>(copies.normalized_bits),
-          .derivative = copies.derivative};
+          .normalized_bits = static_cast<int>(copies.normalized_bits)};
 }
 
 /// With bytes that begin where kernels want them.
@@ -219,7 +218,7 @@ at::Tensor sums_cuda(const OptionalTensor& packed, const at::Tensor& grad, const
   const NormActCopies copies = aligned(given);
   const cuda::NormActBackward backward = backward_of(copies, grad, second_grad, type);
   const int64_t channels = backward.layout.channels;
-  const at::Tensor scratch = scratch_for(backward.layout, grad);
+  const at::Tensor scratch = scratch_for(grad, type);
   at::Tensor sums = at::empty({2, channels}, decode.options());
   check_launch(cuda::norm_act_sums(backward, rows_as<DecodeMap>(decode), scratch.mutable_data_ptr<float>(),
                                    sums.mutable_data_ptr<float>(), sums.mutable_data_ptr<float>() + channels,
@@ -260,7 +259,7 @@ ThreeTensors sums_and_gradients_cuda(const OptionalTensor& packed, const at::Ten
   const NormActCopies copies = aligned(given);
   const cuda::NormActBackward backward = backward_of(copies, grad, second_grad, type);
   const int64_t channels = backward.layout.channels;
-  const at::Tensor scratch = scratch_for(backward.layout, grad);
+  const at::Tensor scratch = scratch_for(grad, type);
   at::Tensor gradients = per_channel(grad, channels, kNormActGradient);
   at::Tensor grad_weight = per_channel(grad, channels);
   at::Tensor grad_bias = per_channel(grad, channels);
@@ -276,12 +275,12 @@ ThreeTensors sums_and_gradients_cuda(const OptionalTensor& packed, const at::Ten
 }
 
 void input_gradient_out_cuda(const OptionalTensor& packed, const at::Tensor& grad, const OptionalTensor& second_grad,
-                             const at::Tensor& gradients, double slope, int64_t bits, const OptionalTensor& input,
-                             const OptionalTensor& channels, const OptionalTensor& normalized, int64_t normalized_bits,
-                             at::Tensor& grad_input, const OptionalTensor& grad_sum, c10::string_view activation,
-                             int64_t derivative_bits) {
-  const NormActCopies given = copies_of(kInputGradient, packed, slope, bits, input, channels, normalized,
-                                        normalized_bits, activation, derivative_bits);
+                             const at::Tensor& gradients, c10::string_view activation, double slope, int64_t bits,
+                             const OptionalTensor& input, const OptionalTensor& channels,
+                             const OptionalTensor& normalized, int64_t normalized_bits, at::Tensor& grad_input,
+                             const OptionalTensor& grad_sum) {
+  const NormActCopies given =
+      copies_of(kInputGradient, packed, activation, slope, bits, input, channels, normalized, normalized_bits);
   const ElementType type = check_norm_act_input_gradient(given, grad, second_grad, gradients, grad_input, grad_sum);
   const c10::cuda::CUDAGuard guard(grad.device());
   const NormActCopies copies = aligned(given);
@@ -291,11 +290,11 @@ void input_gradient_out_cuda(const OptionalTensor& packed, const at::Tensor& gra
 }
 
 at::Tensor output_cuda(const at::Tensor& packed, const at::Tensor& decode, int64_t rows, at::ScalarType dtype,
-                       double slope, int64_t bits, c10::string_view activation, int64_t derivative_bits) {
-  const PackedDerivative derivative = packed_derivative(kOutput, activation, derivative_bits);
-  const ElementType type = check_norm_act_output(packed, decode, rows, dtype, bits, derivative);
+                       c10::string_view activation, double slope, int64_t bits) {
+  const FusedActivation fused = fused_activation(kOutput, activation, slope);
+  const ElementType type = check_norm_act_output(packed, decode, rows, dtype, fused, bits);
   const c10::cuda::CUDAGuard guard(packed.device());
-  const NormActCopies copies = aligned({.packed = packed, .slope = slope, .bits = bits, .derivative = derivative});
+  const NormActCopies copies = aligned({.packed = packed, .activation = fused, .bits = bits});
   at::Tensor y = at::empty({rows, decode.size(0)}, packed.options().dtype(dtype));
   check_launch(cuda::norm_act_output(backward_of(copies, y, std::nullopt, type), rows_as<DecodeMap>(decode),
                                      y.mutable_data_ptr(), current_stream()));

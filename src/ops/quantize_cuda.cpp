@@ -10,9 +10,9 @@
 namespace actnn {
 namespace {
 
-at::Tensor quantize_cuda(const at::Tensor& input, int64_t bits, int64_t group_size, bool stochastic,
+at::Tensor quantize_cuda(const at::Tensor& input, int64_t bits, int64_t group_size, c10::string_view rounding,
                          const std::optional<at::Tensor>& rng_state) {
-  const ElementType type = check_quantize(input, bits, group_size, rng_state);
+  const auto [type, how] = check_quantize(input, bits, group_size, rounding, rng_state);
   const c10::cuda::CUDAGuard guard(input.device());
   const at::Tensor dense = storage_order(input);
   at::Tensor packed = empty_bytes(packed_bytes(dense.numel(), static_cast<int>(bits), group_size), input);
@@ -23,7 +23,7 @@ at::Tensor quantize_cuda(const at::Tensor& input, int64_t bits, int64_t group_si
                                .bits = static_cast<int>(bits),
                                .packed = packed.mutable_data_ptr<uint8_t>(),
                                .random = random_source(rng_state),
-                               .stochastic = stochastic},
+                               .rounding = how},
                               current_stream()));
   advance_random_state(rng_state);
   return packed;

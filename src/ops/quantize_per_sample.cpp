@@ -11,7 +11,9 @@
 #include "actnn/ops/quantize.h"
 #include "src/ops/checks.h"
 #include "src/ops/dispatch.h"
+#include "src/ops/packed_header.h"
 #include "src/ops/quantize_per_sample_checks.h"
+#include "src/ops/rounding_names.h"
 #include "src/ops/tensors.h"
 
 namespace actnn {
@@ -32,15 +34,16 @@ void check_bits_tensor(const char* op, const at::Tensor& bits, const c10::SymInt
 
 }  // namespace
 
-ElementType check_quantize_per_sample(const at::Tensor& input, const at::Tensor& bits, const c10::SymInt& code_bytes,
-                                      int64_t group_size, const std::optional<at::Tensor>& rng_state) {
+QuantizedAs check_quantize_per_sample(const at::Tensor& input, const at::Tensor& bits, const c10::SymInt& code_bytes,
+                                      int64_t group_size, c10::string_view rounding,
+                                      const std::optional<at::Tensor>& rng_state) {
   const ElementType type = check_floating(kQuantizePerSample, "input", input);
   TORCH_CHECK_VALUE(input.dim() >= 1, kQuantizePerSample, ": input must have a sample dimension, got a 0-D tensor");
   check_group_size(kQuantizePerSample, group_size);
   check_bits_tensor(kQuantizePerSample, bits, input.sym_size(0), input.device());
   check_rng_state(kQuantizePerSample, rng_state, input.device());
   TORCH_CHECK_VALUE(code_bytes >= 0, kQuantizePerSample, ": code_bytes must not be negative, got ", code_bytes);
-  return type;
+  return {type, rounding_of(kQuantizePerSample, rounding)};
 }
 
 ElementType check_dequantize_per_sample(const at::Tensor& packed, const at::Tensor& bits, c10::SymIntArrayRef size,
@@ -88,8 +91,8 @@ void for_samples(int64_t samples, int64_t groups, int64_t group_size, Body&& bod
 }
 
 at::Tensor quantize_per_sample_cpu(const at::Tensor& input, const at::Tensor& bits, int64_t room, int64_t group_size,
-                                   bool stochastic, const std::optional<at::Tensor>& rng_state) {
-  const ElementType type = check_quantize_per_sample(input, bits, room, group_size, rng_state);
+                                   c10::string_view rounding, const std::optional<at::Tensor>& rng_state) {
+  const QuantizedAs how = check_quantize_per_sample(input, bits, room, group_size, rounding, rng_state);
   const at::Tensor dense = samples_outermost(input);
   const int64_t samples = dense.size(0);
   const int64_t elements = elements_per_sample(dense.numel(), samples);
@@ -101,27 +104,29 @@ at::Tensor quantize_per_sample_cpu(const at::Tensor& input, const at::Tensor& bi
   const int64_t codes = codes_offset(samples * groups);
   const at::Tensor packed = empty_bytes(codes + room, input);
   auto* bytes = packed.mutable_data_ptr<uint8_t>();
-  std::fill(bytes + samples * groups * static_cast<int64_t>(sizeof(GroupParameters)), bytes + codes, uint8_t{0});
+  const PackedHeader header = take_header(how.rounding, rng_state);
+  write_header(header, bytes);
+  uint8_t* const parameters = bytes + kHeaderBytes;
+  std::fill(parameters + samples * groups * static_cast<int64_t>(sizeof(GroupParameters)), bytes + codes, uint8_t{0});
   std::fill(bytes + codes + offsets.back(), bytes + codes + room, uint8_t{0});
   const auto* values = bits.const_data_ptr<uint8_t>();
   const auto* source = static_cast<const uint8_t*>(dense.const_data_ptr());
-  const RandomState random = take_random_state(rng_state);
   for_samples(samples, groups, group_size, [&](int64_t sample, int64_t first, int64_t last) {
     const int width = values[sample];
     uint8_t* const sample_codes = bytes + codes + offsets[sample];
     if (first == 0) {
       std::fill(sample_codes + code_bytes(elements, width), bytes + codes + offsets[sample + 1], uint8_t{0});
     }
-    cpu::quantize_groups({.elements = source + sample * elements * element_size(type),
-                          .type = type,
+    cpu::quantize_groups({.elements = source + sample * elements * element_size(how.type),
+                          .type = how.type,
                           .count = elements,
                           .group_size = group_size,
                           .bits = width,
-                          .parameters = bytes + sample * groups * static_cast<int64_t>(sizeof(GroupParameters)),
+                          .parameters = parameters + sample * groups * static_cast<int64_t>(sizeof(GroupParameters)),
                           .codes = sample_codes,
-                          .random = random,
-                          .first_octet = static_cast<uint64_t>(sample * ceil_div(elements, kOctet)),
-                          .stochastic = stochastic},
+                          .random = header.random(),
+                          .first_octet = first_octet_of_sample(sample, elements),
+                          .rounding = how.rounding},
                          first, last);
   });
   return packed;
@@ -129,9 +134,9 @@ at::Tensor quantize_per_sample_cpu(const at::Tensor& input, const at::Tensor& bi
 
 // The dispatcher passes symbolic integers by value. NOLINTNEXTLINE(performance-unnecessary-value-param)
 at::Tensor quantize_per_sample_meta(const at::Tensor& input, const at::Tensor& bits, c10::SymInt room,
-                                    int64_t group_size, bool /*stochastic*/,
+                                    int64_t group_size, c10::string_view rounding,
                                     const std::optional<at::Tensor>& rng_state) {
-  check_quantize_per_sample(input, bits, room, group_size, rng_state);
+  check_quantize_per_sample(input, bits, room, group_size, rounding, rng_state);
   return empty_bytes(codes_offset(all_groups(input.sym_numel(), input.sym_size(0), group_size)) + room, input);
 }
 
@@ -149,16 +154,20 @@ at::Tensor dequantize_per_sample_cpu(const at::Tensor& packed, const at::Tensor&
                     codes + offsets.back(), " bytes for these bits, got ", packed.numel());
   const auto* values = bits.const_data_ptr<uint8_t>();
   const auto* bytes = packed.const_data_ptr<uint8_t>();
+  const PackedHeader header = read_header(bytes);
   auto* target = static_cast<uint8_t*>(output.mutable_data_ptr());
   for_samples(samples, groups, group_size, [&](int64_t sample, int64_t first, int64_t last) {
-    cpu::dequantize_groups({.parameters = bytes + sample * groups * static_cast<int64_t>(sizeof(GroupParameters)),
-                            .codes = bytes + codes + offsets[sample],
-                            .count = elements,
-                            .group_size = group_size,
-                            .bits = values[sample],
-                            .type = type,
-                            .elements = target + sample * elements * element_size(type)},
-                           first, last);
+    cpu::dequantize_groups(
+        {.header = header,
+         .parameters = bytes + kHeaderBytes + sample * groups * static_cast<int64_t>(sizeof(GroupParameters)),
+         .codes = bytes + codes + offsets[sample],
+         .count = elements,
+         .group_size = group_size,
+         .bits = values[sample],
+         .type = type,
+         .first_octet = first_octet_of_sample(sample, elements),
+         .elements = target + sample * elements * element_size(type)},
+        first, last);
   });
   return output;
 }
@@ -173,7 +182,7 @@ at::Tensor dequantize_per_sample_meta(const at::Tensor& packed, const at::Tensor
 
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def(
-      "quantize_per_sample(Tensor input, Tensor bits, SymInt code_bytes, int group_size, bool stochastic, "
+      "quantize_per_sample(Tensor input, Tensor bits, SymInt code_bytes, int group_size, str rounding='dithered', "
       "Tensor(a!)? rng_state=None) -> Tensor",
       {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
   m.def(
@@ -202,10 +211,10 @@ TORCH_LIBRARY_IMPL(actnn, ADInplaceOrView, m) {
 }
 
 at::Tensor quantize_per_sample(const at::Tensor& input, const at::Tensor& bits, const c10::SymInt& code_bytes,
-                               int64_t group_size, bool stochastic, const std::optional<at::Tensor>& rng_state) {
-  static const auto kOp = find_op<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, int64_t, bool,
-                                             const std::optional<at::Tensor>&)>(kQuantizePerSample);
-  return kOp.call(input, bits, code_bytes, group_size, stochastic, rng_state);
+                               int64_t group_size, Rounding rounding, const std::optional<at::Tensor>& rng_state) {
+  static const auto kOp = find_op<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, int64_t,
+                                             c10::string_view, const std::optional<at::Tensor>&)>(kQuantizePerSample);
+  return kOp.call(input, bits, code_bytes, group_size, name_of(rounding), rng_state);
 }
 
 at::Tensor dequantize_per_sample(const at::Tensor& packed, const at::Tensor& bits, c10::SymIntArrayRef size,

@@ -24,8 +24,8 @@ cuda::SampleBits sample_bits(const at::Tensor& bits, int64_t room, const at::Ten
 }
 
 at::Tensor quantize_per_sample_cuda(const at::Tensor& input, const at::Tensor& bits, int64_t room, int64_t group_size,
-                                    bool stochastic, const std::optional<at::Tensor>& rng_state) {
-  const ElementType type = check_quantize_per_sample(input, bits, room, group_size, rng_state);
+                                    c10::string_view rounding, const std::optional<at::Tensor>& rng_state) {
+  const auto [type, how] = check_quantize_per_sample(input, bits, room, group_size, rounding, rng_state);
   const c10::cuda::CUDAGuard guard(input.device());
   const at::Tensor dense = samples_outermost(input);
   const int64_t samples = dense.size(0);
@@ -38,7 +38,7 @@ at::Tensor quantize_per_sample_cuda(const at::Tensor& input, const at::Tensor& b
                                           .bits = 0,
                                           .packed = packed.mutable_data_ptr<uint8_t>(),
                                           .random = random_source(rng_state),
-                                          .stochastic = stochastic},
+                                          .rounding = how},
                                          sample_bits(bits, room, offsets), current_stream()));
   advance_random_state(rng_state);
   return packed;

@@ -26,9 +26,8 @@ struct Entry {
   int64_t version;
   WeakTensor packed;
   WeakTensor decode;
-  double slope;
+  FusedActivation activation;
   int64_t bits;
-  PackedDerivative derivative;
 };
 
 class SharedCopies {
@@ -44,9 +43,8 @@ class SharedCopies {
                                          .version = tensor._version(),
                                          .packed = WeakTensor(copy.packed.getIntrusivePtr()),
                                          .decode = WeakTensor(copy.decode.getIntrusivePtr()),
-                                         .slope = copy.slope,
-                                         .bits = copy.bits,
-                                         .derivative = copy.derivative});
+                                         .activation = copy.activation,
+                                         .bits = copy.bits});
   }
 
   std::optional<SharedCopy> find(const at::Tensor& tensor) const {
@@ -66,8 +64,7 @@ class SharedCopies {
     if (!packed.defined() || !decode.defined()) {
       return std::nullopt;
     }
-    return SharedCopy{at::Tensor(std::move(packed)), at::Tensor(std::move(decode)), entry.slope, entry.bits,
-                      entry.derivative};
+    return SharedCopy{at::Tensor(std::move(packed)), at::Tensor(std::move(decode)), entry.activation, entry.bits};
   }
 
  private:
@@ -97,7 +94,7 @@ at::Tensor SharedCopy::decoded(c10::SymIntArrayRef size, at::ScalarType dtype) c
   for (size_t dimension = 0; dimension < size.size(); ++dimension) {
     rows = dimension == 1 ? rows : rows * size[dimension];
   }
-  return from_matrix(norm_act_output(packed, decode, rows, dtype, slope, bits, derivative), size);
+  return from_matrix(norm_act_output(packed, decode, rows, dtype, activation, bits), size);
 }
 
 void share_copy(const at::Tensor& tensor, const SharedCopy& copy) {

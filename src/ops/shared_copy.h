@@ -13,15 +13,14 @@
 
 namespace actnn {
 
-/// A sign-split copy (core/sign_split.h) of a tensor whose channels are its second dimension.
+/// A copy of a tensor whose channels are its second dimension, by the pass that made it (`norm_act_output`).
 struct SharedCopy {
   at::Tensor packed;
   at::Tensor decode;  ///< from the copy to the tensor: `DecodeMap` [C, 5]
-  double slope;
+  FusedActivation activation;
   int64_t bits;
-  PackedDerivative derivative = {};
 
-  /// The unbiased copy, channels_last.
+  /// The copy, channels_last.
   at::Tensor decoded(c10::SymIntArrayRef size, at::ScalarType dtype) const;
 };
 

@@ -10,6 +10,7 @@
 #include "actnn/policy/gradient_noise.h"
 #include "actnn/policy/policy.h"
 #include "actnn/policy/scheme.h"
+#include "src/ops/rounding_names.h"
 
 namespace actnn {
 namespace {
@@ -20,16 +21,16 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 OptionalTensor if_defined(const at::Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
 
-/// A plan as the arguments of an op: bits, group_size, stochastic, sample_bits, total_bits, compress, simulate,
+/// A plan as the arguments of an op: bits, group_size, rounding, sample_bits, total_bits, compress, simulate,
 /// offload.
-using PlanTuple = std::tuple<int64_t, int64_t, bool, OptionalTensor, int64_t, bool, bool, bool>;
+using PlanTuple = std::tuple<int64_t, int64_t, std::string, OptionalTensor, int64_t, bool, bool, bool>;
 
 PlanTuple plan(const SchemePointer& self, const at::Tensor& input) {
   Plan plan = self->plan(input);
   const auto& [quantization, retention] = plan;
   return {quantization.bits,
           quantization.group_size,
-          quantization.stochastic,
+          name_of(quantization.rounding),
           retention.sample_bits,
           retention.total_bits.guard_int(__FILE__, __LINE__),
           retention.compress,

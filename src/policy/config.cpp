@@ -6,11 +6,13 @@
 #include <array>
 #include <functional>
 #include <iterator>
+#include <string>
 #include <type_traits>
 #include <utility>
 
 #include "actnn/core/bit_packing.h"
 #include "actnn/core/layout.h"
+#include "src/ops/rounding_names.h"
 
 namespace actnn {
 namespace {
@@ -40,6 +42,13 @@ struct FlagType<double> {
   static double from(const c10::IValue& value) {
     return value.isInt() ? static_cast<double>(value.toInt()) : value.toDouble();
   }
+};
+
+template <>
+struct FlagType<Rounding> {
+  static constexpr const char* kName = "a str";
+  static bool accepts(const c10::IValue& value) { return value.isString(); }
+  static Rounding from(const c10::IValue& value) { return rounding_of("actnn::Config", value.toStringView()); }
 };
 
 template <>
@@ -74,6 +83,19 @@ std::string type_name<std::optional<double>>() {
   return "a number or None";
 }
 
+template <class T>
+c10::IValue as_value(const T& flag) {
+  return flag;
+}
+c10::IValue as_value(Rounding rounding) { return std::string(name_of(rounding)); }
+
+template <class T>
+T from_value(const char* name, const c10::IValue& value) {
+  TORCH_CHECK_TYPE(FlagType<T>::accepts(value), "actnn::Config: ", name, " must be ", type_name<T>(), ", got ", value,
+                   value.isNone() ? "" : " (" + value.tagKind() + ")");
+  return FlagType<T>::from(value);
+}
+
 struct Flag {
   const char* name;
   std::function<c10::IValue(const Config&)> get;
@@ -83,11 +105,9 @@ struct Flag {
 /// `valid`: what else a value of the right type must be.
 template <class T>
 Flag flag(const char* name, T Config::*member, const char* rule = "", bool (*valid)(const T&) = nullptr) {
-  return {name, [member](const Config& config) { return c10::IValue(config.*member); },
+  return {name, [member](const Config& config) { return as_value(config.*member); },
           [=](Config& config, const c10::IValue& value) {
-            TORCH_CHECK_TYPE(FlagType<T>::accepts(value), "actnn::Config: ", name, " must be ", type_name<T>(),
-                             ", got ", value, value.isNone() ? "" : " (" + value.tagKind() + ")");
-            T converted = FlagType<T>::from(value);
+            T converted = from_value<T>(name, value);
             TORCH_CHECK_VALUE(!valid || valid(converted), "actnn::Config: ", name, " must be ", rule, ", got ", value);
             config.*member = std::move(converted);
           }};
@@ -107,7 +127,7 @@ const std::vector<Flag>& flags() {
       flag<int64_t>("group_size", &Config::group_size, "a positive multiple of 32",
                     [](const int64_t& size) { return size > 0 && size % kGroupSizeMultiple == 0; }),
       flag("pergroup", &Config::pergroup),
-      flag("stochastic", &Config::stochastic),
+      flag("rounding", &Config::rounding),
       flag("simulate", &Config::simulate),
       flag("enable_quantized_bn", &Config::enable_quantized_bn),
       flag("adaptive_conv_scheme", &Config::adaptive_conv_scheme),
@@ -134,7 +154,24 @@ const std::vector<Flag>& flags() {
   return kFlags;
 }
 
+/// The published system's two-valued view of `rounding`.
+const Flag& stochastic_flag() {
+  static const Flag kFlag{"stochastic",
+                          [](const Config& config) { return c10::IValue(config.rounding != Rounding::kNearest); },
+                          [](Config& config, const c10::IValue& value) {
+                            if (!from_value<bool>("stochastic", value)) {
+                              config.rounding = Rounding::kNearest;
+                            } else if (config.rounding == Rounding::kNearest) {
+                              config.rounding = Rounding::kDithered;
+                            }
+                          }};
+  return kFlag;
+}
+
 const Flag& find_flag(const std::string& name) {
+  if (name == stochastic_flag().name) {
+    return stochastic_flag();
+  }
   const auto found = std::find_if(flags().begin(), flags().end(), [&](const Flag& flag) { return flag.name == name; });
   TORCH_CHECK_VALUE(found != flags().end(), "actnn::Config: there is no flag '", name, "'; there are ", config_flags());
   return *found;

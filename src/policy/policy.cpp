@@ -25,9 +25,9 @@
 namespace actnn {
 namespace {
 
-/// Mean over the position inside a step of the squared distance that stochastic rounding leaves, 1/6 step^2, over the
-/// bound 1/4 step^2 in which sensitivities are counted.
-constexpr double kMeanOverBound = 4.0 / 6.0;
+/// Mean over the position inside a step of the squared distance that rounding leaves, over the bound 1/4 step^2 in
+/// which sensitivities are counted: 1/6 step^2 for points of the grid chosen at random, else 1/12 step^2.
+double mean_over_bound(Rounding rounding) { return rounding == Rounding::kStochastic ? 4.0 / 6.0 : 4.0 / 12.0; }
 
 /// The elements of an allocation: layers, or layers x samples. What the host knows of them goes to the device at once.
 struct Units {
@@ -256,7 +256,8 @@ std::unique_ptr<Policy::Allocation> Policy::allocate() const {
     if (config_.noise_target) {
       const at::Tensor allowed =
           gradient.defined() ? gradient * *config_.noise_target : at::zeros({}, sensitivity.options());
-      bits = allocate_bits_for_noise(start, sensitivity * (kMeanOverBound * noise_correction_), weight, allowed);
+      bits = allocate_bits_for_noise(start, sensitivity * (mean_over_bound(config_.rounding) * noise_correction_),
+                                     weight, allowed);
     } else {
       bits = allocate_bits(start, sensitivity, weight, average * units.elements);
     }
@@ -302,7 +303,7 @@ double Policy::predicted_noise() const {
       }
     }
   }
-  return gradient > 0 ? variance * kMeanOverBound * noise_correction_ / gradient
+  return gradient > 0 ? variance * mean_over_bound(config_.rounding) * noise_correction_ / gradient
                       : std::numeric_limits<double>::quiet_NaN();
 }
 

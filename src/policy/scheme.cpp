@@ -52,7 +52,7 @@ Plan fixed_plan(const Config& config, int64_t group) {
   return {
       {.bits = config.activation_compression_bits[group],
        .group_size = config.pergroup ? config.group_size : 0,
-       .stochastic = config.stochastic},
+       .rounding = config.rounding},
       {.compress = config.compress_activation && config.training, .simulate = config.simulate, .offload = config.swap}};
 }
 
@@ -220,7 +220,8 @@ void Scheme::learn(std::optional<Use> use, const at::Tensor& grad_output, const 
 
 std::map<std::string, at::Tensor> Scheme::state() const {
   const std::lock_guard lock(mutex_);
-  std::map<std::string, at::Tensor> state{{"bits", at::scalar_tensor(bits_, at::kDouble)}};
+  std::map<std::string, at::Tensor> state{{"bits", at::scalar_tensor(bits_, at::kDouble)},
+                                          {"format_version", at::scalar_tensor(kFormatVersion, at::kLong)}};
   if (scales_.defined()) {
     state["scales"] = scales_.clone();
   }
@@ -231,6 +232,11 @@ void Scheme::load_state(const std::map<std::string, at::Tensor>& state) {
   const auto bits = state.find("bits");
   TORCH_CHECK_VALUE(bits != state.end() && bits->second.numel() == 1,
                     "actnn::Scheme: state must have 'bits', a scalar");
+  // States of the first version have no number; their bits and scales mean the same.
+  const auto version = state.find("format_version");
+  TORCH_CHECK_VALUE(version == state.end() || version->second.item<int64_t>() == kFormatVersion,
+                    "actnn::Scheme: state must be of version ", kFormatVersion, " of the packed format, got version ",
+                    version->second.item<int64_t>());
   const auto scales = state.find("scales");
   TORCH_CHECK_VALUE(scales == state.end() || (scales->second.dim() <= 1 && scales->second.scalar_type() == at::kFloat),
                     "actnn::Scheme: state's 'scales' must be a float32 scalar or vector, got ",

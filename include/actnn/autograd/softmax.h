@@ -15,7 +15,7 @@ namespace actnn {
 
 /// `at::softmax` over dimension `dim`. The gradient y * (g - sum(g * y)) is quadratic in the output y, so that two
 /// independently rounded copies of y are saved, twice `bits` + 0.125 bit per element: the expectation of a product of
-/// independent copies is the product of their expectations. Without stochastic rounding one copy is saved.
+/// independent copies is the product of their expectations. Rounded to nearest, one copy is saved.
 at::Tensor softmax(const at::Tensor& input, int64_t dim, const Quantization& quantization = {},
                    const std::optional<at::Tensor>& rng_state = std::nullopt);
 

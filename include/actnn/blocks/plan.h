@@ -9,6 +9,7 @@
 
 #include "actnn/blocks/program.h"
 #include "actnn/core/activation.h"
+#include "actnn/core/rounding.h"
 
 /// \file
 /// How a program is run: which steps are one pass over memory, and what is saved of each value for backward. A plan is
@@ -38,15 +39,14 @@ enum class Layout : int8_t {
 struct CopyFormat {
   enum class Kind : int8_t {
     kPacked,  ///< one tensor, as `quantize`
-    kSplit,   ///< two: sign-split codes, and what leads from them to the value (ops/norm_act.h: packed, decode)
+    kPass,    ///< two: what a norm's pass packed, and what leads from it to the value (ops/norm_act.h: packed, decode)
     kExact,   ///< one: the value
   };
   Kind kind = Kind::kPacked;
-  int64_t bits = 4;                  ///< but of exact ones
-  double slope = 1.0;                ///< of a split copy
-  PackedDerivative derivative = {};  ///< of a split copy
+  int64_t bits = 4;                 ///< of codes; but of exact ones
+  FusedActivation activation = {};  ///< of a pass's copy, whose masks are beside the codes
 
-  int parts() const { return kind == Kind::kSplit ? 2 : 1; }
+  int parts() const { return kind == Kind::kPass ? 2 : 1; }
 };
 
 /// A copy of an input that somebody else packed; a run is given its tensors.
@@ -56,13 +56,14 @@ struct Import {
 };
 
 struct PlanOptions {
-  int64_t bits = 4;         ///< of copies, 2..8
+  int64_t bits = 4;         ///< of copies, 2..8; the side of a ReLU is one of them
   int64_t output_bits = 4;  ///< of copies of sums, 2..8
+  int64_t smooth_bits = 5;  ///< of copies that backward computes a smooth activation and its derivative from, 2..8
   /// Norms in front of a sum: their input is computed again in backward, by the convolution that made it, instead of
   /// saved. Copies of 2 bits are too coarse for that, and the norm saves a copy of its own then.
   bool recompute = true;
-  int64_t norm_bits = 2;   ///< of copies of the normalized inputs of such norms, 2..7, where they are saved
-  bool stochastic = true;  ///< false: copies are rounded to nearest, and biased
+  int64_t norm_bits = 2;  ///< of copies of the normalized inputs of such norms, 1..8, where they are saved
+  Rounding rounding = Rounding::kDithered;  ///< of copies; nearest biases them
   /// Other numbers of bits for what is saved of single values.
   std::map<Value, int64_t> value_bits = {};
   /// Values whose copies are the values themselves, because they are small.

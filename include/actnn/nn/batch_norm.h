@@ -87,13 +87,10 @@ class BatchNormNdImpl : public BatchNormBase<Derived> {
   /// A layer over the very tensors of `source`: its parameters and buffers (not copies), options and training mode.
   explicit BatchNormNdImpl(const TorchLayer& source, const Quantization& quantization = {});
 
-  /// The layer and the activation behind it as one op (`actnn::batch_norm_act`): ReLU for slope 0, none for 1, else
-  /// leaky ReLU. The packed copy has `bits`, or those of the layer's quantization if none are given, 2 or more; a
-  /// policy is not asked. `derivative` names another activation (ReLU6, SiLU, hardswish) and the bits of its
-  /// derivatives; the slope does not count then.
-  at::Tensor forward_with_activation(const at::Tensor& input, double negative_slope,
-                                     std::optional<int64_t> bits = std::nullopt,
-                                     const PackedDerivative& derivative = {});
+  /// The layer and the activation behind it as one op (`actnn::batch_norm_act`). The packed copy has `bits`, or those
+  /// of the layer's quantization if none are given, 2 or more; a policy is not asked.
+  at::Tensor forward_with_activation(const at::Tensor& input, const FusedActivation& activation,
+                                     std::optional<int64_t> bits = std::nullopt);
 
  protected:
   at::Tensor normalize(const at::Tensor& input);

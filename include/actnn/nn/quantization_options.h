@@ -25,12 +25,12 @@ class QuantizationOptions {
   }
   int64_t group_size() const noexcept { return quantization_.group_size; }
 
-  /// Unbiased stochastic rounding; false: to nearest.
-  Derived& stochastic(bool value) {
-    quantization_.stochastic = value;
+  /// How elements are rounded to codes (actnn/core/rounding.h).
+  Derived& rounding(Rounding value) {
+    quantization_.rounding = value;
     return derived();
   }
-  bool stochastic() const noexcept { return quantization_.stochastic; }
+  Rounding rounding() const noexcept { return quantization_.rounding; }
 
   /// All of the above at once.
   Derived& quantization(const Quantization& value) {

@@ -18,8 +18,9 @@
 namespace actnn {
 
 /// Packs `input` (any shape; packed in storage order, or contiguous if it is not dense) and advances `rng_state`;
-/// without one, draws from torch's default generator of the device (torch::manual_seed). Bytes: 4 per group, rounded up
-/// to 16, plus `bits` per 8 elements.
+/// without one, draws from torch's default generator of the device (torch::manual_seed). Bytes: 16, then 4 per group,
+/// rounded up to 16, then `bits` per 8 elements. Elements that are infinite or NaN decode to NaN; with 1 bit, so does
+/// their group.
 at::Tensor quantize(const at::Tensor& input, const Quantization& quantization,
                     const std::optional<at::Tensor>& rng_state = std::nullopt);
 
@@ -34,7 +35,7 @@ at::Tensor dequantize(const at::Tensor& packed, c10::SymIntArrayRef size, c10::S
 /// and exceeding the room are errors; on CUDA, where the host does not see the widths, such a sample is unpacked as
 /// NaN.
 at::Tensor quantize_per_sample(const at::Tensor& input, const at::Tensor& bits, const c10::SymInt& code_bytes,
-                               int64_t group_size, bool stochastic,
+                               int64_t group_size, Rounding rounding,
                                const std::optional<at::Tensor>& rng_state = std::nullopt);
 
 at::Tensor dequantize_per_sample(const at::Tensor& packed, const at::Tensor& bits, c10::SymIntArrayRef size,

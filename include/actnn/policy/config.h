@@ -8,6 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include "actnn/core/rounding.h"
+
 namespace actnn {
 
 /// What the layers of a model do with their activations: the flags of the published system (Chen et al., "ActNN", ICML
@@ -18,11 +20,11 @@ struct Config {
   bool compress_activation = true;  ///< false: exact activations
   bool training = true;             ///< false: as compress_activation = false, for evaluation with gradients
   std::vector<int64_t> activation_compression_bits = {2, 8, 8};  ///< average bits of a layer, by its `group`
-  int64_t group_size = 256;         ///< elements that share a range; a positive multiple of 32
-  bool pergroup = true;             ///< false: one range for a whole tensor (for a sample, where samples have own bits)
-  bool stochastic = true;           ///< false: round to nearest, which biases gradients
-  bool simulate = false;            ///< keep the copies unpacked, in floating point: no memory is saved
-  bool enable_quantized_bn = true;  ///< false: batch norms are not converted
+  int64_t group_size = 256;  ///< elements that share a range; a positive multiple of 32
+  bool pergroup = true;      ///< false: one range for a whole tensor (for a sample, where samples have own bits)
+  Rounding rounding = Rounding::kDithered;  ///< nearest biases gradients
+  bool simulate = false;                    ///< keep the copies unpacked, in floating point: no memory is saved
+  bool enable_quantized_bn = true;          ///< false: batch norms are not converted
 
   // Who gets how many bits.
   bool adaptive_conv_scheme = true;  ///< bits per sample in convolutions and linear layers
@@ -67,7 +69,10 @@ std::string_view allocator_setting(std::string_view level);
 std::vector<std::string> level_names();
 std::vector<std::string> config_flags();
 
-/// A flag by name. Errors (c10::ValueError, c10::TypeError) name the flag, what it must be and what it was.
+/// A flag by name; `rounding` is a string, "dithered", "stochastic" or "nearest". The published system's `stochastic`
+/// is a view of it, and not among `config_flags`: it reads as whether rounding is random; false is "nearest", and true
+/// is "dithered" where rounding was not random. Errors (c10::ValueError, c10::TypeError) name the flag, what it must be
+/// and what it was.
 c10::IValue get_flag(const Config& config, const std::string& name);
 void set_flag(Config& config, const std::string& name, const c10::IValue& value);
 

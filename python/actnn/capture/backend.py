@@ -125,13 +125,14 @@ def _options(settings: Settings, root: Root) -> LoweringOptions:
     config, options = settings.config, asdict(settings.options)
     options["bits"] = options["bits"] or config.activation_compression_bits[0]
     options["output_bits"] = options["output_bits"] or options["bits"]
+    options["smooth_bits"] = options["smooth_bits"] or max(5, options["bits"])
     return LoweringOptions(
         root=root.name,
-        program=options | {"stochastic": config.stochastic},
+        program=options | {"rounding": config.rounding},
         quantization={
             "bits": config.activation_compression_bits[0],
             "group_size": config.group_size,
-            "stochastic": config.stochastic,
+            "rounding": config.rounding,
         },
         skipped=lambda path: root.under(path) in settings.skipped,
     )

@@ -31,7 +31,9 @@ class LoweringOptions:
     """The name of the local that holds the captured module."""
     program: Mapping[str, Any] = field(default_factory=lambda: {"bits": 4, "output_bits": 4, "norm_bits": 2})
     """The options of programs, as the library reads them."""
-    quantization: Mapping[str, Any] = field(default_factory=lambda: {"bits": 4, "group_size": 256, "stochastic": True})
+    quantization: Mapping[str, Any] = field(
+        default_factory=lambda: {"bits": 4, "group_size": 256, "rounding": "dithered"}
+    )
     """Of single functions."""
     skipped: Callable[[str], bool] = lambda path: False
     """Whether the module at a path stays exact."""

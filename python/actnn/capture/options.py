@@ -12,7 +12,7 @@ _NAMES = (
     "adaptive_conv_scheme", "adaptive_bn_scheme", "enable_quantized_bn",
 )  # fmt: skip
 _FLAGS = attrgetter(*_NAMES)
-_NUMBERS = attrgetter("stochastic", "group_size")
+_NUMBERS = attrgetter("rounding", "group_size")
 _WANTED = (True, True, False, False, True, False, False, False, False, None, None, False, False, True)
 
 
@@ -24,19 +24,22 @@ class BlockOptions:
         bits: of a code, 2..8; None: the configuration's.
         output_bits: of a code of a sum, 2..8; None: as many as `bits`.
         recompute: leave out what backward can compute from what is kept.
-        norm_bits: of a norm in front of a sum that keeps a copy of its own, 2..7.
+        norm_bits: of a norm in front of a sum that keeps a copy of its own, 1..8.
+        smooth_bits: of the copy that the derivative of SiLU or hardswish behind a norm is computed from, 2..8; None:
+            5, or as many as `bits` if those are more.
     """
 
     bits: int | None = None
     output_bits: int | None = None
     recompute: bool = True
     norm_bits: int = 2
+    smooth_bits: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("bits", "output_bits"):
+        for name in ("bits", "output_bits", "smooth_bits"):
             if getattr(self, name) is not None:
                 _checks.integer("BlockOptions", name, getattr(self, name), 2, 8)
-        _checks.integer("BlockOptions", "norm_bits", self.norm_bits, 2, 7)
+        _checks.integer("BlockOptions", "norm_bits", self.norm_bits, 1, 8)
         _checks.switch("BlockOptions", "recompute", self.recompute)
 
 

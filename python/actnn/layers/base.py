@@ -96,13 +96,13 @@ class QuantizedLayer(nn.Module):
         return None
 
     def _quantization(self, input: Tensor) -> dict[str, Any]:
-        """bits, group_size, stochastic for `input`, without a scheme."""
+        """bits, group_size, rounding for `input`, without a scheme."""
         flags = self._actnn_config
         return {
             "bits": flags.activation_compression_bits[self._actnn_group],
             # Without `pergroup`, one group has all elements.
             "group_size": flags.group_size if flags.pergroup else max(32, -(-input.numel() // 32) * 32),
-            "stochastic": flags.stochastic,
+            "rounding": flags.rounding,
         }
 
     def _takes(self, input: Tensor) -> bool:

@@ -2,7 +2,6 @@
 #include <set>
 #include <utility>
 
-#include "actnn/core/sign_split.h"
 #include "src/blocks/fusions/fusion.h"
 #include "src/blocks/fusions/norm_act.h"
 #include "src/blocks/steps/activation.h"
@@ -90,70 +89,65 @@ class Matcher {
     pass.norm = norm;
     pass.inputs = {norm.inputs[0], norm.output() == sum.inputs[0] ? sum.inputs[1] : sum.inputs[0]};
     if (!can_recompute(norm)) {
-      pass.norm_bits =
-          std::min<int64_t>(window_.options.bits_of(norm.output(), window_.options.norm_bits), kMostNormalizedBits);
+      pass.norm_bits = window_.options.bits_of(norm.output(), window_.options.norm_bits);
     }
     add(pass, {norm_number, number}, sum.output());
   }
 
   void add_activation(const Activation& activation, size_t number) {
-    const std::optional<PiecewiseActivation> piecewise = piecewise_activation(activation);
+    const std::optional<FusedActivation> fused = fused_activation(activation);
     const bool is_small = window_.options.exact.contains(activation.output());
-    if (!is_small && piecewise && piecewise->has_two_slopes() && piecewise->slope != 1.0 &&
+    if (!is_small && fused && fused->function == ActivationFunction::kLeakyReLU &&
         window_.have_one_dtype({activation.inputs[0], activation.output()})) {
       NormAct pass;
       pass.inputs = activation.inputs;
-      pass.has_activation = true;
-      pass.slope = piecewise->slope;
+      pass.activation = *fused;
       add(pass, {number}, activation.output());
     }
   }
 
-  /// An activation as the pass has it.
-  struct PiecewiseActivation {
-    double slope;
-    ActivationFunction function;
-
-    bool has_two_slopes() const { return function == ActivationFunction::kLeakyReLU; }
-  };
-
-  static std::optional<PiecewiseActivation> piecewise_activation(const Activation& activation) {
+  /// An activation as the pass has it; of a slope of 1 nothing is left.
+  static std::optional<FusedActivation> fused_activation(const Activation& activation) {
+    const auto slope = static_cast<float>(activation.slope);
     switch (activation.kind) {
       case ActivationKind::kReLU:
-        return PiecewiseActivation{0.0, ActivationFunction::kLeakyReLU};
+        return FusedActivation{ActivationFunction::kLeakyReLU, 0.0F};
       case ActivationKind::kLeakyReLU:
-        return PiecewiseActivation{activation.slope, ActivationFunction::kLeakyReLU};
+        return slope == 1.0F ? FusedActivation{} : FusedActivation{ActivationFunction::kLeakyReLU, slope};
       case ActivationKind::kReLU6:
-        return PiecewiseActivation{0.0, ActivationFunction::kReLU6};
+        return FusedActivation{ActivationFunction::kReLU6};
       case ActivationKind::kSiLU:
-        return PiecewiseActivation{1.0, ActivationFunction::kSiLU};
+        return FusedActivation{ActivationFunction::kSiLU};
       case ActivationKind::kHardswish:
-        return PiecewiseActivation{1.0, ActivationFunction::kHardswish};
+        return FusedActivation{ActivationFunction::kHardswish};
       default:
         return std::nullopt;
     }
   }
 
-  /// The activation behind a pass becomes part of it. What has derivatives needs a norm in the pass, and no second
-  /// packing.
+  static bool has_activation(const NormAct& pass) { return pass.activation.function != ActivationFunction::kIdentity; }
+
+  /// The activation behind a pass becomes part of it. One with more than two slopes needs a norm in the pass, and
+  /// nothing else.
   void add_activation_behind(NormAct& pass, std::vector<size_t>& steps, Value& output) const {
     const auto* activation = window_.sole_reader_as<Activation>(output);
-    if (activation == nullptr || pass.has_activation || !window_.have_one_dtype({output, activation->output()})) {
+    if (activation == nullptr || has_activation(pass) || !window_.have_one_dtype({output, activation->output()})) {
       return;
     }
-    const std::optional<PiecewiseActivation> behind = piecewise_activation(*activation);
-    if (behind && (behind->has_two_slopes() || (pass.norm && !pass.norm_bits))) {
+    const std::optional<FusedActivation> behind = fused_activation(*activation);
+    const bool has_two_slopes = behind && (behind->function == ActivationFunction::kLeakyReLU ||
+                                           behind->function == ActivationFunction::kIdentity);
+    const bool fits = behind && (behind->function == ActivationFunction::kReLU6 ? pass.norm && !pass.norm_bits
+                                                                                : pass.norm && !pass.has_residual);
+    if (has_two_slopes || fits) {
       steps.push_back(*window_.sole_reader(output));
       output = activation->output();
-      pass.has_activation = behind->slope != 1.0 || !behind->has_two_slopes();
-      pass.slope = behind->slope;
-      pass.derivative.function = behind->function;
+      pass.activation = *behind;
     }
   }
 
   /// The pass with the activation behind it, and what it packs.
   void add(NormAct pass, std::vector<size_t> steps, Value output) {
-    const Value before = output;
     const size_t place = steps.back();
     if (!pass.norm || window_.have_one_dtype({pass.inputs[0], output})) {
       add_activation_behind(pass, steps, output);
@@ -161,21 +155,17 @@ class Matcher {
     const PlanOptions& options = window_.options;
     pass.outputs = {output};
     const bool is_summand =
-        pass.norm && !pass.has_residual && !pass.has_activation && window_.sole_reader_as<Add>(output) != nullptr;
+        pass.norm && !pass.has_residual && !has_activation(pass) && window_.sole_reader_as<Add>(output) != nullptr;
     pass.recompute = pass.norm && (pass.has_residual || is_summand) && can_recompute(*pass.norm);
-    if (pass.slope != 1.0 || (pass.norm && !pass.has_residual && !pass.recompute)) {
+    if (has_activation(pass) || (pass.norm && !pass.has_residual && !pass.recompute)) {
+      const ActivationFunction function = pass.activation.function;
       const bool is_output = pass.has_residual || is_summand;
-      const Value copied = gives_output(pass.derivative.function) ? output : before;
-      pass.bits = window_.options.bits_of(copied, is_output ? options.output_bits : options.bits);
-    }
-    if (pass.derivative.function == ActivationFunction::kReLU6) {
-      pass.derivative.bits = 1;
-    } else if (pass.derivative.function != ActivationFunction::kLeakyReLU) {
-      pass.derivative.bits =
-          static_cast<int>(std::min<int64_t>(window_.options.bits_of(output, options.bits), kMostDerivativeBits));
-    }
-    if (const std::optional<CopyFormat> format = pass.packs(output)) {
-      split_bits_[output] = format->bits;
+      const int64_t bits = options.bits_of(output, is_smooth(function) ? options.smooth_bits
+                                                   : is_output         ? options.output_bits
+                                                                       : options.bits);
+      // The side of a kink is one of the bits.
+      pass.bits = has_kink(function) ? bits - 1 : bits;
+      copy_bits_[output] = bits;
     }
     taken_.insert(steps.begin(), steps.end());
     passes_.push_back({std::make_shared<NormAct>(std::move(pass)), std::move(steps), place});
@@ -192,15 +182,15 @@ class Matcher {
     if (convolution == nullptr || convolution->inputs[0].number < window_.program.inputs) {
       return false;
     }
-    const auto split = split_bits_.find(convolution->inputs[0]);
-    return (split == split_bits_.end() ? window_.options.bits_of(convolution->inputs[0], window_.options.bits)
-                                       : split->second) >= kFewestRecomputeBits;
+    const auto copy = copy_bits_.find(convolution->inputs[0]);
+    return (copy == copy_bits_.end() ? window_.options.bits_of(convolution->inputs[0], window_.options.bits)
+                                     : copy->second) >= kFewestRecomputeBits;
   }
 
   const Window& window_;
   std::vector<std::optional<size_t>> summed_by_;  // of norms: the addition whose pass has it
   std::set<size_t> taken_;
-  std::map<Value, int64_t> split_bits_;  // of the copies that passes pack
+  std::map<Value, int64_t> copy_bits_;  // of the copies that passes pack, the side among them
   std::vector<FusedPass> passes_;
 };
 

@@ -37,18 +37,16 @@ bool NormAct::saves_channels(const Wants& wants) const {
 }
 
 std::optional<CopyFormat> NormAct::packs(Value /*output*/) const {
-  if (!bits || !gives_output(derivative.function)) {
+  if (!bits) {
     return std::nullopt;
   }
-  return CopyFormat{.kind = CopyFormat::Kind::kSplit, .bits = *bits, .slope = slope, .derivative = derivative};
+  return CopyFormat{.kind = CopyFormat::Kind::kPass, .bits = *bits, .activation = activation};
 }
 
 std::vector<Need> NormAct::needs(const Wants& wants) const {
   std::vector<Need> needs;
   if (packs(output())) {
     needs.push_back({output(), Form::kCopy});
-  } else if (bits || derivative.bits != 0) {
-    needs.push_back({output(), Form::kNormalized, 1, bits.value_or(0)});
   }
   if (packs_normalized(wants)) {
     needs.push_back({output(), Form::kNormalized, 1, norm_bits});
@@ -66,26 +64,26 @@ std::vector<Need> NormAct::needs(const Wants& wants) const {
 /// (channels, decode, rstd) of the norm; `rows` if they are those of all ranks.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> NormAct::normalize(ForwardRun& run, const at::Tensor& x,
                                                                   at::Tensor& rows) const {
-  const bool has_kink = slope != 1.0 && !has_residual;
+  const bool kinked = has_kink(activation.function) && !has_residual;
   const OptionalTensor weight = in_float(run.Operands::parameter(norm->weight));
   const OptionalTensor bias = in_float(run.Operands::parameter(norm->bias));
   const OptionalTensor running_mean = run.buffer(norm->running_mean);
   const OptionalTensor running_var = run.buffer(norm->running_var);
   if (!norm->training) {
     return norm_act_channels(with_dtype(*running_mean, at::kFloat), with_dtype(*running_var, at::kFloat), weight, bias,
-                             norm->eps, has_kink);
+                             norm->eps, kinked);
   }
   if (norm->group_name) {
-    return synchronized_channels(*norm, run, x, has_kink, rows);
+    return synchronized_channels(*norm, run, x, kinked, rows);
   }
   if (x.sym_size(0) == 0) {
     const at::Tensor none = at::zeros_symint({x.sym_size(1)}, x.options().dtype(at::kFloat));
-    return norm_act_channels(none, none, weight, bias, norm->eps, has_kink);
+    return norm_act_channels(none, none, weight, bias, norm->eps, kinked);
   }
   TORCH_CHECK_VALUE(x.sym_size(0) > 1, "block: expected more than 1 value per channel when training, got input size ",
                     run.value(inputs[0]).sym_sizes());
   return batch_norm_channels(x, weight, bias, running_mean, running_var, run.buffer(norm->num_batches_tracked),
-                             norm->momentum, norm->eps, has_kink);
+                             norm->momentum, norm->eps, kinked);
 }
 
 std::vector<at::Tensor> NormAct::compute(Operands& /*operands*/) const {
@@ -95,7 +93,7 @@ std::vector<at::Tensor> NormAct::compute(Operands& /*operands*/) const {
 void NormAct::forward(ForwardRun& run) const {
   const at::Tensor input = run.value(inputs[0]);
   const bool wants = run.wants(output());
-  if (!norm && !has_activation) {
+  if (!norm && activation.function == ActivationFunction::kIdentity) {
     run.set(output(), at::add(input, run.value(inputs[1])));
     return;
   }
@@ -128,23 +126,21 @@ void NormAct::forward(ForwardRun& run) const {
   // Steps behind may need the output's copy where its own gradient is not wanted.
   const bool saves_copy = packs(output()) && run.saves(output(), Form::kCopy);
   const bool packs_now = wants || saves_copy;
-  const SplitPacking packing{.bits = packs_now ? bits.value_or(0) : 0,
-                             .keeps_below = slope != 0.0 || (norm && !has_residual),
-                             .stochastic = run.stochastic(),
-                             .derivative = {derivative.function, packs_now ? derivative.bits : 0}};
+  const NormActPacking packing{.bits = packs_now ? bits : std::nullopt,
+                               .keeps_below = activation.slope != 0.0F || (norm && !has_residual),
+                               .rounding = run.rounding()};
   at::Tensor y;
   at::Tensor packed;
   if (wants && packs_normalized(run)) {
     at::Tensor normalized;
-    std::tie(y, packed, normalized) = norm_add_act(x, *residual, channels, norm_channels, slope, packing, *norm_bits);
+    std::tie(y, packed, normalized) =
+        norm_add_act(x, *residual, channels, norm_channels, activation, packing, *norm_bits);
     run.save(output(), Form::kNormalized, {std::move(normalized)});
   } else {
-    std::tie(y, packed) = norm_act(x, residual, channels, slope, packing);
+    std::tie(y, packed) = norm_act(x, residual, channels, activation, packing);
   }
   if (saves_copy) {
     run.save(output(), Form::kCopy, {packed, decode});
-  } else if (packing.planes() != 0) {
-    run.save(output(), Form::kNormalized, {packed});
   }
   run.set(output(), from_matrix(y, input.sym_sizes()));
 }
@@ -171,11 +167,9 @@ void NormAct::backward(BackwardRun& run) const {
   const bool wants_residual = has_residual && run.wants(inputs[1]);
   const bool wants_weight = run.Wants::wants(norm->weight);
   const bool normalized_needed = wants_weight || (wants_input && norm->training);
-  NormActCopies copies{.packed = std::nullopt, .slope = slope, .bits = bits.value_or(0), .derivative = derivative};
+  NormActCopies copies{.packed = std::nullopt, .activation = activation, .bits = bits.value_or(0)};
   if (packs(output())) {
     copies.packed = run.saved(output(), Form::kCopy)[0];
-  } else if (copies.planes() != 0) {
-    copies.packed = run.saved(output(), Form::kNormalized)[0];
   }
   if (norm_bits && run.has_saved(output(), Form::kNormalized)) {
     copies.normalized = run.saved(output(), Form::kNormalized)[0];
@@ -220,7 +214,7 @@ void NormAct::backward(BackwardRun& run) const {
 
 /// Without a norm only the activation counts, for both summands.
 void NormAct::pass_through(BackwardRun& run, Gradient gradient) const {
-  if (has_activation) {
+  if (activation.function != ActivationFunction::kIdentity) {
     const std::vector<at::Tensor>& copy = run.saved(output(), Form::kCopy);
     const at::ScalarType dtype = run.dtype(output());
     const std::vector<c10::SymInt> size = gradient.first.sym_sizes().vec();
@@ -228,7 +222,7 @@ void NormAct::pass_through(BackwardRun& run, Gradient gradient) const {
     const OptionalTensor second =
         gradient.second.defined() ? OptionalTensor(as_matrix(with_dtype(gradient.second, dtype))) : std::nullopt;
     const at::Tensor result =
-        add_act_gradient({.packed = copy[0], .slope = slope, .bits = *bits}, grad, second, copy[1]);
+        add_act_gradient({.packed = copy[0], .activation = activation, .bits = *bits}, grad, second, copy[1]);
     gradient = {from_matrix(result, size), {}};
   }
   gradient.join();

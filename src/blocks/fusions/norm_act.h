@@ -13,20 +13,18 @@ namespace actnn::blocks {
 
 /// Batch normalization, residual addition and activation in one pass over memory (ops/norm_act.h), which packs what
 /// backward needs as it goes. Each of the three may be absent, but an activation that is not linear on two sides of 0
-/// comes with a norm. A batch norm alone is computed by it, too.
+/// comes with a norm and without a residual. A batch norm alone is computed by it, too.
 ///
-/// With a norm and no residual, it saves the sides of the activation and the normalized values in one: the copy of its
-/// output, or, where that has none (SiLU, hardswish), normalized values and derivatives. In front of a residual
-/// addition, the norm's input is computed again, or normalized values are saved beside the copy of the sum.
+/// With a norm and no residual, one packed tensor has the normalized values and the masks of the activation; it is the
+/// copy of the output, too. In front of a residual addition, the norm's input is computed again, or normalized values
+/// are saved beside the copy of the sum.
 struct NormAct : StepOf<NormAct> {
   static constexpr const char* kName = "norm_act";
 
   std::optional<BatchNorm> norm = std::nullopt;
   bool has_residual = false;  ///< the second input
-  bool has_activation = false;
-  double slope = 1.0;  ///< below 0: 0 for ReLU and ReLU6, 1 for no activation and for SiLU and hardswish
-  PackedDerivative derivative = {};
-  /// Of what the pass packs: of the output or, for SiLU and hardswish, of the norm's.
+  FusedActivation activation = {};
+  /// Of the codes that the pass packs, beside the activation's masks; 0: masks alone.
   std::optional<int64_t> bits = std::nullopt;
   std::optional<int64_t> norm_bits = std::nullopt;  ///< of normalized values packed beside a sum
   bool recompute = false;                           ///< the norm's input is computed again

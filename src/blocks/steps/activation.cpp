@@ -49,7 +49,7 @@ void Activation::forward(ForwardRun& run) const {
   }
   if (run.saves(output(), Form::kDerivative)) {
     const at::Tensor derivative = in_layout(smooth_derivative(kind, input, result), layout);
-    run.save(output(), Form::kDerivative, pack_copy(derivative, {.bits = run.saved_bits(output())}, run.stochastic()));
+    run.save(output(), Form::kDerivative, pack_copy(derivative, {.bits = run.saved_bits(output())}, run.rounding()));
   }
   run.set(output(), std::move(result));
 }

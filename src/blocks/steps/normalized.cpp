@@ -51,7 +51,7 @@ at::Tensor copy_from_normalized(BackwardRun& run, Value output, const NormOperan
 
 void save_normalized_copy(ForwardRun& run, Value output, const at::Tensor& normalized) {
   run.save(output, Form::kNormalized,
-           pack_copy(in_layout(normalized, run.layout(output)), {.bits = run.saved_bits(output)}, run.stochastic()));
+           pack_copy(in_layout(normalized, run.layout(output)), {.bits = run.saved_bits(output)}, run.rounding()));
 }
 
 void save_rstd(ForwardRun& run, Value output, const at::Tensor& rstd) {

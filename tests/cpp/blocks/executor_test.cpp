@@ -159,7 +159,7 @@ TEST(Executor, SavesNothingWithoutGradients) {
 }
 
 TEST(Executor, RunsInManyThreadsAtOnce) {
-  const Block block = block_of(kResidualBlock, R"({"bits": 8, "output_bits": 8, "stochastic": false})");
+  const Block block = block_of(kResidualBlock, R"({"bits": 8, "output_bits": 8, "rounding": "nearest"})");
   const ResidualBlock model;
   const Tensors expected = grad_of(block.run({model.x}, model.parameters, model.buffers), model.leaves());
   std::vector<Tensors> found(4);

@@ -82,9 +82,10 @@ TEST(Planner, SavesNormalizedValuesWhereNothingIsComputedAgain) {
 TEST(Planner, HasBitsForSumsAndForSingleValues) {
   const Plan plan = plan_of(kResidualBlock, {.bits = 5, .output_bits = 3, .value_bits = {{{0}, 8}}});
   EXPECT_EQ(plan.copies.at({0}).bits, 8);
-  EXPECT_EQ(plan.copies.at({3}).bits, 5);
-  EXPECT_EQ(plan.copies.at({7}).bits, 3);
-  EXPECT_EQ(plan.copies.at({7}).kind, CopyFormat::Kind::kSplit);
+  // The side of a ReLU is a mask beside the codes.
+  EXPECT_EQ(plan.copies.at({3}).bits, 5 - 1);
+  EXPECT_EQ(plan.copies.at({7}).bits, 3 - 1);
+  EXPECT_EQ(plan.copies.at({7}).kind, CopyFormat::Kind::kPass);
 }
 
 TEST(Planner, SavesSmallValuesAsTheyAre) {
@@ -108,7 +109,7 @@ TEST(Planner, SavesNoCopyOfAnImportedInput) {
 TEST(Planner, RefusesBitsOutOfRange) {
   EXPECT_THROW(plan_of(kConcatenation, {.bits = 1}), c10::ValueError);
   EXPECT_THROW(plan_of(kConcatenation, {.output_bits = 9}), c10::ValueError);
-  EXPECT_THROW(plan_of(kConcatenation, {.norm_bits = 8}), c10::ValueError);
+  EXPECT_THROW(plan_of(kConcatenation, {.norm_bits = 9}), c10::ValueError);
   EXPECT_THROW(plan_of(kConcatenation, {.value_bits = {{{1}, 9}}}), c10::ValueError);
   EXPECT_THROW(plan_of(kConcatenation, {.value_bits = {{{5}, 4}}}), c10::ValueError);
   EXPECT_THROW(plan_of(kConcatenation, {.exact = {{-1}}}), c10::ValueError);
@@ -219,14 +220,13 @@ TEST(ProgramJson, TakesListsForListsOnly) {
 TEST(PlanJson, ReadsOptionsImportsAndExports) {
   const Plan plan =
       plan_from_json("{\"program\": " + kConcatenation +
-                     R"(, "options": {"bits": 3, "value_bits": {"1": 6}, "stochastic": false}, "exports": [1],
-          "imports": [{"input": 0, "copy": {"kind": "split", "bits": 5, "slope": 0.25, "activation": "leaky_relu",
-                                            "derivative_bits": 0}}]})");
-  EXPECT_FALSE(plan.options.stochastic);
+                     R"(, "options": {"bits": 3, "value_bits": {"1": 6}, "rounding": "nearest"}, "exports": [1],
+          "imports": [{"input": 0, "copy": {"kind": "pass", "bits": 5, "slope": 0.25, "activation": "leaky_relu"}}]})");
+  EXPECT_EQ(plan.options.rounding, Rounding::kNearest);
   EXPECT_EQ(plan.copies.at({1}).bits, 6);
   ASSERT_EQ(plan.imports.size(), 1);
   EXPECT_EQ(plan.imports[0].format.parts(), 2);
-  EXPECT_EQ(plan.imports[0].format.slope, 0.25);
+  EXPECT_EQ(plan.imports[0].format.activation.slope, 0.25F);
   EXPECT_EQ(plan.exports, (std::vector<Value>{{1}}));
 }
 

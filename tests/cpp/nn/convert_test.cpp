@@ -182,12 +182,12 @@ TEST(Convert, GradientsCloseToTorchsInAWholeModel) {
 
 TEST(Convert, SetsTheQuantization) {
   Sequential model = small_net();
-  actnn::nn::convert(model, {.quantization = {.bits = 3, .group_size = 64, .stochastic = false}});
+  actnn::nn::convert(model, {.quantization = {.bits = 3, .group_size = 64, .rounding = actnn::Rounding::kNearest}});
   for (const auto& module : model->modules()) {
     if (auto* layer = module->as<actnn::nn::QuantizedModule>()) {
       EXPECT_EQ(layer->quantization().bits, 3);
       EXPECT_EQ(layer->quantization().group_size, 64);
-      EXPECT_FALSE(layer->quantization().stochastic);
+      EXPECT_EQ(layer->quantization().rounding, actnn::Rounding::kNearest);
     }
   }
   EXPECT_EQ(model->at<actnn::nn::LinearImpl>(8).options.bits(), 3);

@@ -135,11 +135,11 @@ TEST(Modules, CloneCopiesStateAndOptions) {
 }
 
 TEST(Modules, CloneKeepsTheQuantization) {
-  actnn::nn::Conv2d layer(actnn::nn::Conv2dOptions(2, 3, 3).bits(3).group_size(64).stochastic(false));
+  actnn::nn::Conv2d layer(actnn::nn::Conv2dOptions(2, 3, 3).bits(3).group_size(64).rounding(actnn::Rounding::kNearest));
   const auto copy = std::dynamic_pointer_cast<actnn::nn::Conv2dImpl>(layer->clone());
   EXPECT_EQ(copy->options.bits(), 3);
   EXPECT_EQ(copy->options.group_size(), 64);
-  EXPECT_FALSE(copy->options.stochastic());
+  EXPECT_EQ(copy->options.rounding(), actnn::Rounding::kNearest);
 }
 
 TEST(Modules, TakeOverTheTensorsOfTorchsLayers) {

@@ -283,13 +283,13 @@ TEST_F(PolicyTest, FlagsTurnAdaptivityOff) {
   EXPECT_FALSE(layer.plan.retention.sample_bits);
   EXPECT_EQ(layer.plan.quantization.bits, 2);
   policy->config().pergroup = false;
-  policy->config().stochastic = false;
+  policy->config().rounding = Rounding::kNearest;
   policy->config().simulate = true;
   policy->config().swap = true;
   policy->config().training = false;
   layer.forward(images());
   EXPECT_EQ(layer.plan.quantization.group_size, 0);
-  EXPECT_FALSE(layer.plan.quantization.stochastic);
+  EXPECT_EQ(layer.plan.quantization.rounding, Rounding::kNearest);
   EXPECT_TRUE(layer.plan.retention.simulate && layer.plan.retention.offload && !layer.plan.retention.compress);
 }
 
