@@ -49,18 +49,19 @@ def passes_of(channels: int, side: int, dtype: torch.dtype) -> dict[str, float]:
     x, grad = (torch.randn(rows, channels, device="cuda").to(dtype) for _ in range(2))
     weight, bias = torch.rand(channels, device="cuda") + 0.5, torch.randn(channels, device="cuda")
     coefficients, decode, _ = ops.norm_act_channels(*ops.channel_moments(x), weight, bias, 1e-5, True)
-    _, packed = ops.norm_act(x, None, coefficients, 0.0, BITS)
-    gradients = torch.rand(channels, 4, device="cuda")
+    relu = "leaky_relu", 0.0, BITS - 1  # the side is one of the bits
+    _, packed = ops.norm_act(x, None, coefficients, *relu)
+    gradients = torch.rand(channels, 6, device="cuda")
     gradients[:, 3] = decode[:, 4]
     target = torch.empty_like(x)
     image = x.view(BATCH, side, side, channels).permute(0, 3, 1, 2)
     return {
         "copy": microseconds(lambda: target.copy_(x)),
         "moments": microseconds(lambda: ops.channel_moments(x)),
-        "forward": microseconds(lambda: ops.norm_act(x, None, coefficients, 0.0, BITS)),
-        "sums": microseconds(lambda: ops.norm_act_sums(packed, grad, None, decode, 0.0, BITS)),
-        "gradient": microseconds(lambda: ops.norm_act_input_gradient(packed, grad, None, gradients, 0.0, BITS)),
-        "output again": microseconds(lambda: ops.norm_act_output(packed, decode, rows, dtype, 0.0, BITS)),
+        "forward": microseconds(lambda: ops.norm_act(x, None, coefficients, *relu)),
+        "sums": microseconds(lambda: ops.norm_act_sums(packed, grad, None, decode, *relu)),
+        "gradient": microseconds(lambda: ops.norm_act_input_gradient(packed, grad, None, gradients, *relu)),
+        "output again": microseconds(lambda: ops.norm_act_output(packed, decode, rows, dtype, *relu)),
         "torch forward": microseconds(lambda: F.relu_(F.batch_norm(image, None, None, weight, bias, training=True))),
     }
 

@@ -33,6 +33,7 @@ MORE = {
     "config_flags": [lambda: ()],
     "describe_program": [lambda: (PROGRAM,)],
     "program_steps": [lambda: ()],
+    "format_version": [lambda: ()],
     "level_names": [lambda: ()],
 }
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int32, torch.int64,

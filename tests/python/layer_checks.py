@@ -9,13 +9,13 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 def decoded(x, bits, group_size=256, state=None):
     """The copy of x that a layer with this state (default: rng()) keeps; advances the state."""
-    packed = ops.quantize(x, bits, group_size, True, rng() if state is None else state)
+    packed = ops.quantize(x, bits, group_size, "dithered", rng() if state is None else state)
     dense = x if torch.ops.aten.is_non_overlapping_and_dense(x) else x.contiguous()
     return ops.dequantize(packed, dense.shape, dense.stride(), x.dtype, bits, group_size)
 
 
 def packed_bytes(count, bits, group_size=256):
-    return -(-4 * -(-count // group_size) // 16) * 16 + -(-count // 8) * bits
+    return 16 + -(-4 * -(-count // group_size) // 16) * 16 + -(-count // 8) * bits
 
 
 def saved_tensors(run):

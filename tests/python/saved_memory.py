@@ -18,4 +18,4 @@ def saved_bytes(run):
 
 def packed_bytes(count, bits, group_size=256):
     """Bytes of a packed activation with one bit width."""
-    return -(-4 * -(-count // group_size) // 16) * 16 + -(-count // 8) * bits
+    return 16 + -(-4 * -(-count // group_size) // 16) * 16 + -(-count // 8) * bits

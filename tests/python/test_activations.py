@@ -49,7 +49,7 @@ def gradient(f, x, grad):
 def test_smooth_gradient_is_the_one_of_the_decoded_derivative(name, dtype, make):
     op, exact = SMOOTH[name]
     x = INPUTS[make]().to(dtype).requires_grad_()
-    y, expected = op(x, 3, 64, True, rng()), exact(x)
+    y, expected = op(x, 3, 64, "dithered", rng()), exact(x)
     assert_same_bits(y, expected)
     derivative = gradient(exact, x, torch.ones_like(expected))
     grad = torch.randn_like(expected)
@@ -64,7 +64,9 @@ def test_smooth_gradient_is_the_one_of_the_decoded_derivative(name, dtype, make)
 def test_smooth_gradient_is_unbiased(name, bits):
     op, exact = SMOOTH[name]
     x, grad = (torch.randn(20, 20) * 2).requires_grad_(), torch.randn(20, 20)
-    assert_unbiased(lambda state: (op(x, bits, 64, True, state) * grad).sum(), lambda: (exact(x) * grad).sum(), [x])
+    assert_unbiased(
+        lambda state: (op(x, bits, 64, "dithered", state) * grad).sum(), lambda: (exact(x) * grad).sum(), [x]
+    )
 
 
 @pytest.mark.parametrize("name", IN_PLACE)
@@ -74,11 +76,11 @@ def test_smooth_in_place(name, make):
     x = INPUTS[make]().requires_grad_()
     y = x * 1
     version = y._version
-    out = op(y, 3, 256, True, rng())
+    out = op(y, 3, 256, "dithered", rng())
     assert out.data_ptr() == y.data_ptr() and y._version > version
     assert_same_bits(y, exact(x * 1))
     grad = torch.randn_like(y)
-    expected = gradient(lambda t: SMOOTH[name][0](t, 3, 256, True, rng()), x, grad)
+    expected = gradient(lambda t: SMOOTH[name][0](t, 3, 256, "dithered", rng()), x, grad)
     assert torch.equal(torch.autograd.grad(y, x, grad)[0], expected)
     with torch.no_grad():
         assert torch.equal(op(x.detach().clone()), exact(x))
@@ -157,7 +159,7 @@ def test_prelu_equals_autograd_on_the_decoded_negative_part(shape, channels, dty
         x = x.to(memory_format=torch.channels_last)
     x.requires_grad_()
     weight = torch.randn(channels).to(dtype).requires_grad_()
-    y, exact = ops.prelu(x, weight, 3, 256, True, rng()), F.prelu(x, weight)
+    y, exact = ops.prelu(x, weight, 3, 256, "dithered", rng()), F.prelu(x, weight)
     assert_same_bits(y, exact)
     grad = torch.randn_like(exact)
     grads, exact_grads = (torch.autograd.grad(out, (x, weight), grad) for out in (y, exact))
@@ -172,7 +174,7 @@ def test_prelu_equals_autograd_on_the_decoded_negative_part(shape, channels, dty
 def test_prelu_weight_gradient_is_unbiased():
     x, weight, grad = torch.randn(8, 3, 20), torch.randn(3, requires_grad=True), torch.randn(8, 3, 20)
     for bits in (1, 4):
-        assert_unbiased(lambda state, bits=bits: (ops.prelu(x, weight, bits, 256, True, state) * grad).sum(),
+        assert_unbiased(lambda state, bits=bits: (ops.prelu(x, weight, bits, 256, "dithered", state) * grad).sum(),
                         lambda: (F.prelu(x, weight) * grad).sum(), [weight])  # fmt: skip
 
 
@@ -191,7 +193,7 @@ def test_softmax_equals_the_formula_on_the_decoded_output(name, shape, dim, dtyp
         x = x.to(memory_format=torch.channels_last)
     x.requires_grad_()
     state = rng()
-    y, exact = op(x, dim, 4, 64, True, state), exact_op(x, dim)
+    y, exact = op(x, dim, 4, 64, "dithered", state), exact_op(x, dim)
     assert_same_bits(y, exact)
     grad = torch.randn_like(exact)
     (actual,) = torch.autograd.grad(y, x, grad)
@@ -212,7 +214,7 @@ def test_softmax_equals_the_formula_on_the_decoded_output(name, shape, dim, dtyp
 def test_softmax_gradient_is_unbiased(name, bits):
     op, exact = SOFTMAX[name]
     x, grad = torch.randn(10, 12, requires_grad=True), torch.randn(10, 12)
-    assert_unbiased(lambda state: (op(x, -1, bits, 32, True, state) * grad).sum(),
+    assert_unbiased(lambda state: (op(x, -1, bits, 32, "dithered", state) * grad).sum(),
                     lambda: (exact(x, -1) * grad).sum(), [x], draws=800)  # fmt: skip
 
 
@@ -223,7 +225,7 @@ def test_saved_bytes():
         for op, _ in SMOOTH.values():
             assert saved_bytes(lambda op=op, bits=bits: op(x, bits)) == packed
         assert saved_bytes(lambda bits=bits: ops.softmax(x, 1, bits)) == 2 * packed
-        assert saved_bytes(lambda bits=bits: ops.softmax(x, 1, bits, 256, False)) == packed
+        assert saved_bytes(lambda bits=bits: ops.softmax(x, 1, bits, 256, "nearest")) == packed
         assert saved_bytes(lambda bits=bits: ops.log_softmax(x, 1, bits)) == packed
         weight = torch.randn(8).requires_grad_()
         mask = x.numel() // 8
@@ -275,9 +277,9 @@ def test_autocast_computes_in_torchs_type(name, input_dtype, device):
 
 def network(x, weight, states):
     y = ops.gelu(x, approximate="tanh", rng_state=states[0])
-    y = ops.leaky_relu(ops.silu(y, 4, 256, True, states[1]), 0.1)
-    y = ops.prelu(ops.hardtanh(y, -2, 2), weight, 4, 256, True, states[2])
-    return ops.softmax(y, 1, 4, 256, True, states[3])
+    y = ops.leaky_relu(ops.silu(y, 4, 256, "dithered", states[1]), 0.1)
+    y = ops.prelu(ops.hardtanh(y, -2, 2), weight, 4, 256, "dithered", states[2])
+    return ops.softmax(y, 1, 4, 256, "dithered", states[3])
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -297,7 +299,7 @@ def test_in_place_compiles_whole():
     torch._dynamo.reset()
 
     def run(x, state):
-        y = ops.silu_(x * 1, 4, 256, True, state)
+        y = ops.silu_(x * 1, 4, 256, "dithered", state)
         return ops.leaky_relu_(y + 1, 0.1)
 
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
@@ -313,8 +315,9 @@ def test_in_place_compiles_whole():
     (lambda: ops.silu(torch.ones(3), 4, 33), "actnn::silu: group_size must be a positive multiple of 32, got 33"),
     (lambda: ops.silu_(torch.ones(3, dtype=torch.float64)), "actnn::silu: input must be float32"),
     (lambda: ops.hardswish(torch.ones(3), 0), "actnn::hardswish: bits must be in 1..8, got 0"),
-    (lambda: ops.tanh(torch.ones(3), 4, 256, True, torch.ones(2)), "actnn::tanh: rng_state must be a contiguous int64"),
-    (lambda: ops.sigmoid(torch.ones(3), 4, 256, True, torch.ones(2, dtype=torch.int64, device="meta")),
+    (lambda: ops.tanh(torch.ones(3), 4, 256, "dithered", torch.ones(2)),
+     "actnn::tanh: rng_state must be a contiguous int64"),
+    (lambda: ops.sigmoid(torch.ones(3), 4, 256, "dithered", torch.ones(2, dtype=torch.int64, device="meta")),
      "actnn::sigmoid: rng_state must be on the input's device"),
     (lambda: ops.leaky_relu(torch.ones(3, dtype=torch.float64)), "actnn::leaky_relu: input must be float32"),
     (lambda: ops.hardtanh(torch.ones(3), 2, 1), "actnn::hardtanh: min_val must be at most max_val, got 2 and 1"),

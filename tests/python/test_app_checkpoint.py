@@ -5,6 +5,7 @@ import signal
 import struct
 import subprocess
 import time
+import zlib
 
 import pytest
 from actnn_program import (
@@ -115,6 +116,38 @@ def test_checkpoint_of_other_images(checkpoint, tmp_path):
     run = actnn("train", "--resume", checkpoint, "--data", other, "--output", tmp_path / "runs")
     assert_fails(run, 1, other, "images", checkpoint)
     assert not (tmp_path / "runs").exists()
+
+
+def with_packed_format(whole, version):
+    """A checkpoint's bytes with another version of the packed format, and their checksum."""
+    (size,) = struct.unpack("<Q", whole[:8])
+    header, data = json.loads(whole[8 : 8 + size]), whole[8 + size :]
+    state = json.loads(header["__metadata__"]["actnn"]) | {"packed_format": version}
+    text = json.dumps(state, separators=(",", ":"))
+    header["__metadata__"] = {"actnn": text, "crc32": f"{zlib.crc32(text.encode() + data):08x}"}
+    written = json.dumps(header, separators=(",", ":")).encode()
+    written += b" " * (-len(written) % 8)
+    return struct.pack("<Q", len(written)) + written + data
+
+
+def test_checkpoint_of_another_packed_format(checkpoint, data, tmp_path):
+    other = tmp_path / "b.checkpoint"
+    arguments = [
+        "--data",
+        data,
+        "--output",
+        tmp_path / "runs",
+        "--save",
+        tmp_path / "c.checkpoint",
+        "--stop-after",
+        "1",
+    ]
+    other.write_bytes(with_packed_format(checkpoint.read_bytes(), 1))
+    run = actnn("train", "--resume", other, *arguments)
+    assert_fails(run, 1, other, "version 1 of the packed format, this program has version 2")
+    other.write_bytes(with_packed_format(checkpoint.read_bytes(), 2))
+    run = actnn("train", "--resume", other, *arguments)
+    assert run.returncode == 0, run.stderr
 
 
 def test_damaged_checkpoints(checkpoint, data, tmp_path):

@@ -1,10 +1,11 @@
-"""Batch norm with activation: the forward of torch, gradients of the copies, the bytes of the CPU on every device."""
+"""Batch norm with leaky ReLU: the forward of torch, gradients of the copies, the bytes of the CPU on every device."""
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from devices import assert_same_bits, rng
 from layer_checks import DTYPES, assert_unbiased, ops, saved_bytes
+from packed_norm_act import packed_bytes
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -13,7 +14,7 @@ SLOPES = [0.0, 0.1, 1.0]
 
 
 def parameters(channels, affine=True):
-    """Weights of both signs, 0, tiny ones with a bend far away; float32."""
+    """Weights of both signs, 0, tiny ones with a kink far away; float32."""
     if not affine:
         return None, None
     weight = torch.tensor([1.0, -0.7, 0.0, 1e-3, 2.5, -1e-6, 0.3])[torch.arange(channels) % 7]
@@ -58,23 +59,29 @@ def test_the_result_is_channels_last(memory_format):
     assert grad.shape == x.shape
 
 
+def form(slope, bits):
+    """(activation, slope, bits of codes) of the pass: the side is one of `bits`; a slope of 1 is no activation."""
+    return ("identity", 0.0, bits) if slope == 1 else ("leaky_relu", slope, bits - 1)
+
+
 def passes(x, weight, bias, slope, bits, state):
     """(matrix, packed, decode) of a forward."""
     matrix = x.movedim(1, -1).reshape(-1, x.shape[1]).contiguous()
     mean, var = ops.channel_moments(matrix)
     channels, decode, _ = ops.norm_act_channels(mean, var, weight, bias, 1e-5, slope != 1)
-    _, packed = ops.norm_act(matrix, None, channels, slope, bits, True, True, state)
+    _, packed = ops.norm_act(matrix, None, channels, *form(slope, bits), True, "dithered", state)
     return matrix, packed, decode
 
 
-def copies(matrix, packed, decode, bits):
-    """(side, x-hat) as kept, float64 from float32."""
+def copies(matrix, packed, decode, slope, bits):
+    """(side, x-hat) as kept, float64 from float32; all sides are one without an activation."""
+    activation, _, code_bits = form(slope, bits)
     plain = decode.clone()
     plain[:, 2], plain[:, 3] = 1, 0  # z = s
-    s = ops.norm_act_output(packed, plain, len(matrix), torch.float32, 1.0, bits).double()
+    s = ops.norm_act_output(packed, plain, len(matrix), torch.float32, activation, 1.0, code_bits).double()
     sides = decode.clone()
-    sides[:, 2], sides[:, 3] = 0, 1  # z = 1 above, slope below
-    side = ops.norm_act_output(packed, sides, len(matrix), torch.float32, 0.0, bits) == 1
+    sides[:, 2], sides[:, 3] = 0, 1  # z = 1 above, 0 below
+    side = ops.norm_act_output(packed, sides, len(matrix), torch.float32, activation, 0.0, code_bits) == 1
     return side, decode[:, 0].double() * s + decode[:, 1].double()
 
 
@@ -84,12 +91,12 @@ def copies(matrix, packed, decode, bits):
 def test_gradients_are_those_of_the_copies(shape, slope, bits):
     x = (torch.randn(shape) * 2 + 1).requires_grad_()
     weight, bias = parameters(shape[1])
-    y = ops.batch_norm_act(x, weight, bias, None, None, True, 0.1, 1e-5, slope, bits, True, rng())
+    y = ops.batch_norm_act(x, weight, bias, None, None, True, 0.1, 1e-5, slope, bits, "dithered", rng())
     grad = torch.randn_like(y)
     actual = torch.autograd.grad(y, (x, weight, bias), grad)
     matrix, packed, decode = passes(x.detach(), weight.detach(), bias.detach(), slope, bits, rng())
-    side, normalized = copies(matrix, packed, decode, bits)
-    assert torch.equal(side, exact(matrix, weight, bias, 1.0) > 0) or slope == 1
+    side, normalized = copies(matrix, packed, decode, slope, bits)
+    assert side.all() if slope == 1 else torch.equal(side, exact(matrix, weight, bias, 1.0) > 0)
     dy = grad.movedim(1, -1).reshape(matrix.shape).double()
     dz = torch.where(side, dy, slope * dy) if slope != 1 else dy
     deviation = (matrix.double().var(0, correction=0) + 1e-5).sqrt()
@@ -109,7 +116,7 @@ def test_gradients_are_unbiased(slope, bits):
     factor = torch.randn(8, 14, 4, 4)
 
     def run(state):
-        y = ops.batch_norm_act(x, weight, bias, None, None, True, 0.1, 1e-5, slope, bits, True, state)
+        y = ops.batch_norm_act(x, weight, bias, None, None, True, 0.1, 1e-5, slope, bits, "dithered", state)
         return (y * factor).sum()
 
     # The input's gradient has a square of the copy: off by Var[x-hat] / n, n = 128.
@@ -149,13 +156,15 @@ def test_only_what_is_wanted(frozen):
         assert (tensor.grad is None) == (name == frozen)
 
 
+@pytest.mark.parametrize("slope", [0.0, 1.0])
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_what_is_saved(bits):
+def test_what_is_saved(slope, bits):
     x = torch.randn(8, 64, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
     weight, bias = parameters(64)
     y_bytes = 8 * 64 * 256 * 4
-    saved = saved_bytes(lambda: ops.batch_norm_act(x, weight, bias, None, None, True, 0.1, 1e-5, 0.0, bits))
-    assert saved == 8 * 64 * 256 * bits // 8 + 8 * 64 * 256 // 256 * 4 + 64 * 5 * 4 + 64 * 4 < y_bytes
+    saved = saved_bytes(lambda: ops.batch_norm_act(x, weight, bias, None, None, True, 0.1, 1e-5, slope, bits))
+    header, steps = 16, 8 * 64 * 256 // 256 * 4
+    assert saved == header + steps + 8 * 64 * 256 * bits // 8 + 64 * 5 * 4 + 64 * 4 < y_bytes
 
 
 def test_backward_twice_and_second_derivatives():
@@ -193,7 +202,7 @@ def test_bad_arguments(change, message):
 @pytest.mark.cuda
 @pytest.mark.parametrize("shape", [(16, 8), (130, 24), (3000, 64), (517, 256), (70, 2048)])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [1, 3, 7])
 def test_cuda_gives_the_bytes_of_the_cpu(shape, dtype, bits):
     x = (torch.randn(shape, device="cpu") * 2 + 1).to(dtype)
     weight, bias = (p.detach().cpu() for p in parameters(shape[1]))
@@ -208,17 +217,18 @@ def test_cuda_gives_the_bytes_of_the_cpu(shape, dtype, bits):
         assert_same_bits(actual, wanted)
     channels, decode, _ = of_channels["cpu"]
     grad = torch.randn(shape, device="cpu").to(dtype)
-    gradients = torch.randn(shape[1], 4, device="cpu")
+    gradients = torch.randn(shape[1], 6, device="cpu")
     gradients[:, 3] = decode[:, 4]
     results = {}
     for device in ("cpu", "cuda"):
         tensors = [t.to(device) for t in (x, channels, decode, grad, gradients)]
-        y, packed = ops.norm_act(tensors[0], None, tensors[1], 0.1, bits, True, True, rng(device=device))
+        kind = "leaky_relu", 0.1, bits
+        y, packed = ops.norm_act(tensors[0], None, tensors[1], *kind, True, "dithered", rng(device=device))
         results[device] = (
-            *(y, packed, ops.norm_act_output(packed, tensors[2], len(x), dtype, 0.1, bits)),
-            ops.norm_act_input_gradient(packed, tensors[3], None, tensors[4], 0.1, bits),
+            *(y, packed, ops.norm_act_output(packed, tensors[2], len(x), dtype, *kind)),
+            ops.norm_act_input_gradient(packed, tensors[3], None, tensors[4], *kind),
         )
-        results[device + " sums"] = ops.norm_act_sums(packed, tensors[3], tensors[3], tensors[2], 0.1, bits)
+        results[device + " sums"] = ops.norm_act_sums(packed, tensors[3], tensors[3], tensors[2], *kind)
     for actual, wanted in zip(results["cuda"], results["cpu"], strict=True):
         assert_same_bits(actual, wanted)
     torch.testing.assert_close(results["cuda sums"].cpu(), results["cpu sums"], rtol=1e-4, atol=1e-3)
@@ -228,7 +238,7 @@ def test_cuda_gives_the_bytes_of_the_cpu(shape, dtype, bits):
 
 
 def normalized(x, bits=3, state=None):
-    return ops.batch_norm_act(x, None, None, None, None, True, 0.1, 1e-5, 0.0, bits, True, state)
+    return ops.batch_norm_act(x, None, None, None, None, True, 0.1, 1e-5, 0.0, bits, "dithered", state)
 
 
 def convolution(y, weight, **options):
@@ -238,7 +248,7 @@ def convolution(y, weight, **options):
 def decoded_result(x, bits):
     """The copy of the result of `normalized(x, bits, rng())`."""
     matrix, packed, decode = passes(x.detach(), None, None, 0.0, bits, rng())
-    y = ops.norm_act_output(packed, decode, len(matrix), torch.float32, 0.0, bits)
+    y = ops.norm_act_output(packed, decode, len(matrix), torch.float32, *form(0.0, bits))
     return y.view(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)
 
 
@@ -284,8 +294,9 @@ def kept_by_the_convolution(make):
 
 def test_the_copy_is_found_where_it_is_valid():
     elements = 4 * 64 * 16 * 16
-    shared = elements * 3 // 8 + elements // 256 * 4 + 64 * 5 * 4  # the very tensors that the normalization saved
-    own = elements * 4 // 8 + elements // 256 * 4
+    # The very tensors that the normalization saved: codes and the side, decode.
+    shared = packed_bytes(4 * 256, 64, 2, "leaky_relu") + 64 * 5 * 4
+    own = 16 + elements * 4 // 8 + elements // 256 * 4
     assert kept_by_the_convolution(normalized) == shared
     # Changed, a part, another tensor, another layout.
     assert kept_by_the_convolution(lambda x: normalized(x).mul_(2)) == own
@@ -339,7 +350,7 @@ def test_a_convolution_reads_the_copy_of_a_sum():
     weight = torch.randn(8, 64, 3, 3).requires_grad_()
     draws = []
     for seed in range(200):
-        y = ops.add_act(x, residual, 0.0, 3, True, rng(seed))
+        y = ops.add_act(x, residual, 0.0, 3, "dithered", rng(seed))
         z = convolution(y, weight, compress=True)
         draws.append(torch.autograd.grad(z.sum(), weight)[0])
     wanted = torch.autograd.grad(F.conv2d(F.relu(x + residual), weight, padding=1).sum(), weight)[0]
@@ -381,18 +392,16 @@ def test_a_network_learns_as_with_exact_layers():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [5, 64])
 @pytest.mark.parametrize("rows", [3, 600])
-def test_two_packings_at_once_are_those_of_two_passes(dtype, channels, rows):
-    """That of the sum, and that of the norm without the plane of sides; each has the random numbers of its own call."""
+@pytest.mark.parametrize("bits", [None, 0, 3])
+def test_two_packings_at_once_are_those_of_two_passes(dtype, channels, rows, bits):
+    """That of the sum, and that of the norm; each has the random numbers of its own call."""
     x, residual = torch.randn(rows, channels).to(dtype), torch.randn(rows, channels).to(dtype)
     maps, norm_maps = torch.randn(channels, 5), torch.randn(channels, 5)
-    y, packed, normalized = ops.norm_add_act(x, residual, maps, norm_maps, 0.1, 4, 2, True, True, rng())
+    maps[::2, 4] = 0
+    y, *actual = ops.norm_add_act(x, residual, maps, norm_maps, "leaky_relu", 0.1, bits, 2, True, "dithered", rng())
     state = rng()
-    expected_y, expected_packed = ops.norm_act(x, residual, maps, 0.1, 4, True, True, state)
-    _, with_sides = ops.norm_act(x, None, norm_maps, 1.0, 3, True, True, state)
+    expected_y, packed = ops.norm_act(x, residual, maps, "leaky_relu", 0.1, bits, True, "dithered", state)
+    _, normalized = ops.norm_act(x, None, norm_maps, "identity", 0.0, 2, True, "dithered", state)
     assert torch.equal(y, expected_y)
-    assert torch.equal(packed, expected_packed)
-    plane = 32
-    groups = (with_sides.numel() - normalized.numel()) // plane
-    codes = normalized.numel() - groups * 2 * plane
-    assert torch.equal(normalized[:codes], with_sides[:codes])
-    assert torch.equal(normalized[codes:].view(groups, 2, plane), with_sides[codes:].view(groups, 3, plane)[:, 1:])
+    for a, wanted in zip(actual, (packed, normalized), strict=True):
+        assert torch.equal(a, wanted)

@@ -75,7 +75,7 @@ def test_every_op_that_moves_a_tensor_is_measured(tmp_path):
     assert (
         moved["quantize bfloat16 4 bits"]
         == moved["dequantize bfloat16 4 bits"]
-        == elements * 2 + elements // 2 + elements // 64
+        == 16 + elements * 2 + elements // 2 + elements // 64
     )
     assert moved["relu_pack_ float32"] == moved["relu_pack float32"] == elements * 8 + elements // 8
 

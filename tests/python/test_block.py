@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 ops = torch.ops.actnn
 pytestmark = pytest.mark.usefixtures("device")
 
-EIGHT_BITS = {"bits": 8, "output_bits": 8, "norm_bits": 7}
+EIGHT_BITS = {"bits": 8, "output_bits": 8, "smooth_bits": 8, "norm_bits": 8}
 EVALUATED = [name for name in PROGRAMS if name != "two inputs"]  # which has a norm without running statistics
 RUNS = [
     *((name, {"training": True, "recompute": recompute}) for name in PROGRAMS for recompute in (True, False)),
@@ -64,6 +64,11 @@ def test_results_and_running_statistics_are_torchs(name, options):
     assert not any(z.requires_grad for z in in_list(again))
 
 
+def bias_of(name):
+    """Of gradients at 8 bits, relative. The derivative of hardswish jumps, and is biased where it does."""
+    return 0.04 if "hardswish" in name else 1e-3
+
+
 @pytest.mark.parametrize(("name", "options"), RUNS)
 def test_gradients_of_many_draws_are_torchs(name, options):
     program, inputs = make(name)
@@ -83,7 +88,7 @@ def test_gradients_of_many_draws_are_torchs(name, options):
         assert noise < 0.6 * float(wanted.norm()) + 1e-3 * largest
         # A convolution's bias in front of a norm has gradient 0.
         error = float((stack.mean(0) - wanted).norm())
-        assert error < 2 * noise / draws**0.5 + 1e-3 * float(wanted.norm()) + 1e-3 * largest
+        assert error < 2 * noise / draws**0.5 + bias_of(name) * float(wanted.norm()) + 1e-3 * largest
 
 
 @pytest.mark.parametrize(("name", "options"), [
@@ -337,7 +342,7 @@ def test_dropout_drops_in_backward_what_it_dropped_in_forward(probability):
 def test_copies_rounded_to_nearest_have_no_noise():
     program = basic_block()
     x = torch.randn(4, 8, 6, 6, requires_grad=True)
-    runs = [gradients(program.run(x, stochastic=False), [x, *program.parameters]) for _ in range(2)]
+    runs = [gradients(program.run(x, rounding="nearest"), [x, *program.parameters]) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 

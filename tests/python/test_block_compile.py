@@ -18,7 +18,7 @@ from test_block import gradients, in_list, relative_error
 
 ops = torch.ops.actnn
 
-TO_NEAREST = {"stochastic": False, "bits": 8, "output_bits": 8, "norm_bits": 7}
+TO_NEAREST = {"rounding": "nearest", "bits": 8, "output_bits": 8, "smooth_bits": 8, "norm_bits": 8}
 BUILDS = {
     "residual block": (basic_block, (4, 8, 6, 6)),
     "squeeze and excitation": (squeeze_and_excitation, (4, 8, 6, 6)),
@@ -146,7 +146,7 @@ def test_image_sizes_that_change_take_one_compilation(name):
 
 
 def test_noise_is_drawn_anew_at_each_call():
-    module, x = make("residual block", stochastic=True, bits=2)
+    module, x = make("residual block", rounding="dithered", bits=2)
     call = torch.compile(module, fullgraph=True, backend="aot_eager")
     first, second = (torch.autograd.grad(call(x)[0].square().sum(), x)[0] for _ in range(2))
     assert not torch.equal(first, second) and relative_error(first, second) < 1

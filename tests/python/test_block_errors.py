@@ -58,7 +58,8 @@ def test_wrong_programs(program, message):
     [
         ({"options": {"bits": 1}}, "bits must be in 2..8, got 1"),
         ({"options": {"output_bits": 9}}, "output_bits must be in 2..8"),
-        ({"options": {"norm_bits": 8}}, "norm_bits must be in 2..7, got 8"),
+        ({"options": {"norm_bits": 9}}, "norm_bits must be in 1..8, got 9"),
+        ({"options": {"smooth_bits": 1}}, "smooth_bits must be in 2..8, got 1"),
         ({"options": {"value_bits": {"0": 9}}}, "value_bits must be in 2..8"),
         ({"options": {"value_bits": {"99": 4}}}, "must name values in 0"),
         ({"options": {"value_bits": {"x": 4}}}, "not a program"),
@@ -67,8 +68,17 @@ def test_wrong_programs(program, message):
         ({"options": {"bits": "four"}}, "not a program"),
         ({"exports": [2]}, "the copy of value 2 cannot be exported, for the plan saves none"),
         ({"imports": [{"input": 1, "copy": {"kind": "exact", "bits": 4}}]}, "imports must name inputs, got value 1"),
-        ({"imports": [{"input": 0, "copy": {"kind": "zipped", "bits": 4}}]}, "must be packed, split or exact, got"),
+        ({"imports": [{"input": 0, "copy": {"kind": "zipped", "bits": 4}}]}, "must be packed, pass or exact, got"),
         ({"imports": [{"input": 0, "copy": {"kind": "packed", "bits": 11}}]}, "bits of an import must be in 2..8"),
+        ({"imports": [{"input": 0, "copy": {"kind": "packed", "bits": 1}}]}, "import must be in 2..8, got 1"),
+        (
+            {"imports": [{"input": 0, "copy": {"kind": "pass", "bits": 8, "activation": "relu6"}}]},
+            "bits of an import must be in 1..7, got 8",
+        ),
+        (
+            {"imports": [{"input": 0, "copy": {"kind": "pass", "bits": 4, "activation": "gelu"}}]},
+            "block: activation must be identity, leaky_relu, relu6, silu or hardswish, got gelu",
+        ),
         ({"imports": [{"input": 0}]}, "not a program"),
         ({"colour": 4}, 'has no "colour"'),
     ],

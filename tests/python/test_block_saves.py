@@ -47,16 +47,22 @@ def test_a_plan_of_a_residual_block():
     assert chosen == [(0, "copy", 8), (3, "copy", 2), (6, "copy", 4), (10, "copy", 5)]
 
 
-def test_activations_with_derivatives_are_in_the_pass_of_their_norm():
-    copies = [(0, "copy", 4), (3, "copy", 4), (6, "copy", 4)]
+def test_all_activations_are_in_the_pass_of_their_norm():
+    # ReLU6's two masks, one of them beside the bits.
+    copies = [(0, "copy", 4), (3, "copy", 5), (6, "copy", 5)]
     assert saves(inverted_residual(), *COPIES) == (copies, [7])
-    # Whoever reads the result of a smooth activation has a copy of its own; 7 bits are the most of a derivative.
+    # One copy is for the derivative of a smooth activation and for whoever reads its result.
     silu = inverted_residual(kind="silu")
-    found, _ = saves(silu, "copy", "normalized", bits=8, value_bits={"2": 5, "6": 3})
-    assert found == [(0, "copy", 8), (3, "copy", 8), (3, "normalized", 5), (6, "copy", 3), (6, "normalized", 8)]
-    # Where the norm saves its input beside the sum, the activation is by itself.
+    assert saves(silu, *COPIES) == (copies, [7])
+    found, _ = saves(silu, *COPIES, bits=8, smooth_bits=6, value_bits={"6": 3})
+    assert found == [(0, "copy", 8), (3, "copy", 6), (6, "copy", 3)]
+    # A smooth one behind a sum is by itself; ReLU6 where the norm saves its input beside the sum.
     apart = basic_block(kind="silu")
-    assert (7, "derivative", 4) in saves(apart, "derivative", recompute=False)[0]
+    for recompute in (True, False):
+        assert (7, "derivative", 4) in saves(apart, "derivative", recompute=recompute)[0]
+        assert fusions(apart, recompute=recompute)[-1] == ("norm_act", [4, 5])
+    apart = basic_block(kind="relu6")
+    assert saves(apart, "mask", recompute=False)[0] == [(7, "mask", None)]
     assert fusions(apart, recompute=False)[-1] == ("norm_act", [4, 5])
     assert fusions(apart)[-1] == ("norm_act", [4, 5, 6])
 
@@ -120,8 +126,8 @@ def test_bytes_of_residual_blocks():
     assert 0.95 * pixels * 32 * 2 / 8 < stored - computed < 1.05 * pixels * 32 * 2 / 8
 
 
-@pytest.mark.parametrize(("kind", "bits"), [("relu6", 2 * 32 * (4 + 1)), ("silu", 2 * 32 * (4 + 4 + 4.125))])
-def test_bytes_of_derivatives(kind, bits):
+@pytest.mark.parametrize(("kind", "bits"), [("relu6", 2 * 32 * (4 + 1)), ("silu", 2 * 32 * 5)])
+def test_bytes_of_passes_with_activations(kind, bits):
     pixels = 4 * 16 * 16
     x = torch.randn(4, 8, 16, 16, requires_grad=True)
     program = inverted_residual(hidden=32, kind=kind)

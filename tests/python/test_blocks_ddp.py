@@ -42,7 +42,7 @@ def model_with_blocks(is_synchronized):
     model = exact_model()
     if is_synchronized:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    convert(model, eight_bits(), blocks=BlockOptions(norm_bits=7))
+    convert(model, eight_bits(), blocks=BlockOptions(norm_bits=8))
     return model
 
 

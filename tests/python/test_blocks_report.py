@@ -28,6 +28,8 @@ def test_wrong_arguments():
     for arguments, sentence in (
         ({"bits": 1}, r"BlockOptions: bits must be an integer in 2\.\.8, got 1"),
         ({"output_bits": 9}, r"BlockOptions: output_bits must be an integer in 2\.\.8, got 9"),
+        ({"smooth_bits": 1}, r"BlockOptions: smooth_bits must be an integer in 2\.\.8, got 1"),
+        ({"norm_bits": 9}, r"BlockOptions: norm_bits must be an integer in 1\.\.8, got 9"),
     ):
         with pytest.raises(ValueError, match=sentence):
             BlockOptions(**arguments)

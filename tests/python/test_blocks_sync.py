@@ -9,7 +9,7 @@ import torch.distributed as dist
 from block_programs import PROGRAMS, basic_block
 from ranks import AllReduces, Ranks
 
-EXACT = {"bits": 8, "output_bits": 8, "norm_bits": 7}
+EXACT = {"bits": 8, "output_bits": 8, "smooth_bits": 8, "norm_bits": 8}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,8 @@ def check(case, ranks, draws=16):
         noise = float(stack.var(0).sum().sqrt())
         assert noise < 0.15 * float(wanted.norm()) + 2e-3 * largest
         error = float((stack.mean(0) - wanted).norm())
-        assert error < 2 * noise / draws**0.5 + 1e-3 * largest
+        bias = 0.04 if "hardswish" in case.name else 0.0  # of gradients at 8 bits: its derivative jumps
+        assert error < 2 * noise / draws**0.5 + bias * float(wanted.norm()) + 1e-3 * largest
 
 
 @pytest.mark.parametrize("recompute", [True, False])

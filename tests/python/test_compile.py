@@ -19,12 +19,12 @@ ops = torch.ops.actnn
 
 def network(x, conv_weight, gamma, matrix, states):
     y = ops.convolution(x, conv_weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, rng_state=states[0])
-    y = ops.batch_norm(y, gamma, None, None, None, True, 0.1, 1e-5, 4, 256, True, states[1])
+    y = ops.batch_norm(y, gamma, None, None, None, True, 0.1, 1e-5, 4, 256, "dithered", states[1])
     y = ops.relu(y)
     y = ops.max_pool2d(y, [2, 2])
     y = ops.dropout(y, 0.25, states[2])
     y = ops.adaptive_avg_pool2d(y, [2, 2])
-    return ops.linear(y.flatten(1), matrix, None, 4, 256, True, states[3])
+    return ops.linear(y.flatten(1), matrix, None, 4, 256, "dithered", states[3])
 
 
 def parameters(device):
@@ -82,8 +82,8 @@ def test_backward_receives_packed_tensors(backend, device):
     torch._dynamo.reset()
 
     def layers(x, first, second):
-        y = ops.linear(x, first, None, 2, 256, True, None)
-        return ops.linear(ops.relu(y), second, None, 2, 256, True, None)
+        y = ops.linear(x, first, None, 2, 256, "dithered", None)
+        return ops.linear(ops.relu(y), second, None, 2, 256, "dithered", None)
 
     x = torch.randn(512, 64, device=device)
     first, second = (torch.randn(shape, device=device, requires_grad=True) for shape in ((128, 64), (32, 128)))
@@ -106,7 +106,7 @@ def test_backward_receives_packed_tensors(backend, device):
 def test_compiled_noise_is_fresh_at_every_call(device):
     torch._dynamo.reset()
     compiled = torch.compile(
-        lambda x, w: ops.linear(x, w, None, 1, 256, True, None), backend="aot_eager", fullgraph=True
+        lambda x, w: ops.linear(x, w, None, 1, 256, "dithered", None), backend="aot_eager", fullgraph=True
     )
     x, weight = torch.randn(8, 64, device=device), torch.randn(3, 64, device=device, requires_grad=True)
     first, second = (torch.autograd.grad(compiled(x, weight).sum(), weight)[0] for _ in range(2))
@@ -126,7 +126,7 @@ def test_compiled_autograd_gives_the_same_gradients(device):
     x, weight = torch.randn(16, 8, device=device), torch.randn(4, 8, device=device, requires_grad=True)
 
     def gradient():
-        y = F.gelu(ops.relu(ops.linear(x, weight, None, 4, 256, True, rng(device=device))))
+        y = F.gelu(ops.relu(ops.linear(x, weight, None, 4, 256, "dithered", rng(device=device))))
         weight.grad = None
         y.sum().backward()
         return weight.grad

@@ -116,9 +116,9 @@ def test_without_pergroup_a_sample_with_bits_of_its_own_has_one_range(device):
     assert sizes[0] - sizes[1] == 4 * 4 * groups - 16
 
 
-def test_stochastic(device):
+def test_rounding(device):
     x = torch.rand(4096, 8)
-    layer = linear(fixed(stochastic=False, activation_compression_bits=[1]), 8)
+    layer = linear(fixed(rounding="nearest", activation_compression_bits=[1]), 8)
     with torch.no_grad():
         x[:] = 0.3 * x[:1] + 0.1  # below the middle of its range
         x[::32, 0], x[::32, 1] = 0.0, 1.0
@@ -128,9 +128,31 @@ def test_stochastic(device):
     layer(x).sum().backward()
     assert torch.equal(layer.weight.grad, nearest)  # no noise
     assert ((nearest - x.sum(0)) / x.sum(0))[:, 2:].max() < -0.5  # and far off
-    layer.config.stochastic = True
-    random = weight_gradient(layer, x)
-    assert relative_error(random, x.sum(0).expand_as(random)) < 0.1
+    for rounding in ("stochastic", "dithered"):
+        layer.config.rounding = rounding
+        random = weight_gradient(layer, x)
+        assert relative_error(random, x.sum(0).expand_as(random)) < 0.1
+
+
+def test_stochastic_is_the_originals_view_of_rounding():
+    assert Config().rounding == "dithered" and Config().stochastic is True
+    assert Config(stochastic=False) == Config(rounding="nearest")
+    assert Config(stochastic=True) == Config()
+    flags = Config(rounding="stochastic")
+    assert flags.stochastic is True
+    flags.stochastic = True
+    assert flags.rounding == "stochastic"
+    flags.stochastic = False
+    assert (flags.rounding, flags.stochastic, flags.flags()["rounding"]) == ("nearest", False, "nearest")
+    flags.stochastic = True
+    assert flags.rounding == "dithered"
+    assert "stochastic" not in flags.flags() and "stochastic=" not in repr(flags)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_flags_that_were_saved_with_stochastic_load(stochastic):
+    saved = {name: value for name, value in DEFAULTS.items() if name != "rounding"} | {"stochastic": stochastic}
+    assert Config(**saved).rounding == ("dithered" if stochastic else "nearest")
 
 
 def test_simulate(device):
@@ -326,6 +348,9 @@ def test_debug_remove_bn_and_relu(device):
     ("noise_target", 0, ValueError, "must be positive or None, got 0"),
     ("noise_target", -1.0, ValueError, "must be positive or None, got -1"),
     ("noise_target", "low", TypeError, r"must be a number or None, got .*\(String\)"),
+    ("rounding", "up", ValueError, 'must be "dithered", "stochastic" or "nearest", got "up"'),
+    ("rounding", False, TypeError, r"must be a str, got .*\(Bool\)"),
+    ("rounding", None, TypeError, "must be a str, got None"),
     ("stochastic", 1, TypeError, r"must be a bool, got .*\(Int\)"),
     ("swap", None, TypeError, "must be a bool, got None"),
 ])  # fmt: skip

@@ -51,11 +51,11 @@ def test_replays_give_what_a_call_gives(name):
 def test_replays_advance_the_random_state():
     x, state = torch.randn(3000), rng(7, device=GPU)
     y = x.to(GPU)
-    graph, packed = capture(lambda: ops.quantize(y, 2, 256, True, state))
+    graph, packed = capture(lambda: ops.quantize(y, 2, 256, "dithered", state))
     state.copy_(rng(7, 5))
     for offset in (5, 6, 7):
         graph.replay()
-        assert_same_bits(packed, ops.quantize(x, 2, 256, True, rng(7, offset)))
+        assert_same_bits(packed, ops.quantize(x, 2, 256, "dithered", rng(7, offset)))
         assert state.tolist() == [7, offset + 1]
 
 
@@ -80,7 +80,7 @@ def test_what_replays_pack_is_within_a_step():
     x = torch.randn(3000, device=GPU)
 
     def pack_and_unpack():
-        packed = ops.quantize(x, 2, 256, True, None)
+        packed = ops.quantize(x, 2, 256, "dithered", None)
         return packed, ops.dequantize(packed, x.shape, x.stride(), x.dtype, 2, 256)
 
     graph, (packed, decoded) = capture(pack_and_unpack)
@@ -89,7 +89,7 @@ def test_what_replays_pack_is_within_a_step():
     for _ in range(10):
         graph.replay()
         seen.add(bytes(packed.tolist()))
-        step = packed[: 4 * groups].view(torch.bfloat16).view(groups, 2)[:, 1].float()
+        step = packed[16 : 16 + 4 * groups].view(torch.bfloat16).view(groups, 2)[:, 1].float()
         assert ((decoded - x).abs() <= step.repeat_interleave(256)[: x.numel()]).all()
     assert len(seen) == 10
 
@@ -109,10 +109,10 @@ class Classifier:
         weight, gamma, beta, matrix = self.parameters
         states = self.states
         y = ops.convolution(images, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, bits=8, rng_state=states[0])
-        y = ops.batch_norm(y, gamma, beta, *self.statistics, True, 0.1, 1e-5, 8, 256, True, states[1])
+        y = ops.batch_norm(y, gamma, beta, *self.statistics, True, 0.1, 1e-5, 8, 256, "dithered", states[1])
         y = ops.max_pool2d(ops.relu_(y), [3, 3], [2, 2], [1, 1])
         y = ops.adaptive_avg_pool2d(ops.dropout(y, 0.25, states[2]), [2, 2])
-        y = ops.linear(y.flatten(1), matrix, None, 8, 256, True, states[3])
+        y = ops.linear(y.flatten(1), matrix, None, 8, 256, "dithered", states[3])
         return F.cross_entropy(y, labels)
 
     def step(self, images, labels):
@@ -178,7 +178,7 @@ def test_gradients_of_replays_are_unbiased():
     x, weight = torch.randn(32, 20, device=GPU), torch.randn(7, 20, device=GPU).requires_grad_()
     grad = torch.randn(32, 7, device=GPU)
     graph, drawn = capture(
-        lambda: torch.autograd.grad((ops.linear(x, weight, None, 1, 64, True, None) * grad).sum(), weight)[0]
+        lambda: torch.autograd.grad((ops.linear(x, weight, None, 1, 64, "dithered", None) * grad).sum(), weight)[0]
     )
     all_drawn = []
     for _ in range(draws):

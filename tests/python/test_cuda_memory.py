@@ -34,7 +34,7 @@ SMALL = 4096  # for random states and the like
 def test_quantization_allocates_its_result_and_nothing_else(dtype, group_size, with_state):
     x, state = torch.randn(8_000_003, device=GPU).to(dtype), rng(device=GPU) if with_state else None
     for bits in (1, 3, 8):
-        peak, packed = requested_bytes(lambda bits=bits: ops.quantize(x, bits, group_size, True, state))
+        peak, packed = requested_bytes(lambda bits=bits: ops.quantize(x, bits, group_size, "dithered", state))
         assert packed.numel() <= peak <= packed.numel() + SMALL
         layout = x.shape, x.stride(), dtype, bits, group_size
         peak, decoded = requested_bytes(lambda packed=packed, layout=layout: ops.dequantize(packed, *layout))
@@ -44,7 +44,7 @@ def test_quantization_allocates_its_result_and_nothing_else(dtype, group_size, w
 def test_quantization_per_sample_allocates_its_result_and_an_offset_a_sample():
     x, bits = torch.randn(1000, 5003, device=GPU), torch.randint(1, 9, (1000,), device=GPU, dtype=torch.uint8)
     state, room = rng(device=GPU), code_bytes(x, bits.cpu())
-    peak, packed = requested_bytes(lambda: ops.quantize_per_sample(x, bits, room, 256, True, state))
+    peak, packed = requested_bytes(lambda: ops.quantize_per_sample(x, bits, room, 256, "dithered", state))
     assert peak <= packed.numel() + 8 * 1001 + SMALL
     layout = x.shape, x.stride(), x.dtype, 256
     peak, decoded = requested_bytes(lambda: ops.dequantize_per_sample(packed, bits, *layout))

@@ -11,6 +11,7 @@ pytestmark = pytest.mark.cuda
 
 ops = torch.ops.actnn
 GPU = "cuda"
+ROUNDINGS = ["dithered", "stochastic", "nearest"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -18,14 +19,14 @@ def random_bits(samples, generator=None):
     return torch.randint(1, 9, (samples,), dtype=torch.uint8, generator=generator)
 
 
-def assert_same_on_gpu(x, bits, spare=0, group_size=256, stochastic=True, state=(1234, 5), on_gpu=None):
+def assert_same_on_gpu(x, bits, spare=0, group_size=256, rounding="dithered", state=(1234, 5), on_gpu=None):
     y = x.to(GPU) if on_gpu is None else on_gpu
     gpu_bits = bits.to(GPU)
-    case = f"{tuple(x.shape)} {x.dtype}, groups of {group_size}, stochastic={stochastic}, {spare} spare bytes"
+    case = f"{tuple(x.shape)} {x.dtype}, groups of {group_size}, {rounding}, {spare} spare bytes"
     room = (code_bytes(x, bits) if x.shape[0] else 0) + spare
     cpu_state, gpu_state = rng(*state), rng(*state, device=GPU)
-    expected = ops.quantize_per_sample(x, bits, room, group_size, stochastic, cpu_state)
-    packed = ops.quantize_per_sample(y, gpu_bits, room, group_size, stochastic, gpu_state)
+    expected = ops.quantize_per_sample(x, bits, room, group_size, rounding, cpu_state)
+    packed = ops.quantize_per_sample(y, gpu_bits, room, group_size, rounding, gpu_state)
     assert_same_bits(packed, expected, case)
     assert gpu_state.tolist() == cpu_state.tolist() == [state[0], state[1] + 1]
     shape, stride = [x.shape[0], x.numel() // max(1, x.shape[0])], [x.numel() // max(1, x.shape[0]), 1]
@@ -45,8 +46,8 @@ SHAPES = [
 def test_every_shape(shape, dtype):
     x = torch.randn(shape).to(dtype)
     for group_size in (32, 96, 128, 256, 512, 1024, 2048):
-        for stochastic in (True, False):
-            assert_same_on_gpu(x, random_bits(shape[0]), 0, group_size, stochastic)
+        for rounding in ROUNDINGS:
+            assert_same_on_gpu(x, random_bits(shape[0]), 0, group_size, rounding)
 
 
 def test_very_many_samples():
@@ -95,7 +96,7 @@ def test_groups_that_cannot_be_represented():
 
 def test_packed_bytes_that_begin_anywhere():
     x, bits = torch.randn(5, 1031, device=GPU), random_bits(5).to(GPU)
-    packed = ops.quantize_per_sample(x, bits, code_bytes(x, bits), 256, True, rng(device=GPU))
+    packed = ops.quantize_per_sample(x, bits, code_bytes(x, bits), 256, "dithered", rng(device=GPU))
     layout = x.shape, x.stride(), x.dtype, 256
     expected = ops.dequantize_per_sample(packed, bits, *layout)
     for offset in (1, 2, 3, 4, 8, 15):
@@ -109,22 +110,22 @@ def test_packed_bytes_that_begin_anywhere():
     samples=st.integers(0, 40),
     elements=st.integers(0, 1200),
     group_size=st.sampled_from([32, 96, 128, 256, 512, 1024]),
-    stochastic=st.booleans(),
+    rounding=st.sampled_from(ROUNDINGS),
     spare=st.integers(0, 50),
     seed=st.integers(-(2**63), 2**63 - 1),
 )
 @settings(max_examples=200, deadline=None)
-def test_any_samples(dtype, samples, elements, group_size, stochastic, spare, seed):
+def test_any_samples(dtype, samples, elements, group_size, rounding, spare, seed):
     generator = torch.Generator().manual_seed(seed & 0xFFFF)
     x = torch.randn(samples, elements, generator=generator).to(dtype)
-    assert_same_on_gpu(x, random_bits(samples, generator), spare, group_size, stochastic, (seed, 3))
+    assert_same_on_gpu(x, random_bits(samples, generator), spare, group_size, rounding, (seed, 3))
 
 
 def test_a_width_that_is_none_makes_its_sample_nan_and_no_other():
     # The host does not read the widths, so there is nobody to raise an error.
     x = torch.randn(6, 600, device=GPU)
     bits = torch.tensor([4, 0, 8, 9, 255, 2], dtype=torch.uint8, device=GPU)
-    packed = ops.quantize_per_sample(x, bits, 8000, 256, True, rng(device=GPU))
+    packed = ops.quantize_per_sample(x, bits, 8000, 256, "dithered", rng(device=GPU))
     y = ops.dequantize_per_sample(packed, bits, x.shape, x.stride(), x.dtype, 256)
     bad = torch.tensor([False, True, False, True, True, False], device=GPU)
     assert torch.equal(y.isnan().all(1), bad) and torch.equal(y.isnan().any(1), bad)
@@ -135,8 +136,8 @@ def test_a_sample_without_room_becomes_nan_and_no_other():
     x = torch.randn(3, 600, device=GPU)
     bits = torch.full((3,), 4, dtype=torch.uint8, device=GPU)
     room = 2 * 300 + 299
-    packed = ops.quantize_per_sample(x, bits, room, 256, True, rng(device=GPU))
-    assert packed.numel() == 48 + room
+    packed = ops.quantize_per_sample(x, bits, room, 256, "dithered", rng(device=GPU))
+    assert packed.numel() == 16 + 48 + room
     y = ops.dequantize_per_sample(packed, bits, x.shape, x.stride(), x.dtype, 256)
     assert y.isnan().all(1).tolist() == [False, False, True]
     assert ((y - x)[:2].abs() <= 0.6).all()

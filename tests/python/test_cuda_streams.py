@@ -21,17 +21,17 @@ def cases():
     grad = torch.randn(4, 16, 12, 12)
     bits = torch.tensor([2, 8, 3, 5], dtype=torch.uint8)
     room = code_bytes(x, bits)
-    packed = ops.quantize(x, 3, 256, True, rng())
-    per_sample = ops.quantize_per_sample(x, bits, room, 256, True, rng())
+    packed = ops.quantize(x, 3, 256, "dithered", rng())
+    per_sample = ops.quantize_per_sample(x, bits, room, 256, "dithered", rng())
     mask = ops.pack_mask(x > 0)
     _, positions = ops.max_pool2d_pack(x, *WINDOW)
     layout = x.shape, x.stride()
     return {
-        "quantize": ([x, rng()], lambda x, state: ops.quantize(x, 3, 256, True, state)),
+        "quantize": ([x, rng()], lambda x, state: ops.quantize(x, 3, 256, "dithered", state)),
         "dequantize": ([packed], lambda p: ops.dequantize(p, *layout, torch.float32, 3, 256)),
         "quantize_per_sample": (
             [x, bits, rng()],
-            lambda x, bits, state: ops.quantize_per_sample(x, bits, room, 256, True, state),
+            lambda x, bits, state: ops.quantize_per_sample(x, bits, room, 256, "dithered", state),
         ),
         "dequantize_per_sample": (
             [per_sample, bits],
@@ -104,7 +104,7 @@ def test_ops_are_queued_on_the_current_stream(name):
 def test_events_order_work_on_several_streams():
     count, rounds = 4, 5
     x = torch.randn(count, 1_000_003)
-    expected = [ops.quantize(row, 2, 256, True, rng(i)) for i, row in enumerate(x)]
+    expected = [ops.quantize(row, 2, 256, "dithered", rng(i)) for i, row in enumerate(x)]
     values = [ops.dequantize(p, [x.shape[1]], [1], torch.float32, 2, 256) for p in expected]
     y = x.to(GPU)
     writers, readers = ([torch.cuda.Stream() for _ in range(count)] for _ in range(2))
@@ -116,7 +116,7 @@ def test_events_order_work_on_several_streams():
         for i in range(count):
             with torch.cuda.stream(writers[i]):
                 torch.cuda._sleep(DELAY // (i + 1))
-                packed[i] = ops.quantize(y[i], 2, 256, True, states[i])
+                packed[i] = ops.quantize(y[i], 2, 256, "dithered", states[i])
                 written = writers[i].record_event()
             with torch.cuda.stream(readers[i]):
                 readers[i].wait_event(written)
@@ -130,13 +130,13 @@ def test_events_order_work_on_several_streams():
 
 def layers(x, conv_weight, gamma, beta, matrix, states):
     y = ops.convolution(x, conv_weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, rng_state=states[0])
-    y = ops.batch_norm(y, gamma, beta, None, None, True, 0.1, 1e-5, 4, 256, True, states[1])
+    y = ops.batch_norm(y, gamma, beta, None, None, True, 0.1, 1e-5, 4, 256, "dithered", states[1])
     y = ops.relu_(y)
     y = ops.max_pool2d(y, [3, 3], [2, 2], [1, 1])
     y = ops.dropout(y, 0.25, states[2])
     y = ops.avg_pool2d(ops.relu(y), [2, 2])
     y = ops.adaptive_avg_pool2d(y, [2, 2])
-    return ops.linear(y.flatten(1), matrix, None, 4, 256, True, states[3])
+    return ops.linear(y.flatten(1), matrix, None, 4, 256, "dithered", states[3])
 
 
 def layer_tensors(dtype=torch.float32):
@@ -230,7 +230,7 @@ def test_default_noise_comes_from_the_generator_of_the_inputs_device():
         pytest.skip("there is only one CUDA device")
     x = torch.randn(1000, device="cuda:1")
     before = [generator.get_state() for generator in torch.cuda.default_generators[:2]]
-    ops.quantize(x, 2, 256, True, None)
+    ops.quantize(x, 2, 256, "dithered", None)
     after = [generator.get_state() for generator in torch.cuda.default_generators[:2]]
     assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
 
@@ -245,13 +245,13 @@ def bytes_on(device, count):
 
 # (call with the first tensor on one device and another tensor on another, the other's name)
 MIXED_DEVICES = {
-    "quantize": (lambda a, b: ops.quantize(ones(a, 9), 4, 256, True, rng(device=b)), "rng_state"),
+    "quantize": (lambda a, b: ops.quantize(ones(a, 9), 4, 256, "dithered", rng(device=b)), "rng_state"),
     "quantize_per_sample, state": (
-        lambda a, b: ops.quantize_per_sample(ones(a, 2, 9), bytes_on(a, 2), 8, 32, True, rng(device=b)),
+        lambda a, b: ops.quantize_per_sample(ones(a, 2, 9), bytes_on(a, 2), 8, 32, "dithered", rng(device=b)),
         "rng_state",
     ),
     "quantize_per_sample, bits": (
-        lambda a, b: ops.quantize_per_sample(ones(a, 2, 9), bytes_on(b, 2), 8, 32, True, rng(device=a)),
+        lambda a, b: ops.quantize_per_sample(ones(a, 2, 9), bytes_on(b, 2), 8, 32, "dithered", rng(device=a)),
         "bits",
     ),
     "dequantize_per_sample": (
@@ -269,12 +269,23 @@ MIXED_DEVICES = {
         "positions",
     ),
     "linear": (
-        lambda a, b: ops.linear(ones(a, 3, 4), ones(a, 2, 4).requires_grad_(), None, 4, 256, True, rng(device=b)),
+        lambda a, b: ops.linear(ones(a, 3, 4), ones(a, 2, 4).requires_grad_(), None, 4, 256, "dithered", rng(device=b)),
         "rng_state",
     ),
     "batch_norm": (
         lambda a, b: ops.batch_norm(
-            ones(a, 3, 4, 5).requires_grad_(), None, None, None, None, True, 0.1, 1e-5, 4, 256, True, rng(device=b)
+            ones(a, 3, 4, 5).requires_grad_(),
+            None,
+            None,
+            None,
+            None,
+            True,
+            0.1,
+            1e-5,
+            4,
+            256,
+            "dithered",
+            rng(device=b),
         ),
         "rng_state",
     ),

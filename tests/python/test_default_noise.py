@@ -22,8 +22,8 @@ def dropped_in_place(x, state):
 
 # Each draws noise from the state for the elements of x.
 RANDOMIZED = {
-    "quantize": lambda x, state: ops.quantize(x, 2, 256, True, state),
-    "quantize_per_sample": lambda x, state: ops.quantize_per_sample(x, bits(), 1000, 256, True, state),
+    "quantize": lambda x, state: ops.quantize(x, 2, 256, "dithered", state),
+    "quantize_per_sample": lambda x, state: ops.quantize_per_sample(x, bits(), 1000, 256, "dithered", state),
     "dropout_forward": lambda x, state: ops.dropout_forward(x, 0.5, state)[0],
     "dropout_forward_": dropped_in_place,
     "dropout": lambda x, state: ops.dropout(x, 0.5, state),
@@ -89,12 +89,12 @@ def test_dropout_returns_the_state_that_it_used():
 
 def test_rounding_to_nearest_needs_no_state():
     x = torch.randn(SAMPLES, ELEMENTS)
-    assert_same_bits(ops.quantize(x, 3, 256, False, None), ops.quantize(x, 3, 256, False, rng()))
+    assert_same_bits(ops.quantize(x, 3, 256, "nearest", None), ops.quantize(x, 3, 256, "nearest", rng()))
 
 
 def test_the_argument_may_be_left_out():
     x = torch.randn(SAMPLES, ELEMENTS)
-    assert ops.quantize(x, 2, 256, True).numel() == 32 + 2000 // 4
-    assert ops.quantize_per_sample(x, bits(), 1000, 256, True).numel() == 48 + 1000
+    assert ops.quantize(x, 2, 256, "dithered").numel() == 48 + 2000 // 4
+    assert ops.quantize_per_sample(x, bits(), 1000, 256, "dithered").numel() == 64 + 1000
     assert ops.dropout_forward(x, 0.5)[0].shape == x.shape
     assert ops.dropout_forward_(x, 0.5).shape == (2,)

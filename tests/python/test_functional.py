@@ -255,12 +255,17 @@ def test_the_arguments_are_those_of_torch():
     ({"group_size": 0}, "group_size must be a positive multiple of 32, got 0"),
     ({"group_size": 64.0}, "group_size must be a positive multiple of 32, got 64.0"),
     ({"group_size": None}, "group_size must be a positive multiple of 32, got None"),
-    ({"stochastic": "no"}, "stochastic must be a bool, got str 'no'"),
+    ({"rounding": None}, 'rounding must be "dithered", "stochastic" or "nearest", got NoneType None'),
 ])  # fmt: skip
 def test_bad_arguments(arguments, message):
     number = all(isinstance(value, int) for value in arguments.values())
     with pytest.raises(ValueError if number else TypeError, match=message):
         CompressFunctions(**arguments)
+
+
+def test_a_rounding_that_there_is_not():
+    with pytest.raises(ValueError, match='rounding must be "dithered", "stochastic" or "nearest", got str \'up\''):
+        CompressFunctions(rounding="up")
 
 
 def test_errors_are_raised_as_outside():

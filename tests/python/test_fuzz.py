@@ -52,7 +52,7 @@ def arguments_of(name):
 
 
 def quantizing():
-    return [name for name in operations() if {"bits", "group_size", "stochastic"} <= set(arguments_of(name))
+    return [name for name in operations() if {"bits", "group_size", "rounding"} <= set(arguments_of(name))
             and name not in ("quantize_per_sample", "dequantize", "dequantize_per_sample")]  # fmt: skip
 
 
@@ -70,6 +70,8 @@ def valid(name):
     ("group_size", -32, "group_size must be a positive multiple of 32, got -32"),
     ("rng_state", torch.zeros(3, dtype=torch.int64), "rng_state must be"),
     ("rng_state", torch.zeros(2), "rng_state must be"),
+    ("rounding", "up", 'rounding must be "dithered", "stochastic" or "nearest", got "up"'),
+    ("rounding", "", 'rounding must be "dithered", "stochastic" or "nearest", got ""'),
 ])  # fmt: skip
 @pytest.mark.parametrize("name", quantizing())
 def test_arguments_of_the_quantization_are_named(name, argument, value, message):

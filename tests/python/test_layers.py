@@ -15,7 +15,7 @@ ops = torch.ops.actnn
 
 def decoded(x, bits, group_size=256, seed=1234):
     """The copy of x that a layer with this state computes its gradients from."""
-    packed = ops.quantize(x, bits, group_size, True, rng(seed))
+    packed = ops.quantize(x, bits, group_size, "dithered", rng(seed))
     return ops.dequantize(packed, x.shape, x.stride(), x.dtype, bits, group_size)
 
 
@@ -88,7 +88,7 @@ def test_linear_equals_autograd_on_the_decoded_input(shape, dtype):
     x = torch.randn(shape).to(dtype).requires_grad_()
     weight = torch.randn(4, 5).to(dtype).requires_grad_()
     bias = torch.randn(4).to(dtype).requires_grad_()
-    y = ops.linear(x, weight, bias, 3, 256, True, rng())
+    y = ops.linear(x, weight, bias, 3, 256, "dithered", rng())
     exact = F.linear(x, weight, bias)
     assert torch.equal(y, exact)
     grad = torch.randn_like(y)
@@ -136,7 +136,7 @@ def test_batch_norm_equals_autograd_on_the_decoded_input(
     if channels_last and len(shape) == 4:
         x = x.detach().to(memory_format=torch.channels_last).requires_grad_()
     means, variances = [mean.clone() for _ in range(3)], [var.clone() for _ in range(3)]
-    y = ops.batch_norm(x, weight, bias, means[0], variances[0], training, 0.1, 1e-5, 4, 256, True, rng())
+    y = ops.batch_norm(x, weight, bias, means[0], variances[0], training, 0.1, 1e-5, 4, 256, "dithered", rng())
     exact = F.batch_norm(x, means[1], variances[1], weight, bias, training, 0.1, 1e-5)
     assert torch.equal(y, exact) and y.stride() == exact.stride()
     assert torch.equal(means[0], means[1]) and torch.equal(variances[0], variances[1])
@@ -201,7 +201,7 @@ def test_linear_gradient_is_unbiased(bits):
     x, weight = torch.randn(32, 20), torch.randn(7, 20).requires_grad_()
     grad = torch.randn(32, 7)
     assert_unbiased(
-        lambda state: (ops.linear(x, weight, None, bits, 64, True, state) * grad).sum(),
+        lambda state: (ops.linear(x, weight, None, bits, 64, "dithered", state) * grad).sum(),
         lambda: (F.linear(x, weight) * grad).sum(),
         [weight],
     )
@@ -213,7 +213,7 @@ def test_batch_norm_gradients_are_unbiased_to_one_over_n(bits):
     grad = torch.randn_like(x)
 
     def run(state):
-        return (ops.batch_norm(x, weight, bias, None, None, True, 0.1, 1e-5, bits, 256, True, state) * grad).sum()
+        return (ops.batch_norm(x, weight, bias, None, None, True, 0.1, 1e-5, bits, 256, "dithered", state) * grad).sum()
 
     def exact():
         return (F.batch_norm(x, None, None, weight, bias, True) * grad).sum()

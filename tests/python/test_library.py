@@ -42,7 +42,7 @@ for i in range(0, x.numel(), 1024):
     x[i : i + 1024] = 1  # too small to be divided, so that no thread is started yet
 state = torch.tensor([1, 0])
 before = len(os.listdir("/proc/self/task"))
-torch.ops.actnn.quantize(x, 2, 256, True, state)
+torch.ops.actnn.quantize(x, 2, 256, "dithered", state)
 print(len(os.listdir("/proc/self/task")) - before)
 """
 

@@ -53,11 +53,11 @@ def test_equals_autograd_on_the_decoded_input(name, shape, size, dtype, affine, 
     if name == "layer_norm":
         size = list(shape[-size:])
         weight, bias = parameters(size, dtype, affine)
-        y = ops.layer_norm(x, size, weight, bias, 1e-5, 3, 256, True, rng())
+        y = ops.layer_norm(x, size, weight, bias, 1e-5, 3, 256, "dithered", rng())
         exact = F.layer_norm(x, size, weight, bias, 1e-5)
     else:
         weight, bias = parameters([shape[1]], dtype, affine)
-        y = ops.group_norm(x, size, weight, bias, 1e-5, 3, 256, True, rng())
+        y = ops.group_norm(x, size, weight, bias, 1e-5, 3, 256, "dithered", rng())
         exact = F.group_norm(x, size, weight, bias, 1e-5)
     assert torch.equal(y, exact) and y.stride() == exact.stride()
     inputs = is_given((x, weight, bias))
@@ -94,7 +94,7 @@ def test_rms_norm_equals_autograd_on_the_decoded_input(shape, size, dtype, affin
     size = list(shape[-size:])
     x = (torch.randn(shape) * 0.1).to(dtype).requires_grad_()
     weight, _ = parameters(size, dtype, affine)
-    y = ops.rms_norm(x, size, weight, eps, 3, 256, True, rng())
+    y = ops.rms_norm(x, size, weight, eps, 3, 256, "dithered", rng())
     exact = F.rms_norm(x, size, weight, eps)
     assert torch.equal(y, exact) and y.stride() == exact.stride()
     grad = torch.randn_like(exact)
@@ -127,7 +127,7 @@ def test_instance_norm_equals_autograd_on_the_decoded_input(shape, dtype, affine
     weight, bias = parameters([shape[1]], torch.float32, affine)
     running = (torch.randn(shape[1]), torch.rand(shape[1]) + 0.5) if tracked else (None, None)
     ours, theirs = ([t if t is None else t.clone() for t in running] for _ in range(2))
-    y = ops.instance_norm(x, weight, bias, *ours, use_input_stats, 0.1, 1e-5, 4, 256, True, rng())
+    y = ops.instance_norm(x, weight, bias, *ours, use_input_stats, 0.1, 1e-5, 4, 256, "dithered", rng())
     exact = F.instance_norm(x, *theirs, weight, bias, use_input_stats, 0.1, 1e-5)
     assert torch.equal(y, exact) and y.stride() == exact.stride()
     if tracked:
@@ -141,7 +141,7 @@ def test_instance_norm_equals_autograd_on_the_decoded_input(shape, dtype, affine
     repeated = [None if t is None else t.detach().repeat(n).requires_grad_() for t in (weight, bias)]
     statistics = [None if t is None else t.repeat(n).to(torch.float32 if affine else dtype) for t in running]
     flat = x.detach().view(1, n * c, -1).requires_grad_()
-    z = ops.batch_norm(flat, *repeated, *statistics, use_input_stats, 0.1, 1e-5, 4, 256, True, rng())
+    z = ops.batch_norm(flat, *repeated, *statistics, use_input_stats, 0.1, 1e-5, 4, 256, "dithered", rng())
     expected = torch.autograd.grad(z, is_given((flat, *repeated)), grad.view(1, n * c, -1))
     torch.testing.assert_close(grads[0], expected[0].view(shape))
     if affine:
@@ -186,7 +186,7 @@ def test_gradients_are_unbiased_to_one_over_n(name, bits):
     # The variance of a copy is at most step^2 / 4, with a range of about 6.5 deviations; n = 32 at least.
     allowance = (6.5 / (2**bits - 1)) ** 2 / 4 / 32 * weight.abs().max().item()
     for parameter, allowed in ((weight, 0.0), (x, allowance)):
-        assert_unbiased(lambda state: (op(x, weight, bias, bits, 256, True, state) * grad).sum(),
+        assert_unbiased(lambda state: (op(x, weight, bias, bits, 256, "dithered", state) * grad).sum(),
                         lambda: (exact(x, weight, bias) * grad).sum(), [parameter], allowance=allowed)  # fmt: skip
 
 
@@ -256,7 +256,7 @@ def test_compiles_whole(name, device):
     torch._dynamo.reset()
 
     def run(x, weight, bias, state):
-        return op(x, weight, bias, 4, 256, True, state)
+        return op(x, weight, bias, 4, 256, "dithered", state)
 
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True, dynamic=True)
     for actual, expected in zip(*(torch.autograd.grad(f(x, weight, bias, rng()).square().sum(), inputs)

@@ -21,30 +21,19 @@ def grad(*shape, dtype=torch.float32):
 
 
 def packed_sample(bits=3, shape=(5, 7)):
-    return ops.quantize(torch.randn(shape), bits, 256, True, rng())
+    return ops.quantize(torch.randn(shape), bits, 256, "dithered", rng())
 
 
-def split_packed(rows, channels):
-    """With 4 bits."""
-    return ops.norm_act(torch.randn(rows, channels), None, torch.rand(channels, 5), 0.1, 4, True, True, rng())[1]
-
-
-def relu6_packed(rows, channels):
-    """With 4 bits, and 1 of derivatives."""
-    x = torch.randn(rows, channels)
-    return ops.norm_act(x, None, torch.rand(channels, 5), 1.0, 4, True, True, rng(), "relu6", 1)[1]
-
-
-def normalized_packed(rows, channels):
-    """With 2 bits."""
-    x = torch.randn(rows, channels)
-    return ops.norm_add_act(x, x, torch.rand(channels, 5), torch.rand(channels, 5), 0.0, 4, 2, True, True, rng())[2]
+def pass_packed(rows, channels, activation="leaky_relu", bits=3):
+    """With masks, as the activation has them, and codes of `bits`."""
+    maps = torch.rand(channels, 5)
+    return ops.norm_act(torch.randn(rows, channels), None, maps, activation, 0.1, bits, True, "dithered", rng())[1]
 
 
 def program(build, *shape, integers=(), **options):
     """Copies are rounded to nearest: noise would differ from call to call."""
     made = build()
-    text = made.text(stochastic=False, **options)
+    text = made.text(rounding="nearest", **options)
     return text, [torch.randn(shape, requires_grad=True)], made.parameters, made.buffers, [], list(integers)
 
 
@@ -91,21 +80,30 @@ CHANNELS_LAST = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
 
 def per_sample():
     x = torch.randn(3, 100)
-    return x, ops.quantize_per_sample(x, BITS, 200, 64, True, rng())
+    return x, ops.quantize_per_sample(x, BITS, 200, 64, "dithered", rng())
 
 
 SAMPLES = {
     "quantize": [
-        lambda: (torch.randn(5, 7), 3, 256, True, rng()),
-        lambda: (grad(300), 8, 64, False, rng()),
-        lambda: (CHANNELS_LAST, 2, 256, True, rng()),
-        lambda: (torch.randn(0, 4), 2, 256, True, rng()),
-        lambda: (torch.randn(9, 6)[:, ::2].bfloat16(), 2, 256, True, rng()),
-        lambda: (torch.randn(5, 7), 3, 256, False),  # to nearest: without a state, noise would differ from call to call
+        lambda: (torch.randn(5, 7), 3, 256, "dithered", rng()),
+        lambda: (grad(300), 8, 64, "nearest", rng()),
+        lambda: (CHANNELS_LAST, 2, 256, "dithered", rng()),
+        lambda: (torch.randn(0, 4), 2, 256, "dithered", rng()),
+        lambda: (torch.randn(9, 6)[:, ::2].bfloat16(), 2, 256, "dithered", rng()),
+        lambda: (torch.randn(5, 7), 3, 256, "nearest"),  # without a state, noise would differ from call to call
     ],
     "dequantize": [lambda: (packed_sample(), [5, 7], [7, 1], torch.float32, 3, 256),
                    lambda: (packed_sample(), [5, 7], [1, 5], torch.bfloat16, 3, 256)],
-    "quantize_per_sample": [lambda: (torch.randn(3, 100), BITS, 200, 64, True, rng())],
+    "quantize_columns": [
+        lambda: (torch.randn(70, 5), 3, 64, "dithered", rng()),
+        lambda: (grad(2, 3, 4), 8, 256, "nearest", rng()),
+        lambda: (torch.randn(0, 4), 2, 128, "dithered", rng()),
+        lambda: (torch.randn(9, 6).bfloat16().t(), 2, 256, "stochastic", rng()),
+        lambda: (torch.randn(5, 7), 3, 256, "nearest"),  # without a state, noise would differ from call to call
+    ],
+    "dequantize_columns": [lambda: (ops.quantize_columns(torch.randn(70, 5), 3, 64, "dithered", rng()), 70, 5,
+                                    torch.bfloat16, 3, 64)],
+    "quantize_per_sample": [lambda: (torch.randn(3, 100), BITS, 200, 64, "dithered", rng())],
     "dequantize_per_sample": [lambda: (per_sample()[1], BITS, [3, 100], [100, 1], torch.float32, 64)],
     "group_range_squares": [lambda: (torch.randn(3, 100), 64), lambda: (torch.randn(2, 300), 256),
                             lambda: (CHANNELS_LAST, 32)],
@@ -141,69 +139,75 @@ SAMPLES = {
         lambda: (ops.max_pool2d_pack(torch.randn(2, 3, 8, 8), *POOL)[1], [2, 3, 8, 8], False, *POOL)],
     "convolution": [
         lambda: (grad(2, 4, 8, 8), grad(6, 4, 3, 3), grad(6), [1, 1], [1, 1], [1, 1], False, [0, 0], 1, None, None, 4,
-                 256, True, rng()),
-        lambda: (torch.randn(2, 4, 8), grad(4, 2, 3), None, [2], [0], [1], True, [1], 2, None, None, 2, 64, True,
+                 256, "dithered", rng()),
+        lambda: (torch.randn(2, 4, 8), grad(4, 2, 3), None, [2], [0], [1], True, [1], 2, None, None, 2, 64, "dithered",
                  rng()),
         lambda: (grad(2, 4, 8, 8, dtype=torch.bfloat16), grad(6, 4, 3, 3, dtype=torch.bfloat16), None, [1, 1], [1, 1],
-                 [1, 1], False, [0, 0], 1, None, None, 4, 256, True, rng()),
-        lambda: (grad(3, 4, 8, 8), grad(6, 4, 3, 3), None, [1], [1], [1], False, [0], 1, False, 100, 4, 64, True, rng(),
-                 BITS, 13),
+                 [1, 1], False, [0, 0], 1, None, None, 4, 256, "dithered", rng()),
+        lambda: (grad(3, 4, 8, 8), grad(6, 4, 3, 3), None, [1], [1], [1], False, [0], 1, False, 100, 4, 64,
+                 "dithered", rng(), BITS, 13),
     ],
-    "linear": [lambda: (grad(2, 3, 5), grad(4, 5), grad(4), 4, 256, True, rng()),
-               lambda: (grad(6, 5), torch.randn(4, 5), None, 4, 256, True, rng()),
-               lambda: (grad(3, 2, 5), grad(4, 5), None, 4, 0, True, rng(), BITS, 13, True, True),
-               lambda: (grad(6, 5), grad(4, 5), None, 4, 256, True, rng(), None, 0, False, False, True)],
+    "linear": [lambda: (grad(2, 3, 5), grad(4, 5), grad(4), 4, 256, "dithered", rng()),
+               lambda: (grad(6, 5), torch.randn(4, 5), None, 4, 256, "dithered", rng()),
+               lambda: (grad(3, 2, 5), grad(4, 5), None, 4, 0, "dithered", rng(), BITS, 13, True, True),
+               lambda: (grad(6, 5), grad(4, 5), None, 4, 256, "dithered", rng(), None, 0, False, False, True)],
     "batch_norm": [
-        lambda: (grad(2, 4, 6, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), True, 0.1, 1e-5, 4, 256, True,
+        lambda: (grad(2, 4, 6, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), True, 0.1, 1e-5, 4, 256, "dithered",
                  rng()),
-        lambda: (grad(2, 4, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), False, 0.1, 1e-5, 4, 256, True, rng()),
+        lambda: (grad(2, 4, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), False, 0.1, 1e-5, 4, 256, "dithered",
+                 rng()),
     ],
     "layer_norm": [
-        lambda: (grad(2, 3, 8), [8], grad(8), grad(8), 1e-5, 4, 256, True, rng()),
-        lambda: (grad(2, 3, 8, dtype=torch.bfloat16), [3, 8], None, None, 1e-5, 2, 64, True, rng())],
-    "rms_norm": [lambda: (grad(2, 3, 8), [8], grad(8), None, 4, 256, True, rng()),
-                 lambda: (grad(2, 3, 8, dtype=torch.bfloat16), [3, 8], None, 1e-3, 2, 64, True, rng())],
+        lambda: (grad(2, 3, 8), [8], grad(8), grad(8), 1e-5, 4, 256, "dithered", rng()),
+        lambda: (grad(2, 3, 8, dtype=torch.bfloat16), [3, 8], None, None, 1e-5, 2, 64, "dithered", rng())],
+    "rms_norm": [lambda: (grad(2, 3, 8), [8], grad(8), None, 4, 256, "dithered", rng()),
+                 lambda: (grad(2, 3, 8, dtype=torch.bfloat16), [3, 8], None, 1e-3, 2, 64, "dithered", rng())],
     "group_norm": [
-        lambda: (grad(2, 6, 5, 4), 3, grad(6), grad(6), 1e-5, 4, 256, True, rng()),
+        lambda: (grad(2, 6, 5, 4), 3, grad(6), grad(6), 1e-5, 4, 256, "dithered", rng()),
         lambda: (torch.randn(2, 6, 5, 4).to(memory_format=torch.channels_last).requires_grad_(), 2, None, None, 1e-5, 4,
-                 256, True, rng())],
+                 256, "dithered", rng())],
     "instance_norm": [
-        lambda: (grad(2, 3, 8), grad(3), grad(3), torch.zeros(3), torch.ones(3), True, 0.1, 1e-5, 4, 256, True, rng()),
-        lambda: (grad(2, 3, 8), None, None, torch.zeros(3), torch.ones(3), False, 0.1, 1e-5, 4, 256, True, rng())],
-    "gelu": [lambda: (grad(5, 7), "tanh", 4, 256, True, rng()), lambda: (torch.randn(5, 7),)],
-    "silu": [lambda: (grad(5, 7), 4, 256, True, rng()), lambda: (torch.randn(5, 7),)],
-    "silu_": [lambda: (torch.randn(5, 7), 4, 256, True, rng())],
-    "hardswish": [lambda: (grad(5, 7, dtype=torch.bfloat16), 4, 256, True, rng())],
-    "hardswish_": [lambda: (torch.randn(5, 7), 4, 256, True, rng())],
-    "sigmoid": [lambda: (grad(5, 7), 4, 256, True, rng())],
-    "tanh": [lambda: (grad(5, 7), 4, 256, True, rng()), lambda: (CHANNELS_LAST.clone().requires_grad_(), 4, 64, False)],
+        lambda: (grad(2, 3, 8), grad(3), grad(3), torch.zeros(3), torch.ones(3), True, 0.1, 1e-5, 4, 256, "dithered",
+                 rng()),
+        lambda: (grad(2, 3, 8), None, None, torch.zeros(3), torch.ones(3), False, 0.1, 1e-5, 4, 256, "dithered",
+                 rng())],
+    "gelu": [lambda: (grad(5, 7), "tanh", 4, 256, "dithered", rng()), lambda: (torch.randn(5, 7),)],
+    "silu": [lambda: (grad(5, 7), 4, 256, "dithered", rng()), lambda: (torch.randn(5, 7),)],
+    "silu_": [lambda: (torch.randn(5, 7), 4, 256, "dithered", rng())],
+    "hardswish": [lambda: (grad(5, 7, dtype=torch.bfloat16), 4, 256, "dithered", rng())],
+    "hardswish_": [lambda: (torch.randn(5, 7), 4, 256, "dithered", rng())],
+    "sigmoid": [lambda: (grad(5, 7), 4, 256, "dithered", rng())],
+    "tanh": [lambda: (grad(5, 7), 4, 256, "dithered", rng()),
+             lambda: (CHANNELS_LAST.clone().requires_grad_(), 4, 64, "nearest")],
     "leaky_relu": [lambda: (grad(5, 7),), lambda: (CHANNELS_LAST.clone().requires_grad_(), 0.3)],
     "leaky_relu_": [lambda: (torch.randn(5, 7), 0.3)],
     "hardtanh": [lambda: (grad(5, 7),), lambda: (grad(5, 7), 0, 6)],
     "hardtanh_": [lambda: (torch.randn(5, 7), -0.5, 0.5)],
-    "prelu": [lambda: (grad(2, 3, 8), grad(3), 4, 256, True, rng()),
-              lambda: (grad(2, 3, 8), torch.randn(1), 4, 256, True, rng())],
-    "softmax": [lambda: (grad(5, 7), 1, 4, 256, True, rng()), lambda: (grad(5, 7), 0, 4, 256, False)],
-    "log_softmax": [lambda: (grad(5, 7), 1, 4, 256, True, rng())],
+    "prelu": [lambda: (grad(2, 3, 8), grad(3), 4, 256, "dithered", rng()),
+              lambda: (grad(2, 3, 8), torch.randn(1), 4, 256, "dithered", rng())],
+    "softmax": [lambda: (grad(5, 7), 1, 4, 256, "dithered", rng()), lambda: (grad(5, 7), 0, 4, 256, "nearest")],
+    "log_softmax": [lambda: (grad(5, 7), 1, 4, 256, "dithered", rng())],
     "embedding": [lambda: (grad(9, 4), torch.randint(0, 9, (2, 3))),
                   lambda: (grad(9, 4), torch.randint(0, 9, (2, 3)), 3, True)],
     "max_pool3d": [lambda: (grad(2, 3, 4, 6, 6), [2, 2, 2]),
                    lambda: (grad(2, 3, 4, 6, 6), [3, 3, 3], [2, 2, 2], [1, 1, 1], [1, 1, 1], True)],
     "max_pool3d_with_indices": [lambda: (grad(2, 3, 4, 6, 6), [2, 2, 2])],
     "add_act": [
-        lambda: (grad(2, 4, 6, 6), grad(2, 4, 6, 6), 0.0, 3, True, rng()),
-        lambda: (grad(3, 5, dtype=torch.bfloat16), torch.randn(3, 5).bfloat16(), 0.1, 2, True, rng()),
+        lambda: (grad(2, 4, 6, 6), grad(2, 4, 6, 6), 0.0, 3, "dithered", rng()),
+        lambda: (grad(3, 5, dtype=torch.bfloat16), torch.randn(3, 5).bfloat16(), 0.1, 2, "dithered", rng()),
         lambda: (torch.randn(3, 5), torch.randn(3, 5)),
     ],
     "batch_norm_act": [
-        lambda: (grad(2, 4, 6, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), True, 0.1, 1e-5, 0.0, 4, True,
+        lambda: (grad(2, 4, 6, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), True, 0.1, 1e-5, 0.0, 4, "dithered",
                  rng()),
-        lambda: (grad(2, 4, 6, dtype=torch.bfloat16), grad(4), None, None, None, True, 0.1, 1e-5, 0.1, 3, True, rng()),
-        lambda: (grad(2, 4), grad(4), grad(4), torch.zeros(4), torch.ones(4), False, 0.1, 1e-5, 1.0, 2, True, rng()),
+        lambda: (grad(2, 4, 6, dtype=torch.bfloat16), grad(4), None, None, None, True, 0.1, 1e-5, 0.1, 3, "dithered",
+                 rng()),
+        lambda: (grad(2, 4), grad(4), grad(4), torch.zeros(4), torch.ones(4), False, 0.1, 1e-5, 1.0, 2, "dithered",
+                 rng()),
         lambda: (torch.randn(2, 4), None, None, torch.zeros(4), torch.ones(4), True, 0.1, 1e-5),
-        lambda: (grad(2, 4, 6, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), True, 0.1, 1e-5, 0.0, 4, True,
+        lambda: (grad(2, 4, 6, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), True, 0.1, 1e-5, 0.0, 4, "dithered",
                  rng(), "relu6"),
-        lambda: (grad(2, 4, 6, 6), grad(4), grad(4), None, None, True, 0.1, 1e-5, 0.0, 4, True, rng(), "silu", 3),
+        lambda: (grad(2, 4, 6, 6), grad(4), grad(4), None, None, True, 0.1, 1e-5, 0.0, 5, "dithered", rng(), "silu"),
     ],
     "batch_norm_channels": [
         lambda: (torch.randn(7, 5), torch.randn(5), None, torch.zeros(5), torch.ones(5), torch.tensor(3), None, 1e-5,
@@ -213,58 +217,67 @@ SAMPLES = {
     "channel_moments": [lambda: (torch.randn(7, 5),)],
     "norm_act_channels": [lambda: (torch.randn(5), torch.rand(5), torch.randn(5), None, 1e-5, True)],
     "norm_act": [
-        lambda: (torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 5), 0.1, 3, True, True, rng()),
-        lambda: (torch.randn(7, 5), None, torch.rand(5, 5), 0.0, 0),
-        lambda: (torch.randn(7, 5), None, torch.rand(5, 5), 1.0, 4, True, True, rng(), "hardswish", 5),
-        lambda: (torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 5), 1.0, 0, True, True, rng(), "silu", 2),
+        lambda: (torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 5), "leaky_relu", 0.1, 3, True, "dithered",
+                 rng()),
+        lambda: (torch.randn(7, 5), None, torch.rand(5, 5), "leaky_relu", 0.0, None),
+        lambda: (torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 5), "relu6", 0.0, 0, False, "nearest", rng()),
+        lambda: (torch.randn(70, 5), None, torch.rand(5, 5), "hardswish", 0.0, 8, True, "dithered", rng()),
+        lambda: (torch.randn(0, 5), None, torch.rand(5, 5), "identity", 0.0, 2, True, "stochastic", rng()),
     ],
     "norm_add_act": [
-        lambda: (torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 5), torch.rand(5, 5), 0.0, 3, 2, False, True,
-                 rng()),
-        lambda: (torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 5), torch.rand(5, 5), 1.0, 0, 7, True, False,
-                 rng()),
+        lambda: (torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 5), torch.rand(5, 5), "leaky_relu", 0.0, 3, 2,
+                 False, "dithered", rng()),
+        lambda: (torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 5), torch.rand(5, 5), "identity", 0.0, None, 8,
+                 True, "nearest", rng()),
     ],
-    "norm_act_sums": [lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 5), 0.1, 4),
-                      lambda: (None, torch.randn(7, 5), None, torch.rand(5, 5), 1.0, 0, torch.randn(7, 5),
-                               torch.rand(5, 5)),
-                      lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 5), 0.1, 4, None, None,
-                               normalized_packed(7, 5), 2),
-                      lambda: (relu6_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 5), 1.0, 4, None, None, None,
-                               0, "relu6", 1)],
+    "norm_act_sums": [
+        lambda: (pass_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 5), "leaky_relu", 0.1, 3),
+        lambda: (None, torch.randn(7, 5), None, torch.rand(5, 5), "identity", 0.0, 0, torch.randn(7, 5),
+                 torch.rand(5, 5)),
+        lambda: (pass_packed(7, 5, bits=0), torch.randn(7, 5), None, torch.rand(5, 5), "leaky_relu", 0.1, 0, None, None,
+                 pass_packed(7, 5, "identity", 2), 2),
+        lambda: (pass_packed(7, 5, "relu6"), torch.randn(7, 5), None, torch.rand(5, 5), "relu6", 0.0, 3),
+        lambda: (pass_packed(7, 5, "silu", 5), torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 5), "silu", 0.0, 5),
+    ],
     "sum_channels": [lambda: (None, torch.randn(7, 5)), lambda: (torch.rand(5, 5), torch.randn(7, 5))],
     "norm_act_sums_and_gradients": [
-        lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 5), None, torch.rand(5), 7, 0.1, 4),
-        lambda: (None, torch.randn(7, 5), None, torch.rand(5, 5), None, torch.rand(5), 7, 1.0, 0, None, None,
-                 normalized_packed(7, 5), 2),
-        lambda: (relu6_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 5), None, torch.rand(5), 7, 1.0, 4, None,
-                 None, None, 0, "relu6", 1),
+        lambda: (pass_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 5), None, torch.rand(5), 7, "leaky_relu",
+                 0.1, 3),
+        lambda: (None, torch.randn(7, 5), None, torch.rand(5, 5), None, torch.rand(5), 7, "identity", 0.0, 0, None,
+                 None, pass_packed(7, 5, "identity", 2), 2),
+        lambda: (pass_packed(7, 5, "hardswish", 5), torch.randn(7, 5), None, torch.rand(5, 5), None, torch.rand(5), 7,
+                 "hardswish", 0.0, 5),
     ],
     "norm_act_gradients": [lambda: (torch.randn(2, 5), torch.rand(5, 5), torch.randn(5), torch.rand(5), 7)],
     "norm_act_input_gradient": [
-        lambda: (split_packed(7, 5), torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 4), 0.1, 4),
-        lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 4), 0.1, 4, torch.randn(7, 5),
+        lambda: (pass_packed(7, 5), torch.randn(7, 5), torch.randn(7, 5), torch.rand(5, 6), "leaky_relu", 0.1, 3),
+        lambda: (pass_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 6), "leaky_relu", 0.1, 3, torch.randn(7, 5),
                  torch.rand(5, 5)),
-        lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 4), 0.1, 4, None, None,
-                 normalized_packed(7, 5), 2),
-        lambda: (relu6_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 4), 1.0, 4, torch.randn(7, 5),
-                 torch.rand(5, 5), None, 0, "relu6", 1),
+        lambda: (pass_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 6), "leaky_relu", 0.1, 3, None, None,
+                 pass_packed(7, 5, "identity", 2), 2),
+        lambda: (pass_packed(7, 5, "relu6", 0), torch.randn(7, 5), None, torch.rand(5, 6), "relu6", 0.0, 0,
+                 torch.randn(7, 5), torch.rand(5, 5)),
+        lambda: (pass_packed(7, 5, "silu", 5), torch.randn(7, 5), None, torch.rand(5, 6), "silu", 0.0, 5),
     ],
     "norm_act_input_gradient_out": [
-        lambda: (split_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 4), 0.1, 4, None, None, None, 0,
-                 torch.empty(7, 5), torch.empty(7, 5)),
-        lambda: (relu6_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 4), 1.0, 4, None, None, None, 0,
-                 torch.empty(7, 5), None, "relu6", 1),
+        lambda: (pass_packed(7, 5), torch.randn(7, 5), None, torch.rand(5, 6), "leaky_relu", 0.1, 3, None, None, None,
+                 0, torch.empty(7, 5), torch.empty(7, 5)),
+        lambda: (pass_packed(7, 5, "silu", 5), torch.randn(7, 5), None, torch.rand(5, 6), "silu", 0.0, 5, None, None,
+                 None, 0, torch.empty(7, 5), None),
     ],
-    "norm_act_output": [lambda: (split_packed(7, 5), torch.rand(5, 5), 7, torch.bfloat16, 0.1, 4),
-                        lambda: (relu6_packed(7, 5), torch.rand(5, 5), 7, torch.float32, 1.0, 4, "relu6", 1)],
+    "norm_act_output": [
+        lambda: (pass_packed(7, 5), torch.rand(5, 5), 7, torch.bfloat16, "leaky_relu", 0.1, 3),
+        lambda: (pass_packed(7, 5, "relu6"), torch.rand(5, 5), 7, torch.float32, "relu6", 0.0, 3),
+        lambda: (pass_packed(7, 5, "silu", 5), torch.rand(5, 5), 7, torch.float16, "silu", 0.0, 5),
+    ],
     "sync_batch_norm": [
         lambda: (grad(2, 4, 6, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), True, 0.1, 1e-5, GROUP, 4, 256,
-                 True, rng()),
-        lambda: (grad(2, 4, 6, dtype=torch.bfloat16), grad(4), None, None, None, True, 0.1, 1e-5, GROUP, 4, 256, True,
-                 rng()),
+                 "dithered", rng()),
+        lambda: (grad(2, 4, 6, dtype=torch.bfloat16), grad(4), None, None, None, True, 0.1, 1e-5, GROUP, 4, 256,
+                 "dithered", rng()),
         lambda: (torch.randn(2, 4), None, None, torch.zeros(4), torch.ones(4), True, 0.1, 1e-5, GROUP),
-        lambda: (grad(2, 4, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), False, 0.1, 1e-5, "none", 4, 256, True,
-                 rng()),
+        lambda: (grad(2, 4, 6), grad(4), grad(4), torch.zeros(4), torch.ones(4), False, 0.1, 1e-5, "none", 4, 256,
+                 "dithered", rng()),
     ],
     "shared_copy": [lambda: (torch.randn(5, 7),)],
     "relu": [lambda: (grad(5, 7),), lambda: (torch.randn(5, 7),)],

@@ -365,7 +365,7 @@ def test_9_bits_per_sample_of_more_than_65535_samples(device):
     bits = torch.full((samples,), 2, dtype=torch.uint8)
     bits[::3], bits[65_536:] = 5, 8
     room = int(bits.sum()) + 3 * samples
-    packed = ops.quantize_per_sample(x, bits, room, 256, False)
+    packed = ops.quantize_per_sample(x, bits, room, 256, "nearest")
     copy_ = ops.dequantize_per_sample(packed, bits, x.shape, x.stride(), x.dtype, 256)
     step = (x.amax(1) - x.amin(1)) / (2.0**bits - 1)
     assert ((copy_ - x).abs().amax(1) <= 0.52 * step + 0.01 * x.abs().amax(1)).all()
@@ -589,7 +589,7 @@ def test_14_tensors_of_more_than_two_to_the_31_elements():
     count = 2**31 + 4096
     x = torch.zeros(count, dtype=torch.float16, device="cuda")
     x[-3000:] = torch.arange(3000, device="cuda") / 1000
-    packed = ops.quantize(x, 8, 256, False)
+    packed = ops.quantize(x, 8, 256, "nearest")
     copy_ = ops.dequantize(packed, [count], [1], torch.float16, 8, 256)
     assert (copy_[-3000:] - x[-3000:]).abs().max() < 0.01 and (copy_[:100_000] == 0).all()
     del copy_, packed
@@ -601,7 +601,7 @@ def test_14_sizes_beyond_32_bits_without_the_memory():
     # Shapes alone: the arithmetic of sizes is the same.
     x = torch.empty(3, 2**31, dtype=torch.float16, device="meta")
     for bits in (1, 2, 8):
-        packed = ops.quantize(x, bits, 256, True)
+        packed = ops.quantize(x, bits, 256, "dithered")
         assert packed.numel() == packed_bytes(3 * 2**31, bits)
         assert ops.dequantize(packed, x.shape, x.stride(), x.dtype, bits, 256).shape == x.shape
     y = actnn.QLinear(2**31, 1, config=Config("L2"), device="meta", dtype=torch.float16)(x)
@@ -651,7 +651,7 @@ def test_15_every_window_of_a_max_pool(arguments, return_indices, blocks, device
 @pytest.mark.parametrize("value", [0.0, 3.0, -7.5, 1e30])
 def test_16_a_group_of_equal_values_is_itself(bits, value, device):
     x = torch.full((2, 300), value)
-    copy_ = ops.dequantize(ops.quantize(x, bits, 256, True), x.shape, x.stride(), x.dtype, bits, 256)
+    copy_ = ops.dequantize(ops.quantize(x, bits, 256, "dithered"), x.shape, x.stride(), x.dtype, bits, 256)
     torch.testing.assert_close(copy_, x, rtol=0.01, atol=0)
 
 

@@ -185,7 +185,7 @@ def test_a_noise_target_is_held_with_the_fewest_bits(target):
         found = gradients(model, x)
     norm = sum(found[f"{i}.weight"].double().square().sum() for i in (0, 3, 8))
     sensitivity, weight, index = recorder.units()
-    sensitivity = sensitivity * 4 / 6
+    sensitivity = sensitivity * 4 / 12
     start = torch.full(weight.shape, 8, dtype=torch.uint8)
     bits = ops.allocate_bits_for_noise(start, sensitivity, weight, target * norm)
     assert variance(sensitivity, bits) <= target * norm
@@ -213,7 +213,7 @@ def test_predicted_noise_is_that_of_the_plain_formula():
         bits = ops.allocate_bits(
             torch.full((8,), 8, dtype=torch.uint8), sensitivity, torch.ones(8, dtype=torch.int64), 16
         )
-        total += 4 / 6 * variance(sensitivity * g, bits)
+        total += 4 / 12 * variance(sensitivity * g, bits)
         assert scale > 0
     norm = sum(found[f"{i}.weight"].double().square().sum() for i in (0, 3, 8)).item()
     assert predicted_gradient_noise(flags) == pytest.approx(total / norm, rel=0.01)

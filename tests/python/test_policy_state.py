@@ -74,6 +74,15 @@ def test_a_state_dict_has_the_schemes(name):
         assert torch.equal(value, state[key])
 
 
+def test_the_state_has_the_version_of_the_format():
+    scheme = QScheme(None, config=Config())
+    state = scheme.state()
+    assert state["format_version"] == actnn.FORMAT_VERSION
+    scheme.load_state({name: value for name, value in state.items() if name != "format_version"})  # of version 1
+    with pytest.raises(ValueError, match="state must be of version 2 of the packed format, got version 3"):
+        scheme.load_state(state | {"format_version": torch.tensor(3)})
+
+
 @pytest.mark.parametrize("prefix", ["module.", "model.", "module.model."])
 def test_prefixes_of_wrappers_are_accepted(prefix):
     model = trained(Config())

@@ -30,11 +30,11 @@ def compressed(x, parameters, bits=4, states=(None,) * 4):
         lambda t: ops.convolution(
             t, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, bits=bits, rng_state=states[0]
         ),
-        lambda t: ops.batch_norm(t, gamma, beta, None, None, True, 0.1, 1e-5, bits, 256, True, states[1]),
+        lambda t: ops.batch_norm(t, gamma, beta, None, None, True, 0.1, 1e-5, bits, 256, "dithered", states[1]),
         ops.relu,
         lambda t: ops.max_pool2d(t, [3, 3], [2, 2], [1, 1]),
         lambda t: ops.adaptive_avg_pool2d(t, [2, 2]),
-        lambda t: ops.linear(t.flatten(1), matrix, None, bits, 256, True, states[2]),
+        lambda t: ops.linear(t.flatten(1), matrix, None, bits, 256, "dithered", states[2]),
     ]
     return in_turn(layers, x)
 
