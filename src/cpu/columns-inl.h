@@ -65,12 +65,7 @@ class ColumnRandom {
     const auto start3 = hn::Set(d64, offset_ >> 32);
     PhiloxState a{counter_a, hn::ShiftRight<32>(counter_a), start2, start3};
     PhiloxState b{counter_b, hn::ShiftRight<32>(counter_b), start2, start3};
-    for (int round = 0; round < kPhiloxRounds; ++round) {
-      const auto key0 = hn::Set(d64, keys_.key[2 * round]);
-      const auto key1 = hn::Set(d64, keys_.key[2 * round + 1]);
-      philox_round(a, key0, key1);
-      philox_round(b, key0, key1);
-    }
+    philox_rounds(keys_, a, b);
     first = in_channel_order(a);
     second = in_channel_order(b);
   }

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
 
 #include "actnn/core/rounding.h"
+#include "src/cpu/with_bits.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "src/cpu/quantize.cpp"
@@ -321,29 +321,6 @@ void decode_groups(const DequantizeSegment& segment, int64_t first_group, int64_
                                                : NoiseBytes(kNoises - 1);
   for (int64_t group = first_group; group < last_group; ++group) {
     decode_group<kBits, Store, Element>(segment, group, noise, codes_end);
-  }
-}
-
-/// Calls `body` with `bits` as a compile-time constant.
-template <class Body>
-HWY_INLINE void with_bits(int bits, Body&& body) {
-  switch (bits) {
-    case 1:
-      return body(std::integral_constant<int, 1>());
-    case 2:
-      return body(std::integral_constant<int, 2>());
-    case 3:
-      return body(std::integral_constant<int, 3>());
-    case 4:
-      return body(std::integral_constant<int, 4>());
-    case 5:
-      return body(std::integral_constant<int, 5>());
-    case 6:
-      return body(std::integral_constant<int, 6>());
-    case 7:
-      return body(std::integral_constant<int, 7>());
-    default:
-      return body(std::integral_constant<int, 8>());
   }
 }
 

@@ -65,6 +65,17 @@ HWY_INLINE void philox_round(PhiloxState& s, hn::Vec<Word64Tag> key0, hn::Vec<Wo
   s.x3 = product0;
 }
 
+/// All rounds, of two vectors at a time: a round is a chain of dependent instructions.
+HWY_INLINE void philox_rounds(const PhiloxKeys& keys, PhiloxState& a, PhiloxState& b) {
+  const Word64Tag d64;
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const auto key0 = hn::Set(d64, keys.key[2 * round]);
+    const auto key1 = hn::Set(d64, keys.key[2 * round + 1]);
+    philox_round(a, key0, key1);
+    philox_round(b, key0, key1);
+  }
+}
+
 /// Writes the blocks in the order of lanes 0, 2, 4, ..., 1, 3, 5, ...
 HWY_INLINE void store_blocks(const PhiloxState& s, uint32_t* HWY_RESTRICT words) {
   const Word64Tag d64;
@@ -98,18 +109,12 @@ HWY_INLINE void philox_blocks_at(const PhiloxKeys& keys, uint64_t offset, Counte
   const auto start2 = hn::Set(d64, offset);
   const auto start3 = hn::Set(d64, offset >> 32);
 
-  // Two vectors at a time: a round is a chain of dependent instructions.
   for (int64_t i = 0; i < count; i += 2 * lanes) {
     const auto counter_a = counters_from(i);
     const auto counter_b = counters_from(i + lanes);
     PhiloxState a{counter_a, hn::ShiftRight<32>(counter_a), start2, start3};
     PhiloxState b{counter_b, hn::ShiftRight<32>(counter_b), start2, start3};
-    for (int round = 0; round < kPhiloxRounds; ++round) {
-      const auto key0 = hn::Set(d64, keys.key[2 * round]);
-      const auto key1 = hn::Set(d64, keys.key[2 * round + 1]);
-      philox_round(a, key0, key1);
-      philox_round(b, key0, key1);
-    }
+    philox_rounds(keys, a, b);
     store_blocks(a, words + 4 * i);
     store_blocks(b, words + 4 * (i + lanes));
   }
