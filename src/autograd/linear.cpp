@@ -33,7 +33,7 @@ class Linear : public torch::autograd::Function<Linear> {
     at::Tensor output = at::linear(input, weight, bias);
     SavedActivation saved;
     if (wants_grad(weight)) {
-      saved = save_activation(ctx, input, saving);
+      saved = save_activation(ctx, input, saving, Channels::kLast);
     } else {
       save_layout(ctx, input);
     }

@@ -37,7 +37,7 @@ int64_t explicit_group_size(int64_t group_size, const c10::SymInt& elements) {
 }
 
 /// What `data["form"]` says of a saved activation.
-enum Form : int64_t { kExact, kPacked, kPackedPerSample, kShared };
+enum Form : int64_t { kExact, kPacked, kPackedPerSample, kPackedColumns, kShared };
 
 std::optional<SharedCopy> shared_copy_of(const at::Tensor& input, const Retention& retention) {
   const bool any_copy = retention.compress && !retention.sample_bits && !retention.simulate && !retention.offload;
@@ -45,7 +45,8 @@ std::optional<SharedCopy> shared_copy_of(const at::Tensor& input, const Retentio
 }
 
 /// A copy of the input's own.
-SavedActivation save_own(torch::autograd::AutogradContext* ctx, const at::Tensor& input, const SaveOptions& saving) {
+SavedActivation save_own(torch::autograd::AutogradContext* ctx, const at::Tensor& input, const SaveOptions& saving,
+                         std::optional<Channels> channels = std::nullopt) {
   const auto& [quantization, retention, rng_state] = saving;
   auto& data = ctx->saved_data;
   SavedActivation saved;
@@ -54,7 +55,11 @@ SavedActivation save_own(torch::autograd::AutogradContext* ctx, const at::Tensor
     data["form"] = kExact;
     saved.data = input;
   } else {
-    const at::Tensor dense = retention.sample_bits ? samples_outermost(input) : storage_order(input);
+    const bool has_columns = channels && !retention.sample_bits && is_group_rows(quantization.group_size) &&
+                             fills_columns(input.sym_sizes(), *channels);
+    const at::Tensor dense = retention.sample_bits                         ? samples_outermost(input)
+                             : has_columns && *channels == Channels::kLast ? input.contiguous()
+                                                                           : storage_order(input);
     save_layout(ctx, dense);
     data["bits"] = quantization.bits;
     if (retention.sample_bits) {
@@ -66,6 +71,12 @@ SavedActivation save_own(torch::autograd::AutogradContext* ctx, const at::Tensor
       saved.data = quantize_per_sample(dense, saved.parameters,
                                        segments_code_bytes(elements, dense.sym_size(0), retention.total_bits),
                                        group_size, quantization.rounding, state_for(rng_state, input));
+    } else if (has_columns) {
+      data["form"] = kPackedColumns;
+      data["group_size"] = quantization.group_size;
+      data["channels"] = static_cast<int64_t>(*channels);
+      saved.data = pack_columns(dense, *channels, {quantization.bits, quantization.group_size, quantization.rounding},
+                                state_for(rng_state, input));
     } else {
       const int64_t group_size = explicit_group_size(quantization.group_size, dense.sym_numel());
       data["form"] = kPacked;
@@ -87,10 +98,10 @@ SavedActivation save_own(torch::autograd::AutogradContext* ctx, const at::Tensor
 }  // namespace
 
 SavedActivation save_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
-                                const SaveOptions& saving) {
+                                const SaveOptions& saving, std::optional<Channels> channels) {
   const std::optional<SharedCopy> shared = shared_copy_of(input, saving.retention);
   if (!shared) {
-    return save_own(ctx, input, saving);
+    return save_own(ctx, input, saving, channels);
   }
   save_layout(ctx, input);
   auto& data = ctx->saved_data;
@@ -114,6 +125,10 @@ at::Tensor saved_activation(torch::autograd::AutogradContext* ctx, const SavedAc
     return SharedCopy{local, saved.parameters, saved_fused_activation(ctx), data["bits"].toInt()}.decoded(size, dtype);
   }
   const int64_t group_size = data["group_size"].toInt();
+  if (data["form"].toInt() == kPackedColumns) {
+    return unpack_columns(local, size, static_cast<Channels>(data["channels"].toInt()), dtype,
+                          {.bits = data["bits"].toInt(), .group_rows = group_size});
+  }
   return data["form"].toInt() == kPackedPerSample
              ? dequantize_per_sample(local, saved.parameters, size, stride, dtype, group_size)
              : dequantize(local, size, stride, dtype, {.bits = data["bits"].toInt(), .group_size = group_size});

@@ -8,6 +8,7 @@
 
 #include "actnn/core/activation.h"
 #include "src/autograd/save_options.h"
+#include "src/ops/column_copy.h"
 
 /// \file
 /// What the differentiable functions share: how an activation is saved for backward, and checks.
@@ -31,9 +32,10 @@ struct SavedActivation {
 /// Saves `input`, as `saving` says, and its layout in `ctx`. A group size of 0 stands for one group for the whole
 /// tensor, or for each sample if each has its own bits. Where the op that made `input` has a packed copy
 /// (shared_copy.h), that one is saved instead of another, unless samples have their own bits or the copy is to be
-/// moved.
+/// moved. With one bit width, an input of `channels` is packed in column groups (ops/columns.h) if the group size is
+/// one of theirs.
 SavedActivation save_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
-                                const SaveOptions& saving);
+                                const SaveOptions& saving, std::optional<Channels> channels = std::nullopt);
 
 /// The saved activation, unpacked: unbiased, or exact.
 at::Tensor saved_activation(torch::autograd::AutogradContext* ctx, const SavedActivation& saved);

@@ -112,7 +112,7 @@ class Backward : public BackwardRun {
   at::ScalarType dtype(Value value) const override { return dtype_of(plan_.program, value, arguments_.dtype); }
   const Sizes& sizes(Value value) const override { return sizes_[value.number]; }
   Layout layout(Value value) const override { return plan_.layouts[value.number]; }
-  int64_t saved_bits(Value output) const override { return plan_.saved_bits(output); }
+  CopyFormat saved_format(Value output) const override { return plan_.saved_format(output); }
 
  private:
   /// Copies as the values of a step that is computed again.
@@ -159,7 +159,7 @@ class Backward : public BackwardRun {
 
   /// By the step that made it, of copies.
   at::Tensor computed_again(Value value) {
-    const Step& step = *plan_.program.steps[plan_.program.maker(value).value()];
+    const Step& step = *schedule_.makers[value.number];
     if (step.copies_from_saved()) {
       return step.copy_from_saved(*this);
     }

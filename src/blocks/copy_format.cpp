@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "actnn/ops/quantize.h"
+#include "src/ops/column_copy.h"
 #include "src/ops/shared_copy.h"
 #include "src/ops/tensors.h"
 
@@ -18,6 +19,16 @@ std::vector<int64_t> memory_order(size_t rank, Layout layout) {
     std::rotate(order.begin() + 1, order.begin() + 2, order.end());
   }
   return order;
+}
+
+ColumnQuantization columns_of(const CopyFormat& format, Rounding rounding = Rounding::kDithered) {
+  return {.bits = format.bits, .group_rows = format.group_rows, .rounding = rounding};
+}
+
+Channels channels_of(Layout layout) { return layout == Layout::kChannels ? Channels::kSecond : Channels::kLast; }
+
+bool is_in_columns(const CopyFormat& format, c10::SymIntArrayRef size, Layout layout) {
+  return format.kind == CopyFormat::Kind::kColumns && fills_columns(size, channels_of(layout));
 }
 
 }  // namespace
@@ -46,9 +57,12 @@ at::Tensor in_layout(const at::Tensor& tensor, Layout layout) {
   return permuted.is_contiguous() ? tensor : permuted.contiguous().permute(back);
 }
 
-std::vector<at::Tensor> pack_copy(const at::Tensor& value, const CopyFormat& format, Rounding rounding) {
+std::vector<at::Tensor> pack_copy(const at::Tensor& value, const CopyFormat& format, Layout layout, Rounding rounding) {
   if (format.kind == CopyFormat::Kind::kExact) {
     return {value};
+  }
+  if (is_in_columns(format, value.sym_sizes(), layout)) {
+    return {pack_columns(value, channels_of(layout), columns_of(format, rounding))};
   }
   return {quantize(value, {.bits = format.bits, .rounding = rounding})};
 }
@@ -61,6 +75,9 @@ at::Tensor unpack_copy(const std::vector<at::Tensor>& tensors, const CopyFormat&
     case CopyFormat::Kind::kExact:
       return with_dtype(tensors[0], dtype);
     default:
+      if (is_in_columns(format, size, layout)) {
+        return unpack_columns(tensors[0], size, channels_of(layout), dtype, columns_of(format));
+      }
       return dequantize(tensors[0], size, strides_of(size, layout), dtype, {.bits = format.bits});
   }
 }

@@ -20,7 +20,7 @@ at::Tensor in_layout(const at::Tensor& tensor, Layout layout);
 
 /// The tensors of a copy of `value`, which is dense in its layout; not of those of passes, which the pass that makes
 /// the value packs.
-std::vector<at::Tensor> pack_copy(const at::Tensor& value, const CopyFormat& format, Rounding rounding);
+std::vector<at::Tensor> pack_copy(const at::Tensor& value, const CopyFormat& format, Layout layout, Rounding rounding);
 
 /// The copy, of this size, layout and dtype.
 at::Tensor unpack_copy(const std::vector<at::Tensor>& tensors, const CopyFormat& format, c10::SymIntArrayRef size,

@@ -73,7 +73,7 @@ class Forward : public ForwardRun {
   }
   Layout layout(Value value) const override { return plan_.layouts[value.number]; }
   Rounding rounding() const override { return plan_.options.rounding; }
-  int64_t saved_bits(Value output) const override { return plan_.saved_bits(output); }
+  CopyFormat saved_format(Value output) const override { return plan_.saved_format(output); }
 
  private:
   /// The copy of a value that no pass packs.
@@ -81,7 +81,8 @@ class Forward : public ForwardRun {
     const auto slot = schedule_.slots.find({value, Form::kCopy});
     if (slot != schedule_.slots.end() && !saved_[slot->second.first].defined()) {
       save(value, Form::kCopy,
-           pack_copy(in_layout(values_[value.number], layout(value)), plan_.copies.at(value), rounding()));
+           pack_copy(in_layout(values_[value.number], layout(value)), plan_.copies.at(value), layout(value),
+                     rounding()));
     }
   }
 

@@ -8,10 +8,12 @@
 
 #include "actnn/core/bit_packing.h"
 #include "src/blocks/fusions/fusion.h"
+#include "src/blocks/fusions/kept_input.h"
 #include "src/blocks/layouts.h"
 #include "src/blocks/schedule.h"
 #include "src/blocks/steps/add.h"
 #include "src/blocks/steps/convolution.h"
+#include "src/blocks/steps/dropout.h"
 #include "src/blocks/steps/linear.h"
 
 namespace actnn::blocks {
@@ -33,17 +35,23 @@ class Planner {
 
   Plan plan() {
     make_stages();
+    keep_inputs_of_activations();
     for (const StepPointer& stage : plan_.stages) {
       for (const Need& need : stage->needs(AllWanted())) {
         if (need.form == Form::kCopy) {
-          demanded_.insert(need.value);
+          demand(need.value, need.bits.value_or(0));
         } else if (need.form == Form::kNormalized || need.form == Form::kDerivative) {
-          plan_.saves[{need.value, need.form}] =
-              need.bits.value_or(plan_.options.bits_of(need.value, plan_.options.bits));
+          const int64_t bits = need.bits.value_or(plan_.options.bits_of(need.value, plan_.options.bits));
+          plan_.saves[{need.value, need.form}] = packed(need.value, bits);
         }
       }
     }
-    std::for_each(demanded_.rbegin(), demanded_.rend(), [&](Value value) { find_copy(value); });
+    // What a copy is computed of has a smaller number.
+    for (int64_t number = plan_.program.values(); number-- > 0;) {
+      if (demanded_.contains({number})) {
+        find_copy({number});
+      }
+    }
     return std::move(plan_);
   }
 
@@ -69,31 +77,109 @@ class Planner {
       for (const Value output : stage->outputs) {
         makers_[output] = stage.get();
       }
+      if (stage->is_of_rows()) {
+        of_rows_.insert(stage->inputs.begin(), stage->inputs.end());
+        of_rows_.insert(stage->outputs.begin(), stage->outputs.end());
+      }
     }
+  }
+
+  /// An activation whose output others read a copy of keeps its input instead of derivative and output.
+  void keep_inputs_of_activations() {
+    const std::set<Value> read = values_read_as_copies();
+    for (StepPointer& stage : plan_.stages) {
+      const auto* activation = dynamic_cast<const Activation*>(stage.get());
+      if (activation != nullptr && is_self_gated(activation->kind) && read.contains(activation->output()) &&
+          !plan_.options.exact.contains(activation->output()) && can_be_fine(activation->inputs[0])) {
+        stage = std::make_shared<KeptInputActivation>(*activation, plan_.options.smooth_bits);
+        makers_[stage->output()] = stage.get();
+      }
+    }
+  }
+
+  /// Those that a stage reads a copy of, and those that these are made of without becoming smaller.
+  std::set<Value> values_read_as_copies() const {
+    std::set<Value> read;
+    for (auto stage = plan_.stages.rbegin(); stage != plan_.stages.rend(); ++stage) {
+      const bool is_read = std::any_of((*stage)->outputs.begin(), (*stage)->outputs.end(),
+                                       [&](Value output) { return read.contains(output); });
+      if (is_read && ((*stage)->is_view() || dynamic_cast<const Dropout*>(stage->get()) != nullptr)) {
+        read.insert((*stage)->inputs.begin(), (*stage)->inputs.end());
+      }
+      for (const Need& need : (*stage)->needs(AllWanted())) {
+        if (need.form == Form::kCopy) {
+          read.insert(need.value);
+        }
+      }
+    }
+    return read;
+  }
+
+  /// Whether the copy of a value has the bits that backward computes a smooth activation from. An input's is perhaps
+  /// somebody else's, and one that is computed of others as coarse as they are.
+  bool can_be_fine(Value value) const {
+    if (plan_.options.exact.contains(value)) {
+      return true;
+    }
+    const auto maker = makers_.find(value);
+    if (maker == makers_.end()) {
+      return false;
+    }
+    const Step& stage = *maker->second;
+    if (stage.is_view()) {
+      return std::all_of(stage.inputs.begin(), stage.inputs.end(), [&](Value input) { return can_be_fine(input); });
+    }
+    if (const std::optional<CopyFormat> pass = stage.packs(value)) {
+      return pass->bits >= plan_.options.smooth_bits;
+    }
+    return stage.copies_from_saved() || is_product(stage) || !stage.is_linear({}) || is_sum(stage);
+  }
+
+  static bool is_product(const Step& stage) {
+    return dynamic_cast<const Convolution*>(&stage) != nullptr || dynamic_cast<const Linear*>(&stage) != nullptr;
+  }
+  static bool is_sum(const Step& stage) { return dynamic_cast<const Add*>(&stage) != nullptr; }
+
+  /// That backward reads the copy of a value, of `fewest_bits` at least.
+  void demand(Value value, int64_t fewest_bits) {
+    int64_t& bits = demanded_[value];
+    bits = std::max(bits, fewest_bits);
+  }
+
+  /// How a value is packed by itself: in column groups where its channels are innermost in memory.
+  CopyFormat packed(Value value, int64_t bits) const {
+    const bool has_rows = plan_.layouts[value.number] == Layout::kChannels || of_rows_.contains(value);
+    return {.kind = has_rows ? CopyFormat::Kind::kColumns : CopyFormat::Kind::kPacked,
+            .bits = bits,
+            .group_rows = plan_.options.group_rows};
   }
 
   /// Where the copy of a value comes from.
   void find_copy(Value value) {
-    if (plan_.imports_copy_of(value) || plan_.copies.contains(value) || plan_.recomputes.contains(value)) {
+    if (plan_.imports_copy_of(value)) {
       return;
     }
+    const PlanOptions& options = plan_.options;
+    const int64_t fewest = demanded_.at(value);
     const auto maker = makers_.find(value);
     const Step* stage = maker == makers_.end() ? nullptr : maker->second;
-    if (const auto packed = stage != nullptr ? stage->packs(value) : std::nullopt) {
-      plan_.copies[value] = *packed;
-    } else if (plan_.options.exact.contains(value)) {
+    if (const auto pass = stage != nullptr ? stage->packs(value) : std::nullopt) {
+      plan_.copies[value] = *pass;
+    } else if (options.exact.contains(value)) {
       plan_.copies[value] = {.kind = CopyFormat::Kind::kExact};
     } else if (stage != nullptr && stage->copies_from_saved()) {
       plan_.recomputes.insert(value);
+      if (const auto normalized = plan_.saves.find({value, Form::kNormalized}); normalized != plan_.saves.end()) {
+        normalized->second.bits = options.bits_of(value, std::max(normalized->second.bits, fewest));
+      }
     } else if (stage != nullptr && is_recomputed(*stage, value)) {
       plan_.recomputes.insert(value);
       for (const Value input : stage->inputs) {
-        find_copy(input);
+        demand(input, fewest);
       }
     } else {
-      const bool is_sum = dynamic_cast<const Add*>(stage) != nullptr;
-      plan_.copies[value] = {.bits =
-                                 plan_.options.bits_of(value, is_sum ? plan_.options.output_bits : plan_.options.bits)};
+      const int64_t bits = stage != nullptr && is_sum(*stage) ? options.output_bits : options.bits;
+      plan_.copies[value] = packed(value, options.bits_of(value, std::max(bits, fewest)));
     }
   }
 
@@ -107,11 +193,10 @@ class Planner {
     std::vector<bool> exact;
     std::transform(stage.inputs.begin(), stage.inputs.end(), std::back_inserter(exact),
                    [&](Value input) { return plan_.options.exact.contains(input); });
-    if (!stage.is_linear(exact) || dynamic_cast<const Add*>(&stage) != nullptr) {
+    if (!stage.is_linear(exact) || is_sum(stage)) {
       return false;
     }
-    const bool is_product = dynamic_cast<const Convolution*>(&stage) || dynamic_cast<const Linear*>(&stage);
-    return is_product
+    return is_product(stage)
                ? is_read_by_norm(value)
                : std::all_of(stage.inputs.begin(), stage.inputs.end(), [&](Value input) { return has_copy(input); });
   }
@@ -133,7 +218,8 @@ class Planner {
 
   Plan plan_;
   std::map<Value, const Step*> makers_;
-  std::set<Value> demanded_;
+  std::set<Value> of_rows_;            // rows of channels where they are contiguous
+  std::map<Value, int64_t> demanded_;  // values whose copies backward reads, and the fewest bits of them
 };
 
 /// Of copies, of which the side of an activation's kink may be one.
@@ -141,6 +227,10 @@ constexpr int64_t kFewestBits = 2;
 
 void check_bits(const char* name, int64_t bits, int64_t fewest) {
   TORCH_CHECK_VALUE(bits >= fewest && bits <= kMaxBits, "block: ", name, " must be in ", fewest, "..8, got ", bits);
+}
+
+void check_group_rows(int64_t rows) {
+  TORCH_CHECK_VALUE(is_group_rows(rows), "block: group_rows must be 64, 128 or 256, got ", rows);
 }
 
 /// A pass has the side of a kink beside its codes.
@@ -152,6 +242,7 @@ void check_import(const CopyFormat& format) {
   TORCH_CHECK_VALUE(format.bits >= kFewestBits - side && format.bits <= kMaxBits - side,
                     "block: bits of an import must be in ", kFewestBits - side, "..", kMaxBits - side, ", got ",
                     format.bits);
+  check_group_rows(format.group_rows);
 }
 
 void check_options(const Program& program, const PlanOptions& options) {
@@ -159,6 +250,7 @@ void check_options(const Program& program, const PlanOptions& options) {
   check_bits("output_bits", options.output_bits, kFewestBits);
   check_bits("smooth_bits", options.smooth_bits, kFewestBits);
   check_bits("norm_bits", options.norm_bits, kMinBits);
+  check_group_rows(options.group_rows);
   for (const auto& [value, bits] : options.value_bits) {
     TORCH_CHECK_VALUE(value.number >= 0 && value.number < program.values(), "block: value_bits must name values in 0..",
                       program.values() - 1, ", got ", value.number);
@@ -181,13 +273,13 @@ bool Plan::imports_copy_of(Value value) const {
   return std::any_of(imports.begin(), imports.end(), [&](const Import& import) { return import.input == value; });
 }
 
-int64_t Plan::saved_bits(Value output) const {
+CopyFormat Plan::saved_format(Value output) const {
   for (const Form form : {Form::kNormalized, Form::kDerivative}) {
     if (const auto found = saves.find({output, form}); found != saves.end()) {
       return found->second;
     }
   }
-  return options.bits;
+  return {.bits = options.bits};
 }
 
 Plan make_plan(Program program, const PlanOptions& options, std::vector<Import> imports) {

@@ -35,8 +35,10 @@ const char* form_name(Form form) {
   return "";
 }
 
-constexpr std::array<std::pair<const char*, CopyFormat::Kind>, 3> kCopyKinds{
-    {{"packed", CopyFormat::Kind::kPacked}, {"pass", CopyFormat::Kind::kPass}, {"exact", CopyFormat::Kind::kExact}}};
+constexpr std::array<std::pair<const char*, CopyFormat::Kind>, 4> kCopyKinds{{{"packed", CopyFormat::Kind::kPacked},
+                                                                              {"columns", CopyFormat::Kind::kColumns},
+                                                                              {"pass", CopyFormat::Kind::kPass},
+                                                                              {"exact", CopyFormat::Kind::kExact}}};
 
 json to_json_object(const CopyFormat& format) {
   json written{{"kind", kCopyKinds.at(static_cast<size_t>(format.kind)).first}, {"bits", format.bits}};
@@ -44,29 +46,35 @@ json to_json_object(const CopyFormat& format) {
     written["activation"] = actnn::name_of(format.activation.function);
     written["slope"] = format.activation.slope;
   }
+  if (format.kind == CopyFormat::Kind::kColumns) {
+    written["group_rows"] = format.group_rows;
+  }
   return written;
 }
 
 CopyFormat copy_format_from_json(const json& written) {
-  check_keys("a copy", written, {"kind", "bits", "activation", "slope"});
+  check_keys("a copy", written, {"kind", "bits", "group_rows", "activation", "slope"});
   for (const auto& [name, kind] : kCopyKinds) {
     if (written.at("kind") == name) {
       return {.kind = kind,
               .bits = written.at("bits"),
+              .group_rows = written.value("group_rows", kDefaultGroupRows),
               .activation = fused_activation("block", written.value("activation", std::string("identity")),
                                              written.value("slope", 0.0))};
     }
   }
-  TORCH_CHECK_VALUE(false, "block: a copy must be packed, pass or exact, got ", written.at("kind").dump());
+  TORCH_CHECK_VALUE(false, "block: a copy must be packed, columns, pass or exact, got ", written.at("kind").dump());
 }
 
 PlanOptions options_from_json(const json& written) {
   check_keys("options", written,
-             {"bits", "output_bits", "smooth_bits", "recompute", "norm_bits", "rounding", "value_bits", "exact"});
+             {"bits", "output_bits", "smooth_bits", "group_rows", "recompute", "norm_bits", "rounding", "value_bits",
+              "exact"});
   PlanOptions options;
   options.bits = written.value("bits", options.bits);
   options.output_bits = written.value("output_bits", options.output_bits);
   options.smooth_bits = written.value("smooth_bits", options.smooth_bits);
+  options.group_rows = written.value("group_rows", options.group_rows);
   options.recompute = written.value("recompute", options.recompute);
   options.norm_bits = written.value("norm_bits", options.norm_bits);
   options.rounding = rounding_of("block", written.value("rounding", std::string(name_of(options.rounding))));
@@ -80,6 +88,13 @@ PlanOptions options_from_json(const json& written) {
   return options;
 }
 
+void add_format(json& written, const CopyFormat& format) {
+  written["bits"] = format.bits + mask_count(format.activation.function);
+  if (format.kind == CopyFormat::Kind::kColumns) {
+    written["group_rows"] = format.group_rows;
+  }
+}
+
 json save_to_json(const Plan& plan, Value value, Form form) {
   json written{{"value", value.number}, {"form", form_name(form)}};
   if (const std::optional<size_t> maker = plan.program.maker(value)) {
@@ -90,10 +105,10 @@ json save_to_json(const Plan& plan, Value value, Form form) {
     if (format.kind == CopyFormat::Kind::kExact) {
       written["form"] = form_name(Form::kExact);
     } else {
-      written["bits"] = format.bits + mask_count(format.activation.function);
+      add_format(written, format);
     }
-  } else if (const auto bits = plan.saves.find({value, form}); bits != plan.saves.end()) {
-    written["bits"] = bits->second;
+  } else if (const auto format = plan.saves.find({value, form}); format != plan.saves.end()) {
+    add_format(written, format->second);
   }
   return written;
 }

@@ -16,7 +16,8 @@ std::shared_ptr<const Schedule> PreparedPlan::schedule(const std::vector<bool>& 
 std::shared_ptr<const PreparedPlan> PreparedPlan::importing(const std::vector<Import>& imports) const {
   ImportKey key;
   for (const auto& [input, format] : imports) {
-    key.emplace_back(input, format.kind, format.bits, format.activation.function, format.activation.slope);
+    key.emplace_back(input, format.kind, format.bits, format.group_rows, format.activation.function,
+                     format.activation.slope);
   }
   const std::lock_guard lock(mutex_);
   std::shared_ptr<const PreparedPlan>& known = importing_[key];

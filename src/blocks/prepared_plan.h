@@ -32,7 +32,7 @@ struct PreparedPlan {
  private:
   mutable std::mutex mutex_;
   mutable std::map<std::pair<std::vector<bool>, bool>, std::shared_ptr<const Schedule>> schedules_;
-  using ImportKey = std::vector<std::tuple<Value, CopyFormat::Kind, int64_t, ActivationFunction, float>>;
+  using ImportKey = std::vector<std::tuple<Value, CopyFormat::Kind, int64_t, int64_t, ActivationFunction, float>>;
   mutable std::map<ImportKey, std::shared_ptr<const PreparedPlan>> importing_;
 };
 

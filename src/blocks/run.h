@@ -24,7 +24,7 @@ class ForwardRun : public Operands, public Wants {
   virtual void save(Value value, Form form, std::vector<at::Tensor> tensors) = 0;
   virtual Rounding rounding() const = 0;  ///< of copies
   /// Of what the step saves of an output besides its copy: a normalized value, a derivative.
-  virtual int64_t saved_bits(Value output) const = 0;
+  virtual CopyFormat saved_format(Value output) const = 0;
 
  private:
   /// Forward has not saved anything that its own steps read.
@@ -52,7 +52,7 @@ class BackwardRun : public Wants {
   virtual at::ScalarType dtype(Value value) const = 0;
   virtual const Sizes& sizes(Value value) const = 0;
   virtual Layout layout(Value value) const = 0;
-  virtual int64_t saved_bits(Value output) const = 0;
+  virtual CopyFormat saved_format(Value output) const = 0;
 
   std::optional<at::Tensor> parameter(const std::optional<ParameterIndex>& index) const {
     return index ? std::optional(parameter(*index)) : std::nullopt;

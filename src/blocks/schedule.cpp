@@ -13,7 +13,8 @@ class Scheduler : public Wants {
  public:
   Scheduler(const Plan& plan, const std::vector<bool>& wanted)
       : plan_(plan),
-        schedule_{.wanted_values = wanted_values(plan, wanted),
+        schedule_{.makers = std::vector<const Step*>(plan.program.values()),
+                  .wanted_values = wanted_values(plan, wanted),
                   .wanted_parameters = {wanted.begin() + plan.program.inputs, wanted.end()}} {
     schedule_.last_reader.assign(plan.program.values(), plan.stages.size());
   }
@@ -22,6 +23,11 @@ class Scheduler : public Wants {
   bool wants(ParameterIndex index) const override { return schedule_.wanted_parameters[index.number]; }
 
   Schedule schedule(bool exports) {
+    for (const StepPointer& stage : plan_.stages) {
+      for (const Value output : stage->outputs) {
+        schedule_.makers[output.number] = stage.get();
+      }
+    }
     for (stage_ = 0; stage_ < plan_.stages.size(); ++stage_) {
       add_stage(*plan_.stages[stage_]);
     }
@@ -73,9 +79,10 @@ class Scheduler : public Wants {
       return;
     }
     if (plan_.recomputes.contains(value)) {
-      const std::optional<size_t> maker = plan_.program.maker(value);
-      TORCH_CHECK_VALUE(maker, "block: value ", value.number, " cannot be computed again, for no step makes it");
-      const Step& step = *plan_.program.steps[*maker];
+      const Step* const maker = schedule_.makers[value.number];
+      TORCH_CHECK_VALUE(maker != nullptr, "block: value ", value.number,
+                        " cannot be computed again, for no step makes it");
+      const Step& step = *maker;
       check_unbiased(step, value);
       for (const Value input : step.copies_from_saved() ? std::vector<Value>{} : step.inputs) {
         need_copy(input);

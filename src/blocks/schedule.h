@@ -21,6 +21,7 @@ struct Schedule {
     size_t parts;
   };
 
+  std::vector<const Step*> makers;  ///< of values, the plan's stage; none of inputs
   std::vector<bool> wanted_values;  ///< values whose gradients are wanted
   std::vector<bool> wanted_parameters;
   std::map<std::pair<Value, Form>, Slot> slots = {};

@@ -28,7 +28,7 @@ struct Need {
   Value value;
   Form form;
   size_t parts = 1;
-  std::optional<int64_t> bits = std::nullopt;  ///< none: the plan's for the value
+  std::optional<int64_t> bits = std::nullopt;  ///< none: the plan's for the value; of a copy, the fewest
 };
 
 /// Which gradients are wanted.
@@ -104,6 +104,8 @@ class Step {
   /// Those that its fields name; of a pass, those of its steps.
   virtual std::vector<ParameterIndex> parameters() const;
   virtual LayoutRule layout_rule() const = 0;
+  /// Whether its values are rows of channels, [..., channels], where they are contiguous.
+  virtual bool is_of_rows() const { return false; }
   /// Of each output.
   virtual std::vector<Sizes> infer_sizes(const KnownSizes& known) const = 0;
   /// Parameters that are cast to the dtype of the first output, as autocast does.

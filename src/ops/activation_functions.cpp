@@ -42,24 +42,28 @@ at::Tensor activate(ActivationKind kind, const at::Tensor& input, double slope) 
   TORCH_INTERNAL_ASSERT(false, "activation of kind ", static_cast<int>(kind));
 }
 
-at::Tensor smooth_derivative(ActivationKind kind, const at::Tensor& input, const at::Tensor& output) {
-  const at::Tensor ones = at::ones_like(input);
+at::Tensor smooth_gradient(ActivationKind kind, const at::Tensor& grad, const at::Tensor& input,
+                           const at::Tensor& output) {
   switch (kind) {
     case ActivationKind::kSiLU:
-      return at::silu_backward(ones, input);
+      return at::silu_backward(grad, input);
     case ActivationKind::kHardswish:
-      return at::hardswish_backward(ones, input);
+      return at::hardswish_backward(grad, input);
     case ActivationKind::kGELU:
-      return at::gelu_backward(ones, input);
+      return at::gelu_backward(grad, input);
     case ActivationKind::kGELUTanh:
-      return at::gelu_backward(ones, input, "tanh");
+      return at::gelu_backward(grad, input, "tanh");
     case ActivationKind::kSigmoid:
-      return at::sigmoid_backward(ones, output.defined() ? output : at::sigmoid(input));
+      return at::sigmoid_backward(grad, output.defined() ? output : at::sigmoid(input));
     case ActivationKind::kTanh:
-      return at::tanh_backward(ones, output.defined() ? output : at::tanh(input));
+      return at::tanh_backward(grad, output.defined() ? output : at::tanh(input));
     default:
       TORCH_INTERNAL_ASSERT(false, name_of(kind), " is not smooth");
   }
+}
+
+at::Tensor smooth_derivative(ActivationKind kind, const at::Tensor& input, const at::Tensor& output) {
+  return smooth_gradient(kind, at::ones_like(input), input, output);
 }
 
 at::Tensor gradient_passes(ActivationKind kind, const at::Tensor& input) {

@@ -17,8 +17,11 @@ constexpr bool is_piecewise(ActivationKind kind) {
 /// `slope` is a leaky ReLU's below 0.
 at::Tensor activate(ActivationKind kind, const at::Tensor& input, double slope = 0.0);
 
-/// Of a smooth activation: torch's backward of a gradient of ones. `output` is read for sigmoid and tanh, and made if
-/// undefined.
+/// The gradient of a smooth activation's input. `output` is read for sigmoid and tanh, and made if undefined.
+at::Tensor smooth_gradient(ActivationKind kind, const at::Tensor& grad, const at::Tensor& input,
+                           const at::Tensor& output);
+
+/// Of a smooth activation: the same of a gradient of ones.
 at::Tensor smooth_derivative(ActivationKind kind, const at::Tensor& input, const at::Tensor& output);
 
 /// Of a piecewise activation, bool: where the gradient passes as it is. Elsewhere it is 0, or a leaky ReLU's slope

@@ -17,7 +17,7 @@ def with_step(step, results=(1,), **program):
 
 def test_the_least_that_a_program_must_have():
     assert json.loads(ops.describe_program(json.dumps({"program": with_step(LINEAR)})))["saves"] == [
-        {"value": 0, "form": "copy", "bits": 4}
+        {"value": 0, "form": "copy", "bits": 4, "group_rows": 256}
     ]
 
 
@@ -57,6 +57,7 @@ def test_wrong_programs(program, message):
     ("change", "message"),
     [
         ({"options": {"bits": 1}}, "bits must be in 2..8, got 1"),
+        ({"options": {"group_rows": 100}}, "group_rows must be 64, 128 or 256, got 100"),
         ({"options": {"output_bits": 9}}, "output_bits must be in 2..8"),
         ({"options": {"norm_bits": 9}}, "norm_bits must be in 1..8, got 9"),
         ({"options": {"smooth_bits": 1}}, "smooth_bits must be in 2..8, got 1"),
@@ -68,7 +69,10 @@ def test_wrong_programs(program, message):
         ({"options": {"bits": "four"}}, "not a program"),
         ({"exports": [2]}, "the copy of value 2 cannot be exported, for the plan saves none"),
         ({"imports": [{"input": 1, "copy": {"kind": "exact", "bits": 4}}]}, "imports must name inputs, got value 1"),
-        ({"imports": [{"input": 0, "copy": {"kind": "zipped", "bits": 4}}]}, "must be packed, pass or exact, got"),
+        (
+            {"imports": [{"input": 0, "copy": {"kind": "zipped", "bits": 4}}]},
+            "must be packed, columns, pass or exact, got",
+        ),
         ({"imports": [{"input": 0, "copy": {"kind": "packed", "bits": 11}}]}, "bits of an import must be in 2..8"),
         ({"imports": [{"input": 0, "copy": {"kind": "packed", "bits": 1}}]}, "import must be in 2..8, got 1"),
         (

@@ -12,6 +12,7 @@ from block_programs import (
     inverted_residual,
     squeeze_and_excitation,
 )
+from packed_columns import packed_bytes as column_bytes
 from saved_memory import packed_bytes, saved_bytes
 from test_block import EIGHT_BITS, gradients, make, relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -87,7 +88,13 @@ def described_bytes(program, values, **options):
         count = values[save["value"]].numel()
         match save["form"]:
             case "copy" | "normalized" | "derivative":
-                total += packed_bytes(count, save["bits"])
+                channels = values[save["value"]].shape[-1]
+                in_columns = "group_rows" in save and count >= 64 * channels
+                total += (
+                    column_bytes(count // channels, channels, save["bits"], save["group_rows"])
+                    if in_columns
+                    else packed_bytes(count, save["bits"])
+                )
             case "exact":
                 total += 4 * count
             case "mask":
@@ -152,8 +159,8 @@ def test_only_what_the_wanted_gradients_read_is_saved(frozen):
     for number, parameter in enumerate(program.parameters):
         parameter.requires_grad_(frozen == "input" and number == 1)
     found, y = saved_bytes(lambda: program.run(x, bits=4))
-    # A derivative, or a copy.
-    packed = 0 if frozen == "everything" else packed_bytes(x.numel(), 4)
+    # The copy of the activation's input is for its derivative, and for who reads its output.
+    packed = 0 if frozen == "everything" else column_bytes(1024, 8, 5, 256)
     weights = 0 if frozen == "everything" else sum(p.nbytes for p in program.parameters if not p.requires_grad)
     assert found == packed + weights
     assert y.requires_grad == (frozen != "everything")
@@ -194,9 +201,17 @@ def test_exact_copies_have_no_noise():
 def test_value_bits_are_those_of_the_value():
     program = Program()
     program.linear(program.linear(0, 256, 256), 256, 8)
-    x = torch.randn(5, 256, requires_grad=True)
-    found, _ = saved_bytes(lambda: program.run(x, bits=4, value_bits={"0": 2, "1": 7}))
-    assert found == packed_bytes(x.numel(), 2) + packed_bytes(x.numel(), 7)
+    for rows in (5, 63, 64, 300):
+        x = torch.randn(rows, 256, requires_grad=True)
+        for group_rows in (64, 256):
+            options = {"bits": 4, "value_bits": {"0": 2, "1": 7}, "group_rows": group_rows}
+            found, _ = saved_bytes(lambda x=x, options=options: program.run(x, **options))
+            # Few rows do not fill column groups.
+            expected = [
+                packed_bytes(x.numel(), bits) if rows < 64 else column_bytes(rows, 256, bits, group_rows)
+                for bits in (2, 7)
+            ]
+            assert found == sum(expected)
 
 
 def joined(first, second, x, share, **options):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from devices import rng
+from packed_columns import packed_bytes as column_bytes
 from saved_memory import packed_bytes, saved_bytes
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -17,6 +18,18 @@ def decoded(x, bits, group_size=256, seed=1234):
     """The copy of x that a layer with this state computes its gradients from."""
     packed = ops.quantize(x, bits, group_size, "dithered", rng(seed))
     return ops.dequantize(packed, x.shape, x.stride(), x.dtype, bits, group_size)
+
+
+def decoded_columns(x, bits, group_rows=256, seed=1234):
+    """The same of an input [..., channels], and of [N, C, ...] that is channels_last: groups are of one channel where
+    there are 64 rows."""
+    last = x if x.is_contiguous() else x.movedim(1, -1)
+    if last.shape[:-1].numel() < 64:
+        return decoded(x, bits, group_rows, seed)
+    packed = ops.quantize_columns(last, bits, group_rows, "dithered", rng(seed))
+    rows = last.shape[:-1].numel()
+    copy = ops.dequantize_columns(packed, rows, last.shape[-1], x.dtype, bits, group_rows).view(last.shape)
+    return copy if x.is_contiguous() else copy.movedim(-1, 1)
 
 
 def expand(value, dimensions):
@@ -76,13 +89,13 @@ def test_convolution_equals_autograd_on_the_decoded_input(name, dtype, channels_
     grads = torch.autograd.grad(y, (x, weight, bias), grad)
     exact_grads = torch.autograd.grad(exact, (x, weight, bias), grad)
     assert torch.equal(grads[0], exact_grads[0]) and torch.equal(grads[2], exact_grads[2])
-    copy = decoded(x.detach(), 2)
+    copy = (decoded if x.is_contiguous() else decoded_columns)(x.detach(), 2)
     (expected,) = torch.autograd.grad(torch_conv(copy, weight, bias, **options), weight, grad)
     assert torch.equal(grads[1], expected)
     assert [g.stride() for g in grads] == [g.stride() for g in exact_grads]
 
 
-@pytest.mark.parametrize("shape", [(5,), (7, 5), (2, 3, 5), (2, 2, 3, 5), (0, 5)])
+@pytest.mark.parametrize("shape", [(5,), (7, 5), (2, 3, 5), (2, 2, 3, 5), (0, 5), (63, 5), (8, 8, 5), (300, 5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_linear_equals_autograd_on_the_decoded_input(shape, dtype):
     x = torch.randn(shape).to(dtype).requires_grad_()
@@ -98,7 +111,8 @@ def test_linear_equals_autograd_on_the_decoded_input(shape, dtype):
     tolerance = {"rtol": 0, "atol": 0} if len(shape) in (2, 3) else {}
     torch.testing.assert_close(grads[0], exact_grads[0], **tolerance)
     torch.testing.assert_close(grads[2], exact_grads[2], **tolerance)
-    (expected,) = torch.autograd.grad(F.linear(decoded(x.detach(), 3), weight, bias), weight, grad)
+    copy = decoded_columns(x.detach(), 3)
+    (expected,) = torch.autograd.grad(F.linear(copy, weight, bias), weight, grad)
     torch.testing.assert_close(grads[1], expected, **tolerance)
 
 
@@ -229,7 +243,9 @@ def test_layers_save_packed_bytes_only(bits):
     weight = torch.randn(8, 8, 3, 3).requires_grad_()
     assert saved_bytes(lambda: conv(x, weight, None, bits=bits))[0] == packed_bytes(x.numel(), bits)
     matrix = torch.randn(5, 10).requires_grad_()
-    assert saved_bytes(lambda: ops.linear(x, matrix, None, bits))[0] == packed_bytes(x.numel(), bits)
+    assert saved_bytes(lambda: ops.linear(x, matrix, None, bits))[0] == column_bytes(320, 10, bits, 256)
+    # Groups of other sizes than columns have.
+    assert saved_bytes(lambda: ops.linear(x, matrix, None, bits, 512))[0] == packed_bytes(x.numel(), bits, 512)
     gamma, beta = torch.randn(8).requires_grad_(), torch.randn(8).requires_grad_()
     statistics = 2 * 8 * 4  # mean and inverse deviation
     reserve = torch._batch_norm_impl_index(x, gamma, beta, None, None, True, 0.1, 1e-5, True)[3].nbytes  # cuDNN's own

@@ -9,6 +9,7 @@
 
 #include "actnn/blocks/program.h"
 #include "actnn/core/activation.h"
+#include "actnn/core/columns.h"
 #include "actnn/core/rounding.h"
 
 /// \file
@@ -39,12 +40,15 @@ enum class Layout : int8_t {
 struct CopyFormat {
   enum class Kind : int8_t {
     kPacked,  ///< one tensor, as `quantize`
-    kPass,    ///< two: what a norm's pass packed, and what leads from it to the value (ops/norm_act.h: packed, decode)
-    kExact,   ///< one: the value
+    kColumns,  ///< one, as `quantize_columns`, of a value with channels innermost in memory; as `quantize` if it has fewer
+               ///< than 64 rows
+    kPass,     ///< two: what a norm's pass packed, and what leads from it to the value (ops/norm_act.h: packed, decode)
+    kExact,  ///< one: the value
   };
   Kind kind = Kind::kPacked;
-  int64_t bits = 4;                 ///< of codes; but of exact ones
-  FusedActivation activation = {};  ///< of a pass's copy, whose masks are beside the codes
+  int64_t bits = 4;                        ///< of codes; but of exact ones
+  int64_t group_rows = kDefaultGroupRows;  ///< of columns: 64, 128 or 256
+  FusedActivation activation = {};         ///< of a pass's copy, whose masks are beside the codes
 
   int parts() const { return kind == Kind::kPass ? 2 : 1; }
 };
@@ -59,6 +63,7 @@ struct PlanOptions {
   int64_t bits = 4;         ///< of copies, 2..8; the side of a ReLU is one of them
   int64_t output_bits = 4;  ///< of copies of sums, 2..8
   int64_t smooth_bits = 5;  ///< of copies that backward computes a smooth activation and its derivative from, 2..8
+  int64_t group_rows = kDefaultGroupRows;  ///< of copies in column groups: 64, 128 or 256
   /// Norms in front of a sum: their input is computed again in backward, by the convolution that made it, instead of
   /// saved. Copies of 2 bits are too coarse for that, and the norm saves a copy of its own then.
   bool recompute = true;
@@ -85,17 +90,18 @@ struct Plan {
   /// In the order they run in: the program's steps, or passes over memory that compute several of them.
   std::vector<StepPointer> stages;
   std::vector<Fusion> fusions;
-  std::vector<Layout> layouts;                           ///< of values
-  std::map<Value, CopyFormat> copies = {};               ///< saved if a run needs them
-  std::set<Value> recomputes = {};                       ///< values whose copies are computed from those of others
-  std::map<std::pair<Value, Form>, int64_t> saves = {};  ///< what else is saved if a run needs it, and its bits
+  std::vector<Layout> layouts;              ///< of values
+  std::map<Value, CopyFormat> copies = {};  ///< saved if a run needs them
+  std::set<Value> recomputes = {};          ///< values whose copies are computed from those of others
+  /// What else is saved as a copy if a run needs it: normalized values, derivatives.
+  std::map<std::pair<Value, Form>, CopyFormat> saves = {};
   std::vector<Import> imports = {};
   std::vector<Value> exports = {};  ///< values whose copies a run returns
 
   /// Whether somebody else packed the copy of an input.
   bool imports_copy_of(Value value) const;
   /// Of what a step saves of its output besides a copy.
-  int64_t saved_bits(Value output) const;
+  CopyFormat saved_format(Value output) const;
 };
 
 /// Throws c10::ValueError for bits out of range, and as `check_program`.

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "src/blocks/fusions/fusion.h"
+#include "src/blocks/fusions/kept_input.h"
 #include "src/blocks/fusions/norm_act.h"
 #include "src/blocks/steps/activation.h"
 #include "src/blocks/steps/add.h"
@@ -160,15 +161,24 @@ class Matcher {
     if (has_activation(pass) || (pass.norm && !pass.has_residual && !pass.recompute)) {
       const ActivationFunction function = pass.activation.function;
       const bool is_output = pass.has_residual || is_summand;
-      const int64_t bits = options.bits_of(output, is_smooth(function) ? options.smooth_bits
-                                                   : is_output         ? options.output_bits
-                                                                       : options.bits);
+      const int64_t bits =
+          options.bits_of(output, is_smooth(function) || is_read_by_smooth(output) ? options.smooth_bits
+                                  : is_output                                      ? options.output_bits
+                                                                                   : options.bits);
       // The side of a kink is one of the bits.
       pass.bits = has_kink(function) ? bits - 1 : bits;
       copy_bits_[output] = bits;
     }
     taken_.insert(steps.begin(), steps.end());
     passes_.push_back({std::make_shared<NormAct>(std::move(pass)), std::move(steps), place});
+  }
+
+  /// Whether backward computes an activation that is no part of the pass from the copy of its output.
+  bool is_read_by_smooth(Value output) const {
+    return std::any_of(window_.program.steps.begin(), window_.program.steps.end(), [&](const StepPointer& step) {
+      const auto* activation = dynamic_cast<const Activation*>(step.get());
+      return activation != nullptr && activation->inputs[0] == output && is_self_gated(activation->kind);
+    });
   }
 
   /// Whether a convolution makes the norm's input, for it alone, of a value with a copy that is fine enough. Not of an

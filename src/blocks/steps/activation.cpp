@@ -49,7 +49,7 @@ void Activation::forward(ForwardRun& run) const {
   }
   if (run.saves(output(), Form::kDerivative)) {
     const at::Tensor derivative = in_layout(smooth_derivative(kind, input, result), layout);
-    run.save(output(), Form::kDerivative, pack_copy(derivative, {.bits = run.saved_bits(output())}, run.rounding()));
+    run.save(output(), Form::kDerivative, pack_copy(derivative, run.saved_format(output()), layout, run.rounding()));
   }
   run.set(output(), std::move(result));
 }
@@ -60,7 +60,7 @@ void Activation::backward(BackwardRun& run) const {
     return;
   }
   if (!is_piecewise(kind)) {
-    at::Tensor derivative = unpack_copy(run.saved(output(), Form::kDerivative), {.bits = run.saved_bits(output())},
+    at::Tensor derivative = unpack_copy(run.saved(output(), Form::kDerivative), run.saved_format(output()),
                                         run.sizes(output()), run.layout(output()), grad.scalar_type());
     run.add(inputs[0], derivative.mul_(grad));
     return;

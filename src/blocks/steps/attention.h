@@ -21,6 +21,7 @@ struct Attention : StepOf<Attention> {
   void visit_fields(FieldVisitor& fields) override;
   void check() const override;
   LayoutRule layout_rule() const override { return LayoutRule::kPlain; }
+  bool is_of_rows() const override { return true; }
   std::vector<Sizes> infer_sizes(const KnownSizes& known) const override;
   std::vector<Need> needs(const Wants& wants) const override;
   std::vector<at::Tensor> compute(Operands& operands) const override;

@@ -18,6 +18,7 @@ struct LayerNorm : NormOf<LayerNorm> {
   void visit_fields(FieldVisitor& fields) override;
   void check() const override;
   LayoutRule layout_rule() const override { return LayoutRule::kPlain; }
+  bool is_of_rows() const override { return true; }
   NormOperands norm_operands() const override { return {inputs[0], weight, bias}; }
   std::vector<at::Tensor> compute(Operands& operands) const override;
   void forward(ForwardRun& run) const override;

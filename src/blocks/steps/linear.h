@@ -14,6 +14,7 @@ struct Linear : StepOf<Linear> {
   void visit_fields(FieldVisitor& fields) override;
   void check() const override;
   LayoutRule layout_rule() const override { return LayoutRule::kPlain; }
+  bool is_of_rows() const override { return true; }
   std::vector<Sizes> infer_sizes(const KnownSizes& known) const override;
   std::vector<ParameterIndex> cast_parameters() const override;
   std::vector<Need> needs(const Wants& wants) const override;

@@ -30,8 +30,8 @@ std::optional<at::Tensor> norm_parameter(const std::optional<at::Tensor>& parame
 at::Tensor copy_from_normalized(BackwardRun& run, Value output, const NormOperands& norm) {
   const Sizes& sizes = run.sizes(output);
   const at::ScalarType dtype = run.dtype(output);
-  at::Tensor copy = unpack_copy(run.saved(output, Form::kNormalized), {.bits = run.saved_bits(output)}, sizes,
-                                run.layout(output), dtype);
+  at::Tensor copy =
+      unpack_copy(run.saved(output, Form::kNormalized), run.saved_format(output), sizes, run.layout(output), dtype);
   const auto broadcast = [&](const at::Tensor& parameter) {
     if (run.layout(output) == Layout::kPlain) {
       return with_dtype(parameter, dtype);
@@ -51,7 +51,8 @@ at::Tensor copy_from_normalized(BackwardRun& run, Value output, const NormOperan
 
 void save_normalized_copy(ForwardRun& run, Value output, const at::Tensor& normalized) {
   run.save(output, Form::kNormalized,
-           pack_copy(in_layout(normalized, run.layout(output)), {.bits = run.saved_bits(output)}, run.rounding()));
+           pack_copy(in_layout(normalized, run.layout(output)), run.saved_format(output), run.layout(output),
+                     run.rounding()));
 }
 
 void save_rstd(ForwardRun& run, Value output, const at::Tensor& rstd) {
@@ -63,7 +64,7 @@ void save_rstd(ForwardRun& run, Value output, const at::Tensor& rstd) {
 NormGradient norm_gradient(BackwardRun& run, Value output) {
   const at::Tensor grad = run.take_joined(output);
   const at::ScalarType dtype = grad.is_cuda() ? run.dtype(output) : at::kFloat;
-  return {with_dtype(grad, dtype), unpack_copy(run.saved(output, Form::kNormalized), {.bits = run.saved_bits(output)},
+  return {with_dtype(grad, dtype), unpack_copy(run.saved(output, Form::kNormalized), run.saved_format(output),
                                                run.sizes(output), run.layout(output), dtype)};
 }
 

@@ -17,6 +17,7 @@ struct RmsNorm : NormOf<RmsNorm> {
   void visit_fields(FieldVisitor& fields) override;
   void check() const override;
   LayoutRule layout_rule() const override { return LayoutRule::kPlain; }
+  bool is_of_rows() const override { return true; }
   NormOperands norm_operands() const override { return {.input = inputs[0], .weight = weight}; }
   std::vector<at::Tensor> compute(Operands& operands) const override;
   void forward(ForwardRun& run) const override;

@@ -75,7 +75,7 @@ TEST(Planner, SavesNormalizedValuesWhereNothingIsComputedAgain) {
     EXPECT_TRUE(plan.recomputes.empty());
     ASSERT_EQ(plan.saves.size(), 1);
     EXPECT_EQ(plan.saves.begin()->first, std::pair(Value{7}, Form::kNormalized));
-    EXPECT_EQ(plan.saves.begin()->second, 2);
+    EXPECT_EQ(plan.saves.begin()->second.bits, 2);
   }
 }
 
@@ -90,7 +90,7 @@ TEST(Planner, HasBitsForSumsAndForSingleValues) {
 
 TEST(Planner, SavesSmallValuesAsTheyAre) {
   const Plan plan = plan_of(kConcatenation, {.exact = {{1}}});
-  EXPECT_EQ(plan.copies.at({0}).kind, CopyFormat::Kind::kPacked);
+  EXPECT_EQ(plan.copies.at({0}).kind, CopyFormat::Kind::kColumns);
   EXPECT_EQ(plan.copies.at({1}).kind, CopyFormat::Kind::kExact);
 }
 
@@ -98,6 +98,72 @@ TEST(Planner, TakesConcatenationsFromTheCopiesOfTheirParts) {
   const Plan plan = plan_of(kConcatenation);
   EXPECT_EQ(numbers(plan.recomputes), (Values{2}));
   EXPECT_EQ(copies(plan), (Values{0, 1}));
+}
+
+/// linear, gelu, linear, of rows of channels. Values: 1 linear, 2 gelu, 3 linear.
+const std::string kPerceptron = R"({"inputs": 1, "results": [3], "steps": [
+    {"op": "linear", "inputs": [0], "weight": 0},
+    {"op": "activation", "inputs": [1], "kind": "gelu"},
+    {"op": "linear", "inputs": [2], "weight": 1}]})";
+
+TEST(Planner, HasColumnsWhereChannelsAreInnermost) {
+  const Plan plan = plan_of(kPerceptron, {.group_rows = 128});
+  for (const auto& [value, format] : plan.copies) {
+    EXPECT_EQ(format.kind, CopyFormat::Kind::kColumns) << value.number;
+    EXPECT_EQ(format.group_rows, 128) << value.number;
+  }
+  // Nobody says that the last dimension of these are channels.
+  const Plan plain = plan_of(R"({"inputs": 2, "results": [2], "steps": [{"op": "multiply", "inputs": [0, 1]}]})");
+  EXPECT_EQ(plain.copies.at({0}).kind, CopyFormat::Kind::kPacked);
+}
+
+TEST(Planner, KeepsTheInputOfASmoothActivationWhoseOutputIsRead) {
+  const Plan plan = plan_of(kPerceptron);
+  EXPECT_EQ(copies(plan), (Values{0, 1}));
+  EXPECT_EQ(numbers(plan.recomputes), (Values{2}));
+  EXPECT_EQ(plan.copies.at({0}).bits, 4);
+  EXPECT_EQ(plan.copies.at({1}).bits, 5);
+  EXPECT_TRUE(plan.saves.empty());
+  EXPECT_EQ(plan_of(kPerceptron, {.bits = 6}).copies.at({1}).bits, 6);
+  EXPECT_EQ(plan_of(kPerceptron, {.value_bits = {{{1}, 3}}}).copies.at({1}).bits, 3);
+}
+
+TEST(Planner, KeepsADerivativeWhereNobodyReadsTheOutput) {
+  const Plan plan = plan_of(R"({"inputs": 1, "results": [2], "steps": [
+      {"op": "linear", "inputs": [0], "weight": 0}, {"op": "activation", "inputs": [1], "kind": "silu"}]})");
+  EXPECT_EQ(copies(plan), (Values{0}));
+  EXPECT_EQ(plan.saves.at({{2}, Form::kDerivative}).bits, 4);
+}
+
+TEST(Planner, ComputesNothingNonlinearFromACopyOfSomebodyElses) {
+  // Of an input, the copy may have any number of bits.
+  const Plan plan = plan_of(kConcatenation);
+  EXPECT_EQ(plan.saves.count({{1}, Form::kDerivative}), 1);
+  EXPECT_EQ(copies(plan), (Values{0, 1}));
+}
+
+TEST(Planner, HasOneFineCopyOfANormBehindWhichIsASmoothActivation) {
+  const Plan plan = plan_of(R"({"inputs": 1, "results": [4], "steps": [
+      {"op": "layer_norm", "inputs": [0], "dimensions": 1, "eps": 1e-5},
+      {"op": "activation", "inputs": [1], "kind": "gelu_tanh"},
+      {"op": "dropout", "inputs": [2], "probability": 0.1},
+      {"op": "linear", "inputs": [3], "weight": 0}]})");
+  EXPECT_TRUE(plan.copies.empty());
+  EXPECT_EQ(numbers(plan.recomputes), (Values{1, 2, 3}));
+  ASSERT_EQ(plan.saves.size(), 1);
+  EXPECT_EQ(plan.saves.at({{1}, Form::kNormalized}).bits, 5);
+}
+
+TEST(Planner, ReadsBothHalvesOfAGateFromOneFineCopy) {
+  const Plan plan = plan_of(R"({"inputs": 1, "results": [6], "steps": [
+      {"op": "linear", "inputs": [0], "weight": 0},
+      {"op": "split", "inputs": [1], "sizes": [8, 8], "dimension": -1},
+      {"op": "activation", "inputs": [2], "kind": "silu"},
+      {"op": "multiply", "inputs": [4, 3]},
+      {"op": "linear", "inputs": [5], "weight": 1}]})");
+  EXPECT_EQ(plan.copies.at({1}).bits, 5);
+  EXPECT_EQ(numbers(plan.recomputes), (Values{2, 3, 4}));
+  EXPECT_EQ(copies(plan), (Values{0, 1, 5}));
 }
 
 TEST(Planner, SavesNoCopyOfAnImportedInput) {
@@ -232,7 +298,7 @@ TEST(PlanJson, ReadsOptionsImportsAndExports) {
 
 TEST(PlanJson, DescribesThePlan) {
   const std::string text = to_json(plan_of(kResidualBlock));
-  for (const char* part : {R"({"bits":4,"form":"copy","value":0})", R"("recomputes":[4])",
+  for (const char* part : {R"({"bits":4,"form":"copy","group_rows":256,"value":0})", R"("recomputes":[4])",
                            R"({"name":"norm_act","steps":[4,5,6]})", R"("tensors":2)"}) {
     EXPECT_PRED2(contains, text, part);
   }

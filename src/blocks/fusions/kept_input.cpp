@@ -1,0 +1,33 @@
+#include "src/blocks/fusions/kept_input.h"
+
+#include "src/blocks/run.h"
+#include "src/ops/activation_functions.h"
+#include "src/ops/tensors.h"
+
+namespace actnn::blocks {
+
+bool is_self_gated(ActivationKind kind) {
+  return kind == ActivationKind::kSiLU || kind == ActivationKind::kHardswish || kind == ActivationKind::kGELU ||
+         kind == ActivationKind::kGELUTanh;
+}
+
+std::vector<Need> KeptInputActivation::needs(const Wants& wants) const {
+  return wants.wants(inputs[0]) ? std::vector<Need>{input_copy()} : std::vector<Need>{};
+}
+
+std::vector<at::Tensor> KeptInputActivation::compute(Operands& operands) const {
+  return {activate(kind, with_dtype(operands.value(inputs[0]), operands.dtype(output())))};
+}
+
+at::Tensor KeptInputActivation::copy_from_saved(BackwardRun& run) const {
+  return activate(kind, with_dtype(run.copy(inputs[0]), run.dtype(output())));
+}
+
+void KeptInputActivation::backward(BackwardRun& run) const {
+  const at::Tensor grad = run.take_joined(output());
+  if (run.wants(inputs[0])) {
+    run.add(inputs[0], smooth_gradient(kind, grad, with_dtype(run.copy(inputs[0]), grad.scalar_type()), {}));
+  }
+}
+
+}  // namespace actnn::blocks

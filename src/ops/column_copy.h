@@ -1,0 +1,31 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/SymIntArrayRef.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "actnn/ops/columns.h"
+
+/// \file
+/// Tensors whose channels are innermost in memory, packed in column groups: [..., C], or channels_last [N, C, ...].
+
+namespace actnn {
+
+/// Where the channels of a tensor are.
+enum class Channels : int8_t {
+  kLast,    ///< the last dimension; the tensor is contiguous
+  kSecond,  ///< the second of [N, C, ...]; the tensor is channels_last
+};
+
+/// Whether a tensor has rows enough to be packed in columns: 64. Short groups cost more than they are worth.
+bool fills_columns(c10::SymIntArrayRef size, Channels channels);
+
+at::Tensor pack_columns(const at::Tensor& tensor, Channels channels, const ColumnQuantization& quantization,
+                        const std::optional<at::Tensor>& rng_state = std::nullopt);
+
+at::Tensor unpack_columns(const at::Tensor& packed, c10::SymIntArrayRef size, Channels channels, at::ScalarType dtype,
+                          const ColumnQuantization& quantization);
+
+}  // namespace actnn
