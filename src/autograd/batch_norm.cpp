@@ -1,6 +1,7 @@
 #include "actnn/autograd/batch_norm.h"
 
 #include <ATen/Context.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_batch_norm_impl_index.h>
@@ -12,12 +13,14 @@
 
 #include <array>
 #include <tuple>
+#include <utility>
 
 #include "src/autograd/batch_norm_arguments.h"
 #include "src/autograd/normalization.h"
 #include "src/autograd/save_options.h"
 #include "src/autograd/saved_activation.h"
 #include "src/ops/dispatch.h"
+#include "src/ops/tensors.h"
 
 namespace actnn {
 namespace {
@@ -39,11 +42,22 @@ auto exact_batch_norm(const at::Tensor& input, const OptionalTensor& weight, con
 /// The number that `_batch_norm_impl_index` gives cuDNN's implementation; 0 is torch's own.
 constexpr int64_t kCudnn = 1;
 
+/// What torch's backward takes besides the input: of the input, or of x-hat in its place.
+struct BackwardOperands {
+  at::Tensor weight{};
+  at::Tensor running_mean{};  ///< read in evaluation mode
+  at::Tensor running_var{};
+  at::Tensor mean{};
+  at::Tensor rstd{};
+  at::Tensor reserve{};
+  double eps = 0;
+  int64_t implementation = 0;
+};
+
 /// `_batch_norm_impl_index_backward`, which does not take symbolic sizes: what it calls, called directly.
-auto exact_batch_norm_backward(int64_t implementation, const at::Tensor& grad, const at::Tensor& input,
-                               const variable_list& saved, bool training, double eps, std::array<bool, 3> wanted) {
-  const auto& [weight, running_mean, running_var, mean, rstd, reserve] =
-      std::tie(saved[0], saved[1], saved[2], saved[3], saved[4], saved[5]);
+auto exact_batch_norm_backward(const at::Tensor& grad, const at::Tensor& input, const BackwardOperands& operands,
+                               bool training, std::array<bool, 3> wanted) {
+  const auto& [weight, running_mean, running_var, mean, rstd, reserve, eps, implementation] = operands;
   // cuDNN has no backward for evaluation mode.
   if (input.sym_numel() != 0 && (implementation == 0 || !training)) {
     return at::native_batch_norm_backward(grad, input, weight, running_mean, running_var, mean, rstd, training, eps,
@@ -57,6 +71,20 @@ auto exact_batch_norm_backward(int64_t implementation, const at::Tensor& grad, c
                                              training, eps, wanted, reserve);
 }
 
+/// What `exact_batch_norm` has normalized by, float32 [C].
+struct Normalizer {
+  at::Tensor mean;
+  at::Tensor rstd;
+};
+
+Normalizer normalizer_of(const BatchNormStatistics& statistics, const at::Tensor& mean, const at::Tensor& rstd) {
+  if (statistics.training) {
+    return {with_dtype(mean, at::kFloat), with_dtype(rstd, at::kFloat)};
+  }
+  return {with_dtype(*statistics.running_mean, at::kFloat),
+          (with_dtype(*statistics.running_var, at::kFloat) + statistics.eps).rsqrt_()};
+}
+
 class BatchNorm : public torch::autograd::Function<BatchNorm> {
  public:
   static constexpr bool is_traceable = true;
@@ -66,23 +94,39 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
                             const SaveOptions& saving) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [output, mean, rstd, reserve, implementation] = exact_batch_norm(input, weight, bias, statistics);
+    auto& data = ctx->saved_data;
+    save_parameter_presence(ctx, weight.has_value(), bias.has_value());
+    data["training"] = statistics.training;
     // In evaluation mode the input's gradient is a scaled copy of the output's.
+    const bool needs_values = wants_grad(weight) || (statistics.training && wants_grad(input));
+    const bool keeps_normalized = needs_values && !keeps_input(input, saving);
+    data["keeps_normalized"] = keeps_normalized;
+    const at::Tensor own_weight = weight.value_or(at::Tensor());
     SavedActivation saved;
-    if (wants_grad(weight) || (statistics.training && wants_grad(input))) {
+    at::Tensor normalizer_rstd;
+    if (keeps_normalized) {
+      const Normalizer normalizer = normalizer_of(statistics, mean, rstd);
+      const at::Tensor normalized = normalized_value(own_weight, bias.value_or(at::Tensor()), output, [&] {
+        return normalized_by_channel(input, normalizer.mean, normalizer.rstd);
+      });
+      saved = save_activation(ctx, normalized, saving);
+      normalizer_rstd = normalizer.rstd;
+    } else if (needs_values) {
       saved = save_activation(ctx, input, saving);
     } else {
       save_layout(ctx, input);
     }
-    // Running statistics change with the next forward; backward reads them in evaluation mode only.
-    const bool uses_running = !statistics.training;
-    ctx->save_for_backward({weight.value_or(at::Tensor()),
-                            uses_running ? statistics.running_mean.value_or(at::Tensor()) : at::Tensor(),
-                            uses_running ? statistics.running_var.value_or(at::Tensor()) : at::Tensor(), mean, rstd,
-                            reserve, saved.data, saved.parameters});
-    save_parameter_presence(ctx, weight.has_value(), bias.has_value());
-    ctx->saved_data["training"] = statistics.training;
-    ctx->saved_data["eps"] = statistics.eps;
-    ctx->saved_data["implementation"] = implementation;
+    variable_list kept{own_weight, saved.data, saved.parameters, normalizer_rstd};
+    if (!keeps_normalized || !statistics.training) {
+      // Running statistics change with the next forward; backward reads them in evaluation mode only.
+      const bool uses_running = !statistics.training;
+      kept.insert(kept.end(),
+                  {uses_running ? statistics.running_mean.value_or(at::Tensor()) : at::Tensor(),
+                   uses_running ? statistics.running_var.value_or(at::Tensor()) : at::Tensor(), mean, rstd, reserve});
+      data["eps"] = statistics.eps;
+      data["implementation"] = implementation;
+    }
+    ctx->save_for_backward(std::move(kept));
     return output;
   }
 
@@ -92,16 +136,43 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
     const variable_list saved = ctx->get_saved_variables();
     const bool training = data["training"].toBool();
     const auto [wants_input, wants_weight, wants_bias] = wanted_gradients(ctx);
-    const at::Tensor input = wants_weight || (training && wants_input) ? saved_activation(ctx, {saved[6], saved[7]})
+    const at::Tensor input = wants_weight || (training && wants_input) ? saved_activation(ctx, {saved[1], saved[2]})
                                                                        : activation_like(ctx, grad_outputs[0]);
-    auto grads = exact_batch_norm_backward(data["implementation"].toInt(), grad_outputs[0], input, saved, training,
-                                           data["eps"].toDouble(), {wants_input, wants_weight, wants_bias});
+    const bool keeps_normalized = data["keeps_normalized"].toBool();
+    // In evaluation mode the input's gradient does not read the values, and is torch's to the bit.
+    const bool apart = keeps_normalized && !training && wants_input;
+    auto grads = exact_batch_norm_backward(
+        grad_outputs[0], input, keeps_normalized ? operands_of_normalized(saved) : operands_of_input(data, saved),
+        training, {wants_input && !apart, wants_weight, wants_bias});
+    if (apart) {
+      std::get<0>(grads) = std::get<0>(exact_batch_norm_backward(grad_outputs[0], input, operands_of_input(data, saved),
+                                                                 training, {true, false, false}));
+    }
     // cuDNN computes them all.
     return {std::get<0>(grads),
             wants_weight ? std::get<1>(grads) : at::Tensor(),
             wants_bias ? std::get<2>(grads) : at::Tensor(),
             {},
             {}};
+  }
+
+ private:
+  /// Torch's own kernel: cuDNN's reserve is of the input and its statistics.
+  static BackwardOperands operands_of_normalized(const variable_list& saved) {
+    const auto [zero, one, weight] = unit_statistics(saved[3], saved[0]);
+    return {.weight = weight, .running_mean = zero, .running_var = one, .mean = zero, .rstd = one};
+  }
+
+  template <class Data>
+  static BackwardOperands operands_of_input(const Data& data, const variable_list& saved) {
+    return {.weight = saved[0],
+            .running_mean = saved[4],
+            .running_var = saved[5],
+            .mean = saved[6],
+            .rstd = saved[7],
+            .reserve = saved[8],
+            .eps = data.at("eps").toDouble(),
+            .implementation = data.at("implementation").toInt()};
   }
 };
 

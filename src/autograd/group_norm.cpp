@@ -5,6 +5,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <vector>
+
 #include "actnn/autograd/normalization.h"
 #include "src/autograd/arguments.h"
 #include "src/autograd/autocast.h"
@@ -50,6 +52,29 @@ auto exact_group_norm(const at::Tensor& input, const OptionalTensor& weight, con
                                       extents.positions, num_groups, eps);
 }
 
+/// A tensor per sample and group, [N, groups], as one per sample and channel that broadcasts against `input`.
+at::Tensor per_channel(const at::Tensor& of_groups, const at::Tensor& input) {
+  std::vector<c10::SymInt> size(static_cast<size_t>(input.dim()), 1);
+  size[0] = input.sym_size(0);
+  size[1] = input.sym_size(1);
+  const c10::SymInt channels = input.sym_size(1) / of_groups.sym_size(1);
+  return of_groups.unsqueeze(2).expand_symint({size[0], of_groups.sym_size(1), channels}).reshape_symint(size);
+}
+
+/// x-hat of `input`, which is in its layout.
+at::Tensor normalize(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& rstd, double eps) {
+  if (input.is_cuda() && input.sym_numel() != 0) {
+    const c10::SymInt groups = mean.sym_numel();
+    const at::Tensor rows = input.view_symint({1, groups, input.sym_numel() / groups});
+    return normalized_by_channel(rows, mean.view({-1}), rstd.view({-1})).view_symint(input.sym_sizes());
+  }
+  if (input.scalar_type() == at::kFloat) {
+    return normalized_by(input, per_channel(mean, input), per_channel(rstd, input));
+  }
+  // The mean may have been rounded to 16 bits.
+  return std::get<0>(exact_group_norm(input, std::nullopt, std::nullopt, mean.size(1), eps));
+}
+
 class GroupNorm : public torch::autograd::Function<GroupNorm> {
  public:
   static constexpr bool is_traceable = true;
@@ -58,14 +83,12 @@ class GroupNorm : public torch::autograd::Function<GroupNorm> {
                             const OptionalTensor& bias, int64_t num_groups, double eps,
                             const Quantization& quantization, const OptionalTensor& rng_state) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    auto [output, mean, rstd] = exact_group_norm(input.contiguous(layout_of(input)), weight, bias, num_groups, eps);
-    save_normalization(ctx,
-                       {.input = input,
-                        .weight = weight.value_or(at::Tensor()),
-                        .bias = bias.value_or(at::Tensor()),
-                        .mean = mean,
-                        .rstd = rstd},
-                       weight.has_value(), bias.has_value(), quantization, rng_state);
+    const at::Tensor laid_out = input.contiguous(layout_of(input));
+    auto [output, mean, rstd] = exact_group_norm(laid_out, weight, bias, num_groups, eps);
+    save_parameter_presence(ctx, weight.has_value(), bias.has_value());
+    save_normalization(ctx, {input, weight.value_or(at::Tensor()), bias.value_or(at::Tensor()), rstd}, output,
+                       quantization, rng_state,
+                       [&, &mean = mean, &rstd = rstd] { return normalize(laid_out, mean, rstd, eps); });
     ctx->saved_data["num_groups"] = num_groups;
     return output;
   }
@@ -74,12 +97,16 @@ class GroupNorm : public torch::autograd::Function<GroupNorm> {
     refuse_double_backward(kGroupNormName);
     const SavedNormalization saved = saved_normalization(ctx, grad_outputs[0]);
     // Torch's kernel for channels_last writes the input's gradient, wanted or not.
-    const at::MemoryFormat layout = saved.wanted[0] ? layout_of(saved.input) : at::MemoryFormat::Contiguous;
-    const Extents extents = extents_of(saved.input);
+    const at::MemoryFormat layout = saved.wanted[0] ? layout_of(saved.normalized) : at::MemoryFormat::Contiguous;
+    const Extents extents = extents_of(saved.normalized);
     const OptionalTensor weight = saved.weight.defined() ? OptionalTensor(saved.weight.contiguous()) : std::nullopt;
     auto [grad_input, grad_weight, grad_bias] = at::native_group_norm_backward_symint(
-        grad_outputs[0].contiguous(layout), saved.input.contiguous(layout), saved.mean, saved.rstd, weight,
-        extents.batch, extents.channels, extents.positions, ctx->saved_data["num_groups"].toInt(), saved.wanted);
+        grad_outputs[0].contiguous(layout), saved.normalized.contiguous(layout), saved.zero_mean(), saved.unit_rstd(),
+        weight, extents.batch, extents.channels, extents.positions, ctx->saved_data["num_groups"].toInt(),
+        saved.wanted);
+    if (saved.wanted[0]) {
+      grad_input.mul_(per_channel(saved.rstd, grad_input));
+    }
     return {grad_input, grad_weight, grad_bias, {}, {}, {}, {}};
   }
 };

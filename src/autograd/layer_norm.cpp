@@ -42,13 +42,10 @@ class LayerNorm : public torch::autograd::Function<LayerNorm> {
                             const Quantization& quantization, const OptionalTensor& rng_state) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [output, mean, rstd] = at::native_layer_norm_symint(input, normalized_shape, weight, bias, eps);
-    save_normalization(ctx,
-                       {.input = input,
-                        .weight = weight.value_or(at::Tensor()),
-                        .bias = bias.value_or(at::Tensor()),
-                        .mean = mean,
-                        .rstd = rstd},
-                       weight.has_value(), bias.has_value(), quantization, rng_state);
+    save_parameter_presence(ctx, weight.has_value(), bias.has_value());
+    save_normalization(ctx, {input, weight.value_or(at::Tensor()), bias.value_or(at::Tensor()), rstd}, output,
+                       quantization, rng_state,
+                       [&] { return std::get<0>(at::native_layer_norm_symint(input, normalized_shape, {}, {}, eps)); });
     ctx->saved_data["normalized_shape"] = normalized_shape.vec();
     return output;
   }
@@ -57,9 +54,9 @@ class LayerNorm : public torch::autograd::Function<LayerNorm> {
     refuse_double_backward(kLayerNorm);
     const SavedNormalization saved = saved_normalization(ctx, grad_outputs[0]);
     auto [grad_input, grad_weight, grad_bias] = at::native_layer_norm_backward_symint(
-        grad_outputs[0], saved.input, ctx->saved_data["normalized_shape"].toSymIntVector(), saved.mean, saved.rstd,
-        saved.weight, saved.bias, saved.wanted);
-    return {grad_input, grad_weight, grad_bias, {}, {}, {}, {}};
+        grad_outputs[0], saved.normalized, ctx->saved_data["normalized_shape"].toSymIntVector(), saved.zero_mean(),
+        saved.unit_rstd(), saved.weight, saved.bias, saved.wanted);
+    return {saved.wanted[0] ? grad_input.mul_(saved.rstd) : at::Tensor(), grad_weight, grad_bias, {}, {}, {}, {}};
   }
 };
 
@@ -82,25 +79,25 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
     // Torch gives it on CUDA only.
     const at::Tensor norm = at::linalg_vector_norm(input, 2, last_dimensions(normalized_shape.size()),
                                                    /*keepdim=*/true, /*dtype=*/at::kFloat);
-    const at::Tensor decode = norm.square()
-                                  .div(c10::Scalar(element_count(normalized_shape.vec())))
-                                  .add(eps.value_or(std::numeric_limits<float>::epsilon()))
-                                  .rsqrt();
-    save_normalization(
-        ctx, {.input = input, .weight = weight.value_or(at::Tensor()), .bias = {}, .mean = {}, .rstd = decode},
-        weight.has_value(), /*has_bias=*/false, quantization, rng_state);
+    const at::Tensor rstd = norm.square()
+                                .div(c10::Scalar(element_count(normalized_shape.vec())))
+                                .add(eps.value_or(std::numeric_limits<float>::epsilon()))
+                                .rsqrt();
+    save_parameter_presence(ctx, weight.has_value(), /*has_bias=*/false);
+    save_normalization(ctx, {input, weight.value_or(at::Tensor()), /*bias=*/{}, rstd}, output, quantization, rng_state,
+                       [&] { return normalize(input, normalized_shape, rstd, eps); });
     ctx->saved_data["normalized_shape"] = normalized_shape.vec();
     return output;
   }
 
-  /// With x-hat = x / rms and g the gradient of x-hat: (g - x-hat * mean(g * x-hat)) / rms, computed in float32.
+  /// With g the gradient of x-hat: (g - x-hat * mean(g * x-hat)) / rms, computed in float32.
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     refuse_double_backward(kRmsNorm);
     const SavedNormalization saved = saved_normalization(ctx, grad_outputs[0]);
     const std::vector<c10::SymInt> normalized_shape = ctx->saved_data["normalized_shape"].toSymIntVector();
     const auto [wants_input, wants_weight, _] = saved.wanted;
     const at::Tensor grad = grad_outputs[0].to(at::kFloat);
-    const at::Tensor normalized = saved.input.to(at::kFloat).mul(saved.rstd);
+    const at::Tensor normalized = saved.normalized.to(at::kFloat);
     at::Tensor grad_input;
     at::Tensor grad_weight;
     if (wants_weight) {
@@ -110,9 +107,17 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
       const at::Tensor grad_normalized = saved.weight.defined() ? grad.mul(saved.weight) : grad;
       const at::Tensor mean =
           grad_normalized.mul(normalized).mean(last_dimensions(normalized_shape.size()), /*keepdim=*/true);
-      grad_input = grad_normalized.sub(normalized.mul(mean)).mul(saved.rstd).to(saved.input.scalar_type());
+      grad_input = grad_normalized.sub(normalized.mul(mean)).mul(saved.rstd).to(saved.normalized.scalar_type());
     }
     return {grad_input, grad_weight, {}, {}, {}, {}};
+  }
+
+ private:
+  /// x-hat in the input's dtype. CUDA has one kernel for it.
+  static at::Tensor normalize(const at::Tensor& input, c10::SymIntArrayRef normalized_shape, const at::Tensor& rstd,
+                              std::optional<double> eps) {
+    return input.is_cuda() ? at::rms_norm_symint(input, normalized_shape, {}, eps)
+                           : with_dtype(input.mul(rstd), input.scalar_type());
   }
 };
 

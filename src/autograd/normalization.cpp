@@ -1,6 +1,13 @@
 #include "src/autograd/normalization.h"
 
-#include "src/autograd/saved_activation.h"
+#include <ATen/ops/native_batch_norm.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <tuple>
+#include <vector>
+
+#include "src/ops/shared_copy.h"
 #include "src/ops/tensors.h"
 
 namespace actnn {
@@ -23,27 +30,58 @@ bool wants_gradients(const at::Tensor& input, const std::optional<at::Tensor>& w
   return wants_grad(input) || wants_grad(weight) || wants_grad(bias);
 }
 
-void save_normalization(torch::autograd::AutogradContext* ctx, const Normalization& tensors, bool has_weight,
-                        bool has_bias, const Quantization& quantization, const std::optional<at::Tensor>& rng_state) {
+at::Tensor normalized_by(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& rstd) {
+  const at::Tensor centered = input.sub(with_dtype(mean, at::kFloat));
+  return with_dtype(centered.mul_(with_dtype(rstd, at::kFloat)), input.scalar_type());
+}
+
+at::Tensor normalized_by_channel(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& rstd) {
+  if (input.is_cuda()) {
+    // In evaluation mode the kernel takes the variance; it, too, subtracts the mean first. The CPU's does not.
+    return std::get<0>(at::native_batch_norm(input, /*weight=*/{}, /*bias=*/{}, mean, rstd.square().reciprocal_(),
+                                             /*training=*/false, /*momentum=*/0, /*eps=*/0));
+  }
+  std::vector<c10::SymInt> per_channel(static_cast<size_t>(input.dim()), 1);
+  per_channel[1] = input.sym_size(1);
+  return normalized_by(input, mean.view_symint(per_channel), rstd.view_symint(per_channel));
+}
+
+at::Tensor SavedNormalization::zero_mean() const { return at::zeros_like(rstd); }
+
+at::Tensor SavedNormalization::unit_rstd() const { return at::ones_like(rstd); }
+
+bool needs_normalized(const Normalization& tensors) { return wants_grad(tensors.input) || wants_grad(tensors.weight); }
+
+void save_normalization_of(torch::autograd::AutogradContext* ctx, const Normalization& tensors,
+                           const at::Tensor& normalized, const Quantization& quantization,
+                           const std::optional<at::Tensor>& rng_state) {
   at::Tensor packed;
-  if (wants_grad(tensors.input) || wants_grad(tensors.weight)) {
-    packed = save_packed(ctx, tensors.input, quantization, rng_state);
+  if (normalized.defined()) {
+    packed = save_packed(ctx, normalized, quantization, rng_state);
   } else {
     save_layout(ctx, storage_order(tensors.input));
   }
-  ctx->save_for_backward({packed, tensors.weight, tensors.bias, tensors.mean, tensors.rstd});
-  save_parameter_presence(ctx, has_weight, has_bias);
+  ctx->save_for_backward({packed, tensors.weight, tensors.bias, tensors.rstd});
 }
 
 SavedNormalization saved_normalization(torch::autograd::AutogradContext* ctx, const at::Tensor& grad_output) {
   const torch::autograd::variable_list saved = ctx->get_saved_variables();
   const std::array<bool, 3> wanted = wanted_gradients(ctx);
-  return {{.input = wanted[0] || wanted[1] ? unpack_saved(ctx, saved[0]) : activation_like(ctx, grad_output),
-           .weight = saved[1],
-           .bias = saved[2],
-           .mean = saved[3],
-           .rstd = saved[4]},
-          wanted};
+  return {.normalized = wanted[0] || wanted[1] ? unpack_saved(ctx, saved[0]) : activation_like(ctx, grad_output),
+          .weight = saved[1],
+          .bias = saved[2],
+          .rstd = saved[3],
+          .wanted = wanted};
+}
+
+bool keeps_input(const at::Tensor& input, const SaveOptions& saving) {
+  return !saving.retention.compress || input.sym_numel() == 0 || has_shared_copy(input, saving.retention);
+}
+
+UnitStatistics unit_statistics(const at::Tensor& rstd, const at::Tensor& weight) {
+  return {.zero = at::zeros_like(rstd),
+          .one = at::ones_like(rstd),
+          .weight = weight.defined() ? with_dtype(weight, at::kFloat).mul(rstd) : rstd};
 }
 
 }  // namespace actnn

@@ -97,6 +97,10 @@ SavedActivation save_own(torch::autograd::AutogradContext* ctx, const at::Tensor
 
 }  // namespace
 
+bool has_shared_copy(const at::Tensor& input, const Retention& retention) {
+  return shared_copy_of(input, retention).has_value();
+}
+
 SavedActivation save_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
                                 const SaveOptions& saving, std::optional<Channels> channels) {
   const std::optional<SharedCopy> shared = shared_copy_of(input, saving.retention);

@@ -104,14 +104,16 @@ at::Tensor normalize_distributed(const at::Tensor& input, const OptionalTensor& 
 
 // --- Backward --------------------------------------------------------------------------------------------------------
 
-/// Forward's input, as it was saved, with the statistics of all ranks.
+at::Tensor inverse_deviation(const at::Tensor& var, double eps) { return (var + eps).rsqrt_(); }
+
+/// Forward's input with the statistics of all ranks, or x-hat with its own.
 struct DistributedNormalized {
   at::Tensor input;
   at::Tensor mean;
   at::Tensor var;
   double eps;
-
-  at::Tensor rstd() const { return (var + eps).rsqrt_(); }
+  at::Tensor rstd;
+  OptionalTensor weight;  ///< float32; none is 1
 
   /// Torch has kernels for exactly this on CUDA; they read contiguous tensors, and have no Meta kernels.
   bool has_own_kernels() const { return input.is_cuda() && !is_traced(input); }
@@ -124,32 +126,31 @@ at::Tensor local_sums(const at::Tensor& grad, const DistributedNormalized& x) {
   }
   if (x.has_own_kernels()) {
     const auto [sum, sum_centered, no_weight, no_bias] =
-        at::batch_norm_backward_reduce(grad, x.input, x.mean, x.rstd(), {}, /*input_g=*/true,
+        at::batch_norm_backward_reduce(grad, x.input, x.mean, x.rstd, {}, /*input_g=*/true,
                                        /*weight_g=*/false, /*bias_g=*/false);
-    return at::cat({sum, sum_centered * x.rstd()});
+    return at::cat({sum, sum_centered * x.rstd});
   }
   // They are the gradients of weight and bias; the weight, here any tensor, says that they are wanted in float32.
   // CUDA's kernel reads the saved statistics in evaluation mode too, the CPU's the running ones.
   const auto [no_input, sum_normalized, sum] =
-      at::native_batch_norm_backward(grad, x.input, /*weight=*/x.var, x.mean, x.var, x.mean, x.rstd(),
+      at::native_batch_norm_backward(grad, x.input, /*weight=*/x.var, x.mean, x.var, x.mean, x.rstd,
                                      /*train=*/false, x.eps, {false, true, true});
   return at::cat({sum, sum_normalized});
 }
 
 /// weight / deviation * (grad - E[grad] - x-hat * E[grad x-hat]), with the expectations over all ranks' batches.
-at::Tensor input_gradient(const at::Tensor& grad, const DistributedNormalized& x, const OptionalTensor& weight,
-                          const at::Tensor& expectation, const at::Tensor& expectation_normalized) {
+at::Tensor input_gradient(const at::Tensor& grad, const DistributedNormalized& x, const at::Tensor& expectation,
+                          const at::Tensor& expectation_normalized) {
   if (x.input.sym_numel() == 0) {
     return at::empty_like(x.input);
   }
-  const at::Tensor rstd = x.rstd();
   if (x.has_own_kernels()) {
     // It takes sums and counts; expectations and 1 are a special case.
-    return at::batch_norm_backward_elemt(grad, x.input, x.mean, rstd, weight, expectation,
-                                         expectation_normalized / rstd,
+    return at::batch_norm_backward_elemt(grad, x.input, x.mean, x.rstd, x.weight, expectation,
+                                         expectation_normalized / x.rstd,
                                          at::ones({1}, x.mean.options().dtype(at::kInt)));
   }
-  const at::Tensor scale = weight.has_value() ? rstd * *weight : rstd;
+  const at::Tensor scale = x.weight.has_value() ? x.rstd * *x.weight : x.rstd;
   const at::Tensor negative = scale.neg();
   // In float32: the terms cancel.
   at::Tensor result = normalize(x.input.to(at::kFloat), negative * expectation_normalized, negative * expectation,
@@ -169,15 +170,26 @@ class SyncBatchNorm : public torch::autograd::Function<SyncBatchNorm> {
     const at::AutoDispatchBelowADInplaceOrView guard;
     const Moments moments = joint_moments(input, group_name);
     const at::Tensor output = normalize_distributed(input, weight, bias, statistics, moments);
-    SavedActivation saved;
-    if (wants_grad(weight) || wants_grad(input)) {
-      saved = save_activation(ctx, input, saving);
-    }
-    ctx->save_for_backward(
-        {weight.value_or(at::Tensor()), moments.mean, moments.var, moments.count, saved.data, saved.parameters});
+    auto& data = ctx->saved_data;
     save_parameter_presence(ctx, weight.has_value(), bias.has_value());
-    ctx->saved_data["eps"] = statistics.eps;
-    ctx->saved_data["group_name"] = group_name;
+    data["group_name"] = group_name;
+    if (!wants_grad(weight) && !wants_grad(input)) {
+      return output;
+    }
+    const at::Tensor own_weight = weight.value_or(at::Tensor());
+    const bool keeps_normalized = !keeps_input(input, saving);
+    data["keeps_normalized"] = keeps_normalized;
+    if (keeps_normalized) {
+      const at::Tensor rstd = inverse_deviation(moments.var, statistics.eps);
+      const at::Tensor normalized = normalized_value(own_weight, bias.value_or(at::Tensor()), output,
+                                                     [&] { return normalized_by_channel(input, moments.mean, rstd); });
+      const SavedActivation saved = save_activation(ctx, normalized, saving);
+      ctx->save_for_backward({own_weight, moments.count, saved.data, saved.parameters, rstd});
+    } else {
+      const SavedActivation saved = save_activation(ctx, input, saving);
+      ctx->save_for_backward({own_weight, moments.count, saved.data, saved.parameters, moments.mean, moments.var});
+      data["eps"] = statistics.eps;
+    }
     return output;
   }
 
@@ -185,13 +197,13 @@ class SyncBatchNorm : public torch::autograd::Function<SyncBatchNorm> {
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     refuse_double_backward(kSyncBatchNormName);
     auto& data = ctx->saved_data;
-    const variable_list saved = ctx->get_saved_variables();
     const auto [wants_input, wants_weight, wants_bias] = wanted_gradients(ctx);
     at::Tensor grad = grad_outputs[0];
     if (!wants_input && !wants_weight) {
       return {{}, {}, wants_bias ? grad.sum(all_but_channels(grad), false, at::kFloat) : at::Tensor(), {}, {}, {}};
     }
-    DistributedNormalized x{saved_activation(ctx, {saved[4], saved[5]}), saved[1], saved[2], data["eps"].toDouble()};
+    const variable_list saved = ctx->get_saved_variables();
+    DistributedNormalized x = saved_normalized(ctx, saved);
     if (x.has_own_kernels()) {
       const at::MemoryFormat format = x.input.suggest_memory_format();
       x.input = x.input.contiguous(format);
@@ -201,11 +213,28 @@ class SyncBatchNorm : public torch::autograd::Function<SyncBatchNorm> {
     at::Tensor grad_input;
     if (wants_input) {
       const auto expectations =
-          distributed_sum(kSyncBatchNormName, sums, data["group_name"].toStringRef()).div_(saved[3]).chunk(2);
-      grad_input = input_gradient(grad, x, to_float(saved[0]), expectations[0], expectations[1]);
+          distributed_sum(kSyncBatchNormName, sums, data["group_name"].toStringRef()).div_(saved[1]).chunk(2);
+      grad_input = input_gradient(grad, x, expectations[0], expectations[1]);
     }
     const auto local = sums.chunk(2);
     return {grad_input, wants_weight ? local[1] : at::Tensor(), wants_bias ? local[0] : at::Tensor(), {}, {}, {}};
+  }
+
+ private:
+  static DistributedNormalized saved_normalized(AutogradContext* ctx, const variable_list& saved) {
+    auto& data = ctx->saved_data;
+    const at::Tensor value = saved_activation(ctx, {saved[2], saved[3]});
+    if (data["keeps_normalized"].toBool()) {
+      const auto [zero, one, weight] = unit_statistics(saved[4], saved[0]);
+      return {.input = value, .mean = zero, .var = one, .eps = 0, .rstd = one, .weight = weight};
+    }
+    const double eps = data["eps"].toDouble();
+    return {.input = value,
+            .mean = saved[4],
+            .var = saved[5],
+            .eps = eps,
+            .rstd = inverse_deviation(saved[5], eps),
+            .weight = to_float(saved[0])};
   }
 };
 

@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/native_batch_norm.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/where.h>
@@ -24,6 +25,16 @@
 #include "src/ops/tensors.h"
 
 namespace actnn {
+
+namespace {
+
+/// What a batch norm packs, by this batch's own statistics: a running mean, or that of all ranks, moves ranges little.
+at::Tensor normalized(const at::Tensor& input) {
+  return std::get<0>(at::native_batch_norm(input, /*weight=*/{}, /*bias=*/{}, /*running_mean=*/{}, /*running_var=*/{},
+                                           /*training=*/true, /*momentum=*/0, /*eps=*/1e-5));
+}
+
+}  // namespace
 
 /// Sees the gradients that the backward of one use of a layer gets and gives.
 class SchemeObserver : public torch::autograd::FunctionPostHook {
@@ -104,7 +115,9 @@ Plan Scheme::plan(const at::Tensor& input) {
   }
 
   const int64_t group_size = config.pergroup ? config.group_size : align_up(dim_, kGroupSizeMultiple);
-  Use use{.range = group_range_squares(input, group_size), .dim = dim_, .batch = policy_->batch()};
+  Use use{.range = group_range_squares(options_.normalization ? normalized(input) : input, group_size),
+          .dim = dim_,
+          .batch = policy_->batch()};
   std::optional<at::Tensor> gradient;
   if (!options_.normalization) {
     const int64_t pixels = dim_ / input.size(options_.channel_dim);

@@ -92,9 +92,9 @@ def layers_with_copies(flags):
         (actnn.QTanh(config=flags), torch.randn(20, 96, requires_grad=True) * 1, 0, 1),
         (actnn.QSoftmax(-1, config=flags), torch.randn(20, 96, requires_grad=True) * 1, 0, 2),
         (actnn.QLogSoftmax(-1, config=flags), torch.randn(20, 96, requires_grad=True) * 1, 0, 1),
-        (actnn.QLayerNorm(96, config=flags), torch.randn(20, 96, requires_grad=True) * 1, 2 * 20 * 4, 1),
+        (actnn.QLayerNorm(96, config=flags), torch.randn(20, 96, requires_grad=True) * 1, 20 * 4, 1),
         (actnn.QRMSNorm(96, config=flags), torch.randn(20, 96, requires_grad=True) * 1, 20 * 4, 1),
-        (actnn.QGroupNorm(4, 96, config=flags), torch.randn(20, 96, requires_grad=True) * 1, 2 * 80 * 4, 1),
+        (actnn.QGroupNorm(4, 96, config=flags), torch.randn(20, 96, requires_grad=True) * 1, 80 * 4, 1),
     ]
 
 

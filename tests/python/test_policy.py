@@ -63,11 +63,14 @@ def test_sensitivities_of_linear_layers(shape, device):
     torch.testing.assert_close(layer.scheme.C.double(), 256 / pixels / 4 * ranges(x), rtol=1e-4, atol=0)
 
 
-def test_sensitivities_of_batch_norms_are_ranges(device):
-    layer = actnn.QBatchNorm2d(4, config=Config())
+@pytest.mark.parametrize("training", [True, False])
+def test_sensitivities_of_batch_norms_are_ranges_of_the_normalized_value(training, device):
+    layer = actnn.QBatchNorm2d(4, config=Config()).train(training)
     x = scaled(6, 4, 9, 8)
-    layer(x)
-    torch.testing.assert_close(layer.scheme.C.double(), ranges(x), rtol=1e-4, atol=0)
+    for units in (1.0, torch.tensor([1e-2, 1.0, 1e2, 1e4]).view(-1, 1, 1)):  # the same whatever the channels' units
+        layer(7 * units + units * x)
+        expected = ranges(torch.nn.functional.batch_norm(x, None, None, training=True))
+        torch.testing.assert_close(layer.scheme.C.double(), expected, rtol=1e-2, atol=0)
 
 
 def test_without_pergroup_a_sample_is_a_group(device):

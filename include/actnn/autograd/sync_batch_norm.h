@@ -11,7 +11,7 @@
 namespace actnn {
 
 /// Batch norm over the batches of all ranks of a process group, as `torch.nn.SyncBatchNorm`, saving a quantized copy of
-/// its input for backward. Unlike torch's, it also runs on the CPU.
+/// x-hat for backward, as `actnn::batch_norm` does. Unlike torch's, it also runs on the CPU.
 ///
 /// `input`: [N, C] or [N, C, ...], float32, float16 or bfloat16, in any memory format; ranks may differ in N, which may
 /// be 0, and in the other sizes except C. `weight`, `bias`, `running_mean`, `running_var`: [C] or none, in the type of
@@ -30,7 +30,7 @@ namespace actnn {
 /// Result, running statistics and the gradient of bias do not depend on the copy. The other gradients are those that
 /// `actnn::batch_norm` has of the concatenated batches: that of weight unbiased, that of input up to Var[x-hat] / n.
 /// The same inputs give the same result to rounding: the backend chooses the order, and with it the rounding, of sums
-/// over ranks. Saves the copy, where a gradient of input or weight is wanted, and 2 C + 1 numbers. Double backward
+/// over ranks. Saves the copy and C + 1 numbers, where a gradient of input or weight is wanted. Double backward
 /// raises an error; so do a group that is not registered, and in training mode a torch that was built without its
 /// distributed package.
 ///

@@ -19,7 +19,7 @@
 namespace actnn::nn {
 
 /// Options of batch norms: those of `torch::nn::BatchNormOptions`, with the same names and defaults, and the
-/// quantization of the saved input. `momentum` none: running statistics are the plain average over all batches.
+/// quantization of the saved x-hat. `momentum` none: running statistics are the plain average over all batches.
 struct BatchNormOptions : QuantizationOptions<BatchNormOptions> {
   /* implicit */ BatchNormOptions(int64_t num_features) : num_features_(num_features) {}
 
@@ -101,7 +101,7 @@ class BatchNormNdImpl : public BatchNormBase<Derived> {
 
 }  // namespace detail
 
-/// `torch::nn::BatchNorm1d` that keeps a quantized copy of its input for backward. `input`: [N, C] or [N, C, L],
+/// `torch::nn::BatchNorm1d` that keeps a quantized copy of x-hat for backward. `input`: [N, C] or [N, C, L],
 /// float32, float16 or bfloat16. Result, running statistics and gradient of bias are torch's, bit for bit;
 /// `actnn::batch_norm` says what the other gradients are. Parameters, buffers, their names and the archives are those
 /// of torch's layer.
@@ -128,7 +128,7 @@ class BatchNorm3dImpl : public detail::BatchNormNdImpl<3, BatchNorm3dImpl, torch
 };
 TORCH_MODULE(BatchNorm3d);
 
-/// Batch norm over all ranks of a process group, as `torch.nn.SyncBatchNorm`, that keeps a quantized copy of its input
+/// Batch norm over all ranks of a process group, as `torch.nn.SyncBatchNorm`, that keeps a quantized copy of x-hat
 /// for backward; on the CPU (gloo) and on CUDA (NCCL). `input`: [N, C] or [N, C, ...], float32, float16 or bfloat16.
 /// `actnn::sync_batch_norm` says what the ranks must agree on, and what result and gradients are. It is BatchNorm,
 /// without collectives, in evaluation mode, with the batch's own statistics where running ones are not tracked.

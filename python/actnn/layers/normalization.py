@@ -1,4 +1,4 @@
-"""Norms, which keep their input and exact statistics."""
+"""Norms, which keep what they have normalized, and exact deviations."""
 
 import torch
 from torch import Tensor, nn
@@ -105,49 +105,49 @@ class _InstanceNorm(QuantizedLayer):
 
 @compressed_form_of(nn.BatchNorm1d)
 class QBatchNorm1d(_BatchNorm, nn.BatchNorm1d):
-    """`torch.nn.BatchNorm1d` that keeps its input in `bits` + 0.125 bits per element."""
+    """`torch.nn.BatchNorm1d` that keeps x-hat in `bits` + 0.125 bits per element."""
 
 
 @compressed_form_of(nn.BatchNorm2d)
 class QBatchNorm2d(_BatchNorm, nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` that keeps its input in `bits` + 0.125 bits per element."""
+    """`torch.nn.BatchNorm2d` that keeps x-hat in `bits` + 0.125 bits per element."""
 
 
 @compressed_form_of(nn.BatchNorm3d)
 class QBatchNorm3d(_BatchNorm, nn.BatchNorm3d):
-    """`torch.nn.BatchNorm3d` that keeps its input in `bits` + 0.125 bits per element."""
+    """`torch.nn.BatchNorm3d` that keeps x-hat in `bits` + 0.125 bits per element."""
 
 
 @compressed_form_of(nn.SyncBatchNorm)
 class QSyncBatchNorm(_SyncBatchNorm, nn.SyncBatchNorm):
-    """`torch.nn.SyncBatchNorm` that keeps its input in `bits` + 0.125 bits per element; on the CPU too."""
+    """`torch.nn.SyncBatchNorm` that keeps x-hat in `bits` + 0.125 bits per element; on the CPU too."""
 
 
 @compressed_form_of(nn.LayerNorm)
 class QLayerNorm(_LayerNorm, nn.LayerNorm):
-    """`torch.nn.LayerNorm` that keeps its input in `bits` + 0.125 bits per element."""
+    """`torch.nn.LayerNorm` that keeps x-hat in `bits` + 0.125 bits per element."""
 
 
 @compressed_form_of(nn.RMSNorm)
 class QRMSNorm(_RMSNorm, nn.RMSNorm):
-    """`torch.nn.RMSNorm` that keeps its input in `bits` + 0.125 bits per element."""
+    """`torch.nn.RMSNorm` that keeps x-hat in `bits` + 0.125 bits per element."""
 
 
 @compressed_form_of(nn.GroupNorm)
 class QGroupNorm(_GroupNorm, nn.GroupNorm):
-    """`torch.nn.GroupNorm` that keeps its input in `bits` + 0.125 bits per element."""
+    """`torch.nn.GroupNorm` that keeps x-hat in `bits` + 0.125 bits per element."""
 
 
 @compressed_form_of(nn.InstanceNorm1d)
 class QInstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
-    """`torch.nn.InstanceNorm1d` that keeps its input in `bits` + 0.125 bits per element."""
+    """`torch.nn.InstanceNorm1d` that keeps x-hat in `bits` + 0.125 bits per element."""
 
 
 @compressed_form_of(nn.InstanceNorm2d)
 class QInstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
-    """`torch.nn.InstanceNorm2d` that keeps its input in `bits` + 0.125 bits per element."""
+    """`torch.nn.InstanceNorm2d` that keeps x-hat in `bits` + 0.125 bits per element."""
 
 
 @compressed_form_of(nn.InstanceNorm3d)
 class QInstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
-    """`torch.nn.InstanceNorm3d` that keeps its input in `bits` + 0.125 bits per element."""
+    """`torch.nn.InstanceNorm3d` that keeps x-hat in `bits` + 0.125 bits per element."""
