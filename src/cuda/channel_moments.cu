@@ -34,7 +34,7 @@ struct PartRows {
 template <class Element, bool kVectors>
 __global__ void __launch_bounds__(kMostThreads)
     moments_kernel(const Element* x, const ColumnTiles tiles, const PartialSums partial, int64_t* batches) {
-  using Place = ColumnPlace<Element, kVectors>;
+  using Place = ColumnPlace<Element, kVectors, kVectorElements<Element>>;
   constexpr int kChannels = Place::kChannels;
   if (batches && thread_index() == 0) {
     ++*batches;
@@ -147,7 +147,7 @@ cudaError_t find_moments(const void* x, ElementType type, int64_t rows, int64_t 
 }  // namespace
 
 int64_t norm_act_scratch(int64_t rows, int64_t channels, ElementType type) {
-  return 2 * tiles_of_sums(rows, channels, type).parts * channels;
+  return 2 * std::max(tiles_of_sums(rows, channels, type).parts, warps_of_sums(rows, channels).parts) * channels;
 }
 
 cudaError_t channel_moments(const void* x, ElementType type, int64_t rows, int64_t channels, float* scratch,

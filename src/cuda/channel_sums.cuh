@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "src/cuda/column_tiles.cuh"
+#include "src/cuda/warp_columns.cuh"
 
 /// \file
 /// Sums over the rows of each channel, in a fixed order: in single precision over the rows of a thread, in double over
@@ -21,9 +22,20 @@ inline constexpr int64_t kFewestSumTiles = 4;
 inline constexpr int64_t kMostSumTiles = 16;
 
 inline ColumnTiles tiles_of_sums(int64_t rows, int64_t channels, ElementType type) {
-  const ColumnTiles tiles(rows, channels, type, kSumThreads, kMostSumTiles);
+  const int thread_channels = static_cast<int>(sizeof(Vector) / element_size(type));
+  const ColumnTiles tiles(rows, channels, thread_channels, kSumThreads, kMostSumTiles);
   const bool is_small = tiles.tiles < tiles.parts * kFewestSumTiles;
-  return is_small ? ColumnTiles(rows, channels, type, kFewSumThreads, kMostSumTiles) : tiles;
+  return is_small ? ColumnTiles(rows, channels, thread_channels, kFewSumThreads, kMostSumTiles) : tiles;
+}
+
+/// As `tiles_of_sums`, of warps for themselves: one round of 16 a multiprocessor, or so many that a thread has up to
+/// 256 rows.
+inline constexpr int64_t kSumWarps = 132 * int64_t{16};
+inline constexpr int kMostSumPasses = 32;
+inline WarpColumns warps_of_sums(int64_t rows, int64_t channels) {
+  const WarpColumns columns(rows, channels, kSumWarps);
+  const int64_t wanted = columns.strips * ceil_div(columns.items, int64_t{kMostSumPasses} >> columns.passes_log2);
+  return wanted <= kSumWarps ? columns : WarpColumns(rows, channels, wanted);
 }
 
 /// Two sums of each of a thread's channels.

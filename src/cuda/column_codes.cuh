@@ -90,94 +90,101 @@ class OctetMask {
   float bits_ = kIntegerInMantissa;
 };
 
-/// What the codes of a packed tensor are decoded with.
-class NoiseSource {
- public:
-  __device__ explicit NoiseSource(const PackedHeader& header)
-      : random_(header.random()), mask_(header.dithered() ? ~0U : 0U) {}
+/// How codes of a group become copies: with n as of `DecodingGrid`, copy = start + scale (2 n - offset), where the
+/// grids of sides have a scale of each side. The offset is that of a grid of sides with dither, 255; twice n - 127.5
+/// is an integer, and the product is exact. Bits of 2^23 + 2 n come from the codes, so that one subtraction takes away
+/// both.
+struct alignas(16) DecodingColumn {
+  float above;
+  float below;
+  float start;
+  float power;  ///< 2^23 + offset; negative where no copy can be NaN
 
-  __device__ bool dithered() const { return mask_ != 0; }
-
-  /// The bytes below the codes of two channels (`DecodingGrid`).
-  __device__ PhiloxBlock below_codes(uint64_t block) const {
-    PhiloxBlock noise = random_.block(block);
-#pragma unroll
-    for (uint32_t& word : noise.word) {
-      word = ~word & mask_;
-    }
-    return noise;
+  __device__ static DecodingColumn plain(GroupParameters parameters, ElementType type, bool dithered) {
+    const DecodingGrid grid(parameters, type, dithered);
+    const float scale = 0.5F * grid.scale;
+    const bool may_be_nan = is_nan(grid.start) || (parameters.step & kHasNanCode) != 0;
+    return {scale, scale, grid.start, may_be_nan ? kIntegerInMantissa : -kIntegerInMantissa};
+  }
+  /// A group that cannot be represented has NaN in the place of its first step.
+  __device__ static DecodingColumn sided(GroupParameters parameters, bool dithered) {
+    constexpr float kHalf = 0.5F / kNoises;
+    const float above = to_float(BFloat16{parameters.minimum});
+    const bool may_be_nan = is_nan(above) || (parameters.step & kHasNanCode) != 0;
+    const float power = kIntegerInMantissa + (dithered ? 255.0F : 0.0F);
+    return {above * kHalf, -step_to_float(parameters.step) * kHalf, is_nan(above) ? above : 0.0F,
+            may_be_nan ? power : -power};
   }
 
- private:
-  RandomState random_;
-  uint32_t mask_;
+  __device__ bool may_be_nan() const { return power > 0.0F; }
+  __device__ bool is_nan_group() const { return is_nan(start); }
 };
 
-/// Decodes the eight copies of a channel. On the grids of sides, code and noise stand in the mantissa of 2^22, whose
-/// last bit is a half: half a step, which dither subtracts, goes with the power of two in one subtraction.
+/// Decodes the eight copies of a channel.
 class OctetDecoder {
  public:
   /// `bits`: of codes; `dithered`: whether noise is subtracted.
   __device__ OctetDecoder(int bits, bool dithered)
       : bits_(bits),
-        middle_(kHalfInMantissa + (dithered ? 127.5F : 0.0F)),
-        mask_(highest_code(bits)),
-        dithered_(dithered) {}
+        places_(opaque(highest_code(bits) << kPlace)),
+        power_(bits_of(kIntegerInMantissa) + (dithered ? 2 * (kNoises - 1) : 0)),
+        minus_two_(opaque(dithered ? 0xFE : 0)) {}
 
-  /// `below`: the noise of the channel, of rows 0-3 and 4-7; bit j of `sides`: that of row j. Returns bits of the
-  /// copies that are NaN.
-  template <bool kSided>
-  __device__ uint32_t decode(const CodeHalves& codes, const uint32_t (&below)[2], GroupParameters parameters,
-                             ElementType type, uint32_t sides, float (&copies)[kRows]) const {
-    if constexpr (kSided) {
-      // A group that cannot be represented has NaN in the place of its first step.
-      const float above_step = to_float(BFloat16{parameters.minimum});
-      const float above = above_step * (1.0F / kNoises);
-      const float below_scale = is_nan(above_step) ? above_step : -step_to_float(parameters.step) * (1.0F / kNoises);
+  /// `noise`: of the channel, of rows 0-3 and 4-7; bit j of `sides`: that of row j. Without `kBothSides`, copies below
+  /// the kink are not used.
+  template <bool kBothSides>
+  __device__ void decode(const CodeHalves& codes, const uint32_t (&noise)[2], const DecodingColumn& column,
+                         uint32_t sides, float (&copies)[kRows]) const {
 #pragma unroll
-      for (int j = 0; j < kRows; ++j) {
-        const float n = float_of(noisy<2>(codes, below, j, bits_of(kHalfInMantissa))) - middle_;
-        copies[j] = n * (((sides >> j) & 1U) != 0 ? above : below_scale);
-      }
-    } else {
-      const DecodingGrid grid(parameters, type, dithered_);
-#pragma unroll
-      for (int j = 0; j < kRows; ++j) {
-        const float n = float_of(noisy<1>(codes, below, j, bits_of(kIntegerInMantissa))) - kIntegerInMantissa;
-        copies[j] = __fmaf_rn(n, grid.scale, grid.start);
-      }
+    for (int j = 0; j < kRows; ++j) {
+      const float n = float_of(noisy(codes, noise, j)) - fabsf(column.power);
+      const bool is_above = !kBothSides || ((sides >> j) & 1U) != 0;
+      copies[j] = __fmaf_rn(n, is_above ? column.above : column.below, column.start);
     }
-    uint32_t nans =
-        is_nan(kSided ? to_float(BFloat16{parameters.minimum}) : parameter_to_float(parameters.minimum, type)) ? 0xFFU
-                                                                                                               : 0;
-    if ((parameters.step & kHasNanCode) != 0) {
+  }
+
+  /// Makes those copies NaN that are. Returns a bit for each of them.
+  __device__ uint32_t set_nans(const CodeHalves& codes, const DecodingColumn& column, float (&copies)[kRows]) const {
+    const uint32_t highest = highest_code(bits_);
+    uint32_t nans = 0;
 #pragma unroll
-      for (int j = 0; j < kRows; ++j) {
-        if (((codes.half[j / 4] >> (j % 4 * bits_)) & mask_) == mask_) {
-          copies[j] = float_of(kNanFloat32);
-          nans |= 1U << j;
-        }
+    for (int j = 0; j < kRows; ++j) {
+      const bool is_last = ((codes.half[j / 4] >> (j % 4 * bits_)) & highest) == highest;
+      if (column.is_nan_group() || (column.may_be_nan() && is_last)) {
+        copies[j] = float_of(kNanFloat32);
+        nans |= 1U << j;
       }
     }
     return nans;
   }
 
- private:
-  static constexpr float kHalfInMantissa = 4194304.0F;
+  /// Reads the octet that begins `shift` bits behind the first of three words. The halves have others above their bits.
+  __device__ CodeHalves load(const uint32_t* words, uint32_t shift) const {
+    const uint32_t low = __funnelshift_r(words[0], words[1], shift);
+    const uint32_t high = __funnelshift_r(words[1], words[2], shift);
+    return {{low, __funnelshift_rc(low, high, 4 * bits_)}};
+  }
 
-  /// kUnit times code and noise of row j, in the low bits of `power`. The code is rotated to where it belongs.
-  template <uint32_t kUnit>
-  __device__ uint32_t noisy(const CodeHalves& codes, const uint32_t (&below)[2], int j, uint32_t power) const {
-    constexpr int kPlace = kNoiseBits + (kUnit == 2 ? 1 : 0);
+ private:
+  static constexpr int kPlace = kNoiseBits + 1;
+
+  /// Bits of 2^23 + 2 n of row j. The code is rotated to where it belongs; of the noise, twice the byte is subtracted
+  /// from twice 255, in one instruction.
+  __device__ uint32_t noisy(const CodeHalves& codes, const uint32_t (&noise)[2], int j) const {
     const uint32_t half = codes.half[j / 4];
     const uint32_t rotated = __funnelshift_l(half, half, kPlace - j % 4 * bits_);
-    return __dp4a(below[j / 4], kUnit << (8 * (j % 4)), (rotated & (mask_ << kPlace)) | power);
+    const uint32_t undithered = (rotated & places_) | power_;
+    uint32_t dithered;
+    asm("dp4a.u32.s32 %0, %1, %2, %3;"
+        : "=r"(dithered)
+        : "r"(noise[j / 4]), "r"(minus_two_ << (8 * (j % 4))), "r"(undithered));
+    return dithered;
   }
 
   int bits_;
-  float middle_;
-  uint32_t mask_;
-  bool dithered_;
+  uint32_t places_;
+  uint32_t power_;
+  uint32_t minus_two_;  ///< as a byte; 0 where no noise is subtracted
 };
 
 }  // namespace actnn::cuda

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "actnn/core/activation.h"
 #include "actnn/core/norm_act.h"
@@ -8,6 +9,7 @@
 #include "src/cuda/column_codes.cuh"
 #include "src/cuda/column_stage.cuh"
 #include "src/cuda/column_tiles.cuh"
+#include "src/cuda/warp_columns.cuh"
 
 /// \file
 /// What a normalization's backward reads of the elements of a tile: copies, unpacked or computed from the
@@ -60,122 +62,154 @@ struct Backward {
   }
 };
 
-/// A tile's parameters, codes and masks in shared memory, in two places by turns, so that one tile is fetched while
-/// another is still read.
-template <class Place>
-class SavedStage {
- public:
+/// Where the parts of a warp's stage are, in bytes; found at launch. What is decoded with comes first.
+struct StageParts {
+  StageShape values;
+  StageShape mask;
+  int parameters = 0;
+  int codes = 0;
+  int sides = 0;       ///< the first mask; without masks, ones in its place
+  int passes;          ///< the last mask, likewise
+  int mask_channel;    ///< bytes from a channel to the next
+  int all;             ///< a multiple of 16
+  int decoding_group;  ///< entries of a group
+
   template <class Element>
-  static int bytes(const ColumnTiles& tiles, const Backward<Element>& backward) {
-    return 2 * Sizes(tiles, backward.values, backward.masks).all;
+  StageParts(const WarpColumns& columns, const Backward<Element>& backward)
+      : values(columns, backward.values.layout.group_rows, backward.values.layout.bits),
+        mask(columns, backward.masks.layout.group_rows, 1),
+        decoding_group((kPackedChannels + 1) << columns.width_log2) {
+    if (backward.values.packed) {
+      parameters = values.groups() * decoding_group * static_cast<int>(sizeof(DecodingColumn));
+      codes = parameters +
+              values.groups() * (kPackedChannels << columns.width_log2) * static_cast<int>(sizeof(GroupParameters));
+      sides = codes + values.bytes();
+    }
+    const int masks = backward.masks.layout.masks;
+    passes = sides + (masks > 1 ? mask.bytes() : 0);
+    mask_channel = masks == 0 ? 0 : mask.channel;
+    all = masks == 0 ? sides + kTileRows : passes + mask.bytes();
   }
 
-  template <class Element>
-  __device__ SavedStage(uint8_t* memory, const ColumnTiles& tiles, const Backward<Element>& backward)
-      : memory_(memory),
-        tiles_(tiles),
-        values_(backward.values),
-        masks_(backward.masks),
-        sizes_(tiles, backward.values, backward.masks),
-        group_octets_log2_(group_rows_log2(backward.values.layout.group_rows) - 3) {}
+  /// Of a block.
+  int bytes() const { return kUnpackingWarps * all; }
+};
 
-  __device__ int masks() const { return masks_.layout.masks; }
-
-  /// Starts fetching a tile.
-  __device__ void fetch(const Place& place, int64_t tile) {
-    turn_ = sizes_.all - turn_;
-    if (values_.packed) {
-      codes().fetch(place, tile, values_.codes());
-      fetch_parameters(tile);
+/// A tile's codes and masks and what they are decoded with, in the shared memory of a warp. All threads of the warp
+/// take part in everything.
+template <class Element, class Place>
+class SavedStage {
+ public:
+  __device__ SavedStage(uint4* memory, const WarpColumns& columns, const Backward<Element>& backward,
+                        const StageParts& parts)
+      : memory_(reinterpret_cast<uint8_t*>(memory) + static_cast<int>(threadIdx.x / kWarp) * parts.all),
+        columns_(columns),
+        backward_(backward),
+        parts_(parts) {
+    if (masks() == 0) {
+      reinterpret_cast<uint2*>(memory_ + parts_.sides)[lane_index()] = make_uint2(~0U, ~0U);
     }
-    for (int number = 0; number < masks(); ++number) {
-      mask(number).fetch(place, tile, masks_.mask(number));
+  }
+
+  /// Starts fetching a tile, in the place of the one before.
+  __device__ void fetch(int64_t tile) {
+    __syncwarp();
+    const ColumnLayout<int64_t>& layout = backward_.values.layout;
+    if (backward_.values.packed) {
+      StageFetch<Place>(layout, columns_, parts_.values).fetch(tile, backward_.values.codes(), memory_ + parts_.codes);
+      for_each_group([&](int group, int c) {
+        const int64_t block = tile * parts_.values.groups() + group;
+        const int64_t channel = columns_.first_channel() + c;
+        if (channel < layout.channels && block * layout.group_rows < layout.rows) {
+          __pipeline_memcpy_async(parameters() + group * columns_.strip_channels() + c,
+                                  backward_.values.parameters() + block * layout.channels + channel,
+                                  sizeof(GroupParameters));
+        }
+      });
+    }
+    const StageFetch<Place> mask(backward_.masks.layout, columns_, parts_.mask);
+    if (masks() > 0) {
+      mask.fetch(tile, backward_.masks.mask(0), memory_ + parts_.sides);
+    }
+    if (masks() > 1) {
+      mask.fetch(tile, backward_.masks.mask(1), memory_ + parts_.passes);
     }
     __pipeline_commit();
   }
 
-  /// Waits for the tile that was fetched last. All threads take part.
-  __device__ void wait() const {
+  /// Waits for the tile. `is_linear(channel)`: whether a channel has a plain grid where others have those of sides.
+  /// Returns whether copies may be NaN.
+  template <class IsLinear>
+  __device__ bool wait(bool dithered, IsLinear&& is_linear) const {
     __pipeline_wait_prior(0);
-    __syncthreads();
+    __syncwarp();
+    bool may_be_nan = false;
+    if (backward_.values.packed) {
+      for_each_group([&](int group, int c) {
+        const int64_t channel = min(columns_.first_channel() + c, columns_.channels - 1);
+        const GroupParameters own = parameters()[group * columns_.strip_channels() + c];
+        const DecodingColumn column = backward_.sided && !is_linear(channel)
+                                          ? DecodingColumn::sided(own, dithered)
+                                          : DecodingColumn::plain(own, kTypeOf<Element>, dithered);
+        decoding()[group * parts_.decoding_group + table_entry<Place>(c / Place::kChannels, c % Place::kChannels)] =
+            column;
+        may_be_nan = may_be_nan || (columns_.first_channel() + c < columns_.channels && column.may_be_nan());
+      });
+    }
+    __syncwarp();
+    return __any_sync(~0U, may_be_nan) != 0;
   }
 
-  /// The codes and parameters of a thread's channel.
-  __device__ CodeHalves codes_of(const Place& place, int k) const {
-    return codes().load_octet(codes().octet(place, k));
+  /// What a thread has of its first channel in a pass; that of its others follows at the distances of `StageParts`.
+  struct Octets {
+    int codes;       ///< word of the octet's first bits
+    uint32_t shift;  ///< bits in front of them
+    int mask;
+    int decoding;
+  };
+  __device__ Octets octets(const Place& place) const {
+    const int octet = parts_.values.octet(place.column(), place.octet_row());
+    return {octet / 4, static_cast<uint32_t>(octet) % 4 * 8,
+            masks() == 0 ? place.octet_row() : parts_.mask.octet(place.column(), place.octet_row()),
+            (place.octet_row() >> parts_.values.group_octets_log2) * parts_.decoding_group +
+                table_entry<Place>(place.column(), 0)};
   }
-  __device__ GroupParameters parameters_of(const Place& place, int k) const {
-    return parameters()[(place.octet_row() >> group_octets_log2_) * tiles_.strip_channels() +
-                        place.column() * Place::kChannels + k];
+  /// The three words that the octet of channel k is in.
+  __device__ const uint32_t* words(const Octets& octets, int k) const {
+    return reinterpret_cast<const uint32_t*>(memory_ + parts_.codes) + octets.codes + k * (parts_.values.channel / 4);
   }
-  /// Eight bits of a mask of a channel.
-  __device__ uint32_t mask_of(const Place& place, int number, int k) const {
-    return mask(number).load_mask(mask(number).octet(place, k));
+  __device__ const DecodingColumn& column(const Octets& octets, int k) const { return decoding()[octets.decoding + k]; }
+  __device__ uint32_t sides(const Octets& octets, int k) const {
+    return memory_[parts_.sides + octets.mask + k * parts_.mask_channel];
+  }
+  __device__ uint32_t passes(const Octets& octets, int k) const {
+    return memory_[parts_.passes + octets.mask + k * parts_.mask_channel];
   }
 
  private:
-  /// Bytes of the parts of one place.
-  struct Sizes {
-    int codes = 0;
-    int mask;
-    int parameters = 0;
-    int all;
-
-    ACTNN_HOST_DEVICE Sizes(const ColumnTiles& tiles, const ColumnSource& values, const ColumnSource& masks)
-        : mask(CodeStage::bytes(tiles, 1)) {
-      if (values.packed) {
-        codes = CodeStage::bytes(tiles, values.layout.bits);
-        parameters = tiles.strip_channels() * (kTileRows >> group_rows_log2(values.layout.group_rows)) *
-                     static_cast<int>(sizeof(GroupParameters));
-      }
-      all = codes + masks.layout.masks * mask + parameters;
-    }
-  };
-
-  __device__ uint8_t* place() const { return memory_ + turn_; }
-  __device__ CodeStage codes() const { return {place(), values_.layout, tiles_, values_.layout.bits}; }
-  __device__ CodeStage mask(int number) const {
-    return {place() + sizes_.codes + number * sizes_.mask, masks_.layout, tiles_, 1};
-  }
+  __device__ int masks() const { return backward_.masks.layout.masks; }
+  __device__ DecodingColumn* decoding() const { return reinterpret_cast<DecodingColumn*>(memory_); }
   __device__ GroupParameters* parameters() const {
-    return reinterpret_cast<GroupParameters*>(place() + sizes_.codes + masks() * sizes_.mask);
+    return reinterpret_cast<GroupParameters*>(memory_ + parts_.parameters);
   }
 
-  __device__ void fetch_parameters(int64_t tile) const {
-    const ColumnLayout<int64_t>& layout = values_.layout;
-    const int channels = tiles_.strip_channels();
-    const int groups = kTileOctetRows >> group_octets_log2_;
-    for (int c = static_cast<int>(threadIdx.x); c < channels; c += static_cast<int>(blockDim.x)) {
-      for (int group = 0; group < groups; ++group) {
-        const int64_t block = tile * groups + group;
-        if (tiles_.first_channel() + c < tiles_.channels && block * layout.group_rows < layout.rows) {
-          __pipeline_memcpy_async(parameters() + group * channels + c,
-                                  values_.parameters() + block * tiles_.channels + tiles_.first_channel() + c,
-                                  sizeof(GroupParameters));
-        }
+  /// Calls `body(group, channel of the strip)` for this thread's share of a tile's groups.
+  template <class Body>
+  __device__ void for_each_group(Body&& body) const {
+#pragma unroll 1
+    for (int group = 0; group < parts_.values.groups(); ++group) {
+#pragma unroll 1
+      for (int c = lane_index(); c < columns_.strip_channels(); c += kWarp) {
+        body(group, c);
       }
     }
   }
 
   uint8_t* memory_;
-  const ColumnTiles& tiles_;
-  const ColumnSource& values_;
-  const ColumnSource& masks_;
-  Sizes sizes_;
-  int group_octets_log2_;
-  int turn_ = 0;  ///< where the place begins
+  const WarpColumns& columns_;
+  const Backward<Element>& backward_;
+  const StageParts& parts_;
 };
-
-/// Bit k: whether channel k of this thread is linear.
-template <class Map, class Place>
-__device__ uint32_t linear_channels(const Map* channels, const Place& place) {
-  uint32_t linear = 0;
-#pragma unroll
-  for (int k = 0; k < Place::kChannels; ++k) {
-    linear |= (channels[place.channel(k)].linear != 0.0F ? 1U : 0U) << k;
-  }
-  return linear;
-}
 
 /// What is known of the eight elements of a channel: the copies, and a bit of each for its side of the kink and for
 /// whether the gradient passes as it is. Without masks all are above the kink, and gradients pass.
@@ -189,84 +223,130 @@ struct SavedOctet {
   __device__ bool passes_gradient(int j) const { return ((passes >> j) & 1U) != 0; }
 };
 
-/// The elements of a thread. `visit` calls `body(i, octet)` for channels pair and pair + 1 (i = 0, 1).
-template <class Element, bool kVectors, bool kFromX>
+/// The elements of a thread. `kBothSides`: whether copies below the kink are used.
+template <class Element, bool kVectors, bool kFromX, bool kBothSides>
 class ColumnCopies {
  public:
   using Place = ColumnPlace<Element, kVectors>;
   using Row = typename Place::Row;
+  using Stage = SavedStage<Element, Place>;
 
   /// What belongs to channels, in shared memory.
-  struct Table {
-    ChannelTable<float2> maps;  ///< from x
-
-    __device__ void load(const Backward<Element>& backward, const ColumnTiles& tiles) {
-      if constexpr (kFromX) {
-        maps.load(tiles, [&](int64_t channel) {
-          const NormActChannel& map = backward.channels_of_x[channel];
-          return make_float2(map.s_scale, map.s_shift);
-        });
-      }
-    }
+  struct MapTable {
+    WarpTable<float2, Place> maps;  ///< from x
   };
+  struct NoTable {};
+  using Table = std::conditional_t<kFromX, MapTable, NoTable>;
 
-  __device__ ColumnCopies(const Backward<Element>& backward, const Table& table, uint32_t linear)
+  __device__ ColumnCopies(const Backward<Element>& backward, const WarpColumns& columns, const StageParts& parts,
+                          uint4* memory, Table& table)
       : backward_(backward),
+        columns_(columns),
         table_(table),
-        sided_(backward.sided ? ~linear : 0),
-        noise_(kFromX ? PackedHeader{0, PackedHeader::kUndithered} : backward.values.header()),
-        decoder_(backward.values.layout.bits, noise_.dithered()) {}
-
-  /// Loads what is not in the stage.
-  __device__ void load(const Place& place) {
+        header_(kFromX ? PackedHeader{0, PackedHeader::kUndithered} : backward.values.header()),
+        decoder_(backward.values.layout.bits, header_.dithered()),
+        stage_(memory, columns, backward, parts) {
     if constexpr (kFromX) {
-      place.template load<true>(backward_.x, x_);
+      table.maps.load(columns, [&](int64_t channel) {
+        const NormActChannel& map = backward.channels_of_x[channel];
+        return make_float2(map.s_scale, map.s_shift);
+      });
     }
   }
 
-  template <class Body>
-  __device__ void visit(const SavedStage<Place>& stage, const Place& place, int pair, Body&& body) const {
-    PhiloxBlock below{};
-    if constexpr (!kFromX) {
-      below = noise_.below_codes(place.noise_block(pair));
-    }
-    const int masks = stage.masks();
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int k = pair + i;
-      SavedOctet octet{};
-      octet.sides = masks == 0 ? 0xFFU : stage.mask_of(place, 0, k);
-      octet.passes = masks == 2 ? stage.mask_of(place, 1, k) : octet.sides;
+  /// Calls `load()` and `use()` for each octet of rows that this thread has of an item, with `place` there. In between,
+  /// what was saved arrives. `is_linear(channel)`: see `SavedStage`.
+  template <class IsLinear, class Load, class Use>
+  __device__ void visit(int64_t item, Place& place, IsLinear&& is_linear, Load&& load, Use&& use) {
+    const int64_t tile = columns_.tile(item);
+    const int first = columns_.first_pass(item);
+    stage_.fetch(tile);
+#pragma unroll 1
+    for (int pass = first; pass < first + columns_.passes(); ++pass) {
+      place.move(tile, columns_.octet_row(pass));
+      load();
       if constexpr (kFromX) {
-        const float2 map = table_.maps.of(place, k);
-#pragma unroll
-        for (int j = 0; j < kRows; ++j) {
-          const float scaled = map.x * x_[j][k];
-          octet.copies[j] = scaled + map.y;
-        }
-        octet.nans = 0;
-      } else {
-        const CodeHalves codes = stage.codes_of(place, k);
-        const GroupParameters parameters = stage.parameters_of(place, k);
-        const uint32_t own[2] = {below.word[2 * i], below.word[2 * i + 1]};
-        if (((sided_ >> k) & 1U) != 0) {
-          octet.nans =
-              decoder_.template decode<true>(codes, own, parameters, kTypeOf<Element>, octet.sides, octet.copies);
-        } else {
-          octet.nans =
-              decoder_.template decode<false>(codes, own, parameters, kTypeOf<Element>, octet.sides, octet.copies);
-        }
+        place.template load<true>(backward_.x, x_);
       }
-      body(i, octet);
+      if (pass == first) {
+        may_be_nan_ = stage_.wait(header_.dithered(), is_linear);
+      }
+      use();
+    }
+  }
+
+  /// Calls `of_octet(pair, i, octet)` for channel pair + i, i = 0 and 1, and then `of_pair(pair)`, for all pairs of
+  /// channels of the octet of rows that `place` is at.
+  template <class OfOctet, class OfPair>
+  __device__ void for_each_pair(const Place& place, OfOctet&& of_octet, OfPair&& of_pair) const {
+    if (may_be_nan_) {
+      for_each<true>(place, of_octet, of_pair);
+    } else {
+      for_each<false>(place, of_octet, of_pair);
     }
   }
 
  private:
+  struct ChannelNoise {
+    uint32_t word[2];
+  };
+
+  /// `kMayBeNan`: copies may be NaN.
+  template <bool kMayBeNan, class OfOctet, class OfPair>
+  __device__ void for_each(const Place& place, OfOctet&& of_octet, OfPair&& of_pair) const {
+    // Blocks of noise at once have their round keys in common, and each takes four registers.
+    constexpr int kAtOnce = 2;
+    const typename Stage::Octets octets = stage_.octets(place);
+#pragma unroll
+    for (int first = 0; first < Place::kChannels; first += 2 * kAtOnce) {
+      PhiloxBlock noise[kAtOnce] = {};
+      if constexpr (!kFromX) {
+        header_.random().blocks(place.noise_block(first), noise);
+      }
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        const int pair = first + 2 * n;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          of_octet(pair, i,
+                   octet_of<kMayBeNan>(octets, place, pair + i, {{noise[n].word[2 * i], noise[n].word[2 * i + 1]}}));
+        }
+        of_pair(pair);
+      }
+    }
+  }
+
+  template <bool kMayBeNan>
+  __device__ SavedOctet octet_of(const typename Stage::Octets& octets, const Place& place, int k,
+                                 const ChannelNoise& noise) const {
+    SavedOctet octet{};
+    octet.sides = stage_.sides(octets, k);
+    octet.passes = stage_.passes(octets, k);
+    if constexpr (kFromX) {
+      const float2 map = table_.maps.of(place, k);
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) {
+        const float scaled = map.x * x_[j][k];
+        octet.copies[j] = scaled + map.y;
+      }
+    } else {
+      const CodeHalves codes = decoder_.load(stage_.words(octets, k), octets.shift);
+      const DecodingColumn column = stage_.column(octets, k);
+      decoder_.template decode<kBothSides>(codes, noise.word, column, octet.sides, octet.copies);
+      if constexpr (kMayBeNan) {
+        octet.nans = decoder_.set_nans(codes, column, octet.copies);
+      }
+    }
+    return octet;
+  }
+
   const Backward<Element>& backward_;
+  const WarpColumns& columns_;
   const Table& table_;
-  uint32_t sided_;  ///< bit k: whether channel k has the grids of sides
-  NoiseSource noise_;
+  PackedHeader header_;
   OctetDecoder decoder_;
+  Stage stage_;
+  bool may_be_nan_ = false;
   Row x_[kFromX ? kRows : 1];
 };
 

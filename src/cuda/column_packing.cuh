@@ -8,6 +8,7 @@
 #include "actnn/core/sides.h"
 #include "actnn/cuda/random.h"
 #include "src/cuda/column_codes.cuh"
+#include "src/cuda/column_slots.cuh"
 #include "src/cuda/column_stage.cuh"
 #include "src/cuda/column_tiles.cuh"
 #include "src/cuda/octet.cuh"
@@ -18,6 +19,10 @@
 /// not finite have another way, which is slow and rare.
 
 namespace actnn::cuda {
+
+/// What a thread packs: whole vectors of channels, so that there are many elements for each group whose grid is chosen.
+template <class Element, bool kVectors>
+using PackingPlace = ColumnPlace<Element, kVectors, kVectorElements<Element>>;
 
 /// Where copies are packed to.
 struct ColumnTarget {
@@ -51,7 +56,7 @@ struct ColumnTarget {
 
 /// How an element becomes a number on a grid: of a plain one the minimum and units per unit, of those of sides units
 /// above and below, as fractions of 2^23.
-struct ColumnEncoder {
+struct alignas(8) ColumnEncoder {
   float first;
   float second;
 };
@@ -72,7 +77,7 @@ struct Extremes {
 };
 
 template <>
-struct Extremes<float> {
+struct alignas(8) Extremes<float> {
   float of_numbers;
   float of_negatives;
 
@@ -89,34 +94,34 @@ struct Extremes<float> {
   __device__ float smallest() const { return -of_negatives; }
 };
 
-/// Calls `body(k, extremes)` for the channels of a thread, with the extremes of their eight elements.
-template <class Element, class Body>
-__device__ void for_extremes(const RowVector<Element> (&rows)[kRows], Body&& body) {
+/// The extremes of the eight elements of each of a thread's channels.
+template <class Element, int kChannels>
+__device__ void find_extremes(const RowVector<Element, kChannels> (&rows)[kRows],
+                              Extremes<Element> (&extremes)[kChannels]) {
   if constexpr (std::is_same_v<Element, float>) {
 #pragma unroll
-    for (int k = 0; k < kThreadChannels<float>; ++k) {
-      auto extremes = Extremes<float>::of_none();
+    for (int k = 0; k < kChannels; ++k) {
+      extremes[k] = Extremes<float>::of_none();
 #pragma unroll
       for (int j = 0; j < kRows; ++j) {
-        extremes.add(rows[j][k]);
+        extremes[k].add(rows[j][k]);
       }
-      body(k, extremes);
     }
   } else {
     using Native = typename Pair<Element>::Native;
 #pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      auto largest = from_word<Native>(rows[0].vector.word[w]);
+    for (int w = 0; w < RowVector<Element, kChannels>::kWords; ++w) {
+      auto largest = from_word<Native>(rows[0].word[w]);
       auto smallest = largest;
 #pragma unroll
       for (int j = 1; j < kRows; ++j) {
-        const auto next = from_word<Native>(rows[j].vector.word[w]);
+        const auto next = from_word<Native>(rows[j].word[w]);
         largest = __hmax2_nan(largest, next);
         smallest = __hmin2_nan(smallest, next);
       }
       const uint32_t negated = to_word(smallest) ^ kHalfSigns;
-      body(2 * w, Extremes<Element>{__byte_perm(to_word(largest), negated, 0x5410)});
-      body(2 * w + 1, Extremes<Element>{__byte_perm(to_word(largest), negated, 0x7632)});
+      extremes[2 * w] = {__byte_perm(to_word(largest), negated, 0x5410)};
+      extremes[2 * w + 1] = {__byte_perm(to_word(largest), negated, 0x7632)};
     }
   }
 }
@@ -128,32 +133,44 @@ enum class Grid { kPlain, kSides };
 inline constexpr uint16_t kMostFastStep = (127 + 96) << 7;
 
 /// The extremes of a strip's tile, of numbers of type `Number`, in shared memory, and what becomes of them.
-template <class Element, class Number>
+template <class Element, class Number, class Place>
 class ColumnRanges {
  public:
-  ACTNN_HOST_DEVICE static int bytes(const ColumnTiles& tiles, int64_t group_rows) {
-    return extremes_bytes(tiles) +
-           tiles.strip_channels() * static_cast<int>(kTileRows / group_rows) * static_cast<int>(sizeof(ColumnEncoder));
+  static constexpr int kChannels = Place::kChannels;
+
+  /// A multiple of 16, for what is behind.
+  static int bytes(const ColumnTiles& tiles, int64_t group_rows) {
+    const int encoders = table_entries(tiles.width, tiles.thread_channels) * static_cast<int>(kTileRows / group_rows);
+    return extremes_bytes(tiles) + static_cast<int>(align_up(encoders * int64_t{sizeof(ColumnEncoder)}, 16));
   }
 
-  __device__ ColumnRanges(uint8_t* memory, const ColumnTiles& tiles, const ColumnTarget& target)
+  __device__ ColumnRanges(uint8_t* memory, const ColumnTiles& tiles, const Place& place, const ColumnTarget& target)
       : extremes_(reinterpret_cast<Extremes<Number>*>(memory)),
         encoders_(reinterpret_cast<ColumnEncoder*>(memory + extremes_bytes(tiles))),
         tiles_(tiles),
         target_(target),
-        group_octets_log2_(group_rows_log2(target.layout.group_rows) - 3) {}
+        group_octets_log2_(group_rows_log2(target.layout.group_rows) - 3),
+        own_extremes_(place.octet_row() * tiles.strip_channels() + place.column() * kChannels),
+        own_encoders_((place.octet_row() >> group_octets_log2_) * table_entries(tiles.width, tiles.thread_channels) +
+                      table_entry<Place>(place.column(), 0)) {}
 
-  /// The extremes of a thread's channel.
-  template <class Place>
-  __device__ void set(const Place& place, int k, const Extremes<Number>& extremes) const {
-    extremes_[place.octet_row() * tiles_.strip_channels() + place.column() * Place::kChannels + k] =
-        place.rows() != 0 ? extremes : Extremes<Number>::of_none();
+  /// The extremes of a thread's channels.
+  __device__ void set(const Place& place, const Extremes<Number> (&extremes)[kChannels]) const {
+    union {
+      Extremes<Number> numbers[kChannels];
+      uint4 words[kChannels * sizeof(Extremes<Number>) / sizeof(uint4)];
+    } own;
+    auto* const to = reinterpret_cast<uint4*>(extremes_ + own_extremes_);
+#pragma unroll
+    for (int k = 0; k < kChannels; ++k) {
+      own.numbers[k] = place.rows() != 0 ? extremes[k] : Extremes<Number>::of_none();
+    }
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof own.words / sizeof(uint4)); ++i) {
+      to[i] = own.words[i];
+    }
   }
-  template <class Place>
-  __device__ ColumnEncoder encoder(const Place& place, int k) const {
-    return encoders_[(place.octet_row() >> group_octets_log2_) * tiles_.strip_channels() +
-                     place.column() * Place::kChannels + k];
-  }
+  __device__ ColumnEncoder encoder(int k) const { return encoders_[own_encoders_ + k]; }
 
   /// Finds the parameters and encoders of a tile's groups from the extremes, by all threads, which must be synchronized
   /// before and after. `copy_of(channel, extreme)` is what is packed, `grid_of(channel)` on which grids. Returns
@@ -167,6 +184,7 @@ class ColumnRanges {
     bool is_regular = true;
     for (int c = static_cast<int>(threadIdx.x); c < channels; c += static_cast<int>(blockDim.x)) {
       const int64_t channel = tiles_.first_channel() + c;
+      const int entry = table_entry<Place>(c / kChannels, c % kChannels);
       for (int group = 0; group < groups; ++group) {
         const int64_t block = tile * groups + group;
         if (channel >= layout.channels || block * layout.group_rows >= layout.rows) {
@@ -174,7 +192,7 @@ class ColumnRanges {
         }
         const Extremes<Number>* of_group = extremes_ + group * group_octets * channels + c;
         Extremes<Number> extremes = of_group[0];
-#pragma unroll 8
+#pragma unroll 16
         for (int octet_row = 1; octet_row < group_octets; ++octet_row) {
           extremes.join(of_group[octet_row * channels]);
         }
@@ -189,7 +207,8 @@ class ColumnRanges {
           const SideSteps steps = choose_sides(range, layout.bits);
           parameters = {steps.above, steps.below};
           const SideEncoder encoder(steps);
-          encoders_[group * channels + c] = {encoder.above / kIntegerInMantissa, -encoder.below / kIntegerInMantissa};
+          encoders_[group * table_entries(tiles_.width, kChannels) + entry] = {encoder.above / kIntegerInMantissa,
+                                                                               -encoder.below / kIntegerInMantissa};
           regular = regular && max(steps.above, steps.below) <= kMostFastStep;
         } else {
           GroupRange range;
@@ -197,7 +216,7 @@ class ColumnRanges {
           range.add(ends[1]);
           parameters = choose_grid(range, layout.bits, kTypeOf<Element>);
           const EncodingGrid grid = encoding_grid(parameters, kTypeOf<Element>);
-          encoders_[group * channels + c] = {grid.minimum, grid.inverse_step};
+          encoders_[group * table_entries(tiles_.width, kChannels) + entry] = {grid.minimum, grid.inverse_step};
           regular = regular && !is_nan(grid.minimum);
         }
         if (regular) {
@@ -215,10 +234,12 @@ class ColumnRanges {
   }
 
   Extremes<Number>* extremes_;  ///< [octet rows, channels of the strip]
-  ColumnEncoder* encoders_;     ///< [groups of a tile, channels of the strip]
+  ColumnEncoder* encoders_;     ///< [groups of a tile, entries of the strip's table]
   const ColumnTiles& tiles_;
   const ColumnTarget& target_;
   int group_octets_log2_;
+  int own_extremes_;
+  int own_encoders_;
 };
 
 /// The position of a number on a grid, in the bits of 2^23 + position. With sides, a saturating multiplication makes 0

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "actnn/core/columns.h"
 #include "src/cuda/launch.cuh"
@@ -12,9 +14,9 @@
 
 /// \file
 /// How the threads of a kernel share a matrix of rows x channels in groups of columns (core/columns.h). A thread has 8
-/// rows, an octet, of as many neighbouring channels as a vector holds. A block has a *strip* of up to 8 vectors side by
-/// side and walks over its *tiles* of 256 rows: threads side by side have neighbouring vectors of the same rows, so
-/// that memory is read in runs, and a thread's channels stay the same.
+/// rows, an octet, of a *vector* of neighbouring channels. A block has a *strip* of up to 8 vectors side by side and
+/// walks over its *tiles* of 256 rows: threads side by side have neighbouring vectors of the same rows, so that memory
+/// is read in runs, and a thread's channels stay the same.
 
 namespace actnn::cuda {
 
@@ -24,13 +26,16 @@ inline constexpr int kTileOctetRows = kTileRows / kRows;
 inline constexpr int kMostWidth = 8;
 inline constexpr int kMostThreads = kMostWidth * kTileOctetRows;
 
-/// Channels of a thread.
-template <class Element>
-inline constexpr int kThreadChannels = kVectorElements<Element>;
+/// Channels of a thread that unpacks. Vectors of 16-bit elements are then half as long as they could be: code for more
+/// of them would not fit into the caches for instructions, nor its numbers into registers.
+inline constexpr int kPackedChannels = 4;
 
-struct ColumnTiles {
+struct ColumnMatrix {
   int64_t rows;
   int64_t channels;
+};
+
+struct ColumnTiles : ColumnMatrix {
   int thread_channels;
   int width;       ///< vectors of a strip
   int64_t strips;  ///< all channels
@@ -38,11 +43,10 @@ struct ColumnTiles {
   int64_t parts;   ///< blocks that share the tiles of a strip: part p has tiles p, p + parts, ...
 
   /// For about `threads` threads in all, each with at most `most_tiles` tiles.
-  ColumnTiles(int64_t matrix_rows, int64_t matrix_channels, ElementType type, int64_t wanted_threads,
+  ColumnTiles(int64_t matrix_rows, int64_t matrix_channels, int channels_of_thread, int64_t wanted_threads,
               int64_t most_tiles)
-      : rows(matrix_rows),
-        channels(matrix_channels),
-        thread_channels(static_cast<int>(sizeof(Vector) / element_size(type))),
+      : ColumnMatrix{matrix_rows, matrix_channels},
+        thread_channels(channels_of_thread),
         width(1),
         strips(0),
         tiles(ceil_div(matrix_rows, int64_t{kTileRows})),
@@ -66,34 +70,58 @@ struct ColumnTiles {
   __device__ int64_t first_channel() const { return strip() * strip_channels(); }
 };
 
-/// As many tiles a block as fill the device once, with so many threads a multiprocessor.
+/// As many tiles a block as fill the device once, with so many threads a multiprocessor, of whole vectors.
 inline ColumnTiles tiles_of_device(int64_t rows, int64_t channels, ElementType type, int threads_per_multiprocessor) {
-  int device = 0;
-  int multiprocessors = 1;
-  if (cudaGetDevice(&device) == cudaSuccess) {
-    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  }
-  return {rows, channels, type, int64_t{multiprocessors} * threads_per_multiprocessor, INT64_MAX};
+  return {rows, channels, static_cast<int>(sizeof(Vector) / element_size(type)),
+          int64_t{multiprocessors()} * threads_per_multiprocessor, INT64_MAX};
 }
 
-/// Whether the rows of the matrices can be loaded and stored as vectors. Null pointers count as aligned.
+/// Whether the rows of the matrices can be loaded and stored as vectors of so many bytes. Null pointers count as
+/// aligned.
+template <class... Pointers>
+bool has_vectors_of(int64_t vector_bytes, int64_t channels, ElementType type, const Pointers*... matrices) {
+  return channels * element_size(type) % vector_bytes == 0 &&
+         are_aligned(static_cast<uintptr_t>(vector_bytes), matrices...);
+}
 template <class... Pointers>
 bool has_vectors(int64_t channels, ElementType type, const Pointers*... matrices) {
-  return channels * element_size(type) % static_cast<int64_t>(sizeof(Vector)) == 0 &&
-         are_aligned(sizeof(Vector), matrices...);
+  return has_vectors_of(sizeof(Vector), channels, type, matrices...);
+}
+/// ... of those of threads that unpack.
+template <class... Pointers>
+bool has_packed_vectors(int64_t channels, ElementType type, const Pointers*... matrices) {
+  return has_vectors_of(kPackedChannels * element_size(type), channels, type, matrices...);
 }
 
 /// The elements of a thread in one row, as they are in memory.
-template <class Element>
+template <class Element, int kRowChannels = kPackedChannels>
 struct RowVector {
-  static constexpr int kChannels = kThreadChannels<Element>;
-  Vector vector;
+  static constexpr int kChannels = kRowChannels;
+  static constexpr int kWords = kChannels * static_cast<int>(sizeof(Element) / sizeof(uint16_t)) / 2;
+  using Words = std::conditional_t<kWords == 4, uint4, uint2>;
+  static_assert(sizeof(Words) == kWords * sizeof(uint32_t));
+
+  uint32_t word[kWords];
+
+  /// `first`: at a multiple of the size. `kStreaming`: it is read once.
+  template <bool kStreaming>
+  __device__ void load(const Element* first) {
+    const auto* const from = reinterpret_cast<const Words*>(first);
+    const Words words = kStreaming ? __ldcs(from) : *from;
+    memcpy(word, &words, sizeof words);
+  }
+  /// It is not read soon.
+  __device__ void store(Element* first) const {
+    Words words;
+    memcpy(&words, word, sizeof words);
+    __stcs(reinterpret_cast<Words*>(first), words);
+  }
 
   __device__ float operator[](int k) const {
     if constexpr (sizeof(Element) == sizeof(float)) {
-      return float_of(vector.word[k]);
+      return float_of(word[k]);
     } else {
-      const float2 pair = Pair<Element>::to_floats(vector.word[k / 2]);
+      const float2 pair = Pair<Element>::to_floats(word[k / 2]);
       return k % 2 == 0 ? pair.x : pair.y;
     }
   }
@@ -101,21 +129,21 @@ struct RowVector {
   /// Sets elements k and k + 1, k even, to rounded results. Their NaNs are not the canonical ones.
   __device__ void set_pair(int k, float first, float second) {
     if constexpr (sizeof(Element) == sizeof(float)) {
-      vector.word[k] = bits_of(first);
-      vector.word[k + 1] = bits_of(second);
+      word[k] = bits_of(first);
+      word[k + 1] = bits_of(second);
     } else {
-      vector.word[k / 2] = Pair<Element>::round(first, second);
+      word[k / 2] = Pair<Element>::round(first, second);
     }
   }
 
   /// Makes 0 of what is below 0 in elements k and k + 1; NaNs stay.
   __device__ void rectify_pair(int k) {
     if constexpr (sizeof(Element) == sizeof(float)) {
-      vector.word[k] = bits_of(max_or_nan(float_of(vector.word[k]), 0.0F));
-      vector.word[k + 1] = bits_of(max_or_nan(float_of(vector.word[k + 1]), 0.0F));
+      word[k] = bits_of(max_or_nan(float_of(word[k]), 0.0F));
+      word[k + 1] = bits_of(max_or_nan(float_of(word[k + 1]), 0.0F));
     } else {
       using Native = typename Pair<Element>::Native;
-      vector.word[k / 2] = to_word(__hmax2_nan(from_word<Native>(vector.word[k / 2]), from_word<Native>(0)));
+      word[k / 2] = to_word(__hmax2_nan(from_word<Native>(word[k / 2]), from_word<Native>(0)));
     }
   }
 };
@@ -123,12 +151,12 @@ struct RowVector {
 /// What kernels know of an activation below its kink: nothing is there, or it is flat; or it has a slope.
 enum class Below { kFlat, kSloped };
 
-template <class Element>
-__device__ void make_nans_canonical(RowVector<Element> (&rows)[kRows]) {
+template <class Element, int kChannels>
+__device__ void make_nans_canonical(RowVector<Element, kChannels> (&rows)[kRows]) {
 #pragma unroll
-  for (RowVector<Element>& row : rows) {
+  for (auto& row : rows) {
 #pragma unroll
-    for (uint32_t& word : row.vector.word) {
+    for (uint32_t& word : row.word) {
       word = with_canonical_nans<Element>(word);
     }
   }
@@ -139,13 +167,13 @@ __device__ void make_nans_canonical(RowVector<Element> (&rows)[kRows]) {
 template <class Element>
 class FiniteCheck {
  public:
-  __device__ void add(const RowVector<Element>& row, int pair) {
+  template <int kChannels>
+  __device__ void add(const RowVector<Element, kChannels>& row, int pair) {
     if constexpr (sizeof(Element) == sizeof(float)) {
       sum_ = __fmaf_rn(row[pair], 0.0F, __fmaf_rn(row[pair + 1], 0.0F, sum_));
     } else {
       using Native = typename Pair<Element>::Native;
-      words_ = to_word(
-          __hfma2(from_word<Native>(row.vector.word[pair / 2]), from_word<Native>(0), from_word<Native>(words_)));
+      words_ = to_word(__hfma2(from_word<Native>(row.word[pair / 2]), from_word<Native>(0), from_word<Native>(words_)));
     }
   }
   __device__ bool all_finite() const { return sum_ == 0.0F && (words_ & ~kHalfSigns) == 0; }
@@ -157,19 +185,23 @@ class FiniteCheck {
 
 /// A thread's channels, and its rows of a tile. Where a row or channel does not exist, one that does is loaded in its
 /// place; it is not stored. Without vectors, elements are loaded and stored one by one.
-template <class Element, bool kVectors>
+template <class Element, bool kVectors, int kRowChannels = kPackedChannels>
 class ColumnPlace {
  public:
-  using Row = RowVector<Element>;
-  static constexpr int kChannels = kThreadChannels<Element>;
+  using Row = RowVector<Element, kRowChannels>;
+  static constexpr int kChannels = kRowChannels;
+  static constexpr bool kLoadsVectors = kVectors;
 
+  /// The `column`-th vector of those from `first_channel` on.
+  __device__ ColumnPlace(const ColumnMatrix& matrix, int64_t first_channel, int column)
+      : matrix_(matrix), column_(column) {
+    const int64_t own = first_channel + column_ * kChannels;
+    channels_ = static_cast<int>(max(int64_t{0}, min(matrix.channels - own, int64_t{kChannels})));
+    channel_ = channels_ != 0 ? own : first_channel;
+  }
   __device__ explicit ColumnPlace(const ColumnTiles& tiles)
-      : tiles_(tiles),
-        column_(static_cast<int>(threadIdx.x) % tiles.width),
-        octet_row_(static_cast<int>(threadIdx.x) / tiles.width) {
-    const int64_t own = tiles.first_channel() + column_ * kChannels;
-    channels_ = static_cast<int>(max(int64_t{0}, min(tiles.channels - own, int64_t{kChannels})));
-    channel_ = channels_ != 0 ? own : tiles.first_channel();
+      : ColumnPlace(tiles, tiles.first_channel(), static_cast<int>(threadIdx.x) % tiles.width) {
+    octet_row_ = static_cast<int>(threadIdx.x) / tiles.width;
   }
 
   /// The thread's vector among those of the strip, and its octet of rows among those of the tile.
@@ -183,22 +215,36 @@ class ColumnPlace {
   /// Moves to another tile.
   __device__ void move(int64_t tile) {
     row_ = tile * kTileRows + octet_row_ * kRows;
-    rows_ = static_cast<int>(max(int64_t{0}, min(tiles_.rows - row_, int64_t{kRows})));
+    rows_ = static_cast<int>(max(int64_t{0}, min(matrix_.rows - row_, int64_t{kRows})));
+  }
+  /// ... and to another octet of its rows.
+  __device__ void move(int64_t tile, int octet_row) {
+    octet_row_ = octet_row;
+    move(tile);
   }
   __device__ int64_t row() const { return row_; }
   /// The thread's rows that exist.
   __device__ int rows() const { return rows_; }
   /// Philox block of the noise of channels k and k + 1, k even.
   __device__ uint64_t noise_block(int k) const {
-    return static_cast<uint64_t>(row_ / kRows * ((tiles_.channels + 1) / 2) + (channel_ + k) / 2);
+    return static_cast<uint64_t>(row_) / kRows * (static_cast<uint64_t>(matrix_.channels + 1) / 2) +
+           static_cast<uint64_t>(channel_ + k) / 2;
   }
 
   template <bool kStreaming>
   __device__ void load(const Element* matrix, Row (&rows)[kRows]) const {
-    const Element* element = matrix + (rows_ != 0 ? row_ : tiles_.rows - 1) * tiles_.channels + channel_;
+    const Element* element = matrix + (rows_ != 0 ? row_ : matrix_.rows - 1) * matrix_.channels + channel_;
+    if (rows_ == kRows) {
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) {
+        load_row<kStreaming>(element, rows[j]);
+        element += matrix_.channels;
+      }
+      return;
+    }
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
-      element += 0 < j && j < rows_ ? tiles_.channels : 0;
+      element += 0 < j && j < rows_ ? matrix_.channels : 0;
       load_row<kStreaming>(element, rows[j]);
     }
   }
@@ -213,18 +259,26 @@ class ColumnPlace {
 
   /// One row of the thread's channels.
   __device__ void load_row_at(const Element* matrix, int64_t row, Row& to) const {
-    load_row<false>(matrix + row * tiles_.channels + channel_, to);
+    load_row<false>(matrix + row * matrix_.channels + channel_, to);
   }
 
   /// Stores what there is.
   __device__ void store(const Row (&rows)[kRows], Element* matrix) const {
-    Element* element = matrix + row_ * tiles_.channels + channel_;
+    Element* element = matrix + row_ * matrix_.channels + channel_;
+    if (rows_ == kRows) {
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) {
+        store_row(rows[j], element);
+        element += matrix_.channels;
+      }
+      return;
+    }
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
       if (j < rows_) {
         store_row(rows[j], element);
       }
-      element += tiles_.channels;
+      element += matrix_.channels;
     }
   }
 
@@ -232,17 +286,17 @@ class ColumnPlace {
   template <bool kStreaming>
   __device__ void load_row(const Element* first, Row& row) const {
     if constexpr (kVectors) {
-      row.vector = kStreaming ? load_streaming(first) : as_vector(*reinterpret_cast<const uint4*>(first));
+      row.template load<kStreaming>(first);
     } else {
 #pragma unroll
       for (int k = 0; k < kChannels; ++k) {
         const Element element = first[min(k, max(channels_ - 1, 0))];
         if constexpr (sizeof(Element) == sizeof(float)) {
-          row.vector.word[k] = bits_of(element);
+          row.word[k] = bits_of(element);
         } else if (k % 2 == 0) {
-          row.vector.word[k / 2] = element.bits;
+          row.word[k / 2] = element.bits;
         } else {
-          row.vector.word[k / 2] |= static_cast<uint32_t>(element.bits) << 16;
+          row.word[k / 2] |= static_cast<uint32_t>(element.bits) << 16;
         }
       }
     }
@@ -251,47 +305,55 @@ class ColumnPlace {
   __device__ void store_row(const Row& row, Element* first) const {
     if constexpr (kVectors) {
       if (channels_ != 0) {
-        store_streaming(first, row.vector);
+        row.store(first);
       }
     } else {
 #pragma unroll
       for (int k = 0; k < kChannels; ++k) {
         if (k < channels_) {
           if constexpr (sizeof(Element) == sizeof(float)) {
-            first[k] = float_of(row.vector.word[k]);
+            first[k] = float_of(row.word[k]);
           } else {
-            first[k] = {static_cast<uint16_t>(row.vector.word[k / 2] >> (16 * (k % 2)))};
+            first[k] = {static_cast<uint16_t>(row.word[k / 2] >> (16 * (k % 2)))};
           }
         }
       }
     }
   }
 
-  const ColumnTiles& tiles_;
+  const ColumnMatrix& matrix_;
   int column_;
-  int octet_row_;
+  int octet_row_ = 0;
   int64_t channel_;  ///< the first that is loaded
   int64_t row_ = 0;
   int channels_;
   int rows_ = 0;
 };
 
+/// Where what belongs to a channel is in a table of a strip's channels in shared memory: an unused entry behind each
+/// thread's channels spreads the threads of a warp over the banks.
+template <class Place>
+__device__ int table_entry(int column, int k) {
+  return column * (Place::kChannels + 1) + k;
+}
+ACTNN_HOST_DEVICE inline int table_entries(int width, int thread_channels) { return width * (thread_channels + 1); }
+
 /// The coefficients of a strip's channels, in shared memory: registers have no room for them beside the elements.
-template <class Coefficients>
+template <class Coefficients, class Place>
 struct ChannelTable {
-  Coefficients coefficients[kMostWidth * sizeof(Vector) / sizeof(uint16_t)];
+  Coefficients coefficients[kMostWidth * (Place::kChannels + 1)];
 
   /// By `of_channel(channel)`. All threads of the block take part; they must be synchronized before the table is read.
   template <class OfChannel>
   __device__ void load(const ColumnTiles& tiles, OfChannel&& of_channel) {
     for (int c = static_cast<int>(threadIdx.x); c < tiles.strip_channels(); c += static_cast<int>(blockDim.x)) {
-      coefficients[c] = of_channel(min(tiles.first_channel() + c, tiles.channels - 1));
+      coefficients[table_entry<Place>(c / Place::kChannels, c % Place::kChannels)] =
+          of_channel(min(tiles.first_channel() + c, tiles.channels - 1));
     }
   }
 
-  template <class Place>
   __device__ const Coefficients& of(const Place& place, int k) const {
-    return coefficients[place.column() * Place::kChannels + k];
+    return coefficients[table_entry<Place>(place.column(), k)];
   }
 };
 

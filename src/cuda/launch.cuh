@@ -21,6 +21,16 @@ inline unsigned blocks_for(int64_t items, int64_t items_per_block) {
   return static_cast<unsigned>(ceil_div(items, items_per_block));
 }
 
+/// Multiprocessors of the current device.
+inline int multiprocessors() {
+  int device = 0;
+  int count = 1;
+  if (cudaGetDevice(&device) == cudaSuccess) {
+    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  }
+  return count;
+}
+
 /// Number of this thread in the grid.
 __device__ inline int64_t thread_index() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
 

@@ -34,18 +34,17 @@ struct ForwardMemory {
   int normalized_ranges;
   int normalized_codes;
 
-  template <class Element, bool kResidual>
+  template <class Element, class Place, bool kResidual>
   static ForwardMemory of(const ColumnTiles& tiles, const ColumnTarget& target, const ColumnTarget& normalized) {
+    using Ranges = ColumnRanges<Element, ExtremeOf<Element, kResidual>, Place>;
+    using NormalizedRanges = ColumnRanges<Element, Element, Place>;
     const bool has_codes = target.layout.bits != 0;
     const bool has_normalized = normalized.layout.bits != 0;
-    return {.ranges = has_codes
-                          ? ColumnRanges<Element, ExtremeOf<Element, kResidual>>::bytes(tiles, target.layout.group_rows)
-                          : 0,
-            .codes = has_codes ? CodeStage::bytes(tiles, target.layout.bits) : 0,
-            .mask = CodeStage::bytes(tiles, 1),
-            .normalized_ranges =
-                has_normalized ? ColumnRanges<Element, Element>::bytes(tiles, normalized.layout.group_rows) : 0,
-            .normalized_codes = has_normalized ? CodeStage::bytes(tiles, normalized.layout.bits) : 0};
+    return {.ranges = has_codes ? Ranges::bytes(tiles, target.layout.group_rows) : 0,
+            .codes = has_codes ? CodeSlots::bytes(tiles, target.layout.bits) : 0,
+            .mask = CodeSlots::bytes(tiles, 1),
+            .normalized_ranges = has_normalized ? NormalizedRanges::bytes(tiles, normalized.layout.group_rows) : 0,
+            .normalized_codes = has_normalized ? CodeSlots::bytes(tiles, normalized.layout.bits) : 0};
   }
 
   int bytes(int masks) const { return ranges + codes + masks * mask + normalized_ranges + normalized_codes; }
@@ -99,7 +98,7 @@ template <class Element, bool kVectors, ActivationFunction kFunction, Below kBel
           bool kNormalized>
 __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVectors, kResidual> / kMostThreads)
     norm_act_kernel(const Forward<Element> forward, const ColumnTiles tiles, const ForwardMemory memory) {
-  using Place = ColumnPlace<Element, kVectors>;
+  using Place = PackingPlace<Element, kVectors>;
   using Extreme = ExtremeOf<Element, kResidual>;
   constexpr int kChannels = Place::kChannels;
   constexpr bool kKink = has_kink(kFunction);
@@ -116,15 +115,16 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
 
   extern __shared__ uint4 shared[];
   SharedMemory next(shared);
-  const CodeStage codes(next.take(memory.codes), target.layout, tiles, bits);
-  const CodeStage normalized_codes(next.take(memory.normalized_codes), normalized.layout, tiles,
-                                   normalized.layout.bits);
-  const CodeStage first_mask(next.take(masks > 0 ? memory.mask : 0), target.layout, tiles, 1);
-  const CodeStage second_mask(next.take(masks > 1 ? memory.mask : 0), target.layout, tiles, 1);
-  const ColumnRanges<Element, Extreme> ranges(next.take(memory.ranges), tiles, target);
-  const ColumnRanges<Element, Element> normalized_ranges(next.take(memory.normalized_ranges), tiles, normalized);
-  __shared__ ChannelTable<float4> maps;
-  __shared__ ChannelTable<float2> normalized_maps;
+  Place place(tiles);
+  const ColumnRanges<Element, Extreme, Place> ranges(next.take(memory.ranges), tiles, place, target);
+  const ColumnRanges<Element, Element, Place> normalized_ranges(next.take(memory.normalized_ranges), tiles, place,
+                                                                normalized);
+  const CodeSlots codes(next.take(memory.codes), place, bits);
+  const CodeSlots normalized_codes(next.take(memory.normalized_codes), place, normalized.layout.bits);
+  const CodeSlots first_mask(next.take(masks > 0 ? memory.mask : 0), place, 1);
+  const CodeSlots second_mask(next.take(masks > 1 ? memory.mask : 0), place, 1);
+  __shared__ ChannelTable<float4, Place> maps;
+  __shared__ ChannelTable<float2, Place> normalized_maps;
   maps.load(tiles, [&](int64_t channel) { return map_of(forward.channels[channel]); });
   if constexpr (kNormalized) {
     normalized_maps.load(tiles, [&](int64_t channel) {
@@ -132,7 +132,6 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
       return make_float2(map.s_scale, map.s_shift);
     });
   }
-  Place place(tiles);
   uint32_t linear = 0;
   bool finite_maps = true;
 #pragma unroll
@@ -184,21 +183,27 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
     bool normalized_regular = true;
     if constexpr (kCopies || kNormalized) {
       if constexpr (kCopies && kResidual) {
+        Extremes<float> extremes[kChannels];
 #pragma unroll
         for (int k = 0; k < kChannels; ++k) {
           const float4 map = maps.of(place, k);
-          auto extremes = Extremes<float>::of_none();
+          extremes[k] = Extremes<float>::of_none();
 #pragma unroll
           for (int j = 0; j < kRows; ++j) {
-            extremes.add(z_of<true>(map, x[j][k], added(j, k)));
+            extremes[k].add(z_of<true>(map, x[j][k], added(j, k)));
           }
-          ranges.set(place, k, extremes);
         }
-      } else if constexpr (kCopies) {
-        for_extremes(x, [&](int k, const Extremes<Element>& extremes) { ranges.set(place, k, extremes); });
+        ranges.set(place, extremes);
       }
-      if constexpr (kNormalized) {
-        for_extremes(x, [&](int k, const Extremes<Element>& extremes) { normalized_ranges.set(place, k, extremes); });
+      if constexpr ((kCopies && !kResidual) || kNormalized) {
+        Extremes<Element> extremes[kChannels];
+        find_extremes(x, extremes);
+        if constexpr (kCopies && !kResidual) {
+          ranges.set(place, extremes);
+        }
+        if constexpr (kNormalized) {
+          normalized_ranges.set(place, extremes);
+        }
       }
       __syncthreads();
       int irregular = 0;
@@ -245,34 +250,33 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
           }
         }
         if (masks > 0) {
-          first_mask.store_mask(sides.bits(existing_bits), first_mask.octet(place, k));
+          first_mask.store_mask(k, sides.bits(existing_bits));
         }
         if (kFunction == ActivationFunction::kReLU6 && masks > 1) {
-          second_mask.store_mask(slopes.bits(existing_bits), second_mask.octet(place, k));
+          second_mask.store_mask(k, slopes.bits(existing_bits));
         }
         if constexpr (kCopies) {
-          const ColumnEncoder encoder = ranges.encoder(place, k);
+          const ColumnEncoder encoder = ranges.encoder(k);
           const bool is_linear = ((linear >> k) & 1U) != 0;
-          OctetEncoder octet(factor);
-          const auto encode = [&]<Grid kGrid>() {
-#pragma unroll
-            for (int order = 0; order < kRows; ++order) {
-              const int j = encoding_order(order);
-              float s = 0.0F;
-              if constexpr (kGrid == Grid::kSides) {
-                s = map.z * z[j];  // there is no shift
-              } else {
-                s = copy_of(map, is_linear ? x[j][k] : z[j]);
-              }
-              octet.add(j, noise.add(position_in_column<kGrid>(s, encoder), i, j));
-            }
-          };
+          uint32_t positions[kRows];
           if (kKink && masks != 0 && !is_linear) {
-            encode.template operator()<Grid::kSides>();
+#pragma unroll
+            for (int j = 0; j < kRows; ++j) {
+              positions[j] = position_in_column<Grid::kSides>(map.z * z[j], encoder);  // there is no shift
+            }
           } else {
-            encode.template operator()<Grid::kPlain>();
+#pragma unroll
+            for (int j = 0; j < kRows; ++j) {
+              positions[j] = position_in_column<Grid::kPlain>(copy_of(map, is_linear ? x[j][k] : z[j]), encoder);
+            }
           }
-          codes.store_octet(octet.codes(existing), codes.octet(place, k));
+          OctetEncoder octet(factor);
+#pragma unroll
+          for (int order = 0; order < kRows; ++order) {
+            const int j = encoding_order(order);
+            octet.add(j, noise.add(positions[j], i, j));
+          }
+          codes.store_octet(k, octet.codes(existing));
         }
       }
       if constexpr (kNormalized) {
@@ -281,14 +285,14 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
         for (int i = 0; i < 2; ++i) {
           const int k = pair + i;
           const float2 map = normalized_maps.of(place, k);
-          const ColumnEncoder encoder = normalized_ranges.encoder(place, k);
+          const ColumnEncoder encoder = normalized_ranges.encoder(k);
           OctetEncoder octet(normalized_factor);
 #pragma unroll
           for (int order = 0; order < kRows; ++order) {
             const int j = encoding_order(order);
             octet.add(j, own_noise.add(position_in_column<Grid::kPlain>(normalized_of(map, x[j][k]), encoder), i, j));
           }
-          normalized_codes.store_octet(octet.codes(existing_normalized), normalized_codes.octet(place, k));
+          normalized_codes.store_octet(k, octet.codes(existing_normalized));
         }
       }
 #pragma unroll
@@ -311,16 +315,23 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
       continue;
     }
     __syncthreads();
-    if (masks > 0) {
-      first_mask.flush(place, tile, target.mask(0));
-    }
-    if (masks > 1) {
-      second_mask.flush(place, tile, target.mask(1));
-    }
+    for_each_word(tiles, target.packed ? target.layout : normalized.layout, tile,
+                  [&](int channel, int word, int64_t number) {
+                    if (masks > 0) {
+                      first_mask.write_mask_word<kChannels>(channel, word, number, target.mask(0));
+                    }
+                    if (masks > 1) {
+                      second_mask.write_mask_word<kChannels>(channel, word, number, target.mask(1));
+                    }
+                    if (kCopies && regular) {
+                      codes.write_word<kChannels>(channel, word, number, target.codes());
+                    }
+                    if (kNormalized && normalized_regular) {
+                      normalized_codes.write_word<kChannels>(channel, word, number, normalized.codes());
+                    }
+                  });
     if constexpr (kCopies) {
-      if (regular) {
-        codes.flush(place, tile, target.codes());
-      } else {
+      if (!regular) {
         pack_tile_slowly<Element>(tiles, target, tile, grid_of, [&](int64_t row, int64_t channel) {
           const NormActChannel& of = forward.channels[channel];
           const int64_t index = row * tiles.channels + channel;
@@ -333,9 +344,7 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
       }
     }
     if constexpr (kNormalized) {
-      if (normalized_regular) {
-        normalized_codes.flush(place, tile, normalized.codes());
-      } else {
+      if (!normalized_regular) {
         pack_tile_slowly<Element>(tiles, normalized, tile, is_plain, [&](int64_t row, int64_t channel) {
           return SidedNumber{normalized_at(channel, to_float(forward.x[row * tiles.channels + channel])), true};
         });
@@ -403,7 +412,8 @@ cudaError_t norm_act(const NormActForward& forward, cudaStream_t stream) {
                             bool kNormalized>() {
       const ColumnTiles tiles =
           tiles_of_device(rows, channels, forward.type, kForwardThreads<Element, kVectors, kResidual>);
-      const auto memory = ForwardMemory::of<Element, kResidual>(tiles, target, normalized);
+      const auto memory =
+          ForwardMemory::of<Element, PackingPlace<Element, kVectors>, kResidual>(tiles, target, normalized);
       const auto kernel = norm_act_kernel<Element, kVectors, kFunction, kBelow, kResidual, kCopies, kNormalized>;
       const int bytes = memory.bytes(forward.layout.masks);
       error = allow_shared_memory(kernel, bytes);

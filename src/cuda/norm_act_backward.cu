@@ -4,10 +4,10 @@
 namespace actnn::cuda {
 namespace {
 
-/// Blocks of 256 threads of a multiprocessor, as many as have the registers for a tile.
+/// Blocks of a multiprocessor, as many as have the registers for a tile.
 template <bool kCommon, bool kSecond, bool kFromX, bool kSum>
-constexpr int kGradientBlocks = !kCommon || kSecond || kFromX || kSum ? 2 : 3;
-constexpr int kOutputBlocks = 3;
+constexpr int kGradientBlocks = !kCommon || kSecond || kFromX || kSum ? 4 : 5;
+constexpr int kOutputBlocks = 6;
 
 /// Kernels without vectors or with a slope are rare: they ask at run time what there is, so that there are fewer of
 /// them.
@@ -16,82 +16,83 @@ constexpr bool kIsCommon = kVectors&& kBelow == Below::kFlat;
 
 template <class Element, bool kVectors, ActivationFunction kFunction, Below kBelow, bool kSecond, bool kFromX,
           bool kSum>
-__global__ void __launch_bounds__(kMostThreads, kGradientBlocks<kIsCommon<kVectors, kBelow>, kSecond, kFromX, kSum>)
-    input_gradient_kernel(const Backward<Element> backward, const ColumnTiles tiles, const NormActGradient* channels,
-                          Element* grad_input, Element* grad_sum) {
-  using Copies = ColumnCopies<Element, kVectors, kFromX>;
+__global__ void __launch_bounds__(kUnpackingThreads,
+                                  kGradientBlocks<kIsCommon<kVectors, kBelow>, kSecond, kFromX, kSum>)
+    input_gradient_kernel(const Backward<Element> backward, const WarpColumns columns, const StageParts parts,
+                          const NormActGradient* channels, Element* grad_input, Element* grad_sum) {
+  using Copies = ColumnCopies<Element, kVectors, kFromX, /*kBothSides=*/!is_smooth(kFunction)>;
   using Place = typename Copies::Place;
-  constexpr int kChannels = Place::kChannels;
   extern __shared__ uint4 shared[];
   __shared__ typename Copies::Table table;
-  __shared__ ChannelTable<float4> maps;
-  __shared__ ChannelTable<float2> smooth_maps;
-  Place place(tiles);
+  __shared__ WarpTable<float4, Place> maps;
+  __shared__ WarpTable<float2, Place> smooth_maps;
+  if (columns.part() >= columns.parts) {
+    return;
+  }
   constexpr bool kMaySecond = kSecond || !kIsCommon<kVectors, kBelow>;
   constexpr bool kMaySum = kSum || (!kIsCommon<kVectors, kBelow> && !is_smooth(kFunction));
   const bool has_second = kMaySecond && backward.second_grad != nullptr;
   const bool has_sum = kMaySum && grad_sum != nullptr;
-  table.load(backward, tiles);
-  maps.load(tiles, [&](int64_t channel) {
+  maps.load(columns, [&](int64_t channel) {
     const NormActGradient& map = channels[channel];
     return make_float4(map.scale, map.of_copy, map.shift, 0.0F);
   });
   if constexpr (is_smooth(kFunction)) {
-    smooth_maps.load(tiles, [&](int64_t channel) { return make_float2(channels[channel].a, channels[channel].b); });
+    smooth_maps.load(columns, [&](int64_t channel) { return make_float2(channels[channel].a, channels[channel].b); });
   }
-  SavedStage<Place> stage(reinterpret_cast<uint8_t*>(shared), tiles, backward);
-  Copies copies(backward, table, linear_channels(channels, place));
-  for (int64_t tile = tiles.part(); tile < tiles.tiles; tile += tiles.parts) {
-    place.move(tile);
-    stage.fetch(place, tile);
-    // All loads come before the stores, which may be to the same memory.
-    typename Place::Row grad[kRows];
-    typename Place::Row second[kMaySecond ? kRows : 1];
+  Copies copies(backward, columns, parts, shared, table);
+  Place place(columns, columns.first_channel(), columns.column());
+  typename Place::Row grad[kRows];
+  typename Place::Row second[kMaySecond ? kRows : 1];
+  const auto is_linear = [&](int64_t channel) { return channels[channel].linear != 0.0F; };
+  // All loads come before the stores, which may be to the same memory.
+  const auto load = [&] {
     place.template load<true>(backward.grad, grad);
     if constexpr (kMaySecond) {
       if (has_second) {
         place.template load<true>(backward.second_grad, second);
       }
     }
-    copies.load(place);
-    stage.wait();
+  };
+  const auto compute = [&] {
     typename Place::Row sum[kMaySum ? kRows : 1];
     FiniteCheck<Element> check;
-#pragma unroll
-    for (int pair = 0; pair < kChannels; pair += 2) {
-      float results[kRows][2];
-      float dz[kRows][2];
-      copies.visit(stage, place, pair, [&](int i, const SavedOctet& octet) {
-        const int k = pair + i;
-        const float4 map = maps.of(place, k);
-        float2 smooth_map = make_float2(0.0F, 0.0F);
-        if constexpr (is_smooth(kFunction)) {
-          smooth_map = smooth_maps.of(place, k);
-        }
-#pragma unroll
-        for (int j = 0; j < kRows; ++j) {
-          float gradient = grad[j][k];
-          if constexpr (kMaySecond) {
-            gradient = has_second ? gradient + second[j][k] : gradient;
+    float results[kRows][2];
+    float dz[kRows][2];
+    copies.for_each_pair(
+        place,
+        [&](int pair, int i, const SavedOctet& octet) {
+          const int k = pair + i;
+          const float4 map = maps.of(place, k);
+          float2 smooth_map = make_float2(0.0F, 0.0F);
+          if constexpr (is_smooth(kFunction)) {
+            smooth_map = smooth_maps.of(place, k);
           }
-          const float scaled = smooth_map.x * octet.copies[j];
-          dz[j][i] = gradient_of_z<kFunction, kBelow>(gradient, octet.passes_gradient(j), backward.slope,
-                                                      scaled + smooth_map.y);
-          const float of_gradient = map.x * dz[j][i];
-          const float of_copy = map.y * octet.copies[j];
-          const float both = of_gradient + of_copy;
-          results[j][i] = both + map.z;
-        }
-      });
 #pragma unroll
-      for (int j = 0; j < kRows; ++j) {
-        grad[j].set_pair(pair, results[j][0], results[j][1]);
-        check.add(grad[j], pair);
-        if constexpr (kMaySum) {
-          sum[j].set_pair(pair, dz[j][0], dz[j][1]);
-        }
-      }
-    }
+          for (int j = 0; j < kRows; ++j) {
+            float gradient = grad[j][k];
+            if constexpr (kMaySecond) {
+              gradient = has_second ? gradient + second[j][k] : gradient;
+            }
+            const float scaled = smooth_map.x * octet.copies[j];
+            dz[j][i] = gradient_of_z<kFunction, kBelow>(gradient, octet.passes_gradient(j), backward.slope,
+                                                        scaled + smooth_map.y);
+            const float of_gradient = map.x * dz[j][i];
+            const float of_copy = map.y * octet.copies[j];
+            const float both = of_gradient + of_copy;
+            results[j][i] = both + map.z;
+          }
+        },
+        [&](int pair) {
+#pragma unroll
+          for (int j = 0; j < kRows; ++j) {
+            grad[j].set_pair(pair, results[j][0], results[j][1]);
+            check.add(grad[j], pair);
+            if constexpr (kMaySum) {
+              sum[j].set_pair(pair, dz[j][0], dz[j][1]);
+            }
+          }
+        });
     if (!check.all_finite()) {
       make_nans_canonical(grad);
       if constexpr (kMaySum) {
@@ -104,61 +105,71 @@ __global__ void __launch_bounds__(kMostThreads, kGradientBlocks<kIsCommon<kVecto
         place.store(sum, grad_sum);
       }
     }
+  };
+  for (int64_t item = columns.part(); item < columns.items; item += columns.parts) {
+    copies.visit(item, place, is_linear, load, compute);
   }
 }
 
 template <class Element, bool kVectors, ActivationFunction kFunction, Below kBelow>
-__global__ void __launch_bounds__(kMostThreads, kOutputBlocks)
-    output_kernel(const Backward<Element> backward, const ColumnTiles tiles, const DecodeMap* channels,
-                  Element* output) {
-  using Copies = ColumnCopies<Element, kVectors, /*kFromX=*/false>;
+__global__ void __launch_bounds__(kUnpackingThreads, kOutputBlocks)
+    output_kernel(const Backward<Element> backward, const WarpColumns columns, const StageParts parts,
+                  const DecodeMap* channels, Element* output) {
+  using Copies = ColumnCopies<Element, kVectors, /*kFromX=*/false, /*kBothSides=*/kBelow == Below::kSloped>;
   using Place = typename Copies::Place;
-  constexpr int kChannels = Place::kChannels;
   extern __shared__ uint4 shared[];
-  __shared__ typename Copies::Table table;
-  __shared__ ChannelTable<float2> maps;
-  Place place(tiles);
-  maps.load(tiles, [&](int64_t channel) { return make_float2(channels[channel].a, channels[channel].b); });
-  SavedStage<Place> stage(reinterpret_cast<uint8_t*>(shared), tiles, backward);
-  Copies copies(backward, table, linear_channels(channels, place));
-  for (int64_t tile = tiles.part(); tile < tiles.tiles; tile += tiles.parts) {
-    place.move(tile);
-    stage.fetch(place, tile);
-    copies.load(place);
-    stage.wait();
+  __shared__ WarpTable<float4, Place> maps;
+  if (columns.part() >= columns.parts) {
+    return;
+  }
+  maps.load(columns, [&](int64_t channel) {
+    const DecodeMap& map = channels[channel];
+    // Where either is not finite, NaN stays on either side.
+    const bool finite = is_finite(map.a) && is_finite(map.b);
+    return make_float4(map.a, map.b, float_of(finite ? 0 : 0xFFU), 0.0F);
+  });
+  typename Copies::Table table;
+  Copies copies(backward, columns, parts, shared, table);
+  Place place(columns, columns.first_channel(), columns.column());
+  const auto is_linear = [&](int64_t channel) { return channels[channel].linear != 0.0F; };
+  const auto compute = [&] {
     typename Place::Row y[kRows];
     FiniteCheck<Element> check;
+    float results[kRows][2];
+    copies.for_each_pair(
+        place,
+        [&](int pair, int i, const SavedOctet& octet) {
+          const float4 map = maps.of(place, pair + i);
+          const uint32_t kept = octet.sides | octet.nans | bits_of(map.z);
 #pragma unroll
-    for (int pair = 0; pair < kChannels; pair += 2) {
-      float results[kRows][2];
-      copies.visit(stage, place, pair, [&](int i, const SavedOctet& octet) {
-        const float2 map = maps.of(place, pair + i);
-        // NaN stays, on either side.
-        const uint32_t kept = is_finite(map.x) && is_finite(map.y) ? octet.sides | octet.nans : 0xFFU;
-#pragma unroll
-        for (int j = 0; j < kRows; ++j) {
-          const float scaled = map.x * octet.copies[j];
-          const float z = scaled + map.y;
-          if constexpr (is_smooth(kFunction)) {
-            results[j][i] = activate<kFunction>(z).y;
-          } else if constexpr (kFunction == ActivationFunction::kReLU6) {
-            results[j][i] = relu6_of_copy(z, octet.is_above(j), octet.passes_gradient(j));
-          } else {
-            const bool is_kept = ((kept >> j) & 1U) != 0;
-            results[j][i] = is_kept ? z : kBelow == Below::kFlat ? 0.0F : backward.slope * z;
+          for (int j = 0; j < kRows; ++j) {
+            const float scaled = map.x * octet.copies[j];
+            const float z = scaled + map.y;
+            if constexpr (is_smooth(kFunction)) {
+              results[j][i] = activate<kFunction>(z).y;
+            } else if constexpr (kFunction == ActivationFunction::kReLU6) {
+              results[j][i] = relu6_of_copy(z, octet.is_above(j), octet.passes_gradient(j));
+            } else {
+              const bool is_kept = ((kept >> j) & 1U) != 0;
+              results[j][i] = is_kept ? z : kBelow == Below::kFlat ? 0.0F : backward.slope * z;
+            }
           }
-        }
-      });
+        },
+        [&](int pair) {
 #pragma unroll
-      for (int j = 0; j < kRows; ++j) {
-        y[j].set_pair(pair, results[j][0], results[j][1]);
-        check.add(y[j], pair);
-      }
-    }
+          for (int j = 0; j < kRows; ++j) {
+            y[j].set_pair(pair, results[j][0], results[j][1]);
+            check.add(y[j], pair);
+          }
+        });
     if (!check.all_finite()) {
       make_nans_canonical(y);
     }
     place.store(y, output);
+  };
+  for (int64_t item = columns.part(); item < columns.items; item += columns.parts) {
+    copies.visit(
+        item, place, is_linear, [] {}, compute);
   }
 }
 
@@ -172,7 +183,7 @@ cudaError_t norm_act_input_gradient(const NormActBackward& backward, const NormA
     return cudaSuccess;
   }
   const bool vectors =
-      has_vectors(count, backward.type, backward.grad, backward.second_grad, backward.x, grad_input, grad_sum);
+      has_packed_vectors(count, backward.type, backward.grad, backward.second_grad, backward.x, grad_input, grad_sum);
   cudaError_t error = cudaSuccess;
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
     const Backward<Element> arguments(backward);
@@ -182,14 +193,15 @@ cudaError_t norm_act_input_gradient(const NormActBackward& backward, const NormA
             constexpr bool kCommon = kIsCommon<kVectors, kBelow>;
             // Nothing is added behind a smooth activation's norm: no sum.
             if constexpr ((kCommon || !(kSecond || kSum)) && !(is_smooth(kFunction) && kSum)) {
-              const ColumnTiles tiles = tiles_of_device(rows, count, backward.type,
-                                                        kGradientBlocks<kCommon, kSecond, kFromX, kSum> * kMostThreads);
+              const WarpColumns columns =
+                  warps_of_device(rows, count, kGradientBlocks<kCommon, kSecond, kFromX, kSum> * kUnpackingThreads);
               const auto kernel = input_gradient_kernel<Element, kVectors, kFunction, kBelow, kSecond, kFromX, kSum>;
-              const int bytes = SavedStage<ColumnPlace<Element, kVectors>>::bytes(tiles, arguments);
-              error = allow_shared_memory(kernel, bytes);
+              const StageParts parts(columns, arguments);
+              error = allow_shared_memory(kernel, parts.bytes());
               if (error == cudaSuccess) {
-                kernel<<<tiles.blocks(), tiles.threads(), bytes, stream>>>(
-                    arguments, tiles, channels, static_cast<Element*>(grad_input), static_cast<Element*>(grad_sum));
+                kernel<<<columns.blocks(), kUnpackingThreads, parts.bytes(), stream>>>(
+                    arguments, columns, parts, channels, static_cast<Element*>(grad_input),
+                    static_cast<Element*>(grad_sum));
               }
             }
           },
@@ -206,7 +218,7 @@ cudaError_t norm_act_output(const NormActBackward& backward, const DecodeMap* ch
   if (rows == 0 || count == 0) {
     return cudaSuccess;
   }
-  const ColumnTiles tiles = tiles_of_device(rows, count, backward.type, kOutputBlocks * kMostThreads);
+  const WarpColumns columns = warps_of_device(rows, count, kOutputBlocks * kUnpackingThreads);
   cudaError_t error = cudaSuccess;
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
     const Backward<Element> arguments(backward);
@@ -214,14 +226,14 @@ cudaError_t norm_act_output(const NormActBackward& backward, const DecodeMap* ch
       with_flags(
           [&]<bool kVectors>() {
             const auto kernel = output_kernel<Element, kVectors, kFunction, kBelow>;
-            const int bytes = SavedStage<ColumnPlace<Element, kVectors>>::bytes(tiles, arguments);
-            error = allow_shared_memory(kernel, bytes);
+            const StageParts parts(columns, arguments);
+            error = allow_shared_memory(kernel, parts.bytes());
             if (error == cudaSuccess) {
-              kernel<<<tiles.blocks(), tiles.threads(), bytes, stream>>>(arguments, tiles, channels,
-                                                                         static_cast<Element*>(y));
+              kernel<<<columns.blocks(), kUnpackingThreads, parts.bytes(), stream>>>(
+                  arguments, columns, parts, channels, static_cast<Element*>(y));
             }
           },
-          has_vectors(count, backward.type, y));
+          has_packed_vectors(count, backward.type, y));
     };
     if (backward.activation.function == ActivationFunction::kReLU6) {
       launch.template operator()<ActivationFunction::kReLU6, Below::kFlat>();

@@ -7,9 +7,8 @@
 namespace actnn::cuda {
 namespace {
 
-/// Blocks of 256 threads of a multiprocessor, as many as have the registers for a tile.
-template <bool kCommon, bool kSecond, bool kFromX>
-constexpr int kSumsBlocks = 2;
+/// Blocks of a multiprocessor, as many as have the registers for a pass.
+constexpr int kSumsBlocks = 4;
 
 /// Kernels without vectors or with a slope are rare: they ask at run time what there is, so that there are fewer of
 /// them.
@@ -17,86 +16,90 @@ template <bool kVectors, Below kBelow>
 constexpr bool kIsCommon = kVectors&& kBelow == Below::kFlat;
 
 template <class Element, bool kVectors, ActivationFunction kFunction, Below kBelow, bool kSecond, bool kFromX>
-__global__ void __launch_bounds__(kMostThreads, kSumsBlocks<kIsCommon<kVectors, kBelow>, kSecond, kFromX>)
-    sums_kernel(const Backward<Element> backward, const ColumnTiles tiles, const DecodeMap* channels,
-                const PartialSums partial) {
-  using Copies = ColumnCopies<Element, kVectors, kFromX>;
+__global__ void __launch_bounds__(kUnpackingThreads, kSumsBlocks)
+    sums_kernel(const Backward<Element> backward, const WarpColumns columns, const StageParts parts,
+                const DecodeMap* channels, const PartialSums partial) {
+  constexpr bool kBothSides = kBelow == Below::kSloped;
+  using Copies = ColumnCopies<Element, kVectors, kFromX, kBothSides>;
   using Place = typename Copies::Place;
   constexpr int kChannels = Place::kChannels;
   extern __shared__ uint4 shared[];
-  __shared__ BlockSums of_block;
   __shared__ typename Copies::Table table;
-  __shared__ ChannelTable<float2> maps;
-  Place place(tiles);
+  __shared__ WarpTable<float2, Place> maps;
+  if (columns.part() >= columns.parts) {
+    return;
+  }
   constexpr bool kMaySecond = kSecond || !kIsCommon<kVectors, kBelow>;
   const bool has_second = kMaySecond && backward.second_grad != nullptr;
-  table.load(backward, tiles);
   if constexpr (is_smooth(kFunction)) {
-    maps.load(tiles, [&](int64_t channel) { return make_float2(channels[channel].a, channels[channel].b); });
+    maps.load(columns, [&](int64_t channel) { return make_float2(channels[channel].a, channels[channel].b); });
   }
-  SavedStage<Place> stage(reinterpret_cast<uint8_t*>(shared), tiles, backward);
-  Copies copies(backward, table, linear_channels(channels, place));
+  Copies copies(backward, columns, parts, shared, table);
+  Place place(columns, columns.first_channel(), columns.column());
+  typename Place::Row grad[kRows];
+  typename Place::Row second[kMaySecond ? kRows : 1];
   ThreadSums<kChannels> sums;
-  // Backwards, so that the next kernel, which begins at the front, meets what is still in the cache.
-  const int64_t steps = ceil_div(tiles.tiles - tiles.part(), tiles.parts);
-  for (int64_t step = steps - 1; step >= 0; --step) {
-    const int64_t tile = tiles.part() + step * tiles.parts;
-    place.move(tile);
-    stage.fetch(place, tile);
-    typename Place::Row grad[kRows];
-    typename Place::Row second[kMaySecond ? kRows : 1];
+  const auto is_linear = [&](int64_t channel) { return channels[channel].linear != 0.0F; };
+  const auto load = [&] {
     place.template load<false>(backward.grad, grad);
     if constexpr (kMaySecond) {
       if (has_second) {
         place.template load<false>(backward.second_grad, second);
       }
     }
-    copies.load(place);
-    stage.wait();
+  };
+  const auto add = [&] {
     if (place.rows() < kRows) {
       place.clear_missing(grad);
       if constexpr (kMaySecond) {
         place.clear_missing(second);
       }
     }
-    // Of rows that do not exist, nothing is in the stage.
-#pragma unroll
-    for (int pair = 0; pair < kChannels && place.rows() != 0; pair += 2) {
-      copies.visit(stage, place, pair, [&](int i, const SavedOctet& octet) {
-        const int k = pair + i;
-        float2 map = make_float2(0.0F, 0.0F);
-        if constexpr (is_smooth(kFunction)) {
-          map = maps.of(place, k);
-        }
-#pragma unroll
-        for (int j = 0; j < kRows; ++j) {
-          float gradient = grad[j][k];
-          if constexpr (kMaySecond) {
-            gradient = has_second ? gradient + second[j][k] : gradient;
+    if (place.rows() == 0) {
+      return;  // of rows that do not exist, nothing was fetched
+    }
+    copies.for_each_pair(
+        place,
+        [&](int pair, int i, const SavedOctet& octet) {
+          const int k = pair + i;
+          float2 map = make_float2(0.0F, 0.0F);
+          if constexpr (is_smooth(kFunction)) {
+            map = maps.of(place, k);
           }
-          const float scaled = map.x * octet.copies[j];
-          const float dz =
-              gradient_of_z<kFunction, kBelow>(gradient, octet.passes_gradient(j), backward.slope, scaled + map.y);
-          sums.first[k] += dz;
-          sums.second[k] = __fmaf_rn(dz, octet.copies[j], sums.second[k]);
-        }
-      });
+#pragma unroll
+          for (int j = 0; j < kRows; ++j) {
+            float gradient = grad[j][k];
+            if constexpr (kMaySecond) {
+              gradient = has_second ? gradient + second[j][k] : gradient;
+            }
+            const float scaled = map.x * octet.copies[j];
+            const float dz =
+                gradient_of_z<kFunction, kBelow>(gradient, octet.passes_gradient(j), backward.slope, scaled + map.y);
+            sums.first[k] += dz;
+            sums.second[k] = __fmaf_rn(dz, octet.copies[j], sums.second[k]);
+          }
+        },
+        [](int /*pair*/) {});
+  };
+  // Backwards, so that the next kernel, which begins at the front, meets what is still in the cache.
+  const int64_t last = columns.part() + (columns.items - 1 - columns.part()) / columns.parts * columns.parts;
+  for (int64_t item = last; item >= 0; item -= columns.parts) {
+    copies.visit(item, place, is_linear, load, add);
+  }
+
+#pragma unroll
+  for (int k = 0; k < kChannels; ++k) {
+    double sum = sums.first[k];
+    double copy_sum = sums.second[k];
+    for (int distance = kWarp / 2; distance >= columns.width(); distance /= 2) {
+      sum += __shfl_xor_sync(~0U, sum, distance);
+      copy_sum += __shfl_xor_sync(~0U, copy_sum, distance);
+    }
+    if (lane_index() < columns.width() && k < place.channels()) {
+      partial.first(columns.part(), place.channel(k)) = static_cast<float>(sum);
+      partial.second(columns.part(), place.channel(k)) = static_cast<float>(copy_sum);
     }
   }
-  of_block.set(place, sums);
-
-  const int64_t channel = channel_of_thread(tiles);
-  if (channel < 0) {
-    return;
-  }
-  double sum = 0.0;
-  double copy_sum = 0.0;
-  for (int octet_row = 0; octet_row < kTileOctetRows; ++octet_row) {
-    sum += of_block.first[octet_row][threadIdx.x];
-    copy_sum += of_block.second[octet_row][threadIdx.x];
-  }
-  partial.first(tiles.part(), channel) = static_cast<float>(sum);
-  partial.second(tiles.part(), channel) = static_cast<float>(copy_sum);
 }
 
 template <class Store>
@@ -120,11 +123,11 @@ cudaError_t add_up(const NormActBackward& backward, const DecodeMap* channels, f
   if (count == 0) {
     return cudaSuccess;
   }
-  const ColumnTiles tiles = tiles_of_sums(backward.layout.rows, count, backward.type);
-  const PartialSums partial{scratch, tiles.parts, count};
+  const WarpColumns columns = warps_of_sums(backward.layout.rows, count);
+  const PartialSums partial{scratch, columns.parts, count};
   cudaError_t error = cudaSuccess;
-  if (tiles.parts != 0) {
-    const bool vectors = has_vectors(count, backward.type, backward.grad, backward.second_grad, backward.x);
+  if (columns.parts != 0) {
+    const bool vectors = has_packed_vectors(count, backward.type, backward.grad, backward.second_grad, backward.x);
     with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
       const Backward<Element> arguments(backward);
       with_gradient_function(backward.activation, [&]<ActivationFunction kFunction, Below kBelow>() {
@@ -132,10 +135,11 @@ cudaError_t add_up(const NormActBackward& backward, const DecodeMap* channels, f
             [&]<bool kVectors, bool kSecond, bool kFromX>() {
               if constexpr (kIsCommon<kVectors, kBelow> || !kSecond) {
                 const auto kernel = sums_kernel<Element, kVectors, kFunction, kBelow, kSecond, kFromX>;
-                const int bytes = SavedStage<ColumnPlace<Element, kVectors>>::bytes(tiles, arguments);
-                error = allow_shared_memory(kernel, bytes);
+                const StageParts parts(columns, arguments);
+                error = allow_shared_memory(kernel, parts.bytes());
                 if (error == cudaSuccess) {
-                  kernel<<<tiles.blocks(), tiles.threads(), bytes, stream>>>(arguments, tiles, channels, partial);
+                  kernel<<<columns.blocks(), kUnpackingThreads, parts.bytes(), stream>>>(arguments, columns, parts,
+                                                                                         channels, partial);
                 }
               }
             },
@@ -146,7 +150,7 @@ cudaError_t add_up(const NormActBackward& backward, const DecodeMap* channels, f
   if (error != cudaSuccess) {
     return error;
   }
-  join_sums_kernel<<<blocks_for(count, kSlicedChannels), join_threads(tiles.parts), 0, stream>>>(partial, store);
+  join_sums_kernel<<<blocks_for(count, kSlicedChannels), join_threads(columns.parts), 0, stream>>>(partial, store);
   return cudaGetLastError();
 }
 

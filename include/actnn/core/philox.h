@@ -32,26 +32,38 @@ ACTNN_HOST_DEVICE constexpr uint64_t wide_product(uint32_t a, uint32_t b) {
 #endif
 }
 
-/// The block at 128-bit counter `counter_high : counter_low` under the 64-bit `key`. A pure function: no state.
-template <int kRounds = kPhiloxRounds>
-ACTNN_HOST_DEVICE constexpr PhiloxBlock philox4x32(uint64_t key, uint64_t counter_low, uint64_t counter_high) {
+/// The blocks at 128-bit counters `counter_high : counter_low[i]` under the 64-bit `key`, which share the round keys.
+template <int kRounds = kPhiloxRounds, int kCount>
+ACTNN_HOST_DEVICE constexpr void philox4x32(uint64_t key, const uint64_t (&counter_low)[kCount], uint64_t counter_high,
+                                            PhiloxBlock (&blocks)[kCount]) {
   auto key0 = static_cast<uint32_t>(key);
   auto key1 = static_cast<uint32_t>(key >> 32);
-  auto x0 = static_cast<uint32_t>(counter_low);
-  auto x1 = static_cast<uint32_t>(counter_low >> 32);
-  auto x2 = static_cast<uint32_t>(counter_high);
-  auto x3 = static_cast<uint32_t>(counter_high >> 32);
+  for (int i = 0; i < kCount; ++i) {
+    blocks[i] = {{static_cast<uint32_t>(counter_low[i]), static_cast<uint32_t>(counter_low[i] >> 32),
+                  static_cast<uint32_t>(counter_high), static_cast<uint32_t>(counter_high >> 32)}};
+  }
   for (int round = 0; round < kRounds; ++round) {
-    const uint64_t product0 = wide_product(kPhiloxMultiplier0, x0);
-    const uint64_t product1 = wide_product(kPhiloxMultiplier1, x2);
-    x0 = static_cast<uint32_t>(product1 >> 32) ^ x1 ^ key0;
-    x1 = static_cast<uint32_t>(product1);
-    x2 = static_cast<uint32_t>(product0 >> 32) ^ x3 ^ key1;
-    x3 = static_cast<uint32_t>(product0);
+    for (PhiloxBlock& block : blocks) {
+      auto& [x0, x1, x2, x3] = block.word;
+      const uint64_t product0 = wide_product(kPhiloxMultiplier0, x0);
+      const uint64_t product1 = wide_product(kPhiloxMultiplier1, x2);
+      x0 = static_cast<uint32_t>(product1 >> 32) ^ x1 ^ key0;
+      x1 = static_cast<uint32_t>(product1);
+      x2 = static_cast<uint32_t>(product0 >> 32) ^ x3 ^ key1;
+      x3 = static_cast<uint32_t>(product0);
+    }
     key0 += kPhiloxWeyl0;
     key1 += kPhiloxWeyl1;
   }
-  return {{x0, x1, x2, x3}};
+}
+
+/// The block at 128-bit counter `counter_high : counter_low` under the 64-bit `key`. A pure function: no state.
+template <int kRounds = kPhiloxRounds>
+ACTNN_HOST_DEVICE constexpr PhiloxBlock philox4x32(uint64_t key, uint64_t counter_low, uint64_t counter_high) {
+  const uint64_t counters[1] = {counter_low};
+  PhiloxBlock blocks[1] = {};
+  philox4x32<kRounds>(key, counters, counter_high, blocks);
+  return blocks[0];
 }
 
 /// The k-th of a block's eight 16-bit numbers, k in [0, 8): word k / 2, low half first.
@@ -79,6 +91,15 @@ struct RandomState {
   uint64_t offset = 0;
 
   ACTNN_HOST_DEVICE constexpr PhiloxBlock block(uint64_t counter) const { return philox4x32(seed, counter, offset); }
+  /// The blocks for neighbouring counter values.
+  template <int kCount>
+  ACTNN_HOST_DEVICE constexpr void blocks(uint64_t first_counter, PhiloxBlock (&of_counters)[kCount]) const {
+    uint64_t counters[kCount] = {};
+    for (int i = 0; i < kCount; ++i) {
+      counters[i] = first_counter + static_cast<uint64_t>(i);
+    }
+    philox4x32(seed, counters, offset, of_counters);
+  }
   /// The noise of an octet: two neighbouring ones share a block.
   ACTNN_HOST_DEVICE constexpr OctetNoise octet(uint64_t number) const {
     return octet_noise(block(number / 2), static_cast<int>(number % 2));

@@ -21,8 +21,8 @@ struct Shape {
 };
 
 /// Octets, words, groups and tiles that are not whole, strips of every width, more strips than one.
-constexpr Shape kShapes[] = {{1, 1},   {7, 3},   {33, 8},  {130, 16}, {65, 24},   {19, 40},  {130, 64},   {9, 100},
-                             {6, 256}, {5, 320}, {70, 24}, {40, 129}, {3000, 64}, {500, 12}, {1000, 256}, {517, 2048}};
+constexpr Shape kShapes[] = {{1, 1},   {7, 3},   {33, 8},  {130, 16}, {65, 24},   {19, 40},  {130, 64},  {9, 100},
+                             {6, 256}, {5, 320}, {70, 24}, {40, 129}, {1100, 64}, {500, 12}, {520, 256}, {265, 600}};
 
 /// Channels of every kind: weights of both signs, tiny ones, 0; kinks near, far, and on either side. Or all of one
 /// kind, which kernels treat by themselves.
@@ -382,7 +382,7 @@ TEST_P(NormAct, TakesEveryBitWidthAndKindOfInput) {
 }
 
 TEST_P(NormAct, TakesChannelsOfOneKind) {
-  for (const Shape shape : {Shape{130, 64}, Shape{65, 24}, Shape{19, 43}, Shape{3001, 256}}) {
+  for (const Shape shape : {Shape{130, 64}, Shape{65, 24}, Shape{19, 43}, Shape{1001, 256}}) {
     for (const bool keeps_below : {false, true}) {
       for (const bool special : {false, true}) {
         compare({.shape = shape,
@@ -411,7 +411,7 @@ TEST_P(NormAct, TakesNumbersOfAnySize) {
 }
 
 TEST_P(NormAct, WalksOverMatricesLargerThanTheGrid) {
-  for (const Shape shape : {Shape{270'001, 64}, Shape{140'000, 136}, Shape{70'011, 257}}) {
+  for (const Shape shape : {Shape{110'001, 64}, Shape{45'000, 136}, Shape{24'011, 257}}) {
     for (const bool second : {false, true}) {
       compare({.shape = shape, .type = GetParam(), .residual = second, .second = second});
     }
@@ -419,7 +419,7 @@ TEST_P(NormAct, WalksOverMatricesLargerThanTheGrid) {
 }
 
 TEST_P(NormAct, KeepsMasksOrNothingWithoutBits) {
-  for (const Shape shape : {Shape{70'001, 64}, Shape{19, 43}}) {
+  for (const Shape shape : {Shape{30'001, 64}, Shape{19, 43}}) {
     for (const FusedActivation activation : {kRelu, kRelu6, kIdentity}) {
       compare({.shape = shape, .type = GetParam(), .bits = 0, .activation = activation, .residual = true});
     }
@@ -434,9 +434,12 @@ TEST_P(NormAct, TakesTensorsThatBeginAnywhere) {
 }
 
 TEST_P(NormAct, KeepsElementsThatAreNotFiniteAlone) {
-  for (const Shape shape : {Shape{3000, 64}, Shape{70, 24}, Shape{300, 7}}) {
+  for (const Shape shape : {Shape{1100, 64}, Shape{70, 24}, Shape{300, 7}}) {
     for (const FusedActivation activation : {kRelu, kLeaky, kRelu6, kSilu}) {
       for (const bool keeps_below : {false, true}) {
+        if (!keeps_below && !has_kink(activation.function)) {
+          continue;
+        }
         for (const int bits : {1, 4}) {
           compare({.shape = shape,
                    .type = GetParam(),
