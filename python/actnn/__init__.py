@@ -20,11 +20,12 @@ FORMAT_VERSION: int = _torch.ops.actnn.format_version()
 # These use the operations.
 from . import _fakes as _fakes  # noqa: E402
 from . import conf, cpp_extension, dataloader, functional, layers, module, ops, qbnscheme, qscheme, utils  # noqa: E402
+from .block_allocation import BlockAllocation  # noqa: E402
 from .capture.options import BlockOptions  # noqa: E402
 from .conf import Config, config, set_optimization_level  # noqa: E402
 from .convert import Report, convert, restore  # noqa: E402
 from .dataloader import DataLoader  # noqa: E402
-from .fitting import BlockFit, fit_blocks  # noqa: E402
+from .fitting import BlockFit, FittedValue, fit_blocks  # noqa: E402
 from .functional import CompressFunctions  # noqa: E402
 from .kept_bytes import KeptBytes, measure_kept_bytes  # noqa: E402
 from .layers import (  # noqa: E402
@@ -78,11 +79,13 @@ from .utils import compute_tensor_bytes, exp_recorder, get_memory_usage  # noqa:
 __all__ = [
     "FORMAT_VERSION",
     "QGELU",
+    "BlockAllocation",
     "BlockFit",
     "BlockOptions",
     "CompressFunctions",
     "Config",
     "DataLoader",
+    "FittedValue",
     "KeptBytes",
     "QAdaptiveAvgPool1d",
     "QAdaptiveAvgPool2d",

@@ -12,16 +12,20 @@
 #include <algorithm>
 #include <iterator>
 #include <numeric>
+#include <set>
+#include <tuple>
 #include <utility>
 
 #include "src/autograd/saved_activation.h"
 #include "src/blocks/batched_gradients.h"
+#include "src/blocks/measured_run.h"
 #include "src/blocks/program_ops.h"
 #include "src/blocks/run_checks.h"
 #include "src/blocks/run_prepared.h"
 #include "src/blocks/steps/convolution.h"
 #include "src/ops/checks.h"
 #include "src/ops/shared_copy.h"
+#include "src/ops/stream_capture.h"
 #include "src/ops/tensors.h"
 #include "src/ops/torch_version.h"
 
@@ -71,6 +75,8 @@ struct RunRecord {
   std::vector<c10::SymInt> integers;
   std::vector<Sizes> sizes;
   std::vector<at::ScalarType> input_dtypes;
+  std::shared_ptr<MeasuredRun> measured;  ///< null unless its noise is measured
+  size_t measured_as = 0;                 ///< its number then
 };
 
 class BlockBackward : public torch::autograd::Node {
@@ -80,6 +86,7 @@ class BlockBackward : public torch::autograd::Node {
       : Node(std::move(edges)), run_(std::move(run)), saved_(saved), copies_(copies), parameters_(parameters) {}
 
   std::string name() const override { return "ActnnBlockBackward"; }
+  const RunRecord& run() const { return run_; }
 
   variable_list apply(variable_list&& grads) override {
     refuse_double_backward(kBlockName);
@@ -128,6 +135,9 @@ class BlockBackward : public torch::autograd::Node {
     arguments.grads = std::move(grads);
     if (run_.is_traced) {
       return traced_backward(*run_.prepared, arguments, run_.wanted, run_.exports, wanted, run_.input_dtypes);
+    }
+    if (run_.measured) {
+      return measured_backward(*run_.measured, *run_.prepared, *run_.schedule, arguments, wanted, run_.input_dtypes);
     }
     return run_backward(run_.prepared->plan, *run_.schedule, std::move(arguments), wanted, run_.input_dtypes);
   }
@@ -227,6 +237,27 @@ void check_dtypes(const Program& program, const std::vector<at::Tensor>& paramet
   }
 }
 
+/// The results of measured blocks that the gradient of a tensor goes to, through functions of others.
+std::vector<PlaceInRun> sources_of(const torch::autograd::Edge& edge) {
+  std::vector<PlaceInRun> sources;
+  std::vector<const torch::autograd::Edge*> waiting{&edge};
+  std::set<const torch::autograd::Node*> seen;
+  while (!waiting.empty()) {
+    const auto& [node, number] = *waiting.back();
+    waiting.pop_back();
+    if (const auto* block = dynamic_cast<const BlockBackward*>(node.get()); block != nullptr) {
+      if (block->run().measured) {
+        sources.push_back({block->run().measured_as, number});
+      }
+    } else if (node != nullptr && seen.insert(node.get()).second) {
+      for (const torch::autograd::Edge& next : node->next_edges()) {
+        waiting.push_back(&next);
+      }
+    }
+  }
+  return sources;
+}
+
 }  // namespace
 
 std::vector<at::Tensor> run_prepared(const std::shared_ptr<const PreparedPlan>& prepared,
@@ -251,7 +282,8 @@ std::vector<at::Tensor> run_prepared(const std::shared_ptr<const PreparedPlan>& 
                 .dtype = dtype,
                 .integers = integers,
                 .sizes = {},
-                .input_dtypes = {}};
+                .input_dtypes = {},
+                .measured = nullptr};
   for (const auto* list : {&inputs, &parameters}) {
     for (const at::Tensor& tensor : *list) {
       run.wanted.push_back(at::GradMode::is_enabled() && tensor.requires_grad());
@@ -308,9 +340,18 @@ std::vector<at::Tensor> run_prepared(const std::shared_ptr<const PreparedPlan>& 
   if (trains) {
     variable_list sources(inputs);
     sources.insert(sources.end(), parameters.begin(), parameters.end());
-    torch::autograd::set_history(result.results,
-                                 make_node<BlockBackward>(torch::autograd::collect_next_edges(sources), std::move(run),
-                                                          result.saved, copies, parameters));
+    torch::autograd::edge_list edges = torch::autograd::collect_next_edges(sources);
+    const std::shared_ptr<MeasuredRuns> pass =
+        traced || is_capturing(inputs[0].device()) ? nullptr : runs_to_measure(plan);
+    if (pass) {
+      std::vector<std::vector<PlaceInRun>> behind;
+      std::transform(edges.begin(), edges.begin() + static_cast<int64_t>(inputs.size()), std::back_inserter(behind),
+                     sources_of);
+      std::tie(run.measured, run.measured_as) =
+          pass->add({*prepared, *run.schedule, result.saved, copies, run.sizes, parameters, integers, behind});
+    }
+    torch::autograd::set_history(
+        result.results, make_node<BlockBackward>(std::move(edges), std::move(run), result.saved, copies, parameters));
   }
   result.results.insert(result.results.end(), result.exported.begin(), result.exported.end());
   return std::move(result.results);

@@ -142,7 +142,7 @@ std::string to_json(const Plan& plan) {
 Plan plan_from_json(const std::string& text) {
   try {
     const json written = json::parse(text);
-    check_keys("the text of a program", written, {"program", "options", "imports", "exports"});
+    check_keys("the text of a program", written, {"program", "options", "imports", "exports", "name"});
     std::vector<Import> imports;
     for (const json& import : written.value("imports", json::array())) {
       check_keys("an import", import, {"input", "copy"});
@@ -151,6 +151,7 @@ Plan plan_from_json(const std::string& text) {
     Plan plan = make_plan(program_from_json_object(written.at("program")),
                           options_from_json(written.value("options", json::object())), std::move(imports));
     plan.exports = Json<std::vector<Value>>::read(written.value("exports", json::array()));
+    plan.name = written.value("name", std::string());
     check_plan(plan);
     return plan;
   } catch (const json::exception& error) {

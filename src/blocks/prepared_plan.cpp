@@ -3,6 +3,12 @@
 #include <unordered_map>
 
 namespace actnn::blocks {
+namespace {
+
+/// That are remembered, unless more are in use: each new allocation of bits has texts of its own.
+constexpr size_t kMostPlans = 4096;
+
+}  // namespace
 
 std::shared_ptr<const Schedule> PreparedPlan::schedule(const std::vector<bool>& wanted, bool exports) const {
   const std::lock_guard lock(mutex_);
@@ -34,6 +40,9 @@ std::shared_ptr<const PreparedPlan> prepared_plan(const std::string& text) {
   static std::mutex mutex;
   static std::unordered_map<std::string, std::shared_ptr<const PreparedPlan>> plans;
   const std::lock_guard lock(mutex);
+  if (plans.size() >= kMostPlans && !plans.contains(text)) {
+    std::erase_if(plans, [](const auto& entry) { return entry.second.use_count() == 1; });
+  }
   std::shared_ptr<const PreparedPlan>& known = plans[text];
   if (known == nullptr) {
     try {

@@ -45,18 +45,22 @@ void check_vector(const char* op, const char* argument, const at::Tensor& tensor
                     bits.device(), ", got ", tensor.device());
 }
 
-void check_arguments(const char* op, const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight) {
+void check_arguments(const char* op, const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight,
+                     const std::optional<at::Tensor>& fewest) {
   TORCH_CHECK_TYPE(bits.defined(), op, ": bits must be a tensor, got none");
   TORCH_CHECK_TYPE(bits.scalar_type() == at::kByte, op, ": bits must be uint8, got ", bits.scalar_type());
   TORCH_CHECK_VALUE(bits.dim() == 1, op, ": bits must be 1-D, got shape ", bits.sym_sizes());
   const at::ScalarType dtype = sensitivity.scalar_type();
   check_vector(op, "sensitivity", sensitivity, bits, dtype == at::kFloat || dtype == at::kDouble, "float32 or float64");
   check_vector(op, "weight", weight, bits, weight.scalar_type() == at::kLong, "int64");
+  if (fewest) {
+    check_vector(op, "fewest", *fewest, bits, fewest->scalar_type() == at::kByte, "uint8");
+  }
 }
 
 /// Every decrement of every element, 8 to 7 bits first; [elements * 7].
 struct Decrements {
-  at::Tensor possible;  ///< from the bits given
+  at::Tensor possible;  ///< from the bits given, and not to fewer than the fewest
   at::Tensor order;     ///< the order in which they are taken: the cheapest first, of equals the first element's
   at::Tensor rises;     ///< float64: what each adds to the variance
   at::Tensor gains;     ///< int64: what each spares
@@ -65,9 +69,13 @@ struct Decrements {
 };
 
 // With masked_fill: at::where copies a number to the device and waits.
-Decrements decrements(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight) {
+Decrements decrements(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight,
+                      const std::optional<at::Tensor>& fewest) {
   const at::Tensor from = at::arange(kMaxBits, kMinBits, -1, weight.options());
-  const at::Tensor possible = from.unsqueeze(0) <= bits.to(at::kLong).unsqueeze(1);
+  at::Tensor possible = from.unsqueeze(0) <= bits.to(at::kLong).unsqueeze(1);
+  if (fewest) {
+    possible = possible & (from.unsqueeze(0) > fewest->to(at::kLong).unsqueeze(1));
+  }
   const at::Tensor positive = sensitivity.to(at::kDouble).clamp_min(0.0).unsqueeze(1);
   const at::Tensor rises = positive * (variance(from - 1) - variance(from));
   const at::Tensor prices = rises / weight.to(at::kDouble).unsqueeze(1);
@@ -85,45 +93,48 @@ at::Tensor take(const at::Tensor& bits, const Decrements& all, const at::Tensor&
   return (bits - fewer.view({-1, kMaxBits - kMinBits}).sum(1)).to(at::kByte);
 }
 
-at::Tensor allocate(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight, int64_t target) {
-  check_arguments(kBitAllocationName, bits, sensitivity, weight);
-  const Decrements all = decrements(bits, sensitivity, weight);
+at::Tensor allocate(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight, int64_t target,
+                    const std::optional<at::Tensor>& fewest) {
+  check_arguments(kBitAllocationName, bits, sensitivity, weight, fewest);
+  const Decrements all = decrements(bits, sensitivity, weight, fewest);
   const at::Tensor gains = all.in_order(all.gains);
   const at::Tensor excess = (bits * weight).sum() - target;
   return take(bits, all, gains.cumsum(0) - gains < excess);
 }
 
 at::Tensor allocate_for_noise(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight,
-                              const at::Tensor& allowed) {
-  check_arguments(kNoiseOp, bits, sensitivity, weight);
+                              const at::Tensor& allowed, const std::optional<at::Tensor>& fewest) {
+  check_arguments(kNoiseOp, bits, sensitivity, weight, fewest);
   TORCH_CHECK_VALUE(allowed.dim() == 0 && allowed.is_floating_point() && allowed.device() == bits.device(), kNoiseOp,
                     ": allowed must be a floating-point scalar on ", bits.device(), ", got ", allowed.toString(),
                     " of shape ", allowed.sym_sizes());
-  const Decrements all = decrements(bits, sensitivity, weight);
+  const Decrements all = decrements(bits, sensitivity, weight, fewest);
   const at::Tensor rises = all.in_order(all.rises).masked_fill(~all.in_order(all.possible), 0.0);
   const at::Tensor now = (sensitivity.to(at::kDouble).clamp_min(0.0) * variance(bits.to(at::kLong))).sum();
   return take(bits, all, now + rises.cumsum(0) <= allowed);
 }
 
 at::Tensor allocate_autograd(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight,
-                             int64_t target) {
+                             int64_t target, const std::optional<at::Tensor>& fewest) {
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return allocate_bits(bits, sensitivity, weight, target);
+  return allocate_bits(bits, sensitivity, weight, target, fewest);
 }
 
 at::Tensor allocate_for_noise_autograd(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight,
-                                       const at::Tensor& allowed) {
+                                       const at::Tensor& allowed, const std::optional<at::Tensor>& fewest) {
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return allocate_bits_for_noise(bits, sensitivity, weight, allowed);
+  return allocate_bits_for_noise(bits, sensitivity, weight, allowed, fewest);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
-  m.def("allocate_bits(Tensor bits, Tensor sensitivity, Tensor weight, int target) -> Tensor",
+  m.def("allocate_bits(Tensor bits, Tensor sensitivity, Tensor weight, int target, Tensor? fewest=None) -> Tensor",
         {at::Tag::pt2_compliant_tag});
-  m.def("allocate_bits_for_noise(Tensor bits, Tensor sensitivity, Tensor weight, Tensor allowed) -> Tensor",
-        {at::Tag::pt2_compliant_tag});
+  m.def(
+      "allocate_bits_for_noise(Tensor bits, Tensor sensitivity, Tensor weight, Tensor allowed, Tensor? fewest=None) "
+      "-> Tensor",
+      {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) {
@@ -136,25 +147,24 @@ TORCH_LIBRARY_IMPL(actnn, Autograd, m) {
 }
 
 at::Tensor allocate_bits(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight,
-                         int64_t target) {
-  static const auto kHandle =
-      find_op<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t)>(kBitAllocationName);
-  return kHandle.call(bits, sensitivity, weight, target);
+                         int64_t target, const std::optional<at::Tensor>& fewest) {
+  static const auto kHandle = find_op<decltype(allocate)>(kBitAllocationName);
+  return kHandle.call(bits, sensitivity, weight, target, fewest);
 }
 
 at::Tensor allocate_bits_for_noise(const at::Tensor& bits, const at::Tensor& sensitivity, const at::Tensor& weight,
-                                   const at::Tensor& allowed) {
-  static const auto kHandle =
-      find_op<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&)>(kNoiseOp);
-  return kHandle.call(bits, sensitivity, weight, allowed);
+                                   const at::Tensor& allowed, const std::optional<at::Tensor>& fewest) {
+  static const auto kHandle = find_op<decltype(allocate_for_noise)>(kNoiseOp);
+  return kHandle.call(bits, sensitivity, weight, allowed, fewest);
 }
 
 std::vector<uint8_t> allocate_bits_greedily(std::vector<uint8_t> bits, const std::vector<double>& sensitivity,
-                                            const std::vector<int64_t>& weight, int64_t target) {
+                                            const std::vector<int64_t>& weight, int64_t target,
+                                            const std::vector<uint8_t>& fewest) {
   using Offer = std::tuple<double, size_t>;  // the cheapest first, of equals the first element
   std::priority_queue<Offer, std::vector<Offer>, std::greater<>> offers;
   const auto offer = [&](size_t i) {
-    if (bits[i] > kMinBits) {
+    if (bits[i] > (fewest.empty() ? kMinBits : fewest[i])) {
       offers.emplace(price(sensitivity[i], weight[i], bits[i]), i);
     }
   };

@@ -97,6 +97,7 @@ struct Plan {
   std::map<std::pair<Value, Form>, CopyFormat> saves = {};
   std::vector<Import> imports = {};
   std::vector<Value> exports = {};  ///< values whose copies a run returns
+  std::string name = {};            ///< of the block, for those who measure it
 
   /// Whether somebody else packed the copy of an input.
   bool imports_copy_of(Value value) const;
@@ -116,8 +117,8 @@ void check_plan(const Plan& plan);
 /// and results, for exports.
 std::string to_json(const Plan& plan);
 
-/// {"program": {...}, "options": {...}, "imports": [{"input": 0, "copy": {...}}], "exports": [3]}; all but the program
-/// may be left out. Throws c10::ValueError as `make_plan`, and for unknown keys.
+/// {"program": {...}, "options": {...}, "imports": [{"input": 0, "copy": {...}}], "exports": [3], "name": "layer1.0"};
+/// all but the program may be left out. Throws c10::ValueError as `make_plan`, and for unknown keys.
 Plan plan_from_json(const std::string& text);
 
 }  // namespace actnn::blocks

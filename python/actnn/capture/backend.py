@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
 from ..conf import Config
+from .block_bits import BlockBits
 from .options import BlockOptions
 from .records import CapturedProgram, Graph, OutsideCall, Record
 
@@ -33,6 +34,8 @@ class Settings:
     """Paths of the modules that stay exact."""
     compile: str | Callable | None = None
     """What compiles the graphs with their programs."""
+    bits: BlockBits = field(default_factory=BlockBits)
+    """Of single values; shared by all graphs of the model."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,15 @@ def compile_graph(
     runs without blocks then, and if that has an error, too, as it is, exact."""
     made = Graph(len(record.graphs), cause, [], [])
     record.graphs.append(made)
-    module, run = graph, graph.forward
+    module, run, planned = graph, graph.forward, None
     for with_programs in (True, False):
         try:
             lowered = _lower(graph, replace(_options(settings, root), makes_programs=with_programs))
             _describe(made, lowered, root)
             module = lowered.module
-            run = module.forward if settings.compile is None else _compiler(settings.compile)(module, inputs)
+            planned = _PlannedGraph(made, lowered, root, settings.compile is not None)
+            run = planned.run if settings.compile is None else _compiler(settings.compile)(module, inputs)
+            settings.bits.add(planned)
             break
         except Exception as failure:
             made.programs, made.outside = [], []
@@ -80,12 +85,29 @@ def compile_graph(
         how = "exact" if module is graph else "with compressed functions, without blocks"
         warnings.warn(f"actnn: a captured graph runs {how}, since it could not be lowered: {made.error}", stacklevel=2)
 
-    def run_graph(*values: Any) -> Any:
+    def run_graph(*values: Any, planned: _PlannedGraph | None = planned) -> Any:
         if watch.run is not None:
             return watch.run(record, module, values)
         return run(*values)
 
     return run_graph
+
+
+class _PlannedGraph:
+    def __init__(self, made: Graph, lowered: Lowered, root: Root, is_compiled: bool) -> None:
+        self.made, self.lowered, self.root, self.is_compiled = made, lowered, root, is_compiled
+
+    def run(self, *values: Any) -> Any:
+        return self.lowered.module.forward(*values)  # another function after each plan
+
+    def plan_again(self) -> bool:
+        if not self.lowered.programs:
+            return True
+        if self.is_compiled or not self.lowered.plan_again():
+            return False
+        self.made.programs = []
+        _describe_programs(self.made, self.lowered, self.root)
+        return True
 
 
 def _lower(graph: fx.GraphModule, options: LoweringOptions) -> Lowered:
@@ -129,6 +151,8 @@ def _options(settings: Settings, root: Root) -> LoweringOptions:
     return LoweringOptions(
         root=root.name,
         program=options | {"rounding": config.rounding},
+        bits=settings.bits,
+        under=lambda name: _name_of_program(name, root),
         quantization={
             "bits": config.activation_compression_bits[0],
             "group_size": config.group_size,
@@ -148,16 +172,7 @@ def _describe(graph: Graph, lowered: Lowered, root: Root) -> None:
     from .values import path_of
 
     graph.reason = lowered.reason
-    names = []
-    for program in lowered.programs:
-        name = (
-            root.under(program.name) if not program.name.startswith("#") else f"{root.path or '(root)'}{program.name}"
-        )
-        name = name if graph.number == 0 else f"{name} of graph {graph.number}"
-        steps = tuple(_name(step, root) for step in program.steps)
-        saves = (program.plan or {}).get("saves", [])
-        graph.programs.append(CapturedProgram(name, steps, tuple(step.bits for step in program.steps), saves))
-        names.append(name)
+    names = _describe_programs(graph, lowered, root)
     for call in lowered.outside:
         if not call.replaced:
             graph.outside.append(OutsideCall(f"{root.under(call.path)}: {call.target}".removeprefix(": "), call.reason))
@@ -165,3 +180,20 @@ def _describe(graph: Graph, lowered: Lowered, root: Root) -> None:
     for node in lowered.module.graph.nodes:
         name = next(in_order) if node.target is lowered.run else None
         node.meta[COUNTED_IN] = (False, root.under(path_of(node, root.name))) if name is None else (True, name)
+
+
+def _describe_programs(graph: Graph, lowered: Lowered, root: Root) -> list[str]:
+    """Notes them, and returns their names."""
+    names = []
+    for program in lowered.programs:
+        name = _name_of_program(program.name, root)
+        name = name if graph.number == 0 else f"{name} of graph {graph.number}"
+        steps = tuple(_name(step, root) for step in program.steps)
+        saves = (program.plan or {}).get("saves", [])
+        graph.programs.append(CapturedProgram(name, steps, tuple(step.bits for step in program.steps), saves))
+        names.append(name)
+    return names
+
+
+def _name_of_program(name: str, root: Root) -> str:
+    return f"{root.path or '(root)'}{name}" if name.startswith("#") else root.under(name)

@@ -4,7 +4,8 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from ..functional import FunctionsOfModel
 from ..redirected import is_transformed
 from .backend import Settings
+from .block_bits import BlockBits, ValueBits
 from .compilation import Compilation, compilation_of, run_uncompiled
 from .dynamo import Dynamo, NotCapturedError, call_torchs
 from .options import state_of, why_not
@@ -96,6 +98,7 @@ class CapturedCall(_Call):
     def use(self, settings: Settings) -> None:
         """Captures anew at the next call."""
         self.settings = settings
+        self.settings.bits.forget_graphs()
         self.record.clear()
         for call in self.parts:
             call.use(settings)
@@ -103,6 +106,11 @@ class CapturedCall(_Call):
         self._dynamo = Dynamo(self.module, settings, self.record)
         self._functions: FunctionsOfModel | None = None
         self.record.fallback = why_not(settings.config, settings.options)
+
+    def use_bits(self, of_blocks: Mapping[str, ValueBits]) -> None:
+        """Changes the bits of single values; captured graphs stay, unless a compiler has compiled them."""
+        if not self.settings.bits.use(of_blocks):
+            self.use(self.settings)
 
     def _state_now(self) -> tuple:
         """What captured graphs depend on, and TorchDynamo does not see."""
@@ -215,7 +223,8 @@ class CapturedCall(_Call):
         if copied is None:
             return self
         parts = [(path, memo[id(part)]) for path, part in self._named_parts() if id(part) in memo]
-        return _in(copied, self.settings, parts)
+        settings = replace(self.settings, bits=BlockBits(self.settings.bits.of_blocks))
+        return _in(copied, settings, parts)
 
     def __reduce__(self) -> tuple:
         return _in, (self.module, self.settings, self._named_parts())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from . import function_steps, layer_steps  # noqa: F401  (they fill the tables of steps)
+from .block_bits import BlockBits
 from .composites import expand_composites
 from .factories import make_without_models
 from .functions import name_of_target, replace_functions
@@ -31,6 +32,10 @@ class LoweringOptions:
     """The name of the local that holds the captured module."""
     program: Mapping[str, Any] = field(default_factory=lambda: {"bits": 4, "output_bits": 4, "norm_bits": 2})
     """The options of programs, as the library reads them."""
+    bits: BlockBits | None = None
+    """Of single values of programs, instead of those in `program`."""
+    under: Callable[[str], str] = lambda name: name
+    """The name of a program in the whole model."""
     quantization: Mapping[str, Any] = field(
         default_factory=lambda: {"bits": 4, "group_size": 256, "rounding": "dithered"}
     )
@@ -74,6 +79,8 @@ class Lowered:
     """Why nothing was lowered; empty if something may have been."""
     run: Callable | None = None
     """What the graph calls for each program, in their order."""
+    plan_again: Callable[[], bool] = lambda: True
+    """Takes over the bits of single values as they are now. False if that takes another graph."""
 
 
 def lower(graph_module: fx.GraphModule, options: LoweringOptions) -> Lowered:
@@ -97,12 +104,9 @@ def lower(graph_module: fx.GraphModule, options: LoweringOptions) -> Lowered:
     run, describe = options.run, options.describe
     if run is None:
         run, describe = torch.ops.actnn.run_program.default, describe or torch.ops.actnn.describe_program
-    if describe is not None:
-        order = {node: i for i, node in enumerate(graph.nodes)}
-        inside = {node for program in programs for node in program.nodes}
-        writes = [order[node] for node in graph.nodes if node not in inside and overwrites(node, steps, order)]
-        share_copies(programs, describe, order, writes)
-    put_into_graph(graph, programs, run)
+    share = _sharing(graph, programs, steps, describe, options)
+    share()
+    calls = put_into_graph(graph, programs, run)
     names = {node: name_of_target(node) for node in graph.nodes}
     replaced = {}
     if options.replaces_functions:
@@ -110,7 +114,45 @@ def lower(graph_module: fx.GraphModule, options: LoweringOptions) -> Lowered:
     outside = _outside(graph, run, steps, names, reasons, replaced, options)
     graph.lint()
     module.recompile()
-    return Lowered(module, programs, outside, run=run)
+
+    def plan_again() -> bool:
+        before = [_shared(program) for program in programs]
+        share()
+        if before != [_shared(program) for program in programs]:
+            return False
+        for program, call in zip(programs, calls, strict=True):
+            call.args = (program.text, *call.args[1:])
+        module.recompile()
+        return True
+
+    return Lowered(module, programs, outside, run=run, plan_again=plan_again)
+
+
+def _sharing(
+    graph: fx.Graph,
+    programs: list[Program],
+    steps: Steps,
+    describe: Callable[[str], str] | None,
+    options: LoweringOptions,
+) -> Callable[[], None]:
+    """What gives programs their bits and plans."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    inside = {node for program in programs for node in program.nodes}
+    writes = [order[node] for node in graph.nodes if node not in inside and overwrites(node, steps, order)]
+
+    def share() -> None:
+        for program in programs:
+            if options.bits is not None:
+                program.use(options.bits, options.under(program.name))
+        if describe is not None:
+            share_copies(programs, describe, order, writes)
+
+    return share
+
+
+def _shared(program: Program) -> tuple:
+    """What other nodes of the graph know of a program: which copies it takes and returns."""
+    return program.imports, program.exports
 
 
 def _copy_of(module: fx.GraphModule) -> fx.GraphModule:

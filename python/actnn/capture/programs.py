@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .block_bits import BlockBits
 from .partition import Steps, inputs_of, results_of
 from .sizes import Sizes
 from .steps import Step
@@ -65,9 +67,18 @@ class Program:
     def text(self) -> str:
         return json.dumps(self.body)
 
+    def use(self, bits: BlockBits, name: str) -> None:
+        """Takes its bits from these, where its name in the whole model is this one."""
+        steps = json.dumps([(step["op"], step["inputs"]) for step in self.body["program"]["steps"]])
+        name = f"{name} {zlib.crc32(steps.encode()):08x}"
+        self.body["name"] = bits.prefix + name
+        self.body["options"]["value_bits"] = {str(k): v for k, v in bits.of_blocks.get(name, {}).items()}
+
     def describe(self, describe: Callable[[str], str]) -> None:
         """Asks the library for the plan."""
         self.plan = json.loads(describe(self.text))
+        for step in self.steps:
+            step.bits = None
         for save in self.plan["saves"]:
             place = save.get("step")
             if place is not None and save.get("form") != "exact" and save.get("bits") is not None:
@@ -223,9 +234,10 @@ def common_path(steps: Sequence[ProgramStep]) -> str:
     return ".".join(shared)
 
 
-def put_into_graph(graph: fx.Graph, programs: Sequence[Program], run: Callable) -> None:
+def put_into_graph(graph: fx.Graph, programs: Sequence[Program], run: Callable) -> list[fx.Node]:
     """Puts a call of each program where its last node stands, and its results in the place of the nodes that made
-    them."""
+    them. Returns the calls."""
+    calls: list[fx.Node] = []
     now: dict[fx.Node, fx.Node] = {}
     copies: dict[tuple[int, fx.Node], list[fx.Node]] = {}
     for program in programs:
@@ -238,6 +250,7 @@ def put_into_graph(graph: fx.Graph, programs: Sequence[Program], run: Callable) 
         ]
         with graph.inserting_after(program.nodes[-1]):
             call = graph.call_function(run, (program.text, *lists))
+        calls.append(call)
         call.meta["example_value"] = tuple(example(result) for result in program.results)
         outputs = _outputs(graph, call, len(program.results) + sum(count for _, count in program.exports))
         for result, output in zip(program.results, outputs, strict=False):
@@ -252,6 +265,7 @@ def put_into_graph(graph: fx.Graph, programs: Sequence[Program], run: Callable) 
             graph.erase_node(node)
         for node in reversed(program.nodes):
             graph.erase_node(node)
+    return calls
 
 
 def _outputs(graph: fx.Graph, call: fx.Node, count: int) -> list[fx.Node]:

@@ -32,6 +32,10 @@ def share_copies(
     owners: dict[fx.Node, Program] = {}
     last_write = -1
     for program in programs:
+        program.imports, program.exports = [], []
+        program.body.pop("imports", None)
+        program.body.pop("exports", None)
+    for program in programs:
         end = order[program.nodes[-1]]
         written = max((place for place in writes if place < end), default=-1)
         if written > last_write:

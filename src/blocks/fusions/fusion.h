@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -42,6 +43,10 @@ class Window {
   std::vector<std::vector<size_t>> readers_;
   std::vector<const Step*> producers_;
 };
+
+/// The fewest bits of a copy that a convolution may be computed again from: its noise is in both factors of a weight's
+/// gradient then.
+inline constexpr int64_t kFewestRecomputeBits = 3;
 
 /// A pass, the program's steps that it computes, and the one in whose place it runs.
 struct FusedPass {

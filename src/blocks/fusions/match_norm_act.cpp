@@ -12,10 +12,6 @@
 namespace actnn::blocks {
 namespace {
 
-/// The fewest bits of a copy that a convolution may be computed again from: its noise is in both factors of a weight's
-/// gradient then.
-constexpr int64_t kFewestRecomputeBits = 3;
-
 class Matcher {
  public:
   explicit Matcher(const Window& window) : window_(window), summed_by_(window.program.steps.size()) {

@@ -1,5 +1,6 @@
 #include "actnn/policy/bit_allocation.h"
 
+#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/tensor.h>
 #include <gtest/gtest.h>
 
@@ -120,6 +121,30 @@ TEST(BitAllocation, GivesMoreBitsToWhatIsMoreSensitive) {
   EXPECT_EQ(in_parallel(problem, 100), (Bits{1, 2, 3, 4}));
 }
 
+TEST(BitAllocation, LeavesEachElementItsFewest) {
+  std::mt19937 random(3);
+  for (int repeat = 0; repeat < 30; ++repeat) {
+    const Problem problem = random_problem(random, 16);
+    Bits fewest(16);
+    for (size_t i = 0; i < fewest.size(); ++i) {
+      fewest[i] = static_cast<uint8_t>(1 + i % problem.bits[i]);
+    }
+    const at::Tensor given = at::tensor(fewest, at::kByte);
+    const at::Tensor bits = at::tensor(problem.bits, at::kByte);
+    const at::Tensor sensitivity = at::tensor(problem.sensitivity, at::kDouble);
+    const at::Tensor weight = at::tensor(problem.weight, at::kLong);
+    const int64_t all = cost(problem, problem.bits);
+    for (int64_t target = 0; target <= all; target += all / 7 + 1) {
+      const Bits greedy = allocate_bits_greedily(problem.bits, problem.sensitivity, problem.weight, target, fewest);
+      const at::Tensor parallel = allocate_bits(bits, sensitivity, weight, target, given);
+      EXPECT_TRUE(parallel.equal(at::tensor(greedy, at::kByte)));
+      EXPECT_TRUE(parallel.ge(given).all().item<bool>());
+    }
+    const at::Tensor any = at::scalar_tensor(std::numeric_limits<double>::max(), at::kDouble);
+    EXPECT_TRUE(allocate_bits_for_noise(bits, sensitivity, weight, any, given).equal(given));
+  }
+}
+
 TEST(BitAllocation, AcceptsNothing) { EXPECT_TRUE(in_parallel({}, 0).empty()); }
 
 TEST(BitAllocation, RefusesWhatDoesNotFitTogether) {
@@ -131,6 +156,8 @@ TEST(BitAllocation, RefusesWhatDoesNotFitTogether) {
   EXPECT_THROW(allocate_bits(bits, sensitivity, sensitivity, 3), c10::TypeError);
   EXPECT_THROW(allocate_bits(bits, sensitivity.slice(0, 1), weight, 3), c10::ValueError);
   EXPECT_THROW(allocate_bits(bits.unsqueeze(0), sensitivity, weight, 3), c10::ValueError);
+  EXPECT_THROW(allocate_bits(bits, sensitivity, weight, 3, weight), c10::TypeError);
+  EXPECT_THROW(allocate_bits(bits, sensitivity, weight, 3, bits.slice(0, 1)), c10::ValueError);
 }
 
 }  // namespace

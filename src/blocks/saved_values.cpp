@@ -1,0 +1,78 @@
+#include "src/blocks/saved_values.h"
+
+#include <algorithm>
+#include <set>
+
+#include "src/blocks/fusions/fusion.h"
+#include "src/blocks/fusions/norm_act.h"
+#include "src/blocks/steps/convolution.h"
+#include "src/blocks/steps/linear.h"
+
+namespace actnn::blocks {
+namespace {
+
+constexpr int64_t kFewestBits = 2;
+/// Of the copies that the derivative of a smooth activation is computed from: with fewer its bias shows
+/// (docs/accuracy.md).
+constexpr int64_t kFewestSmoothBits = 4;
+
+/// The values that products which are computed again read, and those that these are computed of.
+std::set<Value> read_by_products(const Plan& plan) {
+  std::set<Value> read;
+  const auto add_inputs = [&](const Step& step) { read.insert(step.inputs.begin(), step.inputs.end()); };
+  // From the last to the first: what makes a value stands in front of those that read it.
+  for (auto value = plan.recomputes.rbegin(); value != plan.recomputes.rend(); ++value) {
+    const Step& step = *plan.program.steps[plan.program.maker(*value).value()];
+    const bool is_product = dynamic_cast<const Convolution*>(&step) || dynamic_cast<const Linear*>(&step);
+    if (!step.copies_from_saved() && (is_product || read.contains(*value))) {
+      add_inputs(step);
+    }
+  }
+  return read;
+}
+
+/// The value that a normalized copy beside a sum has its bits from is the norm's, which the pass does not make.
+Value normalized_by(const Plan& plan, Value output) {
+  for (const StepPointer& stage : plan.stages) {
+    const auto* fused = dynamic_cast<const NormAct*>(stage.get());
+    if (fused != nullptr && fused->output() == output && fused->norm && fused->norm_bits) {
+      return fused->norm->output();
+    }
+  }
+  return output;
+}
+
+}  // namespace
+
+std::vector<SavedValue> saved_values(const Plan& plan, const Schedule& schedule) {
+  const std::set<Value> read = read_by_products(plan);
+  std::vector<SavedValue> values;
+  for (const auto& [key, slot] : schedule.slots) {
+    const auto& [value, form] = key;
+    SavedValue saved{.tensor = slot.first,
+                     .value = value,
+                     .named = value,
+                     .bits = 0,
+                     .fewest = read.contains(value) ? kFewestRecomputeBits : kFewestBits};
+    if (form == Form::kCopy) {
+      const CopyFormat& format = plan.copies.at(value);
+      if (format.kind == CopyFormat::Kind::kExact) {
+        continue;
+      }
+      if (format.kind == CopyFormat::Kind::kPass) {
+        saved.side = has_kink(format.activation.function) ? 1 : 0;
+        saved.fewest = std::max(saved.fewest, is_smooth(format.activation.function) ? kFewestSmoothBits : kFewestBits);
+      }
+      saved.bits = format.bits + saved.side;
+    } else if (const auto bits = plan.saves.find(key); bits != plan.saves.end()) {
+      saved.bits = bits->second;
+      saved.named = form == Form::kNormalized ? normalized_by(plan, value) : value;
+    } else {
+      continue;
+    }
+    values.push_back(saved);
+  }
+  return values;
+}
+
+}  // namespace actnn::blocks
