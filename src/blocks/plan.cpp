@@ -130,7 +130,7 @@ class Planner {
       return std::all_of(stage.inputs.begin(), stage.inputs.end(), [&](Value input) { return can_be_fine(input); });
     }
     if (const std::optional<CopyFormat> pass = stage.packs(value)) {
-      return pass->bits >= plan_.options.smooth_bits;
+      return pass->bits >= std::min(plan_.options.smooth_bits, kFewestSmoothBits);
     }
     return stage.copies_from_saved() || is_product(stage) || !stage.is_linear({}) || is_sum(stage);
   }

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "src/blocks/fusions/fusion.h"
+#include "src/blocks/fusions/kept_input.h"
 #include "src/blocks/fusions/norm_act.h"
 #include "src/blocks/steps/convolution.h"
 #include "src/blocks/steps/linear.h"
@@ -12,20 +13,34 @@ namespace actnn::blocks {
 namespace {
 
 constexpr int64_t kFewestBits = 2;
-/// Of the copies that the derivative of a smooth activation is computed from: with fewer its bias shows
-/// (docs/accuracy.md).
-constexpr int64_t kFewestSmoothBits = 4;
 
 /// The values that products which are computed again read, and those that these are computed of.
-std::set<Value> read_by_products(const Plan& plan) {
+std::set<Value> read_by_products(const Plan& plan, const Schedule& schedule) {
   std::set<Value> read;
   const auto add_inputs = [&](const Step& step) { read.insert(step.inputs.begin(), step.inputs.end()); };
   // From the last to the first: what makes a value stands in front of those that read it.
   for (auto value = plan.recomputes.rbegin(); value != plan.recomputes.rend(); ++value) {
-    const Step& step = *plan.program.steps[plan.program.maker(*value).value()];
+    const Step& step = *schedule.makers[value->number];
     const bool is_product = dynamic_cast<const Convolution*>(&step) || dynamic_cast<const Linear*>(&step);
     if (!step.copies_from_saved() && (is_product || read.contains(*value))) {
       add_inputs(step);
+    }
+  }
+  return read;
+}
+
+/// Values whose copies smooth activations are computed from.
+std::set<Value> read_by_smooth(const Plan& plan, const Schedule& schedule) {
+  std::set<Value> read;
+  for (const StepPointer& stage : plan.stages) {
+    if (dynamic_cast<const KeptInputActivation*>(stage.get()) != nullptr) {
+      read.insert(stage->inputs.begin(), stage->inputs.end());
+    }
+  }
+  for (auto value = plan.recomputes.rbegin(); value != plan.recomputes.rend(); ++value) {
+    const Step& step = *schedule.makers[value->number];
+    if (step.is_view() && read.contains(*value)) {
+      read.insert(step.inputs.begin(), step.inputs.end());
     }
   }
   return read;
@@ -45,7 +60,8 @@ Value normalized_by(const Plan& plan, Value output) {
 }  // namespace
 
 std::vector<SavedValue> saved_values(const Plan& plan, const Schedule& schedule) {
-  const std::set<Value> read = read_by_products(plan);
+  const std::set<Value> products = read_by_products(plan, schedule);
+  const std::set<Value> smooth = read_by_smooth(plan, schedule);
   std::vector<SavedValue> values;
   for (const auto& [key, slot] : schedule.slots) {
     const auto& [value, form] = key;
@@ -53,7 +69,9 @@ std::vector<SavedValue> saved_values(const Plan& plan, const Schedule& schedule)
                      .value = value,
                      .named = value,
                      .bits = 0,
-                     .fewest = read.contains(value) ? kFewestRecomputeBits : kFewestBits};
+                     .fewest = smooth.contains(value)     ? kFewestSmoothBits
+                               : products.contains(value) ? kFewestRecomputeBits
+                                                          : kFewestBits};
     if (form == Form::kCopy) {
       const CopyFormat& format = plan.copies.at(value);
       if (format.kind == CopyFormat::Kind::kExact) {
@@ -64,8 +82,8 @@ std::vector<SavedValue> saved_values(const Plan& plan, const Schedule& schedule)
         saved.fewest = std::max(saved.fewest, is_smooth(format.activation.function) ? kFewestSmoothBits : kFewestBits);
       }
       saved.bits = format.bits + saved.side;
-    } else if (const auto bits = plan.saves.find(key); bits != plan.saves.end()) {
-      saved.bits = bits->second;
+    } else if (const auto format = plan.saves.find(key); format != plan.saves.end()) {
+      saved.bits = format->second.bits;
       saved.named = form == Form::kNormalized ? normalized_by(plan, value) : value;
     } else {
       continue;

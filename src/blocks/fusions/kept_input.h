@@ -31,6 +31,10 @@ struct KeptInputActivation : StepOf<KeptInputActivation> {
   Need input_copy() const { return {.value = inputs[0], .form = Form::kCopy, .bits = bits}; }
 };
 
+/// Of the copies that the derivative of a smooth activation is computed from: with fewer its bias shows
+/// (docs/accuracy.md).
+inline constexpr int64_t kFewestSmoothBits = 4;
+
 /// Whether an activation is a number times a gate of it.
 bool is_self_gated(ActivationKind kind);
 

@@ -411,15 +411,13 @@ TEST_P(NormAct, TakesNumbersOfAnySize) {
 }
 
 TEST_P(NormAct, WalksOverMatricesLargerThanTheGrid) {
-  for (const Shape shape : {Shape{110'001, 64}, Shape{45'000, 136}, Shape{24'011, 257}}) {
-    for (const bool second : {false, true}) {
-      compare({.shape = shape, .type = GetParam(), .residual = second, .second = second});
-    }
-  }
+  compare({.shape = {110'001, 64}, .type = GetParam()});
+  compare({.shape = {45'000, 136}, .type = GetParam(), .residual = true, .second = true});
+  compare({.shape = {24'011, 257}, .type = GetParam()});
 }
 
 TEST_P(NormAct, KeepsMasksOrNothingWithoutBits) {
-  for (const Shape shape : {Shape{30'001, 64}, Shape{19, 43}}) {
+  for (const Shape shape : {Shape{9'001, 64}, Shape{19, 43}}) {
     for (const FusedActivation activation : {kRelu, kRelu6, kIdentity}) {
       compare({.shape = shape, .type = GetParam(), .bits = 0, .activation = activation, .residual = true});
     }
