@@ -91,11 +91,12 @@ HWY_INLINE Word32Vector shift_up(Word32Vector x) {
   }
 }
 
-/// The noise of row kRow of an octet, in the low byte of lanes of which nothing else is set.
+/// The noise of row kRow of an octet, in the low byte of lanes of which nothing else is set. `lowest_byte` is
+/// kNoises - 1, which the caller loads once: the compiler would do so for every row.
 template <int kRow>
-HWY_INLINE Word32Vector noise_of_row(const ColumnNoise& noise) {
+HWY_INLINE Word32Vector noise_of_row(const ColumnNoise& noise, Word32Vector lowest_byte) {
   const auto lowest = hn::ShiftRight<kNoiseBits*(kRow % 4)>(noise.of_rows[kRow / 4]);
-  return kRow % 4 == 3 ? lowest : hn::And(lowest, hn::Set(Word32Tag(), kNoises - 1));
+  return kRow % 4 == 3 ? lowest : hn::And(lowest, lowest_byte);
 }
 
 /// An octet of rows is one 32-bit lane a channel if its codes fit, else two of 4 rows each.

@@ -179,14 +179,17 @@ HWY_INLINE void encode_octet(const Strip& strip, int64_t octet, int64_t channel,
   const float* rows = strip.elements + octet * kOctet * kStripChannels + channel;
   const auto minimum = hn::Load(df, strip.minimum + channel);
   const auto inverse_step = hn::Load(df, strip.inverse_step + channel);
+  const auto integer = hn::Set(df, kIntegerInMantissa);
+  const auto lowest_byte = hn::Set(d32, kNoises - 1);
+  const auto code_bits = hn::Set(d32, highest_code(kBits) << kNoiseBits);
   Word32Vector packed[2] = {hn::Zero(d32), hn::Zero(d32)};
   for_rows_of_octet([&](auto row) {
     constexpr int kRow = decltype(row)::value;
     constexpr int kPlace = kCodePlace<kBits, kRow>;
     const auto scaled = hn::Mul(hn::Sub(hn::Load(df, rows + kRow * kStripChannels), minimum), inverse_step);
-    const auto position = hn::BitCast(d32, hn::Add(scaled, hn::Set(df, kIntegerInMantissa)));
-    const auto noisy = hn::Add(position, noise_of_row<kRow>(noise));
-    const auto code = hn::And(shift_up<kPlace - kNoiseBits>(noisy), hn::Set(d32, highest_code(kBits) << kPlace));
+    const auto position = hn::BitCast(d32, hn::Add(scaled, integer));
+    const auto noisy = hn::Add(position, noise_of_row<kRow>(noise, lowest_byte));
+    const auto code = shift_up<kPlace - kNoiseBits>(hn::And(noisy, code_bits));
     packed[kRow / kLaneRows32<kBits>] = hn::Or(packed[kRow / kLaneRows32<kBits>], code);
   });
   for (int half = 0; half < StripOctets<kBits>::kHalves; ++half) {
@@ -315,11 +318,13 @@ HWY_INLINE void decode_octet(const StripOctets<kBits>& octets, int64_t octet, in
   }
   // What is below the code: 255 - noise.
   const ColumnNoise fraction{{hn::Not(noise.of_rows[0]), hn::Not(noise.of_rows[1])}};
+  const auto lowest_byte = hn::Set(d32, kNoises - 1);
+  const auto code_bits = hn::Set(d32, highest_code(kBits) << kNoiseBits);
   for_rows_of_octet([&](auto row) {
     constexpr int kRow = decltype(row)::value;
-    const auto code = hn::And(shift_up<kNoiseBits - kCodePlace<kBits, kRow>>(packed[kRow / kLaneRows32<kBits>]),
-                              hn::Set(d32, highest_code(kBits) << kNoiseBits));
-    const auto n = hn::Or(code, noise_of_row<kRow>(fraction));
+    const auto code =
+        hn::And(shift_up<kNoiseBits - kCodePlace<kBits, kRow>>(packed[kRow / kLaneRows32<kBits>]), code_bits);
+    const auto n = hn::Or(code, noise_of_row<kRow>(fraction, lowest_byte));
     auto value = hn::MulAdd(hn::ConvertTo(df, hn::BitCast(signed32, n)), scale, start);
     if (grids.has_nan) {
       const auto is_nan_code = hn::Eq(hn::ShiftRight<kNoiseBits>(code), hn::Load(d32, grids.nan_code + channel));

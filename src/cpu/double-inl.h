@@ -58,6 +58,12 @@ class Doubles {
       parts_[i] = hn::Add(parts_[i], hn::Mul(a.parts_[i], b.parts_[i]));
     }
   }
+  /// Of numbers that have been floats, whose product is exact: fused or not makes no difference.
+  HWY_INLINE void add_exact_product(const Doubles& a, const Doubles& b) {
+    for (int64_t i = 0; i < kParts; ++i) {
+      parts_[i] = hn::MulAdd(a.parts_[i], b.parts_[i], parts_[i]);
+    }
+  }
 
  private:
   hn::Vec<Tag> parts_[kParts];

@@ -20,9 +20,17 @@
 HWY_BEFORE_NAMESPACE();
 namespace actnn::cpu::HWY_NAMESPACE {
 
-inline constexpr int64_t kLanes = hn::MaxLanes(FloatTag());
-
 using FloatMask = hn::Mask<FloatTag>;
+
+/// Channels that are worked on together where elements have 16 bits; half of them where they have 32. A row of them is
+/// a cache line of elements, and what is known of all rows of a block stays in the first-level cache.
+inline constexpr int64_t kMostTileChannels = 32;
+template <class Element>
+inline constexpr int64_t kTileChannels = std::max<int64_t>(kCacheLine / sizeof(Element), kLanes);
+static_assert(kTileChannels<BFloat16> == kMostTileChannels && kPieceChannels % kMostTileChannels == 0);
+
+inline constexpr int64_t kMostTileVectors = kMostTileChannels / kLanes;
+inline constexpr int kMostMasks = 2;
 
 /// Some channels of a block.
 struct Tile {
@@ -50,8 +58,21 @@ struct Tile {
     return part;
   }
 
+  /// How far the elements of the next tile of so many channels are behind those of the next rows, if there were some.
+  int64_t distance_of_next(const ColumnLayout<int64_t>& layout, int64_t count) const {
+    const int64_t end = first_channel + channels;
+    return end < layout.channels && end % kPieceChannels != 0 ? count - rows * layout.channels : 0;
+  }
+
   int64_t words() const { return ceil_div(rows, kWordRows); }
 };
+
+/// Asks for an element `ahead` of another one. Beyond the end of a matrix this does nothing.
+template <class Element>
+HWY_INLINE void prefetch(const Element* p, int64_t ahead) {
+  hwy::Prefetch(reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(p) +
+                                                 static_cast<uintptr_t>(ahead) * sizeof(Element)));
+}
 
 /// Loads `lanes` elements, at most a vector. What is in the lanes beyond them means nothing.
 template <class Element>

@@ -49,17 +49,33 @@ struct Saved {
   FloatMask on_slope;
 };
 
+/// The gradients that come back. Loops hold one by value: the compiler must think that every store changes what is in
+/// memory.
+template <class Element>
+struct Gradients {
+  const Element* first;
+  const Element* second;  ///< null: none
+  int64_t ahead;
+
+  /// Their sum, of a vector of elements. Asks for those `ahead`: the processor does not foresee loads that are rows
+  /// apart.
+  HWY_INLINE FloatVector load(int64_t index, int64_t lanes) const {
+    prefetch(first + index, ahead);
+    auto gradient = load_lanes(first + index, lanes);
+    if (second) {
+      prefetch(second + index, ahead);
+      gradient = hn::Add(gradient, load_lanes(second + index, lanes));
+    }
+    return gradient;
+  }
+};
+
 /// What all pieces of a call share. `Map` says what is done with a channel, and of which kind it is.
 template <class Element, ActivationFunction kFunction, class Map>
 class Backward {
  public:
   Backward(const NormActBackward& backward, const Map* channels)
-      : arguments_(backward),
-        grad_(static_cast<const Element*>(backward.grad)),
-        second_grad_(static_cast<const Element*>(backward.second_grad)),
-        ahead_(static_cast<uintptr_t>(kHalfRows * backward.layout.channels) * sizeof(Element)),
-        channels_(channels),
-        maps_(channels, backward.layout.channels) {}
+      : arguments_(backward), channels_(channels), maps_(channels, backward.layout.channels) {}
 
   HWY_INLINE FloatVector field(float Map::*member, const Run& run) const {
     return maps_.field(FloatTag(), member, run.channel);
@@ -67,15 +83,16 @@ class Backward {
 
   HWY_INLINE BelowKink below_kink() const { return BelowKink(arguments_.activation.slope); }
 
-  /// dz of a vector of elements, with z = a s + b.
-  HWY_INLINE FloatVector gradient(const Run& run, int64_t index, const Saved& saved, const BelowKink& below,
-                                  FloatVector a, FloatVector b) const {
+  HWY_INLINE Gradients<Element> gradients() const {
+    return {static_cast<const Element*>(arguments_.grad), static_cast<const Element*>(arguments_.second_grad),
+            kHalfRows * arguments_.layout.channels};
+  }
+
+  /// dz of a vector of elements with that gradient of y, with z = a s + b.
+  static HWY_INLINE FloatVector through_activation(FloatVector gradient, const Saved& saved, const BelowKink& below,
+                                                   FloatVector a, FloatVector b) {
     using enum ActivationFunction;
     const FloatTag df;
-    auto gradient = load(grad_ + index, run.lanes);
-    if (second_grad_) {
-      gradient = hn::Add(gradient, load(second_grad_ + index, run.lanes));
-    }
     if constexpr (kFunction == kLeakyReLU) {
       return hn::IfThenElse(saved.side, gradient, below(gradient));
     } else if constexpr (kFunction == kReLU6) {
@@ -89,7 +106,7 @@ class Backward {
   }
 
   /// y of a vector of copies of z.
-  HWY_INLINE FloatVector output(FloatVector z, const Saved& saved, const BelowKink& below) const {
+  static HWY_INLINE FloatVector output(FloatVector z, const Saved& saved, const BelowKink& below) {
     if constexpr (kFunction == ActivationFunction::kReLU6) {
       const auto above = hn::IfThenElse(saved.on_slope, z, hn::Set(FloatTag(), 6.0F));
       return canonical_nan(FloatTag(), hn::IfThenElse(hn::IsNaN(z), z, hn::IfThenElseZero(saved.side, above)));
@@ -105,53 +122,58 @@ class Backward {
     SavedCopies<Element> copies(arguments_);
     for (int64_t i = first; i < last; ++i) {
       const Tile piece(arguments_.layout, i);
-      copies.begin_piece(piece, channels_);
-      for (int64_t word = 0; word < piece.words(); ++word) {
-        copies.load_word(piece, word);
-        for (int half = 0; half < 2; ++half) {
-          for (int64_t channel = 0; channel < piece.channels; channel += kLanes) {
-            copies.find(piece, word, half, channel);
-            visit_run(piece, word, half, channel, copies, body);
-          }
-        }
+      for (int64_t channel = 0; channel < piece.channels; channel += kTileChannels<Element>) {
+        visit_tile(piece.part(channel, kTileChannels<Element>), copies, body);
       }
     }
   }
 
  private:
   template <class Body>
-  HWY_INLINE void visit_run(const Tile& piece, int64_t word, int half, int64_t channel,
+  HWY_INLINE void visit_tile(const Tile& tile, SavedCopies<Element>& copies, Body&& body) const {
+    copies.begin_tile(tile, channels_);
+    for (int64_t word = 0; word < tile.words(); ++word) {
+      for (int half = 0; half < 2; ++half) {
+        for (int64_t channel = 0; channel < tile.channels; channel += kLanes) {
+          copies.find(tile, word, half, channel);
+        }
+        for (int64_t row = 0; row < kHalfRows; row += kRunRows) {
+          for (int64_t channel = 0; channel < tile.channels; channel += kLanes) {
+            visit_run(tile, word, half * kHalfRows + row, channel, copies, body);
+          }
+        }
+      }
+    }
+  }
+
+  /// Rows of a run. The more vectors there are in a row of a tile, the fewer: the parts of a cache line are then
+  /// written shortly one after the other, and what is written around the cache leaves the processor as whole lines.
+  static constexpr int64_t kRunRows = kHalfRows / (kTileChannels<Element> / kLanes);
+
+  template <class Body>
+  HWY_INLINE void visit_run(const Tile& tile, int64_t word, int64_t row_of_word, int64_t channel,
                             const SavedCopies<Element>& copies, Body&& body) const {
     const FloatTag df;
     const Word32Tag d32;
-    const int64_t first = word * kWordRows + half * kHalfRows;
-    const int64_t rows = std::min(kHalfRows, piece.rows - first);
+    const int64_t first = word * kWordRows + row_of_word;
+    const int64_t rows = std::min(kRunRows, tile.rows - first);
     const int64_t stride = arguments_.layout.channels;
-    const Run run{(piece.first_row + first) * stride + piece.first_channel + channel, piece.first_channel + channel,
-                  piece.channels - channel};
-    const auto sides = copies.mask(0, channel);
-    const auto slopes = copies.mask(1, channel);
-    body(run, [&](auto&& element) {
-      auto bit = hn::Set(d32, 1u << (half * kHalfRows));
+    const Run run{(tile.first_row + first) * stride + tile.first_channel + channel, tile.first_channel + channel,
+                  tile.channels - channel};
+    const auto sides = copies.mask(0, word, channel);
+    const auto slopes = copies.mask(1, word, channel);
+    body(run, [=, &copies, index = run.index](const auto& element) {
+      auto bit = hn::Set(d32, 1u << row_of_word);
       for (int64_t row = 0; row < rows; ++row) {
-        element(run.index + row * stride, Saved{copies.row(row), hn::RebindMask(df, hn::TestBit(sides, bit)),
-                                                hn::RebindMask(df, hn::TestBit(slopes, bit))});
+        element(index + row * stride,
+                Saved{copies.row(row_of_word % kHalfRows + row, channel), hn::RebindMask(df, hn::TestBit(sides, bit)),
+                      hn::RebindMask(df, hn::TestBit(slopes, bit))});
         bit = hn::ShiftLeft<1>(bit);
       }
     });
   }
 
-  /// Loads, and asks for what is loaded half a word of rows later: the processor does not foresee loads that are rows
-  /// apart. Beyond the end this does nothing.
-  HWY_INLINE FloatVector load(const Element* p, int64_t lanes) const {
-    hwy::Prefetch(reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(p) + ahead_));
-    return load_lanes(p, lanes);
-  }
-
   const NormActBackward& arguments_;
-  const Element* grad_;
-  const Element* second_grad_;
-  uintptr_t ahead_;
   const Map* channels_;
   ChannelMaps<Map> maps_;
 };
@@ -159,7 +181,8 @@ class Backward {
 template <class Element, ActivationFunction kFunction>
 void add_sums(const NormActBackward& arguments, const DecodeMap* channels, int64_t first, int64_t last, double* sums,
               double* copy_sums) {
-  const Backward<Element, kFunction, DecodeMap> backward(arguments, channels);
+  using Pass = Backward<Element, kFunction, DecodeMap>;
+  const Pass backward(arguments, channels);
   const int64_t count = arguments.layout.channels;
   // Room for whole vectors.
   std::vector<double> sum_of(static_cast<size_t>(count + kLanes));
@@ -170,12 +193,14 @@ void add_sums(const NormActBackward& arguments, const DecodeMap* channels, int64
     const auto a = backward.field(&DecodeMap::a, run);
     const auto b = backward.field(&DecodeMap::b, run);
     const BelowKink below = backward.below_kink();
+    const auto gradients = backward.gradients();
+    const int64_t lanes = run.lanes;
     Doubles<FloatTag> sum(sum_of.data() + run.channel);
     Doubles<FloatTag> copy_sum(copy_sum_of.data() + run.channel);
     rows([&](int64_t index, const Saved& saved) {
-      const Doubles<FloatTag> dz(backward.gradient(run, index, saved, below, a, b));
+      const Doubles<FloatTag> dz(Pass::through_activation(gradients.load(index, lanes), saved, below, a, b));
       sum.add(dz);
-      copy_sum.add_product(dz, Doubles<FloatTag>(saved.s));
+      copy_sum.add_exact_product(dz, Doubles<FloatTag>(saved.s));
     });
     sum.store(sum_of.data() + run.channel);
     copy_sum.store(copy_sum_of.data() + run.channel);
@@ -188,7 +213,8 @@ void add_sums(const NormActBackward& arguments, const DecodeMap* channels, int64
 template <class Element, ActivationFunction kFunction>
 void input_gradients(const NormActBackward& arguments, const NormActGradient* channels, Element* grad_input,
                      Element* grad_sum, int64_t first, int64_t last, bool around_cache) {
-  const Backward<Element, kFunction, NormActGradient> backward(arguments, channels);
+  using Pass = Backward<Element, kFunction, NormActGradient>;
+  const Pass backward(arguments, channels);
   backward.visit(first, last, [&](const Run& run, auto&& rows) {
     const auto scale = backward.field(&NormActGradient::scale, run);
     const auto of_copy = backward.field(&NormActGradient::of_copy, run);
@@ -196,12 +222,14 @@ void input_gradients(const NormActBackward& arguments, const NormActGradient* ch
     const auto a = backward.field(&NormActGradient::a, run);
     const auto b = backward.field(&NormActGradient::b, run);
     const BelowKink below = backward.below_kink();
-    rows([&](int64_t index, const Saved& saved) {
-      const auto dz = backward.gradient(run, index, saved, below, a, b);
+    const auto gradients = backward.gradients();
+    // Values, as the gradients.
+    rows([=, lanes = run.lanes](int64_t index, const Saved& saved) {
+      const auto dz = Pass::through_activation(gradients.load(index, lanes), saved, below, a, b);
       const auto sum = hn::Add(hn::Mul(scale, dz), hn::Mul(of_copy, saved.s));
-      store_lanes(canonical_nan(FloatTag(), hn::Add(sum, shift)), grad_input + index, run.lanes, around_cache);
+      store_lanes(canonical_nan(FloatTag(), hn::Add(sum, shift)), grad_input + index, lanes, around_cache);
       if (grad_sum) {
-        store_lanes(canonical_nan(FloatTag(), dz), grad_sum + index, run.lanes);
+        store_lanes(canonical_nan(FloatTag(), dz), grad_sum + index, lanes);
       }
     });
   });
@@ -210,14 +238,15 @@ void input_gradients(const NormActBackward& arguments, const NormActGradient* ch
 template <class Element, ActivationFunction kFunction>
 void outputs(const NormActBackward& arguments, const DecodeMap* channels, Element* y, int64_t first, int64_t last,
              bool around_cache) {
-  const Backward<Element, kFunction, DecodeMap> backward(arguments, channels);
+  using Pass = Backward<Element, kFunction, DecodeMap>;
+  const Pass backward(arguments, channels);
   backward.visit(first, last, [&](const Run& run, auto&& rows) {
     const auto a = backward.field(&DecodeMap::a, run);
     const auto b = backward.field(&DecodeMap::b, run);
     const BelowKink below = backward.below_kink();
-    rows([&](int64_t index, const Saved& saved) {
+    rows([=, lanes = run.lanes](int64_t index, const Saved& saved) {
       const auto z = hn::Add(hn::Mul(a, saved.s), b);
-      store_lanes(backward.output(z, saved, below), y + index, run.lanes, around_cache);
+      store_lanes(Pass::output(z, saved, below), y + index, lanes, around_cache);
     });
   });
 }

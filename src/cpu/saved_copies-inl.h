@@ -32,15 +32,15 @@ inline PackedHeader header_of(const uint8_t* packed) {
   return header;
 }
 
-/// How the channels of a piece are decoded: with one grid on each side of 0, which are the same where there is one.
-struct PieceGrids {
-  HWY_ALIGN float start_above[kPieceChannels] = {};
-  HWY_ALIGN float start_below[kPieceChannels] = {};
-  HWY_ALIGN float scale_above[kPieceChannels] = {};
-  HWY_ALIGN float scale_below[kPieceChannels] = {};
-  HWY_ALIGN uint32_t
-      nan_code[kPieceChannels] = {};  ///< as `get_code` gives it; one that no element has, if there is none
-  bool has_nan_code = false;          ///< in any channel
+/// How the channels of a tile are decoded: with one grid on each side of 0, which are the same where there is one.
+struct TileGrids {
+  HWY_ALIGN float start_above[kMostTileChannels] = {};
+  HWY_ALIGN float start_below[kMostTileChannels] = {};
+  HWY_ALIGN float scale_above[kMostTileChannels] = {};
+  HWY_ALIGN float scale_below[kMostTileChannels] = {};
+  /// As `get_code` gives it; one that no element has, if there is none.
+  HWY_ALIGN uint32_t nan_code[kMostTileChannels] = {};
+  bool has_nan_code = false;  ///< in any channel
 
   void set(int64_t channel, const DecodingGrid& above, const DecodingGrid& below) {
     start_above[channel] = above.start;
@@ -50,8 +50,7 @@ struct PieceGrids {
   }
 };
 
-/// The copies of a piece. Codes are loaded by words of rows, and decoded by halves of them of a vector of channels: as
-/// many as stay in the first-level cache, and share a draw of noise.
+/// The copies of a tile. They are decoded by half words of rows of a vector of channels, which share a draw of noise.
 template <class Element>
 class SavedCopies {
  public:
@@ -61,22 +60,64 @@ class SavedCopies {
         layout_(backward.normalized ? backward.normalized_layout() : backward.layout),
         header_(header_of(packed_)),
         random_(header_.random(), layout_),
-        maps_of_x_(backward.channels_of_x, backward.x ? backward.layout.channels : 0) {}
-
-  /// Reads the parameters of a piece; `channels` says of which kind they are.
-  template <class Map>
-  HWY_FLATTEN void begin_piece(const Tile& piece, const Map* channels) {
-    if (arguments_.x) {
-      return;
+        maps_of_x_(backward.channels_of_x, backward.x ? backward.layout.channels : 0) {
+    // Without masks, all elements are above 0, and none is known to be on a slope.
+    for (int number = backward.layout.masks; number < kMostMasks; ++number) {
+      for (BlockWords<1>& words : masks_[number]) {
+        words.fill(number == 0 ? ~0u : 0u);
+      }
     }
+  }
+
+  /// Reads what is packed of a tile; `channels` says of which kind its channels are.
+  template <class Map>
+  void begin_tile(const Tile& tile, const Map* channels) {
+    if (!arguments_.x) {
+      read_parameters(tile, channels);
+    }
+    for (int64_t channel = 0; channel < tile.channels; channel += kLanes) {
+      if (!arguments_.x) {
+        read_words(packed_ + layout_.codes(), layout_, layout_.bits, tile, channel, codes_[channel / kLanes]);
+      }
+      const ColumnLayout<int64_t>& layout = arguments_.layout;
+      for (int mask = 0; mask < layout.masks; ++mask) {
+        read_words(arguments_.packed + layout.mask(mask), layout, 1, tile, channel, masks_[mask][channel / kLanes]);
+      }
+    }
+  }
+
+  /// Finds the copies of half `half` of the word's rows, of the vector of channels from number `channel` of the tile
+  /// on.
+  void find(const Tile& tile, int64_t word, int half, int64_t channel) {
+    if (arguments_.x) {
+      load_x(tile, word, half, channel);
+    } else {
+      with_bits(layout_.bits, [&](auto bits) { decode<decltype(bits)::value>(tile, word, half, channel); });
+    }
+  }
+
+  /// Those of row `row` of the half.
+  HWY_INLINE FloatVector row(int64_t row, int64_t channel) const {
+    return hn::Load(FloatTag(), copies_[channel / kLanes][row]);
+  }
+
+  /// The mask's bits of a word.
+  HWY_INLINE Word32Vector mask(int number, int64_t word, int64_t channel) const {
+    return hn::Load(Word32Tag(), masks_[number][channel / kLanes].words[word]);
+  }
+
+ private:
+  /// The parameters of a tile. Flattened, as `fit_tile`.
+  template <class Map>
+  HWY_FLATTEN void read_parameters(const Tile& tile, const Map* channels) {
     grids_.has_nan_code = false;
     const uint8_t* in =
         packed_ + kHeaderBytes +
-        (piece.block * layout_.channels + piece.first_channel) * static_cast<int64_t>(sizeof(GroupParameters));
-    for (int64_t channel = 0; channel < piece.channels; ++channel, in += sizeof(GroupParameters)) {
+        (tile.block * layout_.channels + tile.first_channel) * static_cast<int64_t>(sizeof(GroupParameters));
+    for (int64_t channel = 0; channel < tile.channels; ++channel, in += sizeof(GroupParameters)) {
       GroupParameters parameters;
       std::memcpy(&parameters, in, sizeof parameters);
-      if (layout_.masks != 0 && channels[piece.first_channel + channel].linear == 0.0F) {
+      if (layout_.masks != 0 && channels[tile.first_channel + channel].linear == 0.0F) {
         const SideDecoder sides({parameters.minimum, parameters.step}, header_.dithered());
         grids_.set(channel, sides.above, sides.below);
       } else {
@@ -89,101 +130,53 @@ class SavedCopies {
     }
   }
 
-  /// Loads codes and masks of a word of rows.
-  void load_word(const Tile& piece, int64_t word) {
-    for (int mask = 0; mask < kMostMasks; ++mask) {
-      load_mask(piece, word, mask);
-    }
-    if (!arguments_.x) {
-      with_bits(layout_.bits, [&](auto bits) { load_codes<decltype(bits)::value>(piece, word); });
-    }
+  template <int kMostWidth>
+  static void read_words(const uint8_t* packed, const ColumnLayout<int64_t>& layout, int width, const Tile& tile,
+                         int64_t channel, BlockWords<kMostWidth>& words) {
+    words.read(packed + layout.group_offset(tile.block, tile.first_channel + channel, width),
+               layout.block_octets(tile.block) * width, tile.channels - channel, tile.words() * width);
   }
 
-  /// Finds the copies of half `half` of the word's rows, of the vector of channels from number `channel` of the piece
-  /// on.
-  void find(const Tile& piece, int64_t word, int half, int64_t channel) {
-    if (arguments_.x) {
-      load_x(piece, word, half, channel);
-    } else {
-      with_bits(layout_.bits, [&](auto bits) { decode<decltype(bits)::value>(piece, word, half, channel); });
-    }
-  }
-
-  /// Those of row `row` of the half.
-  HWY_INLINE FloatVector row(int64_t row) const { return hn::Load(FloatTag(), copies_[row]); }
-
-  /// The mask's bits of the word.
-  HWY_INLINE Word32Vector mask(int number, int64_t channel) const {
-    return hn::Load(Word32Tag(), masks_[number].words[0] + channel);
-  }
-
- private:
-  static constexpr int kMostMasks = 2;
-
-  /// Without masks, all elements are above 0, and none is known to be on a slope.
-  void load_mask(const Tile& piece, int64_t word, int number) {
-    const ColumnLayout<int64_t>& layout = arguments_.layout;
-    if (number >= layout.masks) {
-      std::fill_n(masks_[number].words[0], kPieceChannels, number == 0 ? ~0u : 0u);
-      return;
-    }
-    const uint8_t* packed = arguments_.packed + layout.mask(number) +
-                            layout.group_offset(piece.block, piece.first_channel, 1) + word * kWordOctets;
-    const int64_t group_bytes = layout.block_octets(piece.block);
-    for (int64_t channel = 0; channel < piece.channels; ++channel) {
-      masks_[number].template read_channel<1>(channel, packed + channel * group_bytes);
-    }
-  }
-
-  template <int kBits>
-  void load_codes(const Tile& piece, int64_t word) {
-    const int64_t group_bytes = layout_.block_octets(piece.block) * kBits;
-    const uint8_t* packed = packed_ + layout_.codes() + layout_.group_offset(piece.block, piece.first_channel, kBits) +
-                            word * kWordOctets * kBits;
-    for (int64_t channel = 0; channel < piece.channels; ++channel) {
-      codes_.template read_channel<kBits>(channel, packed + channel * group_bytes);
-    }
-  }
-
-  void load_x(const Tile& piece, int64_t word, int half, int64_t channel) {
+  void load_x(const Tile& tile, int64_t word, int half, int64_t channel) {
     const FloatTag df;
     const int64_t first = word * kWordRows + half * kHalfRows;
-    const int64_t rows = std::min(kHalfRows, piece.rows - first);
+    const int64_t rows = std::min(kHalfRows, tile.rows - first);
     const int64_t stride = layout_.channels;
     const auto* x =
-        static_cast<const Element*>(arguments_.x) + (piece.first_row + first) * stride + piece.first_channel + channel;
-    const auto scale = maps_of_x_.field(df, &NormActChannel::s_scale, piece.first_channel + channel);
-    const auto shift = maps_of_x_.field(df, &NormActChannel::s_shift, piece.first_channel + channel);
+        static_cast<const Element*>(arguments_.x) + (tile.first_row + first) * stride + tile.first_channel + channel;
+    const auto scale = maps_of_x_.field(df, &NormActChannel::s_scale, tile.first_channel + channel);
+    const auto shift = maps_of_x_.field(df, &NormActChannel::s_shift, tile.first_channel + channel);
     for (int64_t row = 0; row < rows; ++row) {
-      const auto input = load_lanes(x + row * stride, piece.channels - channel);
-      hn::Store(hn::Add(hn::Mul(scale, input), shift), df, copies_[row]);
+      const auto input = load_lanes(x + row * stride, tile.channels - channel);
+      hn::Store(hn::Add(hn::Mul(scale, input), shift), df, copies_[channel / kLanes][row]);
     }
   }
 
   template <int kBits>
-  void decode(const Tile& piece, int64_t word, int half, int64_t channel) {
+  void decode(const Tile& tile, int64_t word, int half, int64_t channel) {
     ColumnNoise noise[2];
     std::fill_n(noise, 2, constant_noise(kNoises - 1));
     if (header_.dithered()) {
-      random_.draw_rows(piece.first_row / kOctet + word * kWordOctets + 2 * half, piece.first_channel + channel,
-                        noise[0], noise[1]);
+      random_.draw_rows(tile.first_row / kOctet + word * kWordOctets + 2 * half, tile.first_channel + channel, noise[0],
+                        noise[1]);
     }
     Word32Vector words[kBits];
     for (int i = 0; i < kBits; ++i) {
-      words[i] = hn::Load(Word32Tag(), codes_.words[i] + channel);
+      words[i] = hn::Load(Word32Tag(), codes_[channel / kLanes].words[word * kBits + i]);
     }
     if (half == 0) {
-      decode_octet<kBits, 0>(channel, words, noise[0]);
-      decode_octet<kBits, 8>(channel, words, noise[1]);
+      decode_octet<kBits, 0>(word, channel, words, noise[0]);
+      decode_octet<kBits, 8>(word, channel, words, noise[1]);
     } else {
-      decode_octet<kBits, 16>(channel, words, noise[0]);
-      decode_octet<kBits, 24>(channel, words, noise[1]);
+      decode_octet<kBits, 16>(word, channel, words, noise[0]);
+      decode_octet<kBits, 24>(word, channel, words, noise[1]);
     }
   }
 
   /// Decodes an octet of rows, the kFirstRow-th and following of the word.
   template <int kBits, int kFirstRow>
-  HWY_INLINE void decode_octet(int64_t channel, const Word32Vector (&words)[kBits], const ColumnNoise& noise) {
+  HWY_INLINE void decode_octet(int64_t word, int64_t channel, const Word32Vector (&words)[kBits],
+                               const ColumnNoise& noise) {
     const FloatTag df;
     const Word32Tag d32;
     const hn::RebindToSigned<Word32Tag> signed32;
@@ -191,15 +184,17 @@ class SavedCopies {
     const auto start_below = hn::Load(df, grids_.start_below + channel);
     const auto scale_above = hn::Load(df, grids_.scale_above + channel);
     const auto scale_below = hn::Load(df, grids_.scale_below + channel);
-    const auto sides = mask(0, channel);
+    const auto sides = mask(0, word, channel);
     const bool has_nan_code = grids_.has_nan_code;
     // What is below the code: 255 - noise.
     const ColumnNoise fraction{{hn::Not(noise.of_rows[0]), hn::Not(noise.of_rows[1])}};
+    const auto lowest_byte = hn::Set(d32, kNoises - 1);
+    const auto code_bits = bits_of_code<kBits>();
     for_rows_of_octet([&](auto row) {
       constexpr int kRow = decltype(row)::value;
-      const auto code = get_code<kBits, kFirstRow + kRow>(words);
-      const auto n = hn::ConvertTo(df, hn::BitCast(signed32, hn::Or(code, noise_of_row<kRow>(fraction))));
-      const auto side = hn::RebindMask(df, hn::TestBit(sides, hn::Set(d32, 1u << (kFirstRow + kRow))));
+      const auto code = get_code<kBits, kFirstRow + kRow>(words, code_bits);
+      const auto n = hn::ConvertTo(df, hn::BitCast(signed32, hn::Or(code, noise_of_row<kRow>(fraction, lowest_byte))));
+      const auto side = hn::RebindMask(df, hn::TestBit(sides, row_bits_.of_row(kFirstRow + kRow)));
       // Products are exact (core/rounding.h).
       auto value =
           hn::MulAdd(n, hn::IfThenElse(side, scale_above, scale_below), hn::IfThenElse(side, start_above, start_below));
@@ -207,7 +202,7 @@ class SavedCopies {
         const auto is_nan_code = hn::Eq(code, hn::Load(d32, grids_.nan_code + channel));
         value = hn::IfThenElse(hn::RebindMask(df, is_nan_code), hn::NaN(df), value);
       }
-      hn::Store(value, df, copies_[kFirstRow % kHalfRows + kRow]);
+      hn::Store(value, df, copies_[channel / kLanes][kFirstRow % kHalfRows + kRow]);
     });
   }
 
@@ -217,10 +212,11 @@ class SavedCopies {
   PackedHeader header_;
   ColumnRandom random_;
   ChannelMaps<NormActChannel> maps_of_x_;
-  PieceGrids grids_;
-  HWY_ALIGN float copies_[kHalfRows][kLanes];
-  WordTile<kMaxBits, kPieceChannels> codes_;
-  WordTile<1, kPieceChannels> masks_[kMostMasks];
+  RowBits row_bits_;
+  TileGrids grids_;
+  HWY_ALIGN float copies_[kMostTileVectors][kHalfRows][kLanes];
+  BlockWords<kMaxBits> codes_[kMostTileVectors];
+  BlockWords<1> masks_[kMostMasks][kMostTileVectors];
 };
 
 }  // namespace actnn::cpu::HWY_NAMESPACE
