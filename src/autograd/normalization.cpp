@@ -38,7 +38,8 @@ at::Tensor normalized_by(const at::Tensor& input, const at::Tensor& mean, const 
 at::Tensor normalized_by_channel(const at::Tensor& input, const at::Tensor& mean, const at::Tensor& rstd) {
   if (input.is_cuda()) {
     // In evaluation mode the kernel takes the variance; it, too, subtracts the mean first. The CPU's does not.
-    return std::get<0>(at::native_batch_norm(input, /*weight=*/{}, /*bias=*/{}, mean, rstd.square().reciprocal_(),
+    const at::Tensor variance = with_dtype(rstd, at::kFloat).square().reciprocal_();
+    return std::get<0>(at::native_batch_norm(input, /*weight=*/{}, /*bias=*/{}, with_dtype(mean, at::kFloat), variance,
                                              /*training=*/false, /*momentum=*/0, /*eps=*/0));
   }
   std::vector<c10::SymInt> per_channel(static_cast<size_t>(input.dim()), 1);

@@ -92,7 +92,7 @@ ForwardElement forward_element(const NormActForward& forward, int64_t index, int
   const bool side = z > 0.0F;
   const float scaled_copy = map.s_scale * (map.linear != 0.0F ? input : z);
   const float s = scaled_copy + map.s_shift;
-  return {z, side || forward.keeps_below ? s : 0.0F, side};
+  return {z, forward.keeps(side) ? s : 0.0F, side};
 }
 
 /// Writes a group's codes: `code_of(row, noise)` is that of a row.

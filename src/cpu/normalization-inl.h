@@ -68,7 +68,8 @@ class Normalization {
         s_scale_(forward.field(&NormActChannel::s_scale, channel)),
         s_shift_(forward.field(&NormActChannel::s_shift, channel)),
         linear_(hn::Ne(forward.field(&NormActChannel::linear, channel), hn::Zero(FloatTag()))),
-        kept_below_(hn::Ne(hn::Set(FloatTag(), forward.arguments.keeps_below ? 1.0F : 0.0F), hn::Zero(FloatTag()))),
+        kept_below_(
+            hn::Ne(hn::Set(FloatTag(), forward.arguments.keeps(/*side=*/false) ? 1.0F : 0.0F), hn::Zero(FloatTag()))),
         below_(forward.arguments.activation.slope) {}
 
   /// Over kRows rows, from number `row` of a word on, whose elements of `lanes` channels begin at `begin`. Elements

@@ -42,7 +42,12 @@ def gradients_of_copy(name, x, y, weight, bias, size, grad, bits):
             shape = x.shape[0], x.shape[1], *[1] * (x.dim() - 2)
             return statistic.float().repeat_interleave(x.shape[1] // size, 1).view(shape)
 
-        if x.dtype != torch.float32:
+        if x.is_cuda:
+            rows = x.reshape(1, mean.numel(), -1)
+            variance = rstd.float().flatten().square().reciprocal()
+            normalized = torch.native_batch_norm(rows, None, None, mean.float().flatten(), variance, False, 0, 0)[0]
+            normalized = normalized.view(x.shape)
+        elif x.dtype != torch.float32:
             normalized = torch.native_group_norm(x, None, None, *extents, size, 1e-5)[0]
         else:
             normalized = (x - channels(mean)) * channels(rstd)
@@ -168,7 +173,7 @@ def test_instance_norm_equals_batch_norm_of_instances(shape, dtype, affine, trac
         assert not torch.equal(grads[1], exact_grads[1])
         torch.testing.assert_close(grads[2], exact_grads[2])
     if not use_input_stats:
-        assert torch.equal(grads[0], exact_grads[0])
+        torch.testing.assert_close(grads[0], exact_grads[0], **{} if x.is_cuda else {"rtol": 0, "atol": 0})
 
 
 def test_instance_norm_of_an_empty_batch():

@@ -103,7 +103,7 @@ def test_gradients_at_8_bits_are_autograds(name, dtype, affine):
     exact = norm.exact(raw().float(), *parameters)
     actual, expected = (torch.autograd.grad(t, wanted, grad.to(t.dtype)) for t in (y, exact))
     for gradient, autograds in zip(actual, expected, strict=True):
-        assert error(gradient, autograds) < 0.02
+        assert error(gradient, autograds) < (0.02 if dtype == torch.float32 else 0.05)
 
 
 @pytest.mark.parametrize("name", NORMS)

@@ -44,10 +44,13 @@ struct NormActForward {
   ColumnLayout<int64_t> layout;  ///< masks: those of the activation, or none
   const NormActChannel* channels;
   FusedActivation activation;
-  bool keeps_below;  ///< false: copies below the kink are not wanted, and count as 0
+  bool keeps_below;  ///< false: copies below a kink are not wanted, and count as 0
   uint8_t* packed;   ///< out: parameters, codes and masks of layout; null if it has none
   RandomState random;
   Rounding rounding;
+
+  /// Whether copies on a side are wanted.
+  constexpr bool keeps(bool side) const { return side || keeps_below || !has_kink(activation.function); }
 };
 
 /// Pieces [first, last).

@@ -41,7 +41,7 @@ struct NormActForward {
   ColumnLayout<int64_t> layout;    ///< masks: those of the activation, or none
   const NormActChannel* channels;  ///< [channels]
   FusedActivation activation;
-  bool keeps_below;  ///< false: copies below the kink are not wanted, and count as 0
+  bool keeps_below;  ///< false: copies below a kink are not wanted, and count as 0
   uint8_t* packed;   ///< out: layout.bytes(), all of them, header included; null if there are no codes and no masks
   RandomSource random;
   Rounding rounding;

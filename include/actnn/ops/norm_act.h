@@ -35,7 +35,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> norm_act_channels(const at::Tenso
 struct NormActPacking {
   /// Of copies, 1..8, up to 7 where the activation has a kink; 0: the masks of the activation alone; none: nothing.
   std::optional<int64_t> bits = 4;
-  bool keeps_below = true;  ///< false: copies below the kink are not wanted, and count as 0
+  bool keeps_below = true;  ///< false: copies below a kink are not wanted, and count as 0
   Rounding rounding = Rounding::kDithered;
 };
 

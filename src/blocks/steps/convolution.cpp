@@ -21,6 +21,10 @@ namespace {
 
 Sizes symbolic(const std::vector<int64_t>& list) { return {list.begin(), list.end()}; }
 
+bool are_all(const std::vector<int64_t>& list, int64_t number) {
+  return std::all_of(list.begin(), list.end(), [&](int64_t entry) { return entry == number; });
+}
+
 }  // namespace
 
 void Convolution::visit_fields(FieldVisitor& fields) {
@@ -85,7 +89,7 @@ void Convolution::backward(BackwardRun& run) const {
   const bool wants_bias = run.wants(bias);
   if (run.wants(weight)) {
     const at::Tensor input = with_dtype(run.copy(inputs[0]), dtype);
-    auto [none, grad_weight, grad_bias] = gradients(grad, input, weights, {false, true, wants_bias});
+    auto [none, grad_weight, grad_bias] = weight_gradients(grad, input, weights, wants_bias);
     run.add(weight, std::move(grad_weight));
     if (wants_bias) {
       run.add(*bias, std::move(grad_bias));
@@ -141,11 +145,11 @@ at::Tensor Convolution::input_gradient(const BackwardRun& run, const at::Tensor&
 
 /// Of the rows of channels_last tensors: 1x1, with nothing between input and output pixels.
 bool Convolution::is_matrix_product(const at::Tensor& weights) const {
-  const auto all = [](const std::vector<int64_t>& list, int64_t number) {
-    return std::all_of(list.begin(), list.end(), [&](int64_t entry) { return entry == number; });
-  };
-  return !transposed && groups == 1 && weights.sym_numel() == weights.sym_size(0) * weights.sym_size(1) &&
-         all(stride, 1) && all(padding, 0);
+  return groups == 1 && is_of_pixels(weights) && are_all(stride, 1);
+}
+
+bool Convolution::is_of_pixels(const at::Tensor& weights) const {
+  return !transposed && weights.sym_numel() == weights.sym_size(0) * weights.sym_size(1) && are_all(padding, 0);
 }
 
 std::array<at::Tensor, 3> Convolution::gradients(const at::Tensor& grad, const at::Tensor& input,
@@ -155,6 +159,23 @@ std::array<at::Tensor, 3> Convolution::gradients(const at::Tensor& grad, const a
       grad, input, weights, c10::SymIntArrayRef(bias_size), symbolic(stride), symbolic(padding), symbolic(dilation),
       transposed, transposed ? symbolic(output_padding) : Sizes(stride.size(), 0), groups, wanted);
   return {std::move(grad_input), std::move(grad_weight), std::move(grad_bias)};
+}
+
+/// A strided convolution of single pixels reads some pixels only: of them, it is one without a stride. (The CPU's own
+/// kernel for it writes behind its buffers, with few samples and several threads, on channels_last tensors.)
+std::array<at::Tensor, 3> Convolution::weight_gradients(const at::Tensor& grad, const at::Tensor& input,
+                                                        const at::Tensor& weights, bool wants_bias) const {
+  const std::array<bool, 3> wanted{false, true, wants_bias};
+  if (!input.is_cpu() || are_all(stride, 1) || !is_of_pixels(weights)) {
+    return gradients(grad, input, weights, wanted);
+  }
+  at::Tensor read = input;
+  for (size_t dimension = 0; dimension < stride.size(); ++dimension) {
+    read = read.slice_symint(static_cast<int64_t>(dimension) + 2, std::nullopt, std::nullopt, stride[dimension]);
+  }
+  Convolution unstrided = *this;
+  unstrided.stride.assign(stride.size(), 1);
+  return unstrided.gradients(grad, in_layout(read, Layout::kChannels), weights, wanted);
 }
 
 namespace {

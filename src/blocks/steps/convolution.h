@@ -35,6 +35,9 @@ struct Convolution : StepOf<Convolution> {
   void add_input_gradient(BackwardRun& run, const at::Tensor& grad, const at::Tensor& weights) const;
   at::Tensor input_gradient(const BackwardRun& run, const at::Tensor& grad, const at::Tensor& weights) const;
   bool is_matrix_product(const at::Tensor& weights) const;
+  bool is_of_pixels(const at::Tensor& weights) const;  ///< reads pixels one by one
+  std::array<at::Tensor, 3> weight_gradients(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& weights,
+                                             bool wants_bias) const;
   /// Of input, weight and bias; undefined where not wanted.
   std::array<at::Tensor, 3> gradients(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& weights,
                                       std::array<bool, 3> wanted) const;
