@@ -6,6 +6,8 @@ namespace actnn {
 namespace {
 
 constexpr int64_t kFewestRows = 64;
+/// Those of pictures are of one scale.
+constexpr int64_t kFewestImageChannels = 8;
 
 size_t dimension_of(Channels channels, size_t dimensions) { return channels == Channels::kSecond ? 1 : dimensions - 1; }
 
@@ -20,7 +22,10 @@ c10::SymInt row_count(c10::SymIntArrayRef size, Channels channels) {
 
 }  // namespace
 
-bool fills_columns(c10::SymIntArrayRef size, Channels channels) { return row_count(size, channels) >= kFewestRows; }
+bool fills_columns(c10::SymIntArrayRef size, Channels channels) {
+  const bool is_wide = channels == Channels::kLast || size[1] >= kFewestImageChannels;
+  return is_wide && row_count(size, channels) >= kFewestRows;
+}
 
 at::Tensor pack_columns(const at::Tensor& tensor, Channels channels, const ColumnQuantization& quantization,
                         const std::optional<at::Tensor>& rng_state) {

@@ -19,7 +19,8 @@ enum class Channels : int8_t {
   kSecond,  ///< the second of [N, C, ...]; the tensor is channels_last
 };
 
-/// Whether a tensor has rows enough to be packed in columns: 64. Short groups cost more than they are worth.
+/// Whether a tensor is packed in columns: where it has 64 rows, for short groups cost more than they are worth, and, if
+/// it is channels_last, 8 channels.
 bool fills_columns(c10::SymIntArrayRef size, Channels channels);
 
 at::Tensor pack_columns(const at::Tensor& tensor, Channels channels, const ColumnQuantization& quantization,

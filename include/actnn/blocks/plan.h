@@ -41,7 +41,7 @@ struct CopyFormat {
   enum class Kind : int8_t {
     kPacked,  ///< one tensor, as `quantize`
     kColumns,  ///< one, as `quantize_columns`, of a value with channels innermost in memory; as `quantize` if it has fewer
-               ///< than 64 rows
+               ///< than 64 rows, or is a picture of fewer than 8 channels
     kPass,     ///< two: what a norm's pass packed, and what leads from it to the value (ops/norm_act.h: packed, decode)
     kExact,  ///< one: the value
   };
