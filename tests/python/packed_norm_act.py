@@ -85,7 +85,7 @@ def encode(s, side, is_split, bits, element_type):
 def pack(x, residual, channels, activation, bits, keeps_below, rounding, seed, offset):
     """The packed bytes of matrices."""
     rows, count = x.shape
-    z, s, side = values(x, residual, channels, keeps_below)
+    z, s, side = values(x, residual, channels, keeps_below or not MASKS[activation])  # below a kink
     masks = [side, (z > 0) & (z < 6)][: MASKS[activation]]
     parameters, codes, planes = bytearray(), bytearray(), [bytearray() for _ in masks]
     for first, height, octets in blocks_of(rows, GROUP_ROWS):

@@ -23,9 +23,9 @@ def decoded(x, bits, group_size=256, seed=1234):
 
 def decoded_columns(x, bits, group_rows=256, seed=1234):
     """The same of an input [..., channels], and of [N, C, ...] that is channels_last: groups are of one channel where
-    there are 64 rows."""
+    there are 64 rows, and 8 channels in channels_last."""
     last = x if x.is_contiguous() else x.movedim(1, -1)
-    if last.shape[:-1].numel() < 64:
+    if last.shape[:-1].numel() < 64 or (not x.is_contiguous() and x.shape[1] < 8):
         return decoded(x, bits, group_rows, seed)
     packed = ops.quantize_columns(last, bits, group_rows, "dithered", rng(seed))
     rows = last.shape[:-1].numel()
@@ -57,6 +57,8 @@ CONVOLUTIONS = {
     "2d asymmetric": ((2, 4, 9, 8), (6, 4, 3, 1), {"padding": (1, 0), "stride": (2, 1)}),
     "2d groups, dilation": ((2, 4, 9, 8), (6, 2, 3, 3), {"groups": 2, "dilation": 2}),
     "2d depthwise": ((2, 4, 9, 8), (4, 1, 3, 3), {"groups": 4, "padding": 1}),
+    "2d, many channels": ((2, 9, 9, 8), (6, 9, 3, 3), {"padding": 1}),
+    "3d, many channels": ((2, 8, 5, 6, 7), (4, 8, 3, 3, 3), {"padding": 1}),
     "3d": ((2, 3, 5, 6, 7), (4, 3, 3, 3, 3), {"padding": 1}),
     "1d transposed": ((2, 4, 9), (4, 3, 3), {"transposed": True, "stride": 2, "output_padding": 1}),
     "2d transposed": ((2, 4, 5, 6), (4, 3, 3, 3), {"transposed": True, "stride": 2, "padding": 1, "groups": 2}),
