@@ -29,6 +29,8 @@ def test_wrong_arguments():
         ({"bits": 1}, r"BlockOptions: bits must be an integer in 2\.\.8, got 1"),
         ({"output_bits": 9}, r"BlockOptions: output_bits must be an integer in 2\.\.8, got 9"),
         ({"smooth_bits": 1}, r"BlockOptions: smooth_bits must be an integer in 2\.\.8, got 1"),
+        ({"group_rows": 32}, r"BlockOptions: group_rows must be an integer in 64\.\.256, got 32"),
+        ({"group_rows": 100}, "BlockOptions: group_rows must be 64, 128 or 256, got 100"),
         ({"norm_bits": 9}, r"BlockOptions: norm_bits must be an integer in 1\.\.8, got 9"),
     ):
         with pytest.raises(ValueError, match=sentence):

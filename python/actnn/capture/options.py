@@ -25,8 +25,10 @@ class BlockOptions:
         output_bits: of a code of a sum, 2..8; None: as many as `bits`.
         recompute: leave out what backward can compute from what is kept.
         norm_bits: of a norm in front of a sum that keeps a copy of its own, 1..8.
-        smooth_bits: of the copy that the derivative of SiLU or hardswish behind a norm is computed from, 2..8; None:
+        smooth_bits: of the copy that backward computes GELU, SiLU or hardswish and their derivatives from, 2..8; None:
             5, or as many as `bits` if those are more.
+        group_rows: rows whose elements of a channel have a grid of their own, where channels are innermost in memory:
+            64, 128 or 256. Fewer have less noise, and more parameters (32 bits a group).
     """
 
     bits: int | None = None
@@ -34,6 +36,7 @@ class BlockOptions:
     recompute: bool = True
     norm_bits: int = 2
     smooth_bits: int | None = None
+    group_rows: int = 256
 
     def __post_init__(self) -> None:
         for name in ("bits", "output_bits", "smooth_bits"):
@@ -41,6 +44,9 @@ class BlockOptions:
                 _checks.integer("BlockOptions", name, getattr(self, name), 2, 8)
         _checks.integer("BlockOptions", "norm_bits", self.norm_bits, 1, 8)
         _checks.switch("BlockOptions", "recompute", self.recompute)
+        _checks.integer("BlockOptions", "group_rows", self.group_rows, 64, 256)
+        if self.group_rows not in (64, 128, 256):
+            raise ValueError(f"BlockOptions: group_rows must be 64, 128 or 256, got {self.group_rows}")
 
 
 def state_of(config: Config) -> tuple:
