@@ -42,7 +42,7 @@ at::Tensor normalized_value(const at::Tensor& weight, const at::Tensor& bias, co
   return weight.defined() || bias.defined() ? normalize() : output;
 }
 
-// --- Statistics of a sample or a row: layer norm, group norm, RMS norm -------------------------------------------------
+// --- Statistics of a sample or a row: layer norm, group norm, RMS norm -----------------------------------------------
 
 /// The tensors of a normalization's forward; what the kind does not have is undefined.
 struct Normalization {

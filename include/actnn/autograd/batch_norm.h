@@ -9,8 +9,8 @@
 
 namespace actnn {
 
-/// `at::batch_norm`, saving a quantized copy of x-hat, the normalized input, for backward: its scale is 1 whatever units
-/// the channels have. Where the input is kept exactly, or has a packed copy already, that is saved instead.
+/// `at::batch_norm`, saving a quantized copy of x-hat, the normalized input, for backward: its scale is 1 whatever
+/// units the channels have. Where the input is kept exactly, or has a packed copy already, that is saved instead.
 ///
 /// `input`: [N, C] or [N, C, ...]; `weight`, `bias`, `running_mean`, `running_var`: [C] or none. In training mode the
 /// running statistics, if given, are updated as torch does. The result and the gradient of bias are exact. The gradient

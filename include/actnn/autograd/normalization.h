@@ -9,8 +9,8 @@
 
 /// \file
 /// Normalizations by the statistics of a sample's own elements. Results are torch's, bit for bit. Saved for backward
-/// are a quantized copy of x-hat, the normalized value, whose scale is 1 whatever the input's is, and the exact deviations;
-/// no copy where only the bias wants a gradient.
+/// are a quantized copy of x-hat, the normalized value, whose scale is 1 whatever the input's is, and the exact
+/// deviations; no copy where only the bias wants a gradient.
 ///
 /// The gradient of bias is exact, that of weight is unbiased. The gradient of input contains a product of two copied
 /// values, so that its expectation differs from the exact gradient by Var[x-hat] / n times the gradient of the

@@ -40,8 +40,8 @@ struct MeasuredRuns;
 /// is. To first order: noise of noise does not count.
 ///
 /// Nothing waits for the device until `finish`, and other steps cost nothing. Takes no part: what a compiler has
-/// traced, and runs that a CUDA graph captures. The results of backward are what they are without it. Draws from torch's
-/// generator.
+/// traced, and runs that a CUDA graph captures. The results of backward are what they are without it. Draws from
+/// torch's generator.
 class BlockNoise : public torch::CustomClassHolder {
  public:
   BlockNoise() = default;

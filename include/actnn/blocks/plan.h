@@ -39,11 +39,11 @@ enum class Layout : int8_t {
 /// How an unbiased copy is kept.
 struct CopyFormat {
   enum class Kind : int8_t {
-    kPacked,  ///< one tensor, as `quantize`
-    kColumns,  ///< one, as `quantize_columns`, of a value with channels innermost in memory; as `quantize` if it has fewer
-               ///< than 64 rows, or is a picture of fewer than 8 channels
+    kPacked,   ///< one tensor, as `quantize`
+    kColumns,  ///< one, as `quantize_columns`, of a value with channels innermost in memory; as `quantize` if it has
+               ///< fewer than 64 rows, or is a picture of fewer than 8 channels
     kPass,     ///< two: what a norm's pass packed, and what leads from it to the value (ops/norm_act.h: packed, decode)
-    kExact,  ///< one: the value
+    kExact,    ///< one: the value
   };
   Kind kind = Kind::kPacked;
   int64_t bits = 4;                        ///< of codes; but of exact ones

@@ -20,8 +20,8 @@ namespace actnn {
 
 /// What a layer tells its scheme about itself.
 struct SchemeOptions {
-  /// Batch norm: sensitivities are ranges alone, of the normalized input, which is what is packed, and the bits are those
-  /// of the convolution or linear layer before it.
+  /// Batch norm: sensitivities are ranges alone, of the normalized input, which is what is packed, and the bits are
+  /// those of the convolution or linear layer before it.
   bool normalization = false;
   int64_t group = 0;             ///< index into `Config::activation_compression_bits`
   int64_t num_locations = 1;     ///< elements of the kernel; 1 for linear layers
