@@ -86,7 +86,7 @@ void save_normalization(torch::autograd::AutogradContext* ctx, const Normalizati
 
 SavedNormalization saved_normalization(torch::autograd::AutogradContext* ctx, const at::Tensor& grad_output);
 
-// --- Statistics of a channel: batch norms ------------------------------------------------------------------------------
+// --- Statistics of a channel: batch norms ----------------------------------------------------------------------------
 
 /// Whether `saving` keeps the input, not x-hat: where it is kept as it is, and where the op that made it has a packed
 /// copy, whose groups do not mix channels. Neither costs a pass. So it is with an input without elements.

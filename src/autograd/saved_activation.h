@@ -34,8 +34,8 @@ bool has_shared_copy(const at::Tensor& input, const Retention& retention);
 
 /// Saves `input`, as `saving` says, and its layout in `ctx`. A group size of 0 stands for one group for the whole
 /// tensor, or for each sample if each has its own bits. Where the op that made `input` has a packed copy, that one is
-/// saved instead of another, unless samples have their own bits or the copy is to be moved. With one bit width, an input
-/// of `channels` is packed in column groups (ops/columns.h) if the group size is one of theirs.
+/// saved instead of another, unless samples have their own bits or the copy is to be moved. With one bit width, an
+/// input of `channels` is packed in column groups (ops/columns.h) if the group size is one of theirs.
 SavedActivation save_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
                                 const SaveOptions& saving, std::optional<Channels> channels = std::nullopt);
 

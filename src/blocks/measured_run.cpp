@@ -55,8 +55,8 @@ at::Tensor with_other_noise(const at::Tensor& packed, int64_t seed) {
 /// What is XORed into the seed: each gives a draw.
 constexpr std::array<int64_t, 4> kSeeds{0xA5, 0x5A, 0xC3, 0x3C};
 
-/// Step^2 / 12 is the variance of dithered copies, and so of those that are drawn here, and on average the squared error
-/// of copies rounded to nearest; that of stochastic ones is step^2 / 6.
+/// Step^2 / 12 is the variance of dithered copies, and so of those that are drawn here, and on average the squared
+/// error of copies rounded to nearest; that of stochastic ones is step^2 / 6.
 double variance_of_rounding(Rounding rounding) { return rounding == Rounding::kStochastic ? 2.0 : 1.0; }
 
 /// Draws of gradients, by what they are beyond the first ones.

@@ -130,6 +130,7 @@ bool BlockNoise::finish(const std::vector<at::Tensor>& gradients) {
   }
   const Followed followed(runs);
   std::vector<std::vector<double>> variances;
+  variances.reserve(runs.size());
   for (const auto& run : runs) {
     variances.emplace_back(run->values.size());
   }
