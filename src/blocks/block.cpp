@@ -341,9 +341,8 @@ std::vector<at::Tensor> run_prepared(const std::shared_ptr<const PreparedPlan>& 
     variable_list sources(inputs);
     sources.insert(sources.end(), parameters.begin(), parameters.end());
     torch::autograd::edge_list edges = torch::autograd::collect_next_edges(sources);
-    const std::shared_ptr<MeasuredRuns> pass =
-        traced || is_capturing(inputs[0].device()) ? nullptr : runs_to_measure(plan);
-    if (pass) {
+    const std::shared_ptr<MeasuredRuns> pass = traced ? nullptr : runs_to_measure(plan);
+    if (pass && !is_capturing(inputs[0].device())) {
       std::vector<std::vector<PlaceInRun>> behind;
       std::transform(edges.begin(), edges.begin() + static_cast<int64_t>(inputs.size()), std::back_inserter(behind),
                      sources_of);

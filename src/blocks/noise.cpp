@@ -68,6 +68,13 @@ bool has_backward(const MeasuredRun& run) {
 
 double levels_variance(int64_t codes) { return rounding_variance(static_cast<int>(codes)); }
 
+/// Of the gradient, with the bits of the values.
+double variance_of(const std::vector<ValueNoise>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0, [](double sum, const ValueNoise& value) {
+    return sum + value.sensitivity * levels_variance(value.bits - value.side);
+  });
+}
+
 at::Tensor bytes_tensor(const std::vector<int64_t>& numbers) { return at::tensor(numbers, at::kLong).to(at::kByte); }
 
 std::vector<int64_t> numbers_of(const at::Tensor& bytes) {
@@ -206,33 +213,29 @@ std::vector<ValueNoise> BlockNoise::values() const {
 
 /// The noisy gradients' is larger by their variance.
 double BlockNoise::squared_norm() const {
-  const std::vector<ValueNoise> means = values();
   const double noisy = squared_norm_ / static_cast<double>(std::max<int64_t>(passes_, 1));
-  const double variance = std::accumulate(means.begin(), means.end(), 0.0, [](double sum, const ValueNoise& value) {
-    return sum + value.sensitivity * levels_variance(value.bits - value.side);
-  });
   constexpr double kLeastPart = 0.01;  // where the noise is many times the gradient, the difference is all noise
-  return std::max(noisy - variance, kLeastPart * noisy);
+  return std::max(noisy - variance_of(values()), kLeastPart * noisy);
+}
+
+std::vector<ValueNoise> BlockNoise::values_with(const std::vector<int64_t>& bits) const {
+  std::vector<ValueNoise> with = values();
+  TORCH_CHECK_VALUE(bits.size() == with.size(), "actnn::BlockNoise: bits must be one for each of ", with.size(),
+                    " values, got ", bits.size());
+  for (size_t place = 0; place < with.size(); ++place) {
+    with[place].bits = bits[place];
+  }
+  return with;
 }
 
 double BlockNoise::noise(const std::vector<int64_t>& bits) const {
-  const std::vector<ValueNoise> means = values();
-  TORCH_CHECK_VALUE(bits.size() == means.size(), "actnn::BlockNoise: bits must be one for each of ", means.size(),
-                    " values, got ", bits.size());
-  double variance = 0;
-  for (size_t place = 0; place < means.size(); ++place) {
-    variance += means[place].sensitivity * levels_variance(bits[place] - means[place].side);
-  }
-  return variance / squared_norm();
+  return variance_of(values_with(bits)) / squared_norm();
 }
 
 int64_t BlockNoise::kept_bytes(const std::vector<int64_t>& bits) const {
-  const std::vector<ValueNoise> means = values();
-  TORCH_CHECK_VALUE(bits.size() == means.size(), "actnn::BlockNoise: bits must be one for each of ", means.size(),
-                    " values, got ", bits.size());
   int64_t codes = 0;
-  for (size_t place = 0; place < means.size(); ++place) {
-    codes += means[place].elements * (bits[place] - means[place].side);
+  for (const ValueNoise& value : values_with(bits)) {
+    codes += value.elements * (value.bits - value.side);
   }
   return codes / 8 + other_bytes_ / std::max<int64_t>(passes_, 1);
 }

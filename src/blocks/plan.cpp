@@ -3,18 +3,17 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <iterator>
+#include <ranges>
 #include <utility>
 
 #include "actnn/core/bit_packing.h"
+#include "src/autograd/saved_activation.h"
 #include "src/blocks/fusions/fusion.h"
 #include "src/blocks/fusions/kept_input.h"
 #include "src/blocks/layouts.h"
 #include "src/blocks/schedule.h"
 #include "src/blocks/steps/add.h"
-#include "src/blocks/steps/convolution.h"
 #include "src/blocks/steps/dropout.h"
-#include "src/blocks/steps/linear.h"
 
 namespace actnn::blocks {
 namespace {
@@ -100,13 +99,13 @@ class Planner {
   /// Those that a stage reads a copy of, and those that these are made of without becoming smaller.
   std::set<Value> values_read_as_copies() const {
     std::set<Value> read;
-    for (auto stage = plan_.stages.rbegin(); stage != plan_.stages.rend(); ++stage) {
-      const bool is_read = std::any_of((*stage)->outputs.begin(), (*stage)->outputs.end(),
+    for (const StepPointer& stage : std::views::reverse(plan_.stages)) {
+      const bool is_read = std::any_of(stage->outputs.begin(), stage->outputs.end(),
                                        [&](Value output) { return read.contains(output); });
-      if (is_read && ((*stage)->is_view() || dynamic_cast<const Dropout*>(stage->get()) != nullptr)) {
-        read.insert((*stage)->inputs.begin(), (*stage)->inputs.end());
+      if (is_read && (stage->is_view() || dynamic_cast<const Dropout*>(stage.get()) != nullptr)) {
+        read.insert(stage->inputs.begin(), stage->inputs.end());
       }
-      for (const Need& need : (*stage)->needs(AllWanted())) {
+      for (const Need& need : stage->needs(AllWanted())) {
         if (need.form == Form::kCopy) {
           read.insert(need.value);
         }
@@ -132,12 +131,10 @@ class Planner {
     if (const std::optional<CopyFormat> pass = stage.packs(value)) {
       return pass->bits >= std::min(plan_.options.smooth_bits, kFewestSmoothBits);
     }
-    return stage.copies_from_saved() || is_product(stage) || !stage.is_linear({}) || is_sum(stage);
+    return stage.copies_from_saved() || stage.is_product() || is_sum(stage) ||
+           !is_linear_in_copies(stage, plan_.options);
   }
 
-  static bool is_product(const Step& stage) {
-    return dynamic_cast<const Convolution*>(&stage) != nullptr || dynamic_cast<const Linear*>(&stage) != nullptr;
-  }
   static bool is_sum(const Step& stage) { return dynamic_cast<const Add*>(&stage) != nullptr; }
 
   /// That backward reads the copy of a value, of `fewest_bits` at least.
@@ -190,13 +187,10 @@ class Planner {
     if (stage.is_view()) {
       return true;
     }
-    std::vector<bool> exact;
-    std::transform(stage.inputs.begin(), stage.inputs.end(), std::back_inserter(exact),
-                   [&](Value input) { return plan_.options.exact.contains(input); });
-    if (!stage.is_linear(exact) || is_sum(stage)) {
+    if (!is_linear_in_copies(stage, plan_.options) || is_sum(stage)) {
       return false;
     }
-    return is_product(stage)
+    return stage.is_product()
                ? is_read_by_norm(value)
                : std::all_of(stage.inputs.begin(), stage.inputs.end(), [&](Value input) { return has_copy(input); });
   }
@@ -222,9 +216,6 @@ class Planner {
   std::map<Value, int64_t> demanded_;  // values whose copies backward reads, and the fewest bits of them
 };
 
-/// Of copies, of which the side of an activation's kink may be one.
-constexpr int64_t kFewestBits = 2;
-
 void check_bits(const char* name, int64_t bits, int64_t fewest) {
   TORCH_CHECK_VALUE(bits >= fewest && bits <= kMaxBits, "block: ", name, " must be in ", fewest, "..8, got ", bits);
 }
@@ -239,22 +230,22 @@ void check_import(const CopyFormat& format) {
     return;
   }
   const int64_t side = format.kind == CopyFormat::Kind::kPass && has_kink(format.activation.function) ? 1 : 0;
-  TORCH_CHECK_VALUE(format.bits >= kFewestBits - side && format.bits <= kMaxBits - side,
-                    "block: bits of an import must be in ", kFewestBits - side, "..", kMaxBits - side, ", got ",
+  TORCH_CHECK_VALUE(format.bits >= kFewestCopyBits - side && format.bits <= kMaxBits - side,
+                    "block: bits of an import must be in ", kFewestCopyBits - side, "..", kMaxBits - side, ", got ",
                     format.bits);
   check_group_rows(format.group_rows);
 }
 
 void check_options(const Program& program, const PlanOptions& options) {
-  check_bits("bits", options.bits, kFewestBits);
-  check_bits("output_bits", options.output_bits, kFewestBits);
-  check_bits("smooth_bits", options.smooth_bits, kFewestBits);
+  check_bits("bits", options.bits, kFewestCopyBits);
+  check_bits("output_bits", options.output_bits, kFewestCopyBits);
+  check_bits("smooth_bits", options.smooth_bits, kFewestCopyBits);
   check_bits("norm_bits", options.norm_bits, kMinBits);
   check_group_rows(options.group_rows);
   for (const auto& [value, bits] : options.value_bits) {
     TORCH_CHECK_VALUE(value.number >= 0 && value.number < program.values(), "block: value_bits must name values in 0..",
                       program.values() - 1, ", got ", value.number);
-    check_bits("value_bits", bits, kFewestBits);
+    check_bits("value_bits", bits, kFewestCopyBits);
   }
   for (const Value value : options.exact) {
     TORCH_CHECK_VALUE(value.number >= 0 && value.number < program.values(), "block: exact must name values in 0..",

@@ -40,15 +40,19 @@ constexpr std::array<std::pair<const char*, CopyFormat::Kind>, 4> kCopyKinds{{{"
                                                                               {"pass", CopyFormat::Kind::kPass},
                                                                               {"exact", CopyFormat::Kind::kExact}}};
 
+void add_group_rows(json& written, const CopyFormat& format) {
+  if (format.kind == CopyFormat::Kind::kColumns) {
+    written["group_rows"] = format.group_rows;
+  }
+}
+
 json to_json_object(const CopyFormat& format) {
   json written{{"kind", kCopyKinds.at(static_cast<size_t>(format.kind)).first}, {"bits", format.bits}};
   if (format.kind == CopyFormat::Kind::kPass) {
     written["activation"] = actnn::name_of(format.activation.function);
     written["slope"] = format.activation.slope;
   }
-  if (format.kind == CopyFormat::Kind::kColumns) {
-    written["group_rows"] = format.group_rows;
-  }
+  add_group_rows(written, format);
   return written;
 }
 
@@ -90,9 +94,7 @@ PlanOptions options_from_json(const json& written) {
 
 void add_format(json& written, const CopyFormat& format) {
   written["bits"] = format.bits + mask_count(format.activation.function);
-  if (format.kind == CopyFormat::Kind::kColumns) {
-    written["group_rows"] = format.group_rows;
-  }
+  add_group_rows(written, format);
 }
 
 json save_to_json(const Plan& plan, Value value, Form form) {

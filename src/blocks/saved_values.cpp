@@ -1,28 +1,25 @@
 #include "src/blocks/saved_values.h"
 
 #include <algorithm>
+#include <ranges>
 #include <set>
 
+#include "src/autograd/saved_activation.h"
 #include "src/blocks/fusions/fusion.h"
 #include "src/blocks/fusions/kept_input.h"
 #include "src/blocks/fusions/norm_act.h"
-#include "src/blocks/steps/convolution.h"
-#include "src/blocks/steps/linear.h"
 
 namespace actnn::blocks {
 namespace {
-
-constexpr int64_t kFewestBits = 2;
 
 /// The values that products which are computed again read, and those that these are computed of.
 std::set<Value> read_by_products(const Plan& plan, const Schedule& schedule) {
   std::set<Value> read;
   const auto add_inputs = [&](const Step& step) { read.insert(step.inputs.begin(), step.inputs.end()); };
   // From the last to the first: what makes a value stands in front of those that read it.
-  for (auto value = plan.recomputes.rbegin(); value != plan.recomputes.rend(); ++value) {
-    const Step& step = *schedule.makers[value->number];
-    const bool is_product = dynamic_cast<const Convolution*>(&step) || dynamic_cast<const Linear*>(&step);
-    if (!step.copies_from_saved() && (is_product || read.contains(*value))) {
+  for (const Value value : std::views::reverse(plan.recomputes)) {
+    const Step& step = *schedule.makers[value.number];
+    if (!step.copies_from_saved() && (step.is_product() || read.contains(value))) {
       add_inputs(step);
     }
   }
@@ -37,9 +34,9 @@ std::set<Value> read_by_smooth(const Plan& plan, const Schedule& schedule) {
       read.insert(stage->inputs.begin(), stage->inputs.end());
     }
   }
-  for (auto value = plan.recomputes.rbegin(); value != plan.recomputes.rend(); ++value) {
-    const Step& step = *schedule.makers[value->number];
-    if (step.is_view() && read.contains(*value)) {
+  for (const Value value : std::views::reverse(plan.recomputes)) {
+    const Step& step = *schedule.makers[value.number];
+    if (step.is_view() && read.contains(value)) {
       read.insert(step.inputs.begin(), step.inputs.end());
     }
   }
@@ -71,7 +68,7 @@ std::vector<SavedValue> saved_values(const Plan& plan, const Schedule& schedule)
                      .bits = 0,
                      .fewest = smooth.contains(value)     ? kFewestSmoothBits
                                : products.contains(value) ? kFewestRecomputeBits
-                                                          : kFewestBits};
+                                                          : kFewestCopyBits};
     if (form == Form::kCopy) {
       const CopyFormat& format = plan.copies.at(value);
       if (format.kind == CopyFormat::Kind::kExact) {
@@ -79,7 +76,8 @@ std::vector<SavedValue> saved_values(const Plan& plan, const Schedule& schedule)
       }
       if (format.kind == CopyFormat::Kind::kPass) {
         saved.side = has_kink(format.activation.function) ? 1 : 0;
-        saved.fewest = std::max(saved.fewest, is_smooth(format.activation.function) ? kFewestSmoothBits : kFewestBits);
+        saved.fewest =
+            std::max(saved.fewest, is_smooth(format.activation.function) ? kFewestSmoothBits : kFewestCopyBits);
       }
       saved.bits = format.bits + saved.side;
     } else if (const auto format = plan.saves.find(key); format != plan.saves.end()) {

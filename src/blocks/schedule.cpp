@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <iterator>
 
 #include "src/blocks/indices.h"
 
@@ -99,12 +100,9 @@ class Scheduler : public Wants {
   }
 
   void check_unbiased(const Step& step, Value value) const {
-    std::vector<bool> exact;
-    for (const Value input : step.inputs) {
-      exact.push_back(plan_.options.exact.contains(input));
-    }
-    TORCH_CHECK_VALUE(step.is_view() || step.copies_from_saved() || step.is_linear(exact), "block: value ",
-                      value.number, " cannot be computed again, for ", step.name(), " of unbiased copies is biased");
+    TORCH_CHECK_VALUE(step.is_view() || step.copies_from_saved() || is_linear_in_copies(step, plan_.options),
+                      "block: value ", value.number, " cannot be computed again, for ", step.name(),
+                      " of unbiased copies is biased");
   }
 
   const Plan& plan_;
@@ -129,6 +127,13 @@ std::vector<bool> wanted_values(const Plan& plan, const std::vector<bool>& wante
     }
   }
   return values;
+}
+
+bool is_linear_in_copies(const Step& step, const PlanOptions& options) {
+  std::vector<bool> exact;
+  std::transform(step.inputs.begin(), step.inputs.end(), std::back_inserter(exact),
+                 [&](Value input) { return options.exact.contains(input); });
+  return step.is_linear(exact);
 }
 
 Schedule make_schedule(const Plan& plan, const std::vector<bool>& wanted, bool exports) {

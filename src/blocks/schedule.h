@@ -35,6 +35,9 @@ struct Schedule {
 /// The values whose gradients are wanted for those of a program's inputs and parameters that are.
 std::vector<bool> wanted_values(const Plan& plan, const std::vector<bool>& wanted);
 
+/// Whether a step of unbiased copies is an unbiased copy of its outputs, where some of its inputs are exact.
+bool is_linear_in_copies(const Step& step, const PlanOptions& options);
+
 /// `wanted`: of the program's inputs, then of its parameters. `exports`: whether exported copies are made.
 Schedule make_schedule(const Plan& plan, const std::vector<bool>& wanted, bool exports);
 

@@ -116,6 +116,8 @@ class Step {
   /// Whether the step of unbiased copies is an unbiased copy of its outputs: it is linear in the inputs that are not
   /// `exact`.
   virtual bool is_linear(const std::vector<bool>& /*exact*/) const { return false; }
+  /// Whether it is a product of matrices or a convolution, which cost more to compute again than others.
+  virtual bool is_product() const { return false; }
   /// Whether it moves elements only, so that the copy of its output is always made of those of its inputs.
   virtual bool is_view() const { return false; }
   /// What `compute` reads of saved tensors, besides the inputs' copies, where the output is computed again.

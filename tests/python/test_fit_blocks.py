@@ -91,7 +91,7 @@ def test_errors():
         fit_blocks(model, backward, 0)
     with pytest.raises(TypeError, match="noise must be"):
         fit_blocks(model, backward, "0.05")
-    with pytest.raises(ValueError, match="not be given both"):
+    with pytest.raises(ValueError, match=r"not both, got noise 0\.05 and memory 1000"):
         fit_blocks(model, backward, 0.05, memory=1000)
     with pytest.raises(ValueError, match="memory must be an integer of at least 1, got 0"):
         fit_blocks(model, backward, memory=0)

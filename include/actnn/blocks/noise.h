@@ -76,6 +76,7 @@ class BlockNoise : public torch::CustomClassHolder {
 
  private:
   void add(ValueNoise value);
+  std::vector<ValueNoise> values_with(const std::vector<int64_t>& bits) const;
   std::vector<int64_t> with_sides(std::vector<int64_t> codes) const;
 
   std::shared_ptr<MeasuredRuns> runs_;  ///< of the pass that has begun

@@ -19,6 +19,7 @@ struct Linear : StepOf<Linear> {
   std::vector<ParameterIndex> cast_parameters() const override;
   std::vector<Need> needs(const Wants& wants) const override;
   bool is_linear(const std::vector<bool>& /*exact*/) const override { return true; }
+  bool is_product() const override { return true; }
   std::vector<at::Tensor> compute(Operands& operands) const override;
   void backward(BackwardRun& run) const override;
 };

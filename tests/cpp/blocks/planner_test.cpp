@@ -142,6 +142,17 @@ TEST(Planner, ComputesNothingNonlinearFromACopyOfSomebodyElses) {
   EXPECT_EQ(copies(plan), (Values{0, 1}));
 }
 
+TEST(Planner, KeepsTheProductThatASmoothActivationReads) {
+  const std::string program = R"({"inputs": 2, "results": [4], "steps": [
+      {"op": "multiply", "inputs": [0, 1]},
+      {"op": "activation", "inputs": [2], "kind": "gelu"},
+      {"op": "linear", "inputs": [3], "weight": 0}]})";
+  EXPECT_EQ(plan_of(program).copies.at({2}).bits, 5);
+  // With an exact factor the product is a copy as coarse as the other one.
+  const Plan coarse = plan_of(program, {.exact = {{1}}});
+  EXPECT_EQ(coarse.saves.count({{3}, Form::kDerivative}), 1);
+}
+
 TEST(Planner, HasOneFineCopyOfANormBehindWhichIsASmoothActivation) {
   const Plan plan = plan_of(R"({"inputs": 1, "results": [4], "steps": [
       {"op": "layer_norm", "inputs": [0], "dimensions": 1, "eps": 1e-5},
