@@ -13,6 +13,7 @@ import torch as _torch
 from . import _library
 
 _library.load()
+_library.tag_compile_caches()
 
 FORMAT_VERSION: int = _torch.ops.actnn.format_version()
 """The version of the packed format (docs/format.md)."""

@@ -6,6 +6,7 @@ version, and a library for another one would crash the process instead of failin
 `torch_version.txt` beside the library, and that is compared before anything is loaded.
 """
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -83,3 +84,22 @@ def load() -> Path | None:
     except OSError as error:
         raise ImportError(f"actnn: {library} could not be loaded: {error}") from error
     return library
+
+
+def fingerprint(files: list[Path]) -> str:
+    """16 hexadecimal digits that change with the content of any of `files`."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def tag_compile_caches() -> None:
+    """Adds this build of actnn to the key of torch.compile's caches on disk.
+
+    A compiled graph holds what our operations return for given inputs (the bytes of a copy, say) and what their
+    autograd formulas trace to, but torch's key for it holds only their names: after an update, graphs of the version
+    before would be found. Changes `torch.compiler.config.cache_key_tag`, whose former text is kept in front.
+    """
+    loaded = [Path(path) for path in torch.ops.loaded_libraries if Path(path).name == NAME]
+    torch.compiler.config.cache_key_tag += f"actnn-{fingerprint([*loaded, *sorted(PACKAGE.rglob('*.py'))])}"

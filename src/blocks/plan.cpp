@@ -3,7 +3,6 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <ranges>
 #include <utility>
 
 #include "actnn/core/bit_packing.h"
@@ -99,7 +98,8 @@ class Planner {
   /// Those that a stage reads a copy of, and those that these are made of without becoming smaller.
   std::set<Value> values_read_as_copies() const {
     std::set<Value> read;
-    for (const StepPointer& stage : std::views::reverse(plan_.stages)) {
+    for (auto position = plan_.stages.rbegin(); position != plan_.stages.rend(); ++position) {
+      const StepPointer& stage = *position;
       const bool is_read = std::any_of(stage->outputs.begin(), stage->outputs.end(),
                                        [&](Value output) { return read.contains(output); });
       if (is_read && (stage->is_view() || dynamic_cast<const Dropout*>(stage.get()) != nullptr)) {

@@ -1,7 +1,6 @@
 #include "src/blocks/saved_values.h"
 
 #include <algorithm>
-#include <ranges>
 #include <set>
 
 #include "src/autograd/saved_activation.h"
@@ -17,9 +16,9 @@ std::set<Value> read_by_products(const Plan& plan, const Schedule& schedule) {
   std::set<Value> read;
   const auto add_inputs = [&](const Step& step) { read.insert(step.inputs.begin(), step.inputs.end()); };
   // From the last to the first: what makes a value stands in front of those that read it.
-  for (const Value value : std::views::reverse(plan.recomputes)) {
-    const Step& step = *schedule.makers[value.number];
-    if (!step.copies_from_saved() && (step.is_product() || read.contains(value))) {
+  for (auto value = plan.recomputes.rbegin(); value != plan.recomputes.rend(); ++value) {
+    const Step& step = *schedule.makers[value->number];
+    if (!step.copies_from_saved() && (step.is_product() || read.contains(*value))) {
       add_inputs(step);
     }
   }
@@ -34,9 +33,9 @@ std::set<Value> read_by_smooth(const Plan& plan, const Schedule& schedule) {
       read.insert(stage->inputs.begin(), stage->inputs.end());
     }
   }
-  for (const Value value : std::views::reverse(plan.recomputes)) {
-    const Step& step = *schedule.makers[value.number];
-    if (step.is_view() && read.contains(value)) {
+  for (auto value = plan.recomputes.rbegin(); value != plan.recomputes.rend(); ++value) {
+    const Step& step = *schedule.makers[value->number];
+    if (step.is_view() && read.contains(*value)) {
       read.insert(step.inputs.begin(), step.inputs.end());
     }
   }

@@ -105,3 +105,31 @@ def test_what_does_not_load_is_an_import_error(copy_of_the_package):
     (own / _library.NAME).write_bytes(b"not a library")
     result = run(copy_of_the_package, "import actnn")
     assert "ImportError: actnn: " in result.stderr.splitlines()[-1] and "could not be loaded" in result.stderr
+
+
+def test_compiled_graphs_on_disk_are_of_one_build(copy_of_the_package, tmp_path):
+    program = """if True:
+        import torch, actnn
+        from pathlib import Path
+        from actnn import _library
+        from torch._dynamo.utils import counters
+        def hits():
+            torch._dynamo.reset()
+            torch.compile(torch.ops.actnn.relu, backend="inductor")(torch.ones(8, requires_grad=True)).sum().backward()
+            return counters["aot_autograd"]["autograd_cache_hit"]
+        before = hits(), hits()
+        torch.compiler.config.cache_key_tag = ""
+        (Path(actnn.__file__).parent / "later.py").write_text("# another version")
+        _library.tag_compile_caches()
+        print(*before, hits())
+    """
+    build, cache = str(LIBRARY.parent.parent), str(tmp_path / "cache")
+    result = run(copy_of_the_package, program, ACTNN_BUILD_DIR=build, TORCHINDUCTOR_CACHE_DIR=cache)
+    assert result.stdout.split() == ["0", "1", "1"], result.stderr
+
+
+def test_a_tag_of_the_users_stays(copy_of_the_package):
+    program = "import actnn, torch; print(torch.compiler.config.cache_key_tag)"
+    build = str(LIBRARY.parent.parent)
+    result = run(copy_of_the_package, program, ACTNN_BUILD_DIR=build, TORCH_COMPILE_CACHE_KEY_TAG="mine-")
+    assert result.stdout.startswith("mine-actnn-"), result.stderr
