@@ -76,10 +76,8 @@ def bits_of(module: nn.Module) -> float | None:
     """Bits of an element of the packed copy that a layer keeps by itself, on average; None if it keeps none."""
     if not isinstance(module, QuantizedLayer) or not module.has_bits:
         return None
-    flags, scheme = module._actnn_config, module._actnn_scheme
-    if not (flags.compress_activation and flags.training):
-        return None
-    return flags.activation_compression_bits[module._actnn_group] if scheme is None else scheme.bits
+    flags = module._actnn_config
+    return module._copy_bits() if flags.compress_activation and flags.training else None
 
 
 class _Meter:
@@ -95,7 +93,8 @@ class _Meter:
 
     def keep(self, tensor: Tensor) -> Tensor:
         """What autograd calls with each tensor that it saves."""
-        tensor = tensor.detach()  # saved as it is, an output would keep its own graph alive
+        if tensor.grad_fn is not None:
+            tensor = tensor.detach()  # saved as it is, an output would keep its own graph alive
         if size := self._new_bytes(tensor):
             kept, name = self.place or (self.found.modules, self._caller())
             if name is None:

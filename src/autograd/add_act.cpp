@@ -55,7 +55,7 @@ class AddAct : public torch::autograd::Function<AddAct> {
     ctx->saved_data["slope"] = slope;
     ctx->saved_data["bits"] = *packing.bits;
     at::Tensor output = from_matrix(added.y, input.sym_sizes());
-    share_copy(output, {added.packed, added.decode, activation_of(slope), *packing.bits});
+    share_copy(output, PassCopy{added.packed, added.decode, activation_of(slope), *packing.bits});
     return output;
   }
 

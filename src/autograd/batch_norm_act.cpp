@@ -75,7 +75,7 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
     data["bits"] = *packing.bits;
     save_fused_activation(ctx, activation);
     at::Tensor output = from_matrix(normalized.y, input.sym_sizes());
-    share_copy(output, {normalized.packed, normalized.decode, activation, *packing.bits});
+    share_copy(output, PassCopy{normalized.packed, normalized.decode, activation, *packing.bits});
     return output;
   }
 

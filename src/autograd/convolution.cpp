@@ -104,12 +104,6 @@ Gradients gradients_in_parts(const at::Tensor& grad, const at::Tensor& input, co
   return {grad_input, grad_weight, grad_bias};
 }
 
-std::optional<Channels> innermost_channels(const at::Tensor& input) {
-  const at::MemoryFormat format = input.suggest_memory_format();
-  const bool is_innermost = format != at::MemoryFormat::Contiguous && input.is_contiguous(format);
-  return is_innermost ? std::optional(Channels::kSecond) : std::nullopt;
-}
-
 class Convolution : public torch::autograd::Function<Convolution> {
  public:
   static constexpr bool is_traceable = true;

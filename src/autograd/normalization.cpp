@@ -7,7 +7,6 @@
 #include <tuple>
 #include <vector>
 
-#include "src/ops/shared_copy.h"
 #include "src/ops/tensors.h"
 
 namespace actnn {
@@ -76,7 +75,7 @@ SavedNormalization saved_normalization(torch::autograd::AutogradContext* ctx, co
 }
 
 bool keeps_input(const at::Tensor& input, const SaveOptions& saving) {
-  return !saving.retention.compress || input.sym_numel() == 0 || has_shared_copy(input, saving.retention);
+  return !saving.retention.compress || input.sym_numel() == 0 || has_pass_copy(input, saving.retention);
 }
 
 UnitStatistics unit_statistics(const at::Tensor& rstd, const at::Tensor& weight) {

@@ -10,9 +10,9 @@
 #include "actnn/ops/offload.h"
 #include "actnn/ops/quantize.h"
 #include "actnn/ops/random.h"
+#include "src/ops/activation_functions.h"
 #include "src/ops/checks.h"
 #include "src/ops/quantize_per_sample_checks.h"
-#include "src/ops/shared_copy.h"
 #include "src/ops/tensors.h"
 
 namespace actnn {
@@ -37,11 +37,29 @@ int64_t explicit_group_size(int64_t group_size, const c10::SymInt& elements) {
 }
 
 /// What `data["form"]` says of a saved activation.
-enum Form : int64_t { kExact, kPacked, kPackedPerSample, kPackedColumns, kShared };
+enum Form : int64_t { kExact, kPacked, kPackedPerSample, kPass };
 
-std::optional<SharedCopy> shared_copy_of(const at::Tensor& input, const Retention& retention) {
-  const bool any_copy = retention.compress && !retention.sample_bits && !retention.simulate && !retention.offload;
-  return any_copy ? find_copy(input) : std::nullopt;
+bool takes_any_copy(const Retention& retention) {
+  return retention.compress && !retention.sample_bits && !retention.simulate && !retention.offload;
+}
+
+void save_form(torch::autograd::AutogradContext* ctx, const PackedForm& form) {
+  auto& data = ctx->saved_data;
+  data["form"] = kPacked;
+  data["bits"] = form.bits;
+  data["group_size"] = form.group_size;
+  if (form.in_columns) {
+    data["channels"] = static_cast<int64_t>(*form.in_columns);
+  }
+}
+
+PackedForm saved_form(torch::autograd::AutogradContext* ctx) {
+  const auto& data = ctx->saved_data;
+  const auto channels = data.find("channels");
+  return {.bits = data.at("bits").toInt(),
+          .group_size = data.at("group_size").toInt(),
+          .in_columns =
+              channels == data.end() ? std::nullopt : std::optional(static_cast<Channels>(channels->second.toInt()))};
 }
 
 /// A copy of the input's own.
@@ -61,7 +79,6 @@ SavedActivation save_own(torch::autograd::AutogradContext* ctx, const at::Tensor
                              : has_columns && *channels == Channels::kLast ? input.contiguous()
                                                                            : storage_order(input);
     save_layout(ctx, dense);
-    data["bits"] = quantization.bits;
     if (retention.sample_bits) {
       const c10::SymInt elements = elements_per_sample(dense.sym_numel(), dense.sym_size(0));
       const int64_t group_size = explicit_group_size(quantization.group_size, elements);
@@ -72,15 +89,12 @@ SavedActivation save_own(torch::autograd::AutogradContext* ctx, const at::Tensor
                                        segments_code_bytes(elements, dense.sym_size(0), retention.total_bits),
                                        group_size, quantization.rounding, state_for(rng_state, input));
     } else if (has_columns) {
-      data["form"] = kPackedColumns;
-      data["group_size"] = quantization.group_size;
-      data["channels"] = static_cast<int64_t>(*channels);
+      save_form(ctx, {quantization.bits, quantization.group_size, channels});
       saved.data = pack_columns(dense, *channels, {quantization.bits, quantization.group_size, quantization.rounding},
                                 state_for(rng_state, input));
     } else {
       const int64_t group_size = explicit_group_size(quantization.group_size, dense.sym_numel());
-      data["form"] = kPacked;
-      data["group_size"] = group_size;
+      save_form(ctx, {quantization.bits, group_size, std::nullopt});
       saved.data = quantize(dense, {quantization.bits, group_size, quantization.rounding}, state_for(rng_state, input));
     }
     if (retention.simulate) {
@@ -97,22 +111,28 @@ SavedActivation save_own(torch::autograd::AutogradContext* ctx, const at::Tensor
 
 }  // namespace
 
-bool has_shared_copy(const at::Tensor& input, const Retention& retention) {
-  return shared_copy_of(input, retention).has_value();
+bool has_pass_copy(const at::Tensor& input, const Retention& retention) {
+  return takes_any_copy(retention) && find_pass_copy(input).has_value();
 }
 
 SavedActivation save_activation(torch::autograd::AutogradContext* ctx, const at::Tensor& input,
                                 const SaveOptions& saving, std::optional<Channels> channels) {
-  const std::optional<SharedCopy> shared = shared_copy_of(input, saving.retention);
+  const std::optional<SharedCopy> shared = takes_any_copy(saving.retention) ? find_copy(input) : std::nullopt;
   if (!shared) {
     return save_own(ctx, input, saving, channels);
   }
   save_layout(ctx, input);
   auto& data = ctx->saved_data;
-  data["form"] = kShared;
-  data["bits"] = shared->bits;
-  save_fused_activation(ctx, shared->activation);
-  return {shared->packed, shared->decode};
+  if (const auto* copy = std::get_if<InputCopy>(&*shared)) {
+    save_form(ctx, copy->form);
+    data["activation"] = static_cast<int64_t>(copy->kind);
+    return {copy->packed, at::Tensor()};
+  }
+  const auto& copy = std::get<PassCopy>(*shared);
+  data["form"] = kPass;
+  data["bits"] = copy.bits;
+  save_fused_activation(ctx, copy.activation);
+  return {copy.packed, copy.decode};
 }
 
 at::Tensor saved_activation(torch::autograd::AutogradContext* ctx, const SavedActivation& saved) {
@@ -125,22 +145,28 @@ at::Tensor saved_activation(torch::autograd::AutogradContext* ctx, const SavedAc
   const auto size = data["input_size"].toSymIntVector();
   const auto stride = data["input_stride"].toSymIntVector();
   const at::ScalarType dtype = data["input_dtype"].toScalarType();
-  if (data["form"].toInt() == kShared) {
-    return SharedCopy{local, saved.parameters, saved_fused_activation(ctx), data["bits"].toInt()}.decoded(size, dtype);
+  if (data["form"].toInt() == kPass) {
+    return PassCopy{local, saved.parameters, saved_fused_activation(ctx), data["bits"].toInt()}.decoded(size, dtype);
   }
-  const int64_t group_size = data["group_size"].toInt();
-  if (data["form"].toInt() == kPackedColumns) {
-    return unpack_columns(local, size, static_cast<Channels>(data["channels"].toInt()), dtype,
-                          {.bits = data["bits"].toInt(), .group_rows = group_size});
+  if (data["form"].toInt() == kPackedPerSample) {
+    return dequantize_per_sample(local, saved.parameters, size, stride, dtype, data["group_size"].toInt());
   }
-  return data["form"].toInt() == kPackedPerSample
-             ? dequantize_per_sample(local, saved.parameters, size, stride, dtype, group_size)
-             : dequantize(local, size, stride, dtype, {.bits = data["bits"].toInt(), .group_size = group_size});
+  const at::Tensor copy = unpack(local, saved_form(ctx), size, stride, dtype);
+  const auto kind = data.find("activation");
+  return kind == data.end() ? copy : activate(static_cast<ActivationKind>(kind->second.toInt()), copy);
 }
 
 at::Tensor save_packed(torch::autograd::AutogradContext* ctx, const at::Tensor& input, const Quantization& quantization,
-                       const std::optional<at::Tensor>& rng_state) {
-  return save_own(ctx, input, {quantization, {}, rng_state}).data;
+                       const std::optional<at::Tensor>& rng_state, std::optional<Channels> channels) {
+  return save_own(ctx, input, {quantization, {}, rng_state}, channels).data;
+}
+
+std::optional<InputCopy> saved_input_copy(torch::autograd::AutogradContext* ctx, const at::Tensor& packed,
+                                          ActivationKind kind, const at::Tensor& output) {
+  if (is_traced(output) || ctx->saved_data["input_stride"].toIntVector() != output.strides()) {
+    return std::nullopt;
+  }
+  return InputCopy{packed, saved_form(ctx), kind};
 }
 
 at::Tensor unpack_saved(torch::autograd::AutogradContext* ctx, const at::Tensor& packed) {

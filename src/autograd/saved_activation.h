@@ -9,6 +9,7 @@
 #include "actnn/core/activation.h"
 #include "src/autograd/save_options.h"
 #include "src/ops/column_copy.h"
+#include "src/ops/shared_copy.h"
 
 /// \file
 /// What the differentiable functions share: how an activation is saved for backward, and checks.
@@ -29,8 +30,8 @@ struct SavedActivation {
   at::Tensor parameters;  ///< bits of samples if each has its own, the decode map if the copy is shared
 };
 
-/// Whether the op that made `input` has a packed copy (shared_copy.h), and one that `retention` allows.
-bool has_shared_copy(const at::Tensor& input, const Retention& retention);
+/// Whether the pass that made `input` has a packed copy (shared_copy.h), and `retention` allows another's.
+bool has_pass_copy(const at::Tensor& input, const Retention& retention);
 
 /// Saves `input`, as `saving` says, and its layout in `ctx`. A group size of 0 stands for one group for the whole
 /// tensor, or for each sample if each has its own bits. Where the op that made `input` has a packed copy, that one is
@@ -44,8 +45,13 @@ at::Tensor saved_activation(torch::autograd::AutogradContext* ctx, const SavedAc
 
 /// The simple case of the two above: packed with one bit width, and unpacked.
 at::Tensor save_packed(torch::autograd::AutogradContext* ctx, const at::Tensor& input, const Quantization& quantization,
-                       const std::optional<at::Tensor>& rng_state);
+                       const std::optional<at::Tensor>& rng_state, std::optional<Channels> channels = std::nullopt);
 at::Tensor unpack_saved(torch::autograd::AutogradContext* ctx, const at::Tensor& packed);
+
+/// What `save_packed` saved of a smooth activation's input, for those who read its output; none if that lies otherwise
+/// in memory, or while a compiler traces.
+std::optional<InputCopy> saved_input_copy(torch::autograd::AutogradContext* ctx, const at::Tensor& packed,
+                                          ActivationKind kind, const at::Tensor& output);
 
 /// Checks of an op's `saving`; `input` is the activation.
 void check_save_options(const char* op, const at::Tensor& input, const SaveOptions& saving);

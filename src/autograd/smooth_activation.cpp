@@ -6,16 +6,21 @@
 #include <torch/library.h>
 
 #include <array>
+#include <optional>
 
 #include "actnn/autograd/activation.h"
+#include "actnn/core/activation.h"
 #include "src/autograd/arguments.h"
 #include "src/autograd/saved_activation.h"
 #include "src/ops/activation_functions.h"
 #include "src/ops/checks.h"
 #include "src/ops/dispatch.h"
 #include "src/ops/rounding_names.h"
+#include "src/ops/shared_copy.h"
 
-// What is saved is the derivative, a quantized copy of it.
+// GELU and SiLU save a copy of their input, from which backward computes the derivative, and those behind them the copy
+// of the output: one copy instead of two, and a finer one. The others save a copy of their derivative: those of sigmoid
+// and tanh are as smooth as it, and hardswish's jumps at -3 and 3, where a copy of the input is on the wrong side.
 
 namespace actnn {
 namespace {
@@ -42,17 +47,43 @@ constexpr std::array kOps{SmoothOp{"actnn::gelu", ActivationKind::kGELU},
 
 constexpr const SmoothOp& op_of(int64_t number) { return kOps.at(static_cast<size_t>(number)); }
 
-void save_derivative(AutogradContext* ctx, int64_t op, const at::Tensor& input, const at::Tensor& output,
-                     const Quantization& quantization, const OptionalTensor& rng_state) {
-  const at::Tensor derivative = smooth_derivative(op_of(op).kind, input, output);
-  ctx->save_for_backward({save_packed(ctx, derivative, quantization, rng_state)});
-  ctx->saved_data["op"] = op;
+constexpr bool keeps_input(ActivationKind kind) {
+  return kind == ActivationKind::kGELU || kind == ActivationKind::kGELUTanh || kind == ActivationKind::kSiLU;
 }
 
-at::Tensor scaled_gradient(AutogradContext* ctx, const at::Tensor& grad) {
-  refuse_double_backward(op_of(ctx->saved_data["op"].toInt()).name);
-  const variable_list saved = ctx->get_saved_variables();
-  return grad.mul(unpack_saved(ctx, saved[0]));
+/// Where the channels probably are: behind linear layers in the last dimension, behind convolutions in the second.
+std::optional<Channels> channels_of(const at::Tensor& input) {
+  const bool is_of_rows = input.dim() == 2 || input.dim() == 3;
+  return is_of_rows ? std::optional(Channels::kLast) : innermost_channels(input);
+}
+
+/// Returns what it saves.
+at::Tensor save(AutogradContext* ctx, int64_t op, const at::Tensor& input, const at::Tensor& output,
+                Quantization quantization, const OptionalTensor& rng_state) {
+  const ActivationKind kind = op_of(op).kind;
+  at::Tensor packed;
+  if (keeps_input(kind)) {
+    quantization.bits = smooth_copy_bits(quantization.bits);
+    packed = save_packed(ctx, input, quantization, rng_state, channels_of(input));
+  } else {
+    packed = save_packed(ctx, smooth_derivative(kind, input, output), quantization, rng_state);
+  }
+  ctx->save_for_backward({packed});
+  ctx->saved_data["op"] = op;
+  return packed;
+}
+
+std::optional<InputCopy> copy_for_others(AutogradContext* ctx, int64_t op, const at::Tensor& packed,
+                                         const at::Tensor& output) {
+  const ActivationKind kind = op_of(op).kind;
+  return keeps_input(kind) ? saved_input_copy(ctx, packed, kind, output) : std::nullopt;
+}
+
+at::Tensor input_gradient(AutogradContext* ctx, const at::Tensor& grad) {
+  const auto& [name, kind, overwrite] = op_of(ctx->saved_data["op"].toInt());
+  refuse_double_backward(name);
+  const at::Tensor copy = unpack_saved(ctx, ctx->get_saved_variables()[0]);
+  return keeps_input(kind) ? smooth_gradient(kind, grad, copy, {}) : grad.mul(copy);
 }
 
 class Smooth : public torch::autograd::Function<Smooth> {
@@ -63,28 +94,32 @@ class Smooth : public torch::autograd::Function<Smooth> {
                             const OptionalTensor& rng_state) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     at::Tensor output = activate(op_of(op).kind, input);
-    save_derivative(ctx, op, input, output, quantization, rng_state);
+    const at::Tensor packed = save(ctx, op, input, output, quantization, rng_state);
+    if (const auto copy = copy_for_others(ctx, op, packed, output)) {
+      share_copy(output, *copy);
+    }
     return output;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
-    return {scaled_gradient(ctx, grad_outputs[0]), {}, {}, {}};
+    return {input_gradient(ctx, grad_outputs[0]), {}, {}, {}};
   }
 };
 
 class SmoothInPlace : public torch::autograd::Function<SmoothInPlace> {
  public:
+  /// `copy`: for those who read the result, once autograd is done with it.
   static at::Tensor forward(AutogradContext* ctx, at::Tensor input, int64_t op, const Quantization& quantization,
-                            const OptionalTensor& rng_state) {
+                            const OptionalTensor& rng_state, std::optional<InputCopy>& copy) {
     const at::AutoDispatchBelowAutograd guard;
-    save_derivative(ctx, op, input, {}, quantization, rng_state);
+    copy = copy_for_others(ctx, op, save(ctx, op, input, {}, quantization, rng_state), input);
     op_of(op).overwrite(input);
     ctx->mark_dirty({input});
     return input;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
-    return {scaled_gradient(ctx, grad_outputs[0]), {}, {}, {}};
+    return {input_gradient(ctx, grad_outputs[0]), {}, {}, {}, {}};
   }
 };
 
@@ -122,7 +157,11 @@ at::Tensor& in_place_autograd(at::Tensor& input, int64_t bits, int64_t group_siz
                               const OptionalTensor& rng_state) {
   const Quantization quantization = check_arguments(kOp, input, bits, group_size, rounding, rng_state);
   if (at::GradMode::is_enabled() && wants_grad(input)) {
-    SmoothInPlace::apply(input, kOp, quantization, rng_state);
+    std::optional<InputCopy> copy;
+    SmoothInPlace::apply(input, kOp, quantization, rng_state, copy);
+    if (copy) {
+      share_copy(input, *copy);
+    }
     return input;
   }
   return op_of(kOp).overwrite(input);

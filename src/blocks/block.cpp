@@ -180,7 +180,7 @@ void share_copies(const Plan& plan, const Schedule& schedule, const ForwardResul
     if (slot != schedule.slots.end() && format->second.kind == CopyFormat::Kind::kPass) {
       const size_t first = slot->second.first;
       share_copy(run.results[number],
-                 {run.saved[first], run.saved[first + 1], format->second.activation, format->second.bits});
+                 PassCopy{run.saved[first], run.saved[first + 1], format->second.activation, format->second.bits});
     }
   }
 }
@@ -203,7 +203,7 @@ KnownCopies known_copies(const Plan& plan, const std::vector<at::Tensor>& inputs
     const Value input{static_cast<int64_t>(number)};
     const bool is_exported = std::find(plan.exports.begin(), plan.exports.end(), input) != plan.exports.end();
     const bool is_asked = plan.copies.contains(input) && plan.imports.empty() && !is_exported;
-    if (const auto copy = is_asked ? find_copy(inputs[number]) : std::nullopt) {
+    if (const auto copy = is_asked ? find_pass_copy(inputs[number]) : std::nullopt) {
       known.imports.push_back(
           {input, {.kind = CopyFormat::Kind::kPass, .bits = copy->bits, .activation = copy->activation}});
       known.tensors.insert(known.tensors.end(), {copy->packed, copy->decode});

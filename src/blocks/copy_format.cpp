@@ -71,7 +71,7 @@ at::Tensor unpack_copy(const std::vector<at::Tensor>& tensors, const CopyFormat&
                        Layout layout, at::ScalarType dtype) {
   switch (format.kind) {
     case CopyFormat::Kind::kPass:
-      return in_layout(SharedCopy{tensors[0], tensors[1], format.activation, format.bits}.decoded(size, dtype), layout);
+      return in_layout(PassCopy{tensors[0], tensors[1], format.activation, format.bits}.decoded(size, dtype), layout);
     case CopyFormat::Kind::kExact:
       return with_dtype(tensors[0], dtype);
     default:

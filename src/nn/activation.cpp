@@ -14,6 +14,7 @@
 
 #include "actnn/autograd/activation.h"
 #include "actnn/autograd/relu.h"
+#include "actnn/core/activation.h"
 #include "src/nn/parameters.h"
 #include "src/nn/quantized_activation.h"
 
@@ -115,10 +116,12 @@ void ReLU6Impl::pretty_print(std::ostream& stream) const {
 }
 
 void GELUImpl::pretty_print(std::ostream& stream) const {
-  stream << kName << "(approximate=" << options.approximate() << ", bits=" << options.bits() << ')';
+  stream << kName << "(approximate=" << options.approximate() << ", bits=" << smooth_copy_bits(options.bits()) << ')';
 }
 
-void SiLUImpl::pretty_print(std::ostream& stream) const { stream << kName << "(bits=" << options.bits() << ')'; }
+void SiLUImpl::pretty_print(std::ostream& stream) const {
+  stream << kName << "(bits=" << smooth_copy_bits(options.bits()) << ')';
+}
 void SigmoidImpl::pretty_print(std::ostream& stream) const { stream << kName << "(bits=" << options.bits() << ')'; }
 void TanhImpl::pretty_print(std::ostream& stream) const { stream << kName << "(bits=" << options.bits() << ')'; }
 

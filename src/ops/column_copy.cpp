@@ -1,5 +1,6 @@
 #include "src/ops/column_copy.h"
 
+#include "actnn/ops/quantize.h"
 #include "src/ops/channel_matrix.h"
 
 namespace actnn {
@@ -22,6 +23,12 @@ c10::SymInt row_count(c10::SymIntArrayRef size, Channels channels) {
 
 }  // namespace
 
+std::optional<Channels> innermost_channels(const at::Tensor& input) {
+  const at::MemoryFormat format = input.suggest_memory_format();
+  const bool is_innermost = format != at::MemoryFormat::Contiguous && input.is_contiguous(format);
+  return is_innermost ? std::optional(Channels::kSecond) : std::nullopt;
+}
+
 bool fills_columns(c10::SymIntArrayRef size, Channels channels) {
   const bool is_wide = channels == Channels::kLast || size[1] >= kFewestImageChannels;
   return is_wide && row_count(size, channels) >= kFewestRows;
@@ -37,6 +44,14 @@ at::Tensor unpack_columns(const at::Tensor& packed, c10::SymIntArrayRef size, Ch
   const at::Tensor matrix = dequantize_columns(packed, row_count(size, channels),
                                                size[dimension_of(channels, size.size())], dtype, quantization);
   return channels == Channels::kSecond ? from_matrix(matrix, size) : matrix.view_symint(size);
+}
+
+at::Tensor unpack(const at::Tensor& packed, const PackedForm& form, c10::SymIntArrayRef size,
+                  c10::SymIntArrayRef stride, at::ScalarType dtype) {
+  if (form.in_columns) {
+    return unpack_columns(packed, size, *form.in_columns, dtype, {.bits = form.bits, .group_rows = form.group_size});
+  }
+  return dequantize(packed, size, stride, dtype, {.bits = form.bits, .group_size = form.group_size});
 }
 
 }  // namespace actnn

@@ -17,6 +17,8 @@ namespace {
 
 using WeakTensor = c10::weak_intrusive_ptr<at::TensorImpl, at::UndefinedTensorImpl>;
 
+WeakTensor weak(const at::Tensor& tensor) { return WeakTensor(tensor.getIntrusivePtr()); }
+
 /// What is known of a tensor and its copy; keeps neither alive.
 struct Entry {
   c10::weak_intrusive_ptr<c10::StorageImpl> storage;
@@ -24,15 +26,25 @@ struct Entry {
   std::vector<int64_t> size;
   std::vector<int64_t> stride;
   int64_t version;
-  WeakTensor packed;
-  WeakTensor decode;
-  FusedActivation activation;
-  int64_t bits;
+  std::vector<WeakTensor> tensors;
+  SharedCopy copy;  ///< without tensors
 };
+
+std::vector<at::Tensor*> tensors_of(SharedCopy& copy) {
+  if (auto* pass = std::get_if<PassCopy>(&copy)) {
+    return {&pass->packed, &pass->decode};
+  }
+  return {&std::get<InputCopy>(copy).packed};
+}
 
 class SharedCopies {
  public:
-  void add(const at::Tensor& tensor, const SharedCopy& copy) {
+  void add(const at::Tensor& tensor, SharedCopy copy) {
+    std::vector<WeakTensor> tensors;
+    for (at::Tensor* part : tensors_of(copy)) {
+      tensors.push_back(weak(*part));
+      part->reset();
+    }
     const std::lock_guard lock(mutex_);
     std::erase_if(entries_, [](const auto& entry) { return entry.second.storage.expired(); });
     const auto* key = tensor.storage().unsafeGetStorageImpl();
@@ -41,10 +53,8 @@ class SharedCopies {
                                          .size = tensor.sizes().vec(),
                                          .stride = tensor.strides().vec(),
                                          .version = tensor._version(),
-                                         .packed = WeakTensor(copy.packed.getIntrusivePtr()),
-                                         .decode = WeakTensor(copy.decode.getIntrusivePtr()),
-                                         .activation = copy.activation,
-                                         .bits = copy.bits});
+                                         .tensors = std::move(tensors),
+                                         .copy = std::move(copy)});
   }
 
   std::optional<SharedCopy> find(const at::Tensor& tensor) const {
@@ -59,12 +69,16 @@ class SharedCopies {
         tensor.strides() != entry.stride || tensor._version() != entry.version) {
       return std::nullopt;
     }
-    auto packed = entry.packed.lock();
-    auto decode = entry.decode.lock();
-    if (!packed.defined() || !decode.defined()) {
-      return std::nullopt;
+    SharedCopy copy = entry.copy;
+    size_t place = 0;
+    for (at::Tensor* part : tensors_of(copy)) {
+      auto alive = entry.tensors[place++].lock();
+      if (!alive.defined()) {
+        return std::nullopt;
+      }
+      *part = at::Tensor(std::move(alive));
     }
-    return SharedCopy{at::Tensor(std::move(packed)), at::Tensor(std::move(decode)), entry.activation, entry.bits};
+    return copy;
   }
 
  private:
@@ -83,13 +97,19 @@ bool can_be_known(const at::Tensor& tensor) {
 
 /// The tensors of `tensor`'s copy, for those who count bytes; none without a copy.
 std::vector<at::Tensor> tensors_of_copy(const at::Tensor& tensor) {
-  const std::optional<SharedCopy> copy = find_copy(tensor);
-  return copy ? std::vector{copy->packed, copy->decode} : std::vector<at::Tensor>();
+  std::optional<SharedCopy> copy = find_copy(tensor);
+  std::vector<at::Tensor> tensors;
+  if (copy) {
+    for (const at::Tensor* part : tensors_of(*copy)) {
+      tensors.push_back(*part);
+    }
+  }
+  return tensors;
 }
 
 }  // namespace
 
-at::Tensor SharedCopy::decoded(c10::SymIntArrayRef size, at::ScalarType dtype) const {
+at::Tensor PassCopy::decoded(c10::SymIntArrayRef size, at::ScalarType dtype) const {
   c10::SymInt rows = 1;
   for (size_t dimension = 0; dimension < size.size(); ++dimension) {
     rows = dimension == 1 ? rows : rows * size[dimension];
@@ -105,6 +125,12 @@ void share_copy(const at::Tensor& tensor, const SharedCopy& copy) {
 
 std::optional<SharedCopy> find_copy(const at::Tensor& tensor) {
   return can_be_known(tensor) ? shared_copies().find(tensor) : std::nullopt;
+}
+
+std::optional<PassCopy> find_pass_copy(const at::Tensor& tensor) {
+  const std::optional<SharedCopy> copy = find_copy(tensor);
+  const auto* pass = copy ? std::get_if<PassCopy>(&*copy) : nullptr;
+  return pass != nullptr ? std::optional(*pass) : std::nullopt;
 }
 
 TORCH_LIBRARY_FRAGMENT(actnn, m) { m.def("shared_copy(Tensor tensor) -> Tensor[]", tensors_of_copy); }

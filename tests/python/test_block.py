@@ -346,7 +346,7 @@ def test_copies_rounded_to_nearest_have_no_noise():
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["linear", "convolution", "gelu"])
+@pytest.mark.parametrize("kind", ["linear", "convolution", "hardswish"])
 def test_the_noise_is_that_of_layers(kind):
     """Each step draws as the layer's op does."""
     program = Program()
@@ -360,9 +360,9 @@ def test_the_noise_is_that_of_layers(kind):
                 x.contiguous(memory_format=torch.channels_last), *program.parameters, [1, 1], [1, 1], [1, 1], False,
                 [0, 0], 1, None, None, 3,
             )  # fmt: skip
-        case "gelu":
-            x, place = torch.randn(6, 20), program.activation(0, "gelu")
-            layer = lambda: ops.gelu(x, "none", 3)  # noqa: E731
+        case "hardswish":
+            x, place = torch.randn(6, 20), program.activation(0, "hardswish")
+            layer = lambda: ops.hardswish(x, 3)  # noqa: E731
     assert place == 1
     x.requires_grad_()
     found = []

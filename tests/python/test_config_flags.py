@@ -100,9 +100,9 @@ def layers_with_copies(flags):
 
 @pytest.mark.parametrize("pergroup", [True, False])
 def test_pergroup(pergroup, device):
-    flags = fixed(pergroup=pergroup, activation_compression_bits=[4])
+    flags = fixed(pergroup=pergroup, activation_compression_bits=[6])
     for layer, x, statistics, copies in layers_with_copies(flags):
-        wanted = copies * packed_bytes(x.numel(), 4, 256 if pergroup else x.numel()) + statistics
+        wanted = copies * packed_bytes(x.numel(), 6, 256 if pergroup else x.numel()) + statistics
         assert saved_bytes(lambda layer=layer, x=x: layer(x))[0] == wanted, layer
 
 

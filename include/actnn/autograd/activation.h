@@ -13,9 +13,16 @@
 
 namespace actnn {
 
-/// Smooth activations save a quantized copy of their *derivative* f'(x), computed from the exact input, so that the
-/// gradient of the input, grad_output * f'(x), is unbiased. Double backward raises an error. The in-place forms compute
-/// f'(x) before they overwrite `input`.
+/// GELU and SiLU save a quantized copy of their *input*, of kSmoothBits at least. The gradient of the input,
+/// grad_output * f'(copy), is unbiased up to half the copy's variance times the third derivative of f. Ops behind them
+/// that save their input (`linear`, `convolution`, ...) save this copy, and compute f of it in backward. Groups are
+/// columns of channels (actnn/ops/columns.h) of 2-D, 3-D and channels_last inputs, with a group size of theirs; else
+/// runs in storage order.
+///
+/// The other smooth activations save a quantized copy of their *derivative* f'(x), computed from the exact input, so
+/// that the gradient of the input is unbiased.
+///
+/// Double backward raises an error. The in-place forms save before they overwrite `input`.
 ///
 /// `approximate`: "none" or "tanh".
 at::Tensor gelu(const at::Tensor& input, std::string_view approximate = "none", const Quantization& quantization = {},

@@ -43,6 +43,11 @@ ACTNN_HOST_DEVICE constexpr bool is_smooth(ActivationFunction function) {
   return function == ActivationFunction::kSiLU || function == ActivationFunction::kHardswish;
 }
 
+/// Of a copy that backward computes a smooth activation and its derivative from: with fewer a bias shows
+/// (docs/accuracy.md).
+inline constexpr int64_t kSmoothBits = 5;
+constexpr int64_t smooth_copy_bits(int64_t bits) { return bits < kSmoothBits ? kSmoothBits : bits; }
+
 /// Bits per element that backward needs exactly: the side of the kink; ReLU6 also whether it is on the slope.
 ACTNN_HOST_DEVICE constexpr int mask_count(ActivationFunction function) {
   return function == ActivationFunction::kReLU6 ? 2 : function == ActivationFunction::kLeakyReLU ? 1 : 0;

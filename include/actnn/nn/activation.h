@@ -94,7 +94,7 @@ class ReLU6Impl : public detail::PiecewiseActivationImpl<ReLU6Options, ReLU6Impl
 };
 TORCH_MODULE(ReLU6);
 
-/// Options of GELU: those of `torch::nn::GELUOptions` and the quantization of the saved derivative.
+/// Options of GELU: those of `torch::nn::GELUOptions` and the quantization of the saved input.
 struct GELUOptions : QuantizationOptions<GELUOptions> {
   GELUOptions() = default;
 
@@ -104,13 +104,14 @@ struct GELUOptions : QuantizationOptions<GELUOptions> {
   TORCH_ARG(std::string, approximate) = "none";  ///< or "tanh"
 };
 
-/// Options of SiLU, Sigmoid and Tanh: the quantization of the saved derivative.
+/// Options of SiLU, Sigmoid and Tanh: the quantization of the saved input or derivative.
 struct SmoothActivationOptions : QuantizationOptions<SmoothActivationOptions> {};
 using SiLUOptions = SmoothActivationOptions;
 using SigmoidOptions = SmoothActivationOptions;
 using TanhOptions = SmoothActivationOptions;
 
-/// `torch::nn::GELU` that keeps a quantized copy of its derivative for backward. The gradient is unbiased.
+/// `torch::nn::GELU` that keeps a quantized copy of its input for backward, of kSmoothBits at least; a layer behind it
+/// that needs the output keeps none (actnn/autograd/activation.h).
 class GELUImpl : public detail::QuantizedActivationImpl<GELUOptions, GELUImpl, torch::nn::GELUImpl> {
  public:
   static constexpr const char* kName = "actnn::nn::GELU";
@@ -130,7 +131,7 @@ class SiLUImpl : public detail::QuantizedActivationImpl<SiLUOptions, SiLUImpl, t
 };
 TORCH_MODULE(SiLU);
 
-/// As GELU, for `torch::nn::Sigmoid`.
+/// `torch::nn::Sigmoid` that keeps a quantized copy of its derivative for backward. The gradient is unbiased.
 class SigmoidImpl : public detail::QuantizedActivationImpl<SigmoidOptions, SigmoidImpl, torch::nn::SigmoidImpl> {
  public:
   static constexpr const char* kName = "actnn::nn::Sigmoid";
@@ -140,7 +141,7 @@ class SigmoidImpl : public detail::QuantizedActivationImpl<SigmoidOptions, Sigmo
 };
 TORCH_MODULE(Sigmoid);
 
-/// As GELU, for `torch::nn::Tanh`.
+/// As Sigmoid, for `torch::nn::Tanh`.
 class TanhImpl : public detail::QuantizedActivationImpl<TanhOptions, TanhImpl, torch::nn::TanhImpl> {
  public:
   static constexpr const char* kName = "actnn::nn::Tanh";

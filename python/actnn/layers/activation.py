@@ -26,7 +26,7 @@ class _Dropout(QuantizedLayer):
 
 
 class _Smooth(QuantizedLayer):
-    """An element-wise function that keeps its derivative."""
+    """An element-wise function that keeps a copy of its input or of its derivative."""
 
     function: str
 
@@ -106,9 +106,13 @@ class QPReLU(_PReLU, nn.PReLU):
 
 @compressed_form_of(nn.GELU)
 class QGELU(_Smooth, nn.GELU):
-    """`torch.nn.GELU` that keeps its derivative in `bits` + 0.125 bits per element."""
+    """`torch.nn.GELU` that keeps its input in `bits`, or 5 if that is less, + 0.125 bits per element.
+
+    A layer behind it that needs the output computes it of this copy, and keeps none.
+    """
 
     function = "gelu"
+    fewest_bits = 5
 
     def _arguments(self) -> tuple:
         return (self.approximate,)
@@ -116,9 +120,10 @@ class QGELU(_Smooth, nn.GELU):
 
 @compressed_form_of(nn.SiLU)
 class QSiLU(_Smooth, nn.SiLU):
-    """`torch.nn.SiLU` that keeps its derivative in `bits` + 0.125 bits per element."""
+    """`torch.nn.SiLU` that keeps its input as `QGELU` does."""
 
     function = "silu"
+    fewest_bits = 5
 
 
 @compressed_form_of(nn.Hardswish)

@@ -72,6 +72,8 @@ class QuantizedLayer(nn.Module):
 
     has_bits = True
     """False for layers that keep a mask, positions, a random state or nothing, whatever the configured bits."""
+    fewest_bits = 1
+    """Of the copy, whatever the configured bits."""
     group = _Readable("_actnn_group")
     config = _Readable("_actnn_config")
     name = _Readable("_actnn_name")
@@ -105,6 +107,12 @@ class QuantizedLayer(nn.Module):
             "rounding": flags.rounding,
         }
 
+    def _copy_bits(self) -> float:
+        """Of an element of the copy, on average."""
+        if self._actnn_scheme is not None:
+            return self._actnn_scheme.bits
+        return max(self._actnn_config.activation_compression_bits[self._actnn_group], self.fewest_bits)
+
     def _takes(self, input: Tensor) -> bool:
         if not isinstance(input, Tensor):
             raise TypeError(f"{type(self).__name__}: input must be a tensor, got {type(input).__name__}")
@@ -129,12 +137,7 @@ class QuantizedLayer(nn.Module):
         inherited = super().extra_repr()
         if not self.has_bits:
             return inherited
-        bits = (
-            self._actnn_scheme.bits
-            if self._actnn_scheme is not None
-            else self._actnn_config.activation_compression_bits[self._actnn_group]
-        )
-        return f"{inherited}{', ' if inherited else ''}bits={bits:g}"
+        return f"{inherited}{', ' if inherited else ''}bits={self._copy_bits():g}"
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -181,8 +181,9 @@ TEST(Modules, PrintTheirOptions) {
             "actnn::nn::InstanceNorm2d(3, eps=1e-05, momentum=0.1, affine=false, track_running_stats=false, bits=4)");
   EXPECT_EQ(printed(Embedding(EmbeddingOptions(5, 3).padding_idx(-1).sparse(true))),
             "actnn::nn::Embedding(num_embeddings=5, embedding_dim=3, padding_idx=4, sparse=true)");
-  EXPECT_EQ(printed(GELU(GELUOptions().approximate("tanh"))), "actnn::nn::GELU(approximate=tanh, bits=4)");
-  EXPECT_EQ(printed(SiLU(SiLUOptions().bits(3))), "actnn::nn::SiLU(bits=3)");
+  EXPECT_EQ(printed(GELU(GELUOptions().approximate("tanh"))), "actnn::nn::GELU(approximate=tanh, bits=5)");
+  EXPECT_EQ(printed(SiLU(SiLUOptions().bits(3))), "actnn::nn::SiLU(bits=5)");
+  EXPECT_EQ(printed(SiLU(SiLUOptions().bits(6))), "actnn::nn::SiLU(bits=6)");
   EXPECT_EQ(printed(PReLU()), "actnn::nn::PReLU(num_parameters=1, bits=4)");
   EXPECT_EQ(printed(Softmax(1)), "actnn::nn::Softmax(dim=1, bits=4)");
   EXPECT_EQ(printed(LeakyReLU(LeakyReLUOptions().inplace(true))),
