@@ -26,6 +26,7 @@ struct Entry {
   std::vector<int64_t> size;
   std::vector<int64_t> stride;
   int64_t version;
+  at::ScalarType dtype;
   std::vector<WeakTensor> tensors;
   SharedCopy copy;  ///< without tensors
 };
@@ -53,6 +54,7 @@ class SharedCopies {
                                          .size = tensor.sizes().vec(),
                                          .stride = tensor.strides().vec(),
                                          .version = tensor._version(),
+                                         .dtype = tensor.scalar_type(),
                                          .tensors = std::move(tensors),
                                          .copy = std::move(copy)});
   }
@@ -66,7 +68,7 @@ class SharedCopies {
     const Entry& entry = found->second;
     // The storage that has the address now may be another one.
     if (entry.storage.expired() || entry.offset != tensor.storage_offset() || tensor.sizes() != entry.size ||
-        tensor.strides() != entry.stride || tensor._version() != entry.version) {
+        tensor.strides() != entry.stride || tensor._version() != entry.version || tensor.scalar_type() != entry.dtype) {
       return std::nullopt;
     }
     SharedCopy copy = entry.copy;

@@ -102,6 +102,11 @@ def test_a_convolution_behind_reads_the_function_of_the_copy():
     assert 0 < (actual - wanted).norm() < 0.1 * wanted.norm()
 
 
+def test_bits_read_as_another_dtype_have_no_copy():
+    y = ops.gelu(torch.randn(100, 32, dtype=torch.bfloat16, requires_grad=True))
+    assert ops.shared_copy(y) and not ops.shared_copy(y.view(torch.float16))
+
+
 def test_what_has_changed_is_not_read_of_the_copy():
     x, weight = torch.randn(100, 32, requires_grad=True), torch.randn(8, 32, requires_grad=True)
     y = ops.gelu(x)
