@@ -13,6 +13,7 @@ BUILD_DIR = Path(os.environ.get("ACTNN_BUILD_DIR", ROOT / "build")).resolve()
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ALL_PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [page for page in ALL_PAGES if BLOCK.search(page.read_text())]
+RESULTS = re.compile(r"benchmarks/results/\w+\.json")
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)[^)]*\)")
 
 
@@ -33,3 +34,9 @@ def test_the_examples_of_a_page_run(page):
 def test_the_links_of_a_page_lead_somewhere(page):
     broken = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert not broken
+
+
+def test_the_results_that_pages_name_are_there():
+    pages = [*ALL_PAGES, ROOT / "benchmarks/README.md"]
+    named = {path for page in pages for path in RESULTS.findall(page.read_text())}
+    assert named and not [path for path in named if not (ROOT / path).exists()]
