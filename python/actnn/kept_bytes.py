@@ -93,8 +93,7 @@ class _Meter:
 
     def keep(self, tensor: Tensor) -> Tensor:
         """What autograd calls with each tensor that it saves."""
-        if tensor.grad_fn is not None:
-            tensor = tensor.detach()  # saved as it is, an output would keep its own graph alive
+        tensor = tensor.detach()  # saved as it is, an output would keep its own graph alive
         if size := self._new_bytes(tensor):
             kept, name = self.place or (self.found.modules, self._caller())
             if name is None:

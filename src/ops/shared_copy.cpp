@@ -1,5 +1,6 @@
 #include "src/ops/shared_copy.h"
 
+#include <ATen/SavedTensorHooks.h>
 #include <c10/util/intrusive_ptr.h>
 #include <torch/library.h>
 
@@ -19,7 +20,11 @@ using WeakTensor = c10::weak_intrusive_ptr<at::TensorImpl, at::UndefinedTensorIm
 
 WeakTensor weak(const at::Tensor& tensor) { return WeakTensor(tensor.getIntrusivePtr()); }
 
-/// What is known of a tensor and its copy; keeps neither alive.
+/// Whether hooks may keep something else in place of the copies that are saved.
+bool are_hooked() { return !at::SavedTensorDefaultHooks::get_tls_state().stack.empty(); }
+
+/// What is known of a tensor and its copy. Keeps neither alive, unless hooks are there: a checkpoint's drop the copy in
+/// forward and not when they compute again, but those behind must save the same both times.
 struct Entry {
   c10::weak_intrusive_ptr<c10::StorageImpl> storage;
   int64_t offset;
@@ -28,7 +33,8 @@ struct Entry {
   int64_t version;
   at::ScalarType dtype;
   std::vector<WeakTensor> tensors;
-  SharedCopy copy;  ///< without tensors
+  std::vector<at::Tensor> kept;  ///< the same, under hooks
+  SharedCopy copy;               ///< without tensors
 };
 
 std::vector<at::Tensor*> tensors_of(SharedCopy& copy) {
@@ -42,12 +48,16 @@ class SharedCopies {
  public:
   void add(const at::Tensor& tensor, SharedCopy copy) {
     std::vector<WeakTensor> tensors;
+    std::vector<at::Tensor> kept;
     for (at::Tensor* part : tensors_of(copy)) {
       tensors.push_back(weak(*part));
+      if (are_hooked()) {
+        kept.push_back(*part);
+      }
       part->reset();
     }
     const std::lock_guard lock(mutex_);
-    std::erase_if(entries_, [](const auto& entry) { return entry.second.storage.expired(); });
+    forget_the_dead();
     const auto* key = tensor.storage().unsafeGetStorageImpl();
     entries_.insert_or_assign(key, Entry{.storage = tensor.storage().getWeakStorageImpl(),
                                          .offset = tensor.storage_offset(),
@@ -56,19 +66,20 @@ class SharedCopies {
                                          .version = tensor._version(),
                                          .dtype = tensor.scalar_type(),
                                          .tensors = std::move(tensors),
+                                         .kept = std::move(kept),
                                          .copy = std::move(copy)});
   }
 
-  std::optional<SharedCopy> find(const at::Tensor& tensor) const {
+  std::optional<SharedCopy> find(const at::Tensor& tensor) {
     const std::lock_guard lock(mutex_);
+    forget_the_dead();
     const auto found = entries_.find(tensor.storage().unsafeGetStorageImpl());
     if (found == entries_.end()) {
       return std::nullopt;
     }
     const Entry& entry = found->second;
-    // The storage that has the address now may be another one.
-    if (entry.storage.expired() || entry.offset != tensor.storage_offset() || tensor.sizes() != entry.size ||
-        tensor.strides() != entry.stride || tensor._version() != entry.version || tensor.scalar_type() != entry.dtype) {
+    if (entry.offset != tensor.storage_offset() || tensor.sizes() != entry.size || tensor.strides() != entry.stride ||
+        tensor._version() != entry.version || tensor.scalar_type() != entry.dtype) {
       return std::nullopt;
     }
     SharedCopy copy = entry.copy;
@@ -84,7 +95,12 @@ class SharedCopies {
   }
 
  private:
-  mutable std::mutex mutex_;
+  /// Also so that another storage at the address of one is not taken for it.
+  void forget_the_dead() {
+    std::erase_if(entries_, [](const auto& entry) { return entry.second.storage.expired(); });
+  }
+
+  std::mutex mutex_;
   std::unordered_map<const c10::StorageImpl*, Entry> entries_;
 };
 

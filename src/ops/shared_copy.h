@@ -36,6 +36,7 @@ struct InputCopy {
 using SharedCopy = std::variant<PassCopy, InputCopy>;
 
 /// Registers `copy` as one of `tensor` as it is now. Keeps neither alive: the copy is found as long as both exist.
+/// Under hooks of saved tensors it lives as long as the tensor.
 void share_copy(const at::Tensor& tensor, const SharedCopy& copy);
 
 /// The copy of all of `tensor`, unchanged since; none while a compiler traces.

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from devices import assert_same_bits, rng
 from layer_checks import DTYPES, assert_unbiased, decoded, ops, packed_bytes, saved_bytes
+from torch.utils.checkpoint import checkpoint
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -100,6 +101,19 @@ def test_a_convolution_behind_reads_the_function_of_the_copy():
     wanted = torch.einsum("nohw,nihw->oi", grad, F.silu(x)).detach()
     actual = torch.autograd.grad(z, weight, grad)[0].flatten(1)
     assert 0 < (actual - wanted).norm() < 0.1 * wanted.norm()
+
+
+def test_a_checkpoint_saves_the_same_twice():
+    x, weight = torch.randn(100, 32, requires_grad=True), torch.randn(8, 32, requires_grad=True)
+
+    def run():
+        return ops.linear(ops.gelu(x, "none", 5, 256, "dithered", rng()), weight, None, 5, 256, "dithered", rng())
+
+    grad = torch.randn(100, 8)
+    y = checkpoint(run, use_reentrant=False)
+    wanted = torch.autograd.grad(run(), (x, weight), grad)
+    for a, w in zip(torch.autograd.grad(y, (x, weight), grad), wanted, strict=True):
+        assert (a - w).norm() < 0.05 * w.norm()
 
 
 def test_bits_read_as_another_dtype_have_no_copy():

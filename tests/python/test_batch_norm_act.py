@@ -6,6 +6,7 @@ import torch.nn.functional as F  # noqa: N812
 from devices import assert_same_bits, rng
 from layer_checks import DTYPES, assert_unbiased, ops, saved_bytes
 from packed_norm_act import packed_bytes
+from torch.utils.checkpoint import checkpoint
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -264,6 +265,20 @@ def test_a_convolution_reads_the_copy(bits):
     expected = torch.ops.aten.convolution_backward(grad, copy, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1,
                                                    [False, True, False])[1]  # fmt: skip
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_checkpoint_saves_the_same_twice():
+    x = torch.randn(2, 16, 6, 6).requires_grad_()
+    weight = torch.randn(8, 16, 3, 3).requires_grad_()
+
+    def run():
+        return convolution(normalized(x, 4, rng()), weight)
+
+    y = checkpoint(run, use_reentrant=False)
+    grad = torch.randn_like(y)
+    wanted = torch.autograd.grad(run(), (x, weight), grad)
+    for a, w in zip(torch.autograd.grad(y, (x, weight), grad), wanted, strict=True):
+        torch.testing.assert_close(a, w)
 
 
 def test_a_linear_layer_reads_the_copy():
