@@ -105,7 +105,8 @@ class SharedCopies {
 };
 
 SharedCopies& shared_copies() {
-  static SharedCopies copies;
+  // Never destroyed: at the end of a process torch cannot free the tensors that are kept.
+  static SharedCopies& copies = *new SharedCopies;
   return copies;
 }
 
