@@ -10,7 +10,7 @@
 
 /// \file
 /// Tensors whose channels are innermost in memory, packed in column groups: [..., C], or channels_last [N, C, ...]; and
-/// what packed tensors are told apart by.
+/// the unpacking of tensors that are packed so or in storage order.
 
 namespace actnn {
 

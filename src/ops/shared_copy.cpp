@@ -56,9 +56,10 @@ class SharedCopies {
       }
       part->reset();
     }
-    const std::lock_guard lock(mutex_);
-    forget_the_dead();
     const auto* key = tensor.storage().unsafeGetStorageImpl();
+    std::vector<Entry> dead;
+    const std::lock_guard lock(mutex_);
+    take_the_dead(dead, key);
     entries_.insert_or_assign(key, Entry{.storage = tensor.storage().getWeakStorageImpl(),
                                          .offset = tensor.storage_offset(),
                                          .size = tensor.sizes().vec(),
@@ -71,8 +72,9 @@ class SharedCopies {
   }
 
   std::optional<SharedCopy> find(const at::Tensor& tensor) {
+    std::vector<Entry> dead;
     const std::lock_guard lock(mutex_);
-    forget_the_dead();
+    take_the_dead(dead);
     const auto found = entries_.find(tensor.storage().unsafeGetStorageImpl());
     if (found == entries_.end()) {
       return std::nullopt;
@@ -95,9 +97,18 @@ class SharedCopies {
   }
 
  private:
-  /// Also so that another storage at the address of one is not taken for it.
-  void forget_the_dead() {
-    std::erase_if(entries_, [](const auto& entry) { return entry.second.storage.expired(); });
+  /// Entries of storages that are gone, so that another one at the same address is not taken for one of them, and that
+  /// of `replaced`. The caller frees what they keep when it does not hold the lock any more: a tensor that Python knows
+  /// waits for Python's.
+  void take_the_dead(std::vector<Entry>& dead, const c10::StorageImpl* replaced = nullptr) {
+    for (auto entry = entries_.begin(); entry != entries_.end();) {
+      if (entry->first == replaced || entry->second.storage.expired()) {
+        dead.push_back(std::move(entry->second));
+        entry = entries_.erase(entry);
+      } else {
+        ++entry;
+      }
+    }
   }
 
   std::mutex mutex_;

@@ -62,8 +62,8 @@ struct Import {
 struct PlanOptions {
   int64_t bits = 4;         ///< of copies, 2..8; the side of a ReLU is one of them
   int64_t output_bits = 4;  ///< of copies of sums, 2..8
-  int64_t smooth_bits =
-      kSmoothBits;  ///< of copies that backward computes a smooth activation and its derivative from, 2..8
+  /// Of copies that backward computes a smooth activation and its derivative from, 2..8.
+  int64_t smooth_bits = kSmoothBits;
   int64_t group_rows = kDefaultGroupRows;  ///< of copies in column groups: 64, 128 or 256
   /// Norms in front of a sum: their input is computed again in backward, by the convolution that made it, instead of
   /// saved. Copies of 2 bits are too coarse for that, and the norm saves a copy of its own then.
