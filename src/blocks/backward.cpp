@@ -7,7 +7,7 @@
 #include "src/blocks/cast_parameters.h"
 #include "src/blocks/run.h"
 #include "src/blocks/value_sizes.h"
-#include "src/ops/tensors.h"
+#include "src/ops/cast_together.h"
 
 namespace actnn::blocks {
 namespace {

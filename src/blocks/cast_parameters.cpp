@@ -1,7 +1,7 @@
 #include "src/blocks/cast_parameters.h"
 
 #include "src/blocks/step.h"
-#include "src/ops/tensors.h"
+#include "src/ops/cast_together.h"
 
 namespace actnn::blocks {
 

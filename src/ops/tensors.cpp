@@ -1,15 +1,10 @@
 #include "src/ops/tensors.h"
 
-#include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/empty_strided.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 
-#include <utility>
-
 #include "actnn/ops/random.h"
-#include "src/ops/stream_capture.h"
 
 namespace actnn {
 
@@ -26,26 +21,6 @@ at::Tensor samples_outermost(const at::Tensor& input) {
       input.is_non_overlapping_and_dense() && (input.sym_numel() == 0 || input.sym_size(0) == 1 ||
                                                input.sym_stride(0) * input.sym_size(0) == input.sym_numel());
   return outermost ? input : input.contiguous();
-}
-
-void cast_together(const std::vector<at::Tensor*>& tensors, const std::vector<at::ScalarType>& dtypes) {
-  std::vector<at::Tensor> from;
-  std::vector<at::Tensor> to;
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    if (tensors[i]->scalar_type() != dtypes[i]) {
-      to.push_back(at::empty_like(*tensors[i], tensors[i]->options().dtype(dtypes[i])));
-      from.push_back(std::exchange(*tensors[i], to.back()));
-    }
-  }
-  // One kernel for all saves the host's time, but fills the GPU less than those of single tensors: for a graph only
-  // that counts.
-  if (!from.empty() && is_capturing(from[0].device())) {
-    for (size_t i = 0; i < from.size(); ++i) {
-      to[i].copy_(from[i]);
-    }
-  } else if (!from.empty()) {
-    at::_foreach_copy_(to, from);
-  }
 }
 
 bool is_traced(const at::Tensor& tensor) {

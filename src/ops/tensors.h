@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
-#include <vector>
 
 #include "actnn/core/philox.h"
 
@@ -48,10 +47,6 @@ at::Tensor samples_outermost(const at::Tensor& input);
 inline at::Tensor with_dtype(const at::Tensor& tensor, at::ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
 }
-
-/// Replaces each tensor that has another dtype than `dtypes` says by a copy that has it, in the same layout. All copies
-/// are made at once, by one kernel where torch has one, except in a capture.
-void cast_together(const std::vector<at::Tensor*>& tensors, const std::vector<at::ScalarType>& dtypes);
 
 /// In float32 and contiguous; none for none, and for an undefined tensor.
 inline std::optional<at::Tensor> in_float(const std::optional<at::Tensor>& tensor) {
