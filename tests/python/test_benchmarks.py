@@ -53,6 +53,13 @@ def test_host_and_capture_times_are_measured(tmp_path):
     assert all(int(row["blocks"]) > 0 for row in record["capture"])
 
 
+def test_a_step_is_divided_into_kinds(tmp_path):
+    rows = results_of(tmp_path / "profile.json", "step_profile.py")["rows"]
+    assert {row["variant"] for row in rows} == {"exact", "blocks"}
+    assert {"convolutions", "others"} <= {row["kind"] for row in rows}
+    assert all(row["milliseconds"] >= 0 and row["launches"] >= 1 for row in rows)
+
+
 def test_every_op_that_moves_a_tensor_is_measured(tmp_path):
     rows = results_of(tmp_path / "kernels.json", "cuda_kernels.py")["rows"]
     assert not [row for row in rows if "error" in row]
