@@ -46,8 +46,8 @@ __global__ void __launch_bounds__(kMostThreads)
 
   // A thread without rows in its part's first tile has none at all.
   place.move(tiles.part());
-  typename Place::Row origin;
-  place.load_row_at(x, min(place.row(), tiles.rows - 1), origin);
+  typename Place::Row origin{};
+  place.load_first_row(x, origin);
 
   // Backwards, so that the next kernel, which begins at the front, meets what is still in the cache.
   const int64_t steps = ceil_div(tiles.tiles - tiles.part(), tiles.parts);
@@ -57,10 +57,10 @@ __global__ void __launch_bounds__(kMostThreads)
     place.move(tiles.part() + step * tiles.parts);
     typename Place::Row rows[kRows];
     place.template load<false>(x, rows);
-    count += place.rows();
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
-      if (j < place.rows()) {
+      if (place.has_row(j)) {
+        ++count;
 #pragma unroll
         for (int k = 0; k < kChannels; ++k) {
           const float distance = rows[j][k] - origin[k];

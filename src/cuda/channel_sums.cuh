@@ -28,14 +28,15 @@ inline ColumnTiles tiles_of_sums(int64_t rows, int64_t channels, ElementType typ
   return is_small ? ColumnTiles(rows, channels, thread_channels, kFewSumThreads, kMostSumTiles) : tiles;
 }
 
-/// As `tiles_of_sums`, of warps for themselves: one round of 16 a multiprocessor, or so many that a thread has up to
-/// 256 rows.
+/// As `tiles_of_sums`, of warps for themselves: whole rounds of 16 a multiprocessor, so many that a thread has at most
+/// 512 rows.
 inline constexpr int64_t kSumWarps = 132 * int64_t{16};
-inline constexpr int kMostSumPasses = 32;
+inline constexpr int kMostSumPasses = 64;
 inline WarpColumns warps_of_sums(int64_t rows, int64_t channels) {
   const WarpColumns columns(rows, channels, kSumWarps);
   const int64_t wanted = columns.strips * ceil_div(columns.items, int64_t{kMostSumPasses} >> columns.passes_log2);
-  return wanted <= kSumWarps ? columns : WarpColumns(rows, channels, wanted);
+  const int64_t rounds = ceil_div(wanted, kSumWarps);
+  return rounds <= 1 ? columns : WarpColumns(rows, channels, rounds * kSumWarps);
 }
 
 /// Two sums of each of a thread's channels.

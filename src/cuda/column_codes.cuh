@@ -33,16 +33,6 @@ class PairNoise {
   PhiloxBlock block_;
 };
 
-/// Ones for the codes of a thread's rows that exist.
-struct RowMask {
-  uint32_t half[2];
-
-  __device__ RowMask(int rows, int bits) : half{mask(rows * bits), mask((rows - 4) * bits)} {}
-
- private:
-  __device__ static uint32_t mask(int width) { return width <= 0 ? 0 : width >= 32 ? ~0U : (1U << width) - 1; }
-};
-
 /// The eight codes of a channel while its rows are visited.
 class OctetEncoder {
  public:
@@ -55,16 +45,15 @@ class OctetEncoder {
     half = half * factor_ + __byte_perm(noisy, 0, 0x4441);
   }
 
-  __device__ CodeHalves codes(const RowMask& existing) const {
-    return {{codes_.half[0] & existing.half[0], codes_.half[1] & existing.half[1]}};
-  }
+  /// Those of rows that do not exist are arbitrary, and may reach into higher bits.
+  __device__ const CodeHalves& codes() const { return codes_; }
 
  private:
   CodeHalves codes_{};
   uint32_t factor_;
 };
 
-/// The number itself, of which the compiler then knows nothing.
+/// The number itself, of which the compiler then knows nothing: it does not compute it again.
 __device__ inline uint32_t opaque(uint32_t number) {
   asm volatile("" : "+r"(number));
   return number;
@@ -81,10 +70,7 @@ class OctetMask {
     bits_ = __fmaf_rn(is_set ? 1.0F : 0.0F, static_cast<float>(1U << j), bits_);
   }
 
-  /// `existing`: of codes of one bit.
-  __device__ uint8_t bits(const RowMask& existing) const {
-    return static_cast<uint8_t>(bits_of(bits_) & (existing.half[0] | existing.half[1] << 4));
-  }
+  __device__ uint8_t bits() const { return static_cast<uint8_t>(bits_of(bits_)); }
 
  private:
   float bits_ = kIntegerInMantissa;

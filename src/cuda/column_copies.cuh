@@ -9,6 +9,7 @@
 #include "src/cuda/column_codes.cuh"
 #include "src/cuda/column_stage.cuh"
 #include "src/cuda/column_tiles.cuh"
+#include "src/cuda/row_stage.cuh"
 #include "src/cuda/warp_columns.cuh"
 
 /// \file
@@ -17,17 +18,20 @@
 
 namespace actnn::cuda {
 
-/// A packed matrix that is read.
+/// A packed matrix that is read. Its parts are found once, on the host.
 struct ColumnSource {
-  const uint8_t* packed;  ///< null: none
   ColumnLayout<int64_t> layout;
+  const PackedHeader* header;  ///< null: there is none
+  const GroupParameters* parameters;
+  const uint8_t* codes;
+  const uint8_t* masks[2];
 
-  __device__ PackedHeader header() const { return *reinterpret_cast<const PackedHeader*>(packed); }
-  __device__ const GroupParameters* parameters() const {
-    return reinterpret_cast<const GroupParameters*>(packed + kHeaderBytes);
-  }
-  __device__ const uint8_t* codes() const { return packed + layout.codes(); }
-  __device__ const uint8_t* mask(int number) const { return packed + layout.mask(number); }
+  ColumnSource(const uint8_t* packed, const ColumnLayout<int64_t>& own_layout)
+      : layout(own_layout),
+        header(reinterpret_cast<const PackedHeader*>(packed)),
+        parameters(reinterpret_cast<const GroupParameters*>(packed + kHeaderBytes)),
+        codes(packed + layout.codes()),
+        masks{packed + layout.mask(0), packed + layout.mask(1)} {}
 };
 
 /// Arguments of the kernels.
@@ -52,11 +56,12 @@ struct Backward {
         channels_of_x(backward.channels_of_x),
         slope(backward.activation.function == ActivationFunction::kReLU6 ? 0.0F : backward.activation.slope) {
     if (backward.normalized) {
-      values = {backward.normalized, backward.normalized_layout()};
+      values = ColumnSource(backward.normalized, backward.normalized_layout());
       sided = false;
     }
     if (backward.x) {
-      values = {nullptr, {backward.layout.rows, backward.layout.channels, backward.layout.group_rows, 0, 0}};
+      values =
+          ColumnSource(nullptr, {backward.layout.rows, backward.layout.channels, backward.layout.group_rows, 0, 0});
       sided = false;
     }
   }
@@ -71,24 +76,28 @@ struct StageParts {
   int sides = 0;       ///< the first mask; without masks, ones in its place
   int passes;          ///< the last mask, likewise
   int mask_channel;    ///< bytes from a channel to the next
-  int all;             ///< a multiple of 16
+  int strip;           ///< its channels, at a multiple of 16
+  int rows;            ///< elements under way, likewise
+  int all;             ///< likewise
   int decoding_group;  ///< entries of a group
 
+  /// `row_bytes`: of the elements under way, a multiple of 16.
   template <class Element>
-  StageParts(const WarpColumns& columns, const Backward<Element>& backward)
+  StageParts(const WarpColumns& columns, const Backward<Element>& backward, int row_bytes = 0)
       : values(columns, backward.values.layout.group_rows, backward.values.layout.bits),
         mask(columns, backward.masks.layout.group_rows, 1),
         decoding_group((kPackedChannels + 1) << columns.width_log2) {
-    if (backward.values.packed) {
+    if (backward.values.header) {
       parameters = values.groups() * decoding_group * static_cast<int>(sizeof(DecodingColumn));
-      codes = parameters +
-              values.groups() * (kPackedChannels << columns.width_log2) * static_cast<int>(sizeof(GroupParameters));
+      codes = parameters + values.groups() * kWarp * static_cast<int>(sizeof(GroupParameters));
       sides = codes + values.bytes();
     }
     const int masks = backward.masks.layout.masks;
     passes = sides + (masks > 1 ? mask.bytes() : 0);
     mask_channel = masks == 0 ? 0 : mask.channel;
-    all = masks == 0 ? sides + kTileRows : passes + mask.bytes();
+    strip = masks == 0 ? sides + kTileRows : passes + mask.bytes();
+    rows = strip + static_cast<int>(sizeof(StripChannels));
+    all = rows + row_bytes;
   }
 
   /// Of a block.
@@ -96,69 +105,80 @@ struct StageParts {
 };
 
 /// A tile's codes and masks and what they are decoded with, in the shared memory of a warp. All threads of the warp
-/// take part in everything.
+/// take part in everything; each has a channel of the strip's parameters, if there are so many.
 template <class Element, class Place>
 class SavedStage {
  public:
+  /// `is_linear(channel)`: whether a channel has a plain grid where others have those of sides.
+  template <class IsLinear>
   __device__ SavedStage(uint4* memory, const WarpColumns& columns, const Backward<Element>& backward,
-                        const StageParts& parts)
+                        const StageParts& parts, IsLinear&& is_linear)
       : memory_(reinterpret_cast<uint8_t*>(memory) + static_cast<int>(threadIdx.x / kWarp) * parts.all),
-        columns_(columns),
+        rows_(columns.rows),
+        channels_(columns.channels),
         backward_(backward),
         parts_(parts) {
+    static_assert(kPackedChannels << WarpColumns::kMostWidthLog2 <= kWarp);
+    const int64_t first = columns.first_channel();
+    const auto count = static_cast<int>(min(columns.channels - first, int64_t{columns.strip_channels()}));
+    const bool sided = lane_index() < count && backward.sided && !is_linear(first + lane_index());
+    const uint32_t all_sided = __ballot_sync(~0U, sided);
+    if (lane_index() == 0) {
+      *reinterpret_cast<StripChannels*>(memory_ + parts_.strip) = {static_cast<int>(first), count, all_sided};
+    }
     if (masks() == 0) {
       reinterpret_cast<uint2*>(memory_ + parts_.sides)[lane_index()] = make_uint2(~0U, ~0U);
     }
   }
 
   /// Starts fetching a tile, in the place of the one before.
-  __device__ void fetch(int64_t tile) {
+  __device__ void fetch(int tile) const {
     __syncwarp();
-    const ColumnLayout<int64_t>& layout = backward_.values.layout;
-    if (backward_.values.packed) {
-      StageFetch<Place>(layout, columns_, parts_.values).fetch(tile, backward_.values.codes(), memory_ + parts_.codes);
-      for_each_group([&](int group, int c) {
-        const int64_t block = tile * parts_.values.groups() + group;
-        const int64_t channel = columns_.first_channel() + c;
-        if (channel < layout.channels && block * layout.group_rows < layout.rows) {
-          __pipeline_memcpy_async(parameters() + group * columns_.strip_channels() + c,
-                                  backward_.values.parameters() + block * layout.channels + channel,
-                                  sizeof(GroupParameters));
+    if (has_codes()) {
+      fetch(tile, parts_.values, backward_.values.codes, parts_.codes);
+      if (own_exists()) {
+        int group_of_all = tile * parts_.values.groups();
+        const GroupParameters* from =
+            backward_.values.parameters + group_of_all * channels_ + (strip().first + lane_index());
+#pragma unroll 1
+        for (int group = 0; group < parts_.values.groups(); ++group, ++group_of_all, from += channels_) {
+          if ((int64_t{group_of_all} << (parts_.values.group_octets_log2 + 3)) < rows_) {
+            __pipeline_memcpy_async(own_parameters(group), from, sizeof(GroupParameters));
+          }
         }
-      });
+      }
     }
-    const StageFetch<Place> mask(backward_.masks.layout, columns_, parts_.mask);
     if (masks() > 0) {
-      mask.fetch(tile, backward_.masks.mask(0), memory_ + parts_.sides);
+      fetch(tile, parts_.mask, backward_.masks.masks[0], parts_.sides);
     }
     if (masks() > 1) {
-      mask.fetch(tile, backward_.masks.mask(1), memory_ + parts_.passes);
+      fetch(tile, parts_.mask, backward_.masks.masks[1], parts_.passes);
     }
     __pipeline_commit();
   }
 
-  /// Waits for the tile. `is_linear(channel)`: whether a channel has a plain grid where others have those of sides.
-  /// Returns whether copies may be NaN.
-  template <class IsLinear>
-  __device__ bool wait(bool dithered, IsLinear&& is_linear) const {
-    __pipeline_wait_prior(0);
+  /// Waits for the tile, while the last group of `cp.async` may be under way. Returns whether copies may be NaN.
+  __device__ bool wait(bool dithered) const {
+    __pipeline_wait_prior(1);
     __syncwarp();
     bool may_be_nan = false;
-    if (backward_.values.packed) {
-      for_each_group([&](int group, int c) {
-        const int64_t channel = min(columns_.first_channel() + c, columns_.channels - 1);
-        const GroupParameters own = parameters()[group * columns_.strip_channels() + c];
-        const DecodingColumn column = backward_.sided && !is_linear(channel)
-                                          ? DecodingColumn::sided(own, dithered)
-                                          : DecodingColumn::plain(own, kTypeOf<Element>, dithered);
-        decoding()[group * parts_.decoding_group + table_entry<Place>(c / Place::kChannels, c % Place::kChannels)] =
-            column;
-        may_be_nan = may_be_nan || (columns_.first_channel() + c < columns_.channels && column.may_be_nan());
-      });
+    if (has_codes() && own_exists()) {
+      const bool sided = ((strip().sided >> lane_index()) & 1U) != 0;
+      DecodingColumn* to =
+          decoding() + table_entry<Place>(lane_index() / Place::kChannels, lane_index() % Place::kChannels);
+#pragma unroll 1
+      for (int group = 0; group < parts_.values.groups(); ++group, to += parts_.decoding_group) {
+        const GroupParameters own = *own_parameters(group);
+        *to = sided ? DecodingColumn::sided(own, dithered) : DecodingColumn::plain(own, kTypeOf<Element>, dithered);
+        may_be_nan = may_be_nan || to->may_be_nan();
+      }
     }
     __syncwarp();
     return __any_sync(~0U, may_be_nan) != 0;
   }
+
+  /// Of the warp, for elements under way.
+  __device__ uint8_t* rows() const { return memory_ + parts_.rows; }
 
   /// What a thread has of its first channel in a pass; that of its others follows at the distances of `StageParts`.
   struct Octets {
@@ -187,26 +207,24 @@ class SavedStage {
   }
 
  private:
-  __device__ int masks() const { return backward_.masks.layout.masks; }
-  __device__ DecodingColumn* decoding() const { return reinterpret_cast<DecodingColumn*>(memory_); }
-  __device__ GroupParameters* parameters() const {
-    return reinterpret_cast<GroupParameters*>(memory_ + parts_.parameters);
+  __device__ void fetch(int tile, const StageShape& shape, const uint8_t* codes, int part) const {
+    StageFetch<Place>(rows_, shape, strip(), codes, memory_ + part).fetch(tile);
   }
 
-  /// Calls `body(group, channel of the strip)` for this thread's share of a tile's groups.
-  template <class Body>
-  __device__ void for_each_group(Body&& body) const {
-#pragma unroll 1
-    for (int group = 0; group < parts_.values.groups(); ++group) {
-#pragma unroll 1
-      for (int c = lane_index(); c < columns_.strip_channels(); c += kWarp) {
-        body(group, c);
-      }
-    }
+  __device__ const StripChannels& strip() const {
+    return *reinterpret_cast<const StripChannels*>(memory_ + parts_.strip);
+  }
+  __device__ bool own_exists() const { return lane_index() < strip().count; }
+  __device__ bool has_codes() const { return backward_.values.header != nullptr; }
+  __device__ int masks() const { return backward_.masks.layout.masks; }
+  __device__ DecodingColumn* decoding() const { return reinterpret_cast<DecodingColumn*>(memory_); }
+  __device__ GroupParameters* own_parameters(int group) const {
+    return reinterpret_cast<GroupParameters*>(memory_ + parts_.parameters) + group * kWarp + lane_index();
   }
 
   uint8_t* memory_;
-  const WarpColumns& columns_;
+  const int64_t& rows_;
+  const int64_t& channels_;
   const Backward<Element>& backward_;
   const StageParts& parts_;
 };
@@ -238,14 +256,16 @@ class ColumnCopies {
   struct NoTable {};
   using Table = std::conditional_t<kFromX, MapTable, NoTable>;
 
+  /// `is_linear(channel)`: see `SavedStage`.
+  template <class IsLinear>
   __device__ ColumnCopies(const Backward<Element>& backward, const WarpColumns& columns, const StageParts& parts,
-                          uint4* memory, Table& table)
+                          uint4* memory, Table& table, IsLinear&& is_linear)
       : backward_(backward),
         columns_(columns),
         table_(table),
-        header_(kFromX ? PackedHeader{0, PackedHeader::kUndithered} : backward.values.header()),
+        header_(kFromX ? PackedHeader{0, PackedHeader::kUndithered} : *backward.values.header),
         decoder_(backward.values.layout.bits, header_.dithered()),
-        stage_(memory, columns, backward, parts) {
+        stage_(memory, columns, backward, parts, is_linear) {
     if constexpr (kFromX) {
       table.maps.load(columns, [&](int64_t channel) {
         const NormActChannel& map = backward.channels_of_x[channel];
@@ -254,24 +274,59 @@ class ColumnCopies {
     }
   }
 
-  /// Calls `load()` and `use()` for each octet of rows that this thread has of an item, with `place` there. In between,
-  /// what was saved arrives. `is_linear(channel)`: see `SavedStage`.
-  template <class IsLinear, class Load, class Use>
-  __device__ void visit(int64_t item, Place& place, IsLinear&& is_linear, Load&& load, Use&& use) {
-    const int64_t tile = columns_.tile(item);
-    const int first = columns_.first_pass(item);
-    stage_.fetch(tile);
+  /// The rows of so many gradients, 0 to 2, and behind them those of x where copies are computed from it.
+  template <int kGradients>
+  __device__ auto rows_ahead() const {
+    const Element* matrices[3] = {backward_.grad, backward_.second_grad, nullptr};
+    if constexpr (kFromX) {
+      matrices[kGradients] = backward_.x;
+    }
+    return RowsAhead<Place, kGradients + (kFromX ? 1 : 0)>(stage_.rows(), matrices);
+  }
+
+  /// Calls `use()` for each octet of rows that this thread has, with `place` there; its `rows` have arrived, and so has
+  /// what was saved. `kBackwards`: the last ones come first.
+  template <bool kBackwards, int kMatrices, class Use>
+  __device__ void visit(Place& place, RowsAhead<Place, kMatrices>& rows, Use&& use) {
+    const auto first_item = static_cast<int>(columns_.part());
+    const auto parts = static_cast<int>(columns_.parts);
+    const auto items = static_cast<int>(columns_.items);
+    const int step = kBackwards ? -parts : parts;
+    const auto exists = [&](int item) { return kBackwards ? item >= 0 : item < items; };
+    Place next = place;
+    const auto fetch = [&](int item, int pass) {
+      next.move(columns_.tile(item), columns_.octet_row(pass));
+      rows.fetch(next);
+    };
+    int item = kBackwards ? first_item + (items - 1 - first_item) / parts * parts : first_item;
+    fetch(item, columns_.first_pass(item));
+    __pipeline_commit();
 #pragma unroll 1
-    for (int pass = first; pass < first + columns_.passes(); ++pass) {
-      place.move(tile, columns_.octet_row(pass));
-      load();
-      if constexpr (kFromX) {
-        place.template load<true>(backward_.x, x_);
+    for (; exists(item); item += step) {
+      stage_.fetch(columns_.tile(item));
+      const int first = columns_.first_pass(item);
+      const int last = first + columns_.passes() - 1;
+#pragma unroll 1
+      for (int pass = first; pass <= last; ++pass) {
+        place = next;
+        rows.step();
+        if (pass != last) {
+          fetch(item, pass + 1);
+        } else if (exists(item + step)) {
+          fetch(item + step, columns_.first_pass(item + step));
+        }
+        __pipeline_commit();
+        if (pass == first) {
+          may_be_nan_ = stage_.wait(header_.dithered());
+        } else {
+          __pipeline_wait_prior(1);
+          __syncwarp();
+        }
+        if constexpr (kFromX) {
+          rows.take(kMatrices - 1, place, x_);
+        }
+        use();
       }
-      if (pass == first) {
-        may_be_nan_ = stage_.wait(header_.dithered(), is_linear);
-      }
-      use();
     }
   }
 

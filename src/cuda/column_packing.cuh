@@ -24,16 +24,26 @@ namespace actnn::cuda {
 template <class Element, bool kVectors>
 using PackingPlace = ColumnPlace<Element, kVectors, kVectorElements<Element>>;
 
-/// Where copies are packed to.
+/// Where copies are packed to. Parts of the packed tensor are found once, on the host.
 struct ColumnTarget {
   ColumnLayout<int64_t> layout;
   uint8_t* packed;
   RandomSource random;
   Rounding rounding;
+  GroupParameters* parameters;
+  uint8_t* codes;
+  uint8_t* masks[2];
 
-  __device__ GroupParameters* parameters() const { return reinterpret_cast<GroupParameters*>(packed + kHeaderBytes); }
-  __device__ uint8_t* codes() const { return packed + layout.codes(); }
-  __device__ uint8_t* mask(int number) const { return packed + layout.mask(number); }
+  ColumnTarget(const ColumnLayout<int64_t>& own_layout, uint8_t* own_packed, const RandomSource& own_random,
+               Rounding own_rounding)
+      : layout(own_layout),
+        packed(own_packed),
+        random(own_random),
+        rounding(own_rounding),
+        parameters(reinterpret_cast<GroupParameters*>(packed + kHeaderBytes)),
+        codes(packed + layout.codes()),
+        masks{packed + layout.mask(0), packed + layout.mask(1)} {}
+
   __device__ bool is_random() const { return rounding != Rounding::kNearest; }
 
   /// The state that noise is drawn from, as the header tells it.
@@ -55,10 +65,12 @@ struct ColumnTarget {
 };
 
 /// How an element becomes a number on a grid: of a plain one the minimum and units per unit, of those of sides units
-/// above and below, as fractions of 2^23.
+/// above and below, as fractions of 2^23. The sign of the second, which may be that of 0, tells them apart.
 struct alignas(8) ColumnEncoder {
   float first;
   float second;
+
+  __device__ bool has_sides() const { return (bits_of(second) >> 31) != 0; }
 };
 
 /// The largest of some numbers, and the largest of their negatives; NaN if one is NaN. Those of 16-bit elements are
@@ -141,16 +153,16 @@ class ColumnRanges {
   /// A multiple of 16, for what is behind.
   static int bytes(const ColumnTiles& tiles, int64_t group_rows) {
     const int encoders = table_entries(tiles.width, tiles.thread_channels) * static_cast<int>(kTileRows / group_rows);
-    return extremes_bytes(tiles) + static_cast<int>(align_up(encoders * int64_t{sizeof(ColumnEncoder)}, 16));
+    return kExtremesBytes + static_cast<int>(align_up(encoders * int64_t{sizeof(ColumnEncoder)}, 16));
   }
 
   __device__ ColumnRanges(uint8_t* memory, const ColumnTiles& tiles, const Place& place, const ColumnTarget& target)
       : extremes_(reinterpret_cast<Extremes<Number>*>(memory)),
-        encoders_(reinterpret_cast<ColumnEncoder*>(memory + extremes_bytes(tiles))),
+        encoders_(reinterpret_cast<ColumnEncoder*>(memory + kExtremesBytes)),
         tiles_(tiles),
         target_(target),
         group_octets_log2_(group_rows_log2(target.layout.group_rows) - 3),
-        own_extremes_(place.octet_row() * tiles.strip_channels() + place.column() * kChannels),
+        own_extremes_(place.octet_row() * kStripChannels + place.column() * kChannels),
         own_encoders_((place.octet_row() >> group_octets_log2_) * table_entries(tiles.width, tiles.thread_channels) +
                       table_entry<Place>(place.column(), 0)) {}
 
@@ -163,7 +175,7 @@ class ColumnRanges {
     auto* const to = reinterpret_cast<uint4*>(extremes_ + own_extremes_);
 #pragma unroll
     for (int k = 0; k < kChannels; ++k) {
-      own.numbers[k] = place.rows() != 0 ? extremes[k] : Extremes<Number>::of_none();
+      own.numbers[k] = place.has_rows() ? extremes[k] : Extremes<Number>::of_none();
     }
 #pragma unroll
     for (int i = 0; i < static_cast<int>(sizeof own.words / sizeof(uint4)); ++i) {
@@ -173,33 +185,38 @@ class ColumnRanges {
   __device__ ColumnEncoder encoder(int k) const { return encoders_[own_encoders_ + k]; }
 
   /// Finds the parameters and encoders of a tile's groups from the extremes, by all threads, which must be synchronized
-  /// before and after. `copy_of(channel, extreme)` is what is packed, `grid_of(channel)` on which grids. Returns
-  /// whether one of this thread's groups needs the slow way.
+  /// before and after. `copy_of(entry, extreme)` is what is packed, `grid_of(entry)` on which grids, of the channel
+  /// with this entry in a `ChannelTable`. Returns whether one of this thread's groups needs the slow way.
   template <class CopyOf, class GridOf>
   __device__ bool find(int64_t tile, bool keeps_below, CopyOf&& copy_of, GridOf&& grid_of) const {
     const ColumnLayout<int64_t>& layout = target_.layout;
-    const int channels = tiles_.strip_channels();
     const int group_octets = 1 << group_octets_log2_;
     const int groups = kTileOctetRows >> group_octets_log2_;
     bool is_regular = true;
-    for (int c = static_cast<int>(threadIdx.x); c < channels; c += static_cast<int>(blockDim.x)) {
-      const int64_t channel = tiles_.first_channel() + c;
+    // A thread has one channel or none.
+    const int c = static_cast<int>(threadIdx.x);
+    const int64_t channel = tiles_.first_channel() + c;
+    if (c < tiles_.strip_channels() && channel < layout.channels) {
       const int entry = table_entry<Place>(c / kChannels, c % kChannels);
+      const Extremes<Number>* of_row = extremes_ + c;
+#pragma unroll 1
       for (int group = 0; group < groups; ++group) {
         const int64_t block = tile * groups + group;
-        if (channel >= layout.channels || block * layout.group_rows >= layout.rows) {
-          continue;
+        if (block * layout.group_rows >= layout.rows) {
+          break;
         }
-        const Extremes<Number>* of_group = extremes_ + group * group_octets * channels + c;
-        Extremes<Number> extremes = of_group[0];
-#pragma unroll 16
-        for (int octet_row = 1; octet_row < group_octets; ++octet_row) {
-          extremes.join(of_group[octet_row * channels]);
+        Extremes<Number> extremes = Extremes<Number>::of_none();
+#pragma unroll 1
+        for (int octets = 0; octets < group_octets; octets += kLeastGroupOctets) {
+#pragma unroll
+          for (int i = 0; i < kLeastGroupOctets; ++i, of_row += kStripChannels) {
+            extremes.join(*of_row);
+          }
         }
-        const float ends[2] = {copy_of(channel, extremes.largest()), copy_of(channel, extremes.smallest())};
+        const float ends[2] = {copy_of(entry, extremes.largest()), copy_of(entry, extremes.smallest())};
         GroupParameters parameters{};
         bool regular = is_finite(ends[0]) && is_finite(ends[1]);
-        if (grid_of(channel) == Grid::kSides) {
+        if (grid_of(entry) == Grid::kSides) {
           SideRange range;
           range.add(ends[0]);
           range.add(ends[1]);
@@ -220,7 +237,7 @@ class ColumnRanges {
           regular = regular && !is_nan(grid.minimum);
         }
         if (regular) {
-          target_.parameters()[block * layout.channels + channel] = parameters;
+          target_.parameters[block * layout.channels + channel] = parameters;
         }
         is_regular = is_regular && regular;
       }
@@ -229,11 +246,12 @@ class ColumnRanges {
   }
 
  private:
-  ACTNN_HOST_DEVICE static int extremes_bytes(const ColumnTiles& tiles) {
-    return tiles.strip_channels() * kTileOctetRows * static_cast<int>(sizeof(Extremes<Number>));
-  }
+  /// Of any strip, so that rows have fixed distances.
+  static constexpr int kStripChannels = kMostWidth * kChannels;
+  static constexpr int kExtremesBytes = kStripChannels * kTileOctetRows * static_cast<int>(sizeof(Extremes<Number>));
+  static constexpr int kLeastGroupOctets = 64 / kRows;
 
-  Extremes<Number>* extremes_;  ///< [octet rows, channels of the strip]
+  Extremes<Number>* extremes_;  ///< [octet rows, kStripChannels]
   ColumnEncoder* encoders_;     ///< [groups of a tile, entries of the strip's table]
   const ColumnTiles& tiles_;
   const ColumnTarget& target_;
@@ -290,7 +308,7 @@ __device__ __forceinline__ void pack_tile_slowly(const ColumnTiles& tiles, const
     const SideSteps steps = choose_sides(distances, layout.bits);
     const GroupParameters parameters =
         sided ? GroupParameters{steps.above, steps.below} : choose_grid(range, layout.bits, kTypeOf<Element>);
-    target.parameters()[block * layout.channels + channel] = parameters;
+    target.parameters[block * layout.channels + channel] = parameters;
     const SideEncoder side_encoder(steps);
     const EncodingGrid grid = encoding_grid(parameters, kTypeOf<Element>);
     const bool representable = sided ? steps.above != kNanBFloat16 : !is_nan(grid.minimum);
@@ -308,7 +326,7 @@ __device__ __forceinline__ void pack_tile_slowly(const ColumnTiles& tiles, const
                                                    : encode(of_row.s, grid, drawn, layout.bits);
         codes |= uint64_t{code} << (k * layout.bits);
       }
-      uint8_t* to = target.codes() + layout.group_offset(block, channel, layout.bits) + octet * layout.bits;
+      uint8_t* to = target.codes + layout.group_offset(block, channel, layout.bits) + octet * layout.bits;
 #pragma unroll 1
       for (int byte = 0; byte < layout.bits; ++byte) {
         to[byte] = static_cast<uint8_t>(codes >> (8 * byte));

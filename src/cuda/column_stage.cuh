@@ -33,6 +33,8 @@ struct StageShape {
   int column;                  ///< ... from a column of a group to the next
   int group;                   ///< ... from a group to the next
   uint32_t columns_per_chunk;  ///< the inverse of a column's 16-byte chunks, times 2^16, rounded up
+  int64_t packed_group;        ///< bytes from a group to the next in global memory
+  int64_t packed_tile;
 
   StageShape(const WarpColumns& columns, int64_t group_rows, int code_width)
       : width(code_width),
@@ -40,7 +42,9 @@ struct StageShape {
         channel(code_width << group_octets_log2),
         column(kPackedChannels * channel + kStagePadding),
         group(column << columns.width_log2),
-        columns_per_chunk(channel == 0 ? 0 : ((kStagePadding << 16) - 1) / (kPackedChannels * channel) + 1) {}
+        columns_per_chunk(channel == 0 ? 0 : ((kStagePadding << 16) - 1) / (kPackedChannels * channel) + 1),
+        packed_group(columns.channels * channel),
+        packed_tile(packed_group * groups()) {}
 
   ACTNN_HOST_DEVICE int groups() const { return kTileOctetRows >> group_octets_log2; }
   /// Bytes of a stage; loads may read 8 bytes beyond the last octet.
@@ -52,37 +56,43 @@ struct StageShape {
   }
 };
 
-/// Starts copying a tile into a stage, by all threads of a warp; `cp.async` groups are the caller's. `memory`: the
-/// stage, at a multiple of 16 bytes; `codes`: in global memory.
+/// A warp's channels, in shared memory: registers that are needed once a tile would be spilled, and a spilled register
+/// comes back from behind the cache that the tiles go through.
+struct alignas(16) StripChannels {
+  int first;
+  int count;       ///< that exist
+  uint32_t sided;  ///< a bit of each: whether its grids are those of sides
+};
+
+/// Starts copying tiles into a stage, by all threads of a warp; `cp.async` groups are the caller's.
 template <class Place>
 class StageFetch {
  public:
   static constexpr int kChannels = Place::kChannels;
 
-  __device__ StageFetch(const ColumnLayout<int64_t>& layout, const WarpColumns& columns, const StageShape& shape)
-      : layout_(layout), columns_(columns), shape_(shape) {}
+  /// `codes`: of the matrix, in global memory; `memory`: the stage, at a multiple of 16 bytes; `strip`: its channels.
+  __device__ StageFetch(int64_t rows, const StageShape& shape, const StripChannels& strip, const uint8_t* codes,
+                        uint8_t* memory)
+      : rows_(rows), shape_(shape), strip_(strip), codes_(codes), memory_(memory) {}
 
-  __device__ void fetch(int64_t tile, const uint8_t* codes, uint8_t* memory) const {
-    if (Place::kLoadsVectors && (tile + 1) * kTileRows <= layout_.rows) {
-      fetch_runs(tile, codes, memory);
+  __device__ void fetch(int tile) const {
+    if (Place::kLoadsVectors && (tile + int64_t{1}) * kTileRows <= rows_) {
+      fetch_runs(tile);
     } else {
-      fetch_channels(tile, codes, memory);
+      fetch_channels(tile);
     }
   }
 
  private:
   /// The channels of a strip follow each other in each group. With vectors, everything is at multiples of 16 bytes.
-  __device__ void fetch_runs(int64_t tile, const uint8_t* codes, uint8_t* memory) const {
+  __device__ void fetch_runs(int tile) const {
     constexpr int kChunk = sizeof(uint4);
-    const int64_t first = columns_.first_channel();
-    const int channels = static_cast<int>(min(int64_t{columns_.strip_channels()}, layout_.channels - first));
-    const int chunks = channels * shape_.channel / kChunk;
-    for (int group = 0; group < shape_.groups(); ++group) {
-      const int64_t block = tile * shape_.groups() + group;
-      const uint8_t* const from =
-          codes + ((block * layout_.channels + first) << shape_.group_octets_log2) * shape_.width;
-      uint8_t* const to = memory + group * shape_.group;
+    const int chunks = strip_.count * shape_.channel / kChunk;
+    const uint8_t* from = codes_ + tile * shape_.packed_tile + int64_t{strip_.first} * shape_.channel;
+    uint8_t* to = memory_;
 #pragma unroll 1
+    for (int group = 0; group < shape_.groups(); ++group, from += shape_.packed_group, to += shape_.group) {
+#pragma unroll 2
       for (int chunk = lane_index(); chunk < chunks; chunk += kWarp) {
         const int column = static_cast<int>(static_cast<uint32_t>(chunk) * shape_.columns_per_chunk >> 16);
         __pipeline_memcpy_async(to + (chunk * kChunk + column * kStagePadding), from + chunk * kChunk, kChunk);
@@ -91,32 +101,37 @@ class StageFetch {
   }
 
   /// Any tile, word by word: a channel a thread.
-  __device__ void fetch_channels(int64_t tile, const uint8_t* codes, uint8_t* memory) const {
+  __device__ void fetch_channels(int tile) const {
     constexpr int kWord = sizeof(uint32_t);
+    const int c = lane_index();
+    if (c >= strip_.count) {
+      return;
+    }
+    const int octets = 1 << shape_.group_octets_log2;
 #pragma unroll 1
-    for (int c = lane_index(); c < columns_.strip_channels(); c += kWarp) {
-      const int64_t channel = columns_.first_channel() + c;
+    for (int group = 0; group < shape_.groups(); ++group) {
+      const int64_t rows = rows_ - (int64_t{tile} * kTileRows + group * octets * kRows);
+      if (rows <= 0) {
+        return;
+      }
+      const auto words = static_cast<int>(min(ceil_div(rows, kWordRows), int64_t{octets / 4}));
+      const int bytes = words * static_cast<int>(kWordOctets) * shape_.width;
+      const uint8_t* const from =
+          codes_ + tile * shape_.packed_tile + group * shape_.packed_group + int64_t{strip_.first + c} * bytes;
+      uint8_t* const to =
+          memory_ + group * shape_.group + c / kChannels * shape_.column + c % kChannels * shape_.channel;
 #pragma unroll 1
-      for (int group = 0; group < shape_.groups(); ++group) {
-        const int64_t block = tile * shape_.groups() + group;
-        if (channel >= layout_.channels || block * layout_.group_rows >= layout_.rows) {
-          break;
-        }
-        const int bytes = static_cast<int>(layout_.block_octets(block)) * shape_.width;
-        const uint8_t* const from = codes + layout_.group_offset(block, channel, shape_.width);
-        uint8_t* const to =
-            memory + group * shape_.group + c / kChannels * shape_.column + c % kChannels * shape_.channel;
-#pragma unroll 1
-        for (int at = 0; at < bytes; at += kWord) {
-          __pipeline_memcpy_async(to + at, from + at, kWord);
-        }
+      for (int at = 0; at < bytes; at += kWord) {
+        __pipeline_memcpy_async(to + at, from + at, kWord);
       }
     }
   }
 
-  const ColumnLayout<int64_t>& layout_;
-  const WarpColumns& columns_;
+  int64_t rows_;
   const StageShape& shape_;
+  const StripChannels& strip_;
+  const uint8_t* codes_;
+  uint8_t* memory_;
 };
 
 }  // namespace actnn::cuda

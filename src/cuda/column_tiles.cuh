@@ -183,21 +183,23 @@ class FiniteCheck {
   uint32_t words_ = 0;
 };
 
-/// A thread's channels, and its rows of a tile. Where a row or channel does not exist, one that does is loaded in its
-/// place; it is not stored. Without vectors, elements are loaded and stored one by one.
-template <class Element, bool kVectors, int kRowChannels = kPackedChannels>
+/// A thread's channels, and its rows of a tile. Where a row or channel does not exist beside one that does, that one is
+/// loaded in its place; where none exists, nothing is loaded. Only what exists is stored. Without vectors, elements are
+/// loaded and stored one by one. Channels and octets of rows are counted in 32 bits.
+template <class Element_, bool kVectors, int kRowChannels = kPackedChannels>
 class ColumnPlace {
  public:
+  using Element = Element_;
   using Row = RowVector<Element, kRowChannels>;
   static constexpr int kChannels = kRowChannels;
   static constexpr bool kLoadsVectors = kVectors;
 
   /// The `column`-th vector of those from `first_channel` on.
   __device__ ColumnPlace(const ColumnMatrix& matrix, int64_t first_channel, int column)
-      : matrix_(matrix), column_(column) {
-    const int64_t own = first_channel + column_ * kChannels;
+      : matrix_(&matrix), column_(column) {
+    const auto own = static_cast<int>(first_channel) + column_ * kChannels;
     channels_ = static_cast<int>(max(int64_t{0}, min(matrix.channels - own, int64_t{kChannels})));
-    channel_ = channels_ != 0 ? own : first_channel;
+    channel_ = channels_ != 0 ? own : static_cast<int>(first_channel);
   }
   __device__ explicit ColumnPlace(const ColumnTiles& tiles)
       : ColumnPlace(tiles, tiles.first_channel(), static_cast<int>(threadIdx.x) % tiles.width) {
@@ -214,75 +216,88 @@ class ColumnPlace {
 
   /// Moves to another tile.
   __device__ void move(int64_t tile) {
-    row_ = tile * kTileRows + octet_row_ * kRows;
-    rows_ = static_cast<int>(max(int64_t{0}, min(matrix_.rows - row_, int64_t{kRows})));
+    const int rows_of_tile = static_cast<int>(min(matrix_->rows - tile * kTileRows, int64_t{kTileRows}));
+    rows_from_first_ = rows_of_tile - octet_row_ * kRows;
+    octet_ = static_cast<uint32_t>(tile) * kTileOctetRows + static_cast<uint32_t>(octet_row_);
   }
   /// ... and to another octet of its rows.
   __device__ void move(int64_t tile, int octet_row) {
     octet_row_ = octet_row;
     move(tile);
   }
-  __device__ int64_t row() const { return row_; }
-  /// The thread's rows that exist.
-  __device__ int rows() const { return rows_; }
+  /// Whether all of the thread's rows exist, or any. Both compare the same number: of one that was clamped to [0, 8]
+  /// before, nvcc 13.0 compiled "is 8" so that it held below 0 too.
+  __device__ bool has_all_rows() const { return rows_from_first_ >= kRows; }
+  __device__ bool has_rows() const { return rows_from_first_ > 0; }
+  __device__ bool has_row(int j) const { return j < rows_from_first_; }
   /// Philox block of the noise of channels k and k + 1, k even.
   __device__ uint64_t noise_block(int k) const {
-    return static_cast<uint64_t>(row_) / kRows * (static_cast<uint64_t>(matrix_.channels + 1) / 2) +
-           static_cast<uint64_t>(channel_ + k) / 2;
+    return octet_ * (static_cast<uint64_t>(matrix_->channels + 1) / 2) + static_cast<uint32_t>(channel_ + k) / 2;
+  }
+
+  /// Calls `body(j, element)` with the first element of the thread's channels in row j, for j = 0, ..., 7.
+  template <class Body>
+  __device__ void for_each_row(const Element* matrix, Body&& body) const {
+    const Element* element = matrix + first_element();
+    if (has_all_rows()) {
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) {
+        body(j, element);
+        element += matrix_->channels;
+      }
+    } else if (has_rows()) {
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) {
+        element += 0 < j && has_row(j) ? matrix_->channels : 0;
+        body(j, element);
+      }
+    }
   }
 
   template <bool kStreaming>
   __device__ void load(const Element* matrix, Row (&rows)[kRows]) const {
-    const Element* element = matrix + (rows_ != 0 ? row_ : matrix_.rows - 1) * matrix_.channels + channel_;
-    if (rows_ == kRows) {
-#pragma unroll
-      for (int j = 0; j < kRows; ++j) {
-        load_row<kStreaming>(element, rows[j]);
-        element += matrix_.channels;
-      }
-      return;
-    }
-#pragma unroll
-    for (int j = 0; j < kRows; ++j) {
-      element += 0 < j && j < rows_ ? matrix_.channels : 0;
-      load_row<kStreaming>(element, rows[j]);
-    }
+    for_each_row(matrix, [&](int j, const Element* element) { load_row<kStreaming>(element, rows[j]); });
   }
 
   /// Zeros in the place of rows that do not exist.
   __device__ void clear_missing(Row (&rows)[kRows]) const {
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
-      rows[j] = j < rows_ ? rows[j] : Row{};
+      rows[j] = has_row(j) ? rows[j] : Row{};
     }
   }
 
-  /// One row of the thread's channels.
-  __device__ void load_row_at(const Element* matrix, int64_t row, Row& to) const {
-    load_row<false>(matrix + row * matrix_.channels + channel_, to);
+  /// The first row, if there is one.
+  __device__ void load_first_row(const Element* matrix, Row& to) const {
+    if (has_rows()) {
+      load_row<false>(matrix + first_element(), to);
+    }
   }
 
   /// Stores what there is.
   __device__ void store(const Row (&rows)[kRows], Element* matrix) const {
-    Element* element = matrix + row_ * matrix_.channels + channel_;
-    if (rows_ == kRows) {
+    Element* element = matrix + first_element();
+    if (has_all_rows()) {
 #pragma unroll
       for (int j = 0; j < kRows; ++j) {
         store_row(rows[j], element);
-        element += matrix_.channels;
+        element += matrix_->channels;
       }
       return;
     }
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
-      if (j < rows_) {
+      if (has_row(j)) {
         store_row(rows[j], element);
       }
-      element += matrix_.channels;
+      element += matrix_->channels;
     }
   }
 
  private:
+  /// Of the thread's channels in its first row.
+  __device__ int64_t first_element() const { return octet_ * (kRows * matrix_->channels) + channel_; }
+
   template <bool kStreaming>
   __device__ void load_row(const Element* first, Row& row) const {
     if constexpr (kVectors) {
@@ -321,13 +336,13 @@ class ColumnPlace {
     }
   }
 
-  const ColumnMatrix& matrix_;
+  const ColumnMatrix* matrix_;
   int column_;
   int octet_row_ = 0;
-  int64_t channel_;  ///< the first that is loaded
-  int64_t row_ = 0;
+  uint32_t octet_ = 0;  ///< of rows, among all
+  int channel_;         ///< the first that is loaded
   int channels_;
-  int rows_ = 0;
+  int rows_from_first_ = 0;  ///< of the tile, from the thread's first one on; below 1: the thread has none
 };
 
 /// Where what belongs to a channel is in a table of a strip's channels in shared memory: an unused entry behind each
@@ -353,8 +368,9 @@ struct ChannelTable {
   }
 
   __device__ const Coefficients& of(const Place& place, int k) const {
-    return coefficients[table_entry<Place>(place.column(), k)];
+    return at(table_entry<Place>(place.column(), k));
   }
+  __device__ const Coefficients& at(int entry) const { return coefficients[entry]; }
 };
 
 }  // namespace actnn::cuda

@@ -1,6 +1,9 @@
+#include <cuda_pipeline.h>
+
 #include "actnn/cuda/columns.h"
 #include "src/cuda/column_copies.cuh"
 #include "src/cuda/column_packing.cuh"
+#include "src/cuda/row_stage.cuh"
 
 namespace actnn::cuda {
 namespace {
@@ -19,22 +22,38 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks)
   target.begin();
   auto* const memory = reinterpret_cast<uint8_t*>(shared);
   Place place(tiles);
-  const CodeSlots codes(memory, place, bits);
-  const ColumnRanges<Element, Element, Place> ranges(memory + CodeSlots::bytes(tiles, bits), tiles, place, target);
-  const auto grid_of = [](int64_t /*channel*/) { return Grid::kPlain; };
-  const auto copy_at = [](int64_t /*channel*/, float extreme) { return extreme; };
+  const RowStage<Place> stage(memory + static_cast<int>(threadIdx.x) / kWarp * RowStage<Place>::kBytes);
+  const int stage_bytes = static_cast<int>(blockDim.x) / kWarp * RowStage<Place>::kBytes;
+  const CodeSlots codes(memory + stage_bytes, place, bits);
+  const ColumnRanges<Element, Element, Place> ranges(memory + stage_bytes + Slots::bytes_of_codes(tiles, bits), tiles,
+                                                     place, target);
+  const auto is_plain = [](int64_t /*entry, or channel*/) { return Grid::kPlain; };
+  const auto copy_at = [](int /*entry*/, float extreme) { return extreme; };
   const RandomState random = target.state();
+  const auto fetch = [&](int64_t tile) {
+    Place ahead = place;
+    ahead.move(tile);
+    stage.fetch(ahead, elements);
+    __pipeline_commit();
+  };
+  if (tiles.part() < tiles.tiles) {
+    fetch(tiles.part());
+  }
   for (int64_t tile = tiles.part(); tile < tiles.tiles; tile += tiles.parts) {
     place.move(tile);
     typename Place::Row x[kRows];
-    place.template load<true>(elements, x);
+    __pipeline_wait_prior(0);
+    __syncwarp();
+    stage.take(place, elements, x);
+    if (tile + tiles.parts < tiles.tiles) {
+      fetch(tile + tiles.parts);
+    }
     Extremes<Element> extremes[kChannels];
     find_extremes(x, extremes);
     ranges.set(place, extremes);
     __syncthreads();
-    const bool irregular = ranges.find(tile, /*keeps_below=*/true, copy_at, grid_of);
+    const bool irregular = ranges.find(tile, /*keeps_below=*/true, copy_at, is_plain);
     const bool regular = __syncthreads_or(irregular) == 0;
-    const RowMask existing(place.rows(), bits);
     const uint32_t factor = opaque(1U << bits);
 #pragma unroll
     for (int pair = 0; pair < kChannels; pair += 2) {
@@ -48,16 +67,14 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks)
           const int j = encoding_order(order);
           octet.add(j, noise.add(position_in_column<Grid::kPlain>(x[j][pair + i], encoder), i, j));
         }
-        codes.store_octet(pair + i, octet.codes(existing));
+        codes.store_octet(pair + i, octet.codes());
       }
     }
     __syncthreads();
     if (regular) {
-      for_each_word(tiles, target.layout, tile, [&](int channel, int word, int64_t number) {
-        codes.write_word<kChannels>(channel, word, number, target.codes());
-      });
+      codes.write<kChannels>(TileWords(tiles, target.layout.group_rows, tile), target.codes);
     } else {
-      pack_tile_slowly<Element>(tiles, target, tile, grid_of, [&](int64_t row, int64_t channel) {
+      pack_tile_slowly<Element>(tiles, target, tile, is_plain, [&](int64_t row, int64_t channel) {
         return SidedNumber{to_float(elements[row * tiles.channels + channel]), true};
       });
     }
@@ -75,9 +92,8 @@ __global__ void __launch_bounds__(kUnpackingThreads, kUnpackingBlocks)
     return;
   }
   typename Copies::Table table;
-  Copies copies(source, columns, parts, shared, table);
+  Copies copies(source, columns, parts, shared, table, [](int64_t /*channel*/) { return true; });
   Place place(columns, columns.first_channel(), columns.column());
-  const auto is_linear = [](int64_t /*channel*/) { return true; };
   const auto unpack = [&] {
     typename Place::Row values[kRows];
     FiniteCheck<Element> check;
@@ -102,26 +118,25 @@ __global__ void __launch_bounds__(kUnpackingThreads, kUnpackingBlocks)
     }
     place.store(values, elements);
   };
-  for (int64_t item = columns.part(); item < columns.items; item += columns.parts) {
-    copies.visit(
-        item, place, is_linear, [] {}, unpack);
-  }
+  auto no_rows = copies.template rows_ahead<0>();
+  copies.template visit</*kBackwards=*/false>(place, no_rows, unpack);
 }
 
 }  // namespace
 
 cudaError_t quantize_columns(const QuantizeColumns& arguments, cudaStream_t stream) {
   const ColumnLayout<int64_t>& layout = arguments.layout;
-  const ColumnTarget target{layout, arguments.packed, arguments.random, arguments.rounding};
+  const ColumnTarget target(layout, arguments.packed, arguments.random, arguments.rounding);
   const ColumnTiles tiles = tiles_of_device(layout.rows, layout.channels, arguments.type, kBlocks * kMostThreads);
   cudaError_t error = cudaSuccess;
   with_element_type(arguments.type, [&]<class Element>(Element /*tag*/) {
     with_flags(
         [&]<bool kVectors>() {
           const auto kernel = quantize_columns_kernel<Element, kVectors>;
-          const int bytes =
-              CodeSlots::bytes(tiles, layout.bits) +
-              ColumnRanges<Element, Element, PackingPlace<Element, kVectors>>::bytes(tiles, layout.group_rows);
+          using Place = PackingPlace<Element, kVectors>;
+          const int bytes = static_cast<int>(tiles.threads()) / kWarp * RowStage<Place>::kBytes +
+                            Slots::bytes_of_codes(tiles, layout.bits) +
+                            ColumnRanges<Element, Element, Place>::bytes(tiles, layout.group_rows);
           error = allow_shared_memory(kernel, bytes);
           if (error == cudaSuccess) {
             // An empty matrix has a header, too.

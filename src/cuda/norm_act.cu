@@ -1,5 +1,8 @@
+#include <cuda_pipeline.h>
+
 #include "actnn/cuda/norm_act.h"
 #include "src/cuda/column_packing.cuh"
+#include "src/cuda/row_stage.cuh"
 
 namespace actnn::cuda {
 namespace {
@@ -28,6 +31,7 @@ using ExtremeOf = std::conditional_t<kResidual, float, Element>;
 
 /// Shared memory of a block, in bytes.
 struct ForwardMemory {
+  int rows;  ///< of a matrix
   int ranges;
   int codes;
   int mask;
@@ -40,14 +44,17 @@ struct ForwardMemory {
     using NormalizedRanges = ColumnRanges<Element, Element, Place>;
     const bool has_codes = target.layout.bits != 0;
     const bool has_normalized = normalized.layout.bits != 0;
-    return {.ranges = has_codes ? Ranges::bytes(tiles, target.layout.group_rows) : 0,
-            .codes = has_codes ? CodeSlots::bytes(tiles, target.layout.bits) : 0,
-            .mask = CodeSlots::bytes(tiles, 1),
+    return {.rows = static_cast<int>(tiles.threads()) / kWarp * RowStage<Place>::kBytes,
+            .ranges = has_codes ? Ranges::bytes(tiles, target.layout.group_rows) : 0,
+            .codes = has_codes ? Slots::bytes_of_codes(tiles, target.layout.bits) : 0,
+            .mask = Slots::bytes_of_mask(tiles),
             .normalized_ranges = has_normalized ? NormalizedRanges::bytes(tiles, normalized.layout.group_rows) : 0,
-            .normalized_codes = has_normalized ? CodeSlots::bytes(tiles, normalized.layout.bits) : 0};
+            .normalized_codes = has_normalized ? Slots::bytes_of_codes(tiles, normalized.layout.bits) : 0};
   }
 
-  int bytes(int masks) const { return ranges + codes + masks * mask + normalized_ranges + normalized_codes; }
+  int bytes(bool has_residual, int masks) const {
+    return rows * (has_residual ? 2 : 1) + ranges + codes + masks * mask + normalized_ranges + normalized_codes;
+  }
 };
 
 /// The next bytes of shared memory.
@@ -116,60 +123,70 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
   extern __shared__ uint4 shared[];
   SharedMemory next(shared);
   Place place(tiles);
+  const int of_warp = static_cast<int>(threadIdx.x) / kWarp * RowStage<Place>::kBytes;
+  const RowStage<Place> x_stage(next.take(memory.rows) + of_warp);
+  const RowStage<Place> residual_stage(next.take(kResidual ? memory.rows : 0) + of_warp);
   const ColumnRanges<Element, Extreme, Place> ranges(next.take(memory.ranges), tiles, place, target);
   const ColumnRanges<Element, Element, Place> normalized_ranges(next.take(memory.normalized_ranges), tiles, place,
                                                                 normalized);
   const CodeSlots codes(next.take(memory.codes), place, bits);
   const CodeSlots normalized_codes(next.take(memory.normalized_codes), place, normalized.layout.bits);
-  const CodeSlots first_mask(next.take(masks > 0 ? memory.mask : 0), place, 1);
-  const CodeSlots second_mask(next.take(masks > 1 ? memory.mask : 0), place, 1);
+  const MaskSlots first_mask(next.take(mask_count(kFunction) > 0 ? memory.mask : 0), place);
+  const MaskSlots second_mask(next.take(mask_count(kFunction) > 1 ? memory.mask : 0), place);
   __shared__ ChannelTable<float4, Place> maps;
+  __shared__ ChannelTable<float, Place> linears;
   __shared__ ChannelTable<float2, Place> normalized_maps;
-  maps.load(tiles, [&](int64_t channel) { return map_of(forward.channels[channel]); });
+
+  const auto fetch = [&](int64_t tile) {
+    Place ahead = place;
+    ahead.move(tile);
+    x_stage.fetch(ahead, forward.x);
+    if constexpr (kResidual) {
+      residual_stage.fetch(ahead, forward.residual);
+    }
+    __pipeline_commit();
+  };
+  fetch(tiles.part());
+  bool own_maps_are_finite = true;
+  maps.load(tiles, [&](int64_t channel) {
+    const float4 map = map_of(forward.channels[channel]);
+    own_maps_are_finite = is_finite(map.x) && is_finite(map.y);
+    return map;
+  });
+  linears.load(tiles, [&](int64_t channel) { return forward.channels[channel].linear; });
   if constexpr (kNormalized) {
     normalized_maps.load(tiles, [&](int64_t channel) {
       const NormActChannel& map = forward.normalized_channels[channel];
       return make_float2(map.s_scale, map.s_shift);
     });
   }
-  uint32_t linear = 0;
-  bool finite_maps = true;
-#pragma unroll
-  for (int k = 0; k < kChannels; ++k) {
-    const NormActChannel& channel = forward.channels[place.channel(k)];
-    linear |= (channel.linear != 0.0F ? 1U : 0U) << k;
-    finite_maps = finite_maps && is_finite(channel.z_scale) && is_finite(channel.z_shift);
-  }
-  const auto grid_of = [&](int64_t channel) {
-    return masks != 0 && forward.channels[channel].linear == 0.0F ? Grid::kSides : Grid::kPlain;
-  };
-  const auto is_plain = [](int64_t /*channel*/) { return Grid::kPlain; };
   const auto normalized_of = [](const float2& map, float x) {
     const float scaled = map.x * x;
     return scaled + map.y;
   };
+  const auto grid_of = [&](float is_linear) { return masks != 0 && is_linear == 0.0F ? Grid::kSides : Grid::kPlain; };
   // What of a channel is packed at an extreme. Where it is no monotonic function of it, the slow way is taken.
-  const auto copy_at = [&](int64_t channel, float extreme) {
-    const NormActChannel& of = forward.channels[channel];
-    const float4 map = map_of(of);
-    if (of.linear != 0.0F) {
+  const auto copy_at = [&](int entry, float extreme) {
+    const float4 map = maps.at(entry);
+    if (linears.at(entry) != 0.0F) {
       return kResidual || (kKink && !forward.keeps_below) ? float_of(kNanFloat32) : copy_of(map, extreme);
     }
     return copy_of(map, kResidual ? extreme : z_of<false>(map, extreme, 0.0F));
   };
-  const auto normalized_at = [&](int64_t channel, float extreme) {
-    const NormActChannel& of = forward.normalized_channels[channel];
-    return normalized_of(make_float2(of.s_scale, of.s_shift), extreme);
-  };
-  __syncthreads();
+  const bool finite_maps = __syncthreads_and(own_maps_are_finite) != 0;
 
   for (int64_t tile = tiles.part(); tile < tiles.tiles; tile += tiles.parts) {
     place.move(tile);
     typename Place::Row x[kRows];
     typename Place::Row residual[kResidual ? kRows : 1];
-    place.template load<true>(forward.x, x);
+    __pipeline_wait_prior(0);
+    __syncwarp();
+    x_stage.take(place, forward.x, x);
     if constexpr (kResidual) {
-      place.template load<true>(forward.residual, residual);
+      residual_stage.take(place, forward.residual, residual);
+    }
+    if (tile + tiles.parts < tiles.tiles) {
+      fetch(tile + tiles.parts);
     }
     const auto added = [&](int j, int k) {
       if constexpr (kResidual) {
@@ -180,7 +197,6 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
     };
 
     bool regular = true;
-    bool normalized_regular = true;
     if constexpr (kCopies || kNormalized) {
       if constexpr (kCopies && kResidual) {
         Extremes<float> extremes[kChannels];
@@ -208,27 +224,45 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
       __syncthreads();
       int irregular = 0;
       if constexpr (kCopies) {
-        irregular |= ranges.find(tile, forward.keeps_below, copy_at, grid_of) ? 1 : 0;
+        irregular |=
+            ranges.find(tile, forward.keeps_below, copy_at, [&](int entry) { return grid_of(linears.at(entry)); }) ? 1
+                                                                                                                   : 0;
       }
       if constexpr (kNormalized) {
-        irregular |= normalized_ranges.find(tile, true, normalized_at, is_plain) ? 2 : 0;
+        irregular |=
+            normalized_ranges.find(
+                tile, true, [&](int entry, float extreme) { return normalized_of(normalized_maps.at(entry), extreme); },
+                [](int /*entry*/) { return Grid::kPlain; })
+                ? 1
+                : 0;
       }
-      const bool any = __syncthreads_or(irregular) != 0;
-      regular = !any;
-      normalized_regular = !any;
+      regular = __syncthreads_or(irregular) == 0;
     }
 
     // Loaded here, for round keys that live through the loop take registers that the elements need.
     const RandomState random = kCopies ? target.state() : RandomState{};
     const RandomState normalized_random = kNormalized ? normalized.state() : RandomState{};
-    const RowMask existing_bits(place.rows(), 1);
-    const RowMask existing(place.rows(), bits);
-    const RowMask existing_normalized(place.rows(), normalized.layout.bits);
     const uint32_t factor = opaque(1U << bits);
     const uint32_t normalized_factor = opaque(1U << normalized.layout.bits);
     FiniteCheck<Element> check;
 #pragma unroll
     for (int pair = 0; pair < kChannels; pair += 2) {
+      if constexpr (kNormalized) {
+        const PairNoise noise(normalized_random, place.noise_block(pair), normalized.is_random());
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int k = pair + i;
+          const float2 map = normalized_maps.of(place, k);
+          const ColumnEncoder encoder = normalized_ranges.encoder(k);
+          OctetEncoder octet(normalized_factor);
+#pragma unroll
+          for (int order = 0; order < kRows; ++order) {
+            const int j = encoding_order(order);
+            octet.add(j, noise.add(position_in_column<Grid::kPlain>(normalized_of(map, x[j][k]), encoder), i, j));
+          }
+          normalized_codes.store_octet(k, octet.codes());
+        }
+      }
       float results[kRows][2];
       const PairNoise noise(random, place.noise_block(pair), kCopies && target.is_random());
 #pragma unroll
@@ -249,22 +283,22 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
             slopes.add(j, on_relu6_slope(z[j]));
           }
         }
-        if (masks > 0) {
-          first_mask.store_mask(k, sides.bits(existing_bits));
+        if constexpr (kKink) {
+          first_mask.store_octet(k, sides.bits());
         }
-        if (kFunction == ActivationFunction::kReLU6 && masks > 1) {
-          second_mask.store_mask(k, slopes.bits(existing_bits));
+        if constexpr (kFunction == ActivationFunction::kReLU6) {
+          second_mask.store_octet(k, slopes.bits());
         }
         if constexpr (kCopies) {
           const ColumnEncoder encoder = ranges.encoder(k);
-          const bool is_linear = ((linear >> k) & 1U) != 0;
           uint32_t positions[kRows];
-          if (kKink && masks != 0 && !is_linear) {
+          if (kKink && encoder.has_sides()) {
 #pragma unroll
             for (int j = 0; j < kRows; ++j) {
               positions[j] = position_in_column<Grid::kSides>(map.z * z[j], encoder);  // there is no shift
             }
           } else {
+            const bool is_linear = linears.of(place, k) != 0.0F;
 #pragma unroll
             for (int j = 0; j < kRows; ++j) {
               positions[j] = position_in_column<Grid::kPlain>(copy_of(map, is_linear ? x[j][k] : z[j]), encoder);
@@ -276,23 +310,7 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
             const int j = encoding_order(order);
             octet.add(j, noise.add(positions[j], i, j));
           }
-          codes.store_octet(k, octet.codes(existing));
-        }
-      }
-      if constexpr (kNormalized) {
-        const PairNoise own_noise(normalized_random, place.noise_block(pair), normalized.is_random());
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int k = pair + i;
-          const float2 map = normalized_maps.of(place, k);
-          const ColumnEncoder encoder = normalized_ranges.encoder(k);
-          OctetEncoder octet(normalized_factor);
-#pragma unroll
-          for (int order = 0; order < kRows; ++order) {
-            const int j = encoding_order(order);
-            octet.add(j, own_noise.add(position_in_column<Grid::kPlain>(normalized_of(map, x[j][k]), encoder), i, j));
-          }
-          normalized_codes.store_octet(k, octet.codes(existing_normalized));
+          codes.store_octet(k, octet.codes());
         }
       }
 #pragma unroll
@@ -315,24 +333,23 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
       continue;
     }
     __syncthreads();
-    for_each_word(tiles, target.packed ? target.layout : normalized.layout, tile,
-                  [&](int channel, int word, int64_t number) {
-                    if (masks > 0) {
-                      first_mask.write_mask_word<kChannels>(channel, word, number, target.mask(0));
-                    }
-                    if (masks > 1) {
-                      second_mask.write_mask_word<kChannels>(channel, word, number, target.mask(1));
-                    }
-                    if (kCopies && regular) {
-                      codes.write_word<kChannels>(channel, word, number, target.codes());
-                    }
-                    if (kNormalized && normalized_regular) {
-                      normalized_codes.write_word<kChannels>(channel, word, number, normalized.codes());
-                    }
-                  });
+    const TileWords words(tiles, target.layout.group_rows, tile);
+    if (masks > 0) {
+      first_mask.write<kChannels>(words, target.masks[0]);
+    }
+    if (masks > 1) {
+      second_mask.write<kChannels>(words, target.masks[1]);
+    }
+    if (kCopies && regular) {
+      codes.write<kChannels>(words, target.codes);
+    }
+    if (kNormalized && regular) {
+      normalized_codes.write<kChannels>(words, normalized.codes);
+    }
     if constexpr (kCopies) {
       if (!regular) {
-        pack_tile_slowly<Element>(tiles, target, tile, grid_of, [&](int64_t row, int64_t channel) {
+        const auto own_grid_of = [&](int64_t channel) { return grid_of(forward.channels[channel].linear); };
+        pack_tile_slowly<Element>(tiles, target, tile, own_grid_of, [&](int64_t row, int64_t channel) {
           const NormActChannel& of = forward.channels[channel];
           const int64_t index = row * tiles.channels + channel;
           const float input = to_float(forward.x[index]);
@@ -344,9 +361,12 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
       }
     }
     if constexpr (kNormalized) {
-      if (!normalized_regular) {
+      if (!regular) {
+        const auto is_plain = [](int64_t /*channel*/) { return Grid::kPlain; };
         pack_tile_slowly<Element>(tiles, normalized, tile, is_plain, [&](int64_t row, int64_t channel) {
-          return SidedNumber{normalized_at(channel, to_float(forward.x[row * tiles.channels + channel])), true};
+          const NormActChannel& of = forward.normalized_channels[channel];
+          const float input = to_float(forward.x[row * tiles.channels + channel]);
+          return SidedNumber{normalized_of(make_float2(of.s_scale, of.s_shift), input), true};
         });
       }
     }
@@ -390,9 +410,9 @@ cudaError_t norm_act(const NormActForward& forward, cudaStream_t stream) {
   const int64_t rows = forward.layout.rows;
   const int64_t channels = forward.layout.channels;
   const bool vectors = has_vectors(channels, forward.type, forward.x, forward.residual, forward.y);
-  const ColumnTarget target{forward.layout, forward.packed, forward.random, forward.rounding};
-  const ColumnTarget normalized{forward.normalized_layout(), forward.normalized.packed, forward.normalized.random,
-                                forward.rounding};
+  const ColumnTarget target(forward.layout, forward.packed, forward.random, forward.rounding);
+  const ColumnTarget normalized(forward.normalized_layout(), forward.normalized.packed, forward.normalized.random,
+                                forward.rounding);
   if (rows == 0 || channels == 0) {
     begin_kernel<<<1, kWarp, 0, stream>>>(target, normalized);
     return cudaGetLastError();
@@ -415,7 +435,7 @@ cudaError_t norm_act(const NormActForward& forward, cudaStream_t stream) {
       const auto memory =
           ForwardMemory::of<Element, PackingPlace<Element, kVectors>, kResidual>(tiles, target, normalized);
       const auto kernel = norm_act_kernel<Element, kVectors, kFunction, kBelow, kResidual, kCopies, kNormalized>;
-      const int bytes = memory.bytes(forward.layout.masks);
+      const int bytes = memory.bytes(kResidual, mask_count(kFunction));
       error = allow_shared_memory(kernel, bytes);
       if (error == cudaSuccess) {
         kernel<<<tiles.blocks(), tiles.threads(), bytes, stream>>>(arguments, tiles, memory);

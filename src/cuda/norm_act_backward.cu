@@ -4,9 +4,8 @@
 namespace actnn::cuda {
 namespace {
 
-/// Blocks of a multiprocessor, as many as have the registers for a tile.
-template <bool kCommon, bool kSecond, bool kFromX, bool kSum>
-constexpr int kGradientBlocks = !kCommon || kSecond || kFromX || kSum ? 4 : 5;
+/// Blocks of a multiprocessor, as many as have the registers for an octet of rows.
+constexpr int kGradientBlocks = 4;
 constexpr int kOutputBlocks = 6;
 
 /// Kernels without vectors or with a slope are rare: they ask at run time what there is, so that there are fewer of
@@ -16,8 +15,7 @@ constexpr bool kIsCommon = kVectors&& kBelow == Below::kFlat;
 
 template <class Element, bool kVectors, ActivationFunction kFunction, Below kBelow, bool kSecond, bool kFromX,
           bool kSum>
-__global__ void __launch_bounds__(kUnpackingThreads,
-                                  kGradientBlocks<kIsCommon<kVectors, kBelow>, kSecond, kFromX, kSum>)
+__global__ void __launch_bounds__(kUnpackingThreads, kGradientBlocks)
     input_gradient_kernel(const Backward<Element> backward, const WarpColumns columns, const StageParts parts,
                           const NormActGradient* channels, Element* grad_input, Element* grad_sum) {
   using Copies = ColumnCopies<Element, kVectors, kFromX, /*kBothSides=*/!is_smooth(kFunction)>;
@@ -40,21 +38,20 @@ __global__ void __launch_bounds__(kUnpackingThreads,
   if constexpr (is_smooth(kFunction)) {
     smooth_maps.load(columns, [&](int64_t channel) { return make_float2(channels[channel].a, channels[channel].b); });
   }
-  Copies copies(backward, columns, parts, shared, table);
+  Copies copies(backward, columns, parts, shared, table,
+                [&](int64_t channel) { return channels[channel].linear != 0.0F; });
   Place place(columns, columns.first_channel(), columns.column());
   typename Place::Row grad[kRows];
   typename Place::Row second[kMaySecond ? kRows : 1];
-  const auto is_linear = [&](int64_t channel) { return channels[channel].linear != 0.0F; };
-  // All loads come before the stores, which may be to the same memory.
-  const auto load = [&] {
-    place.template load<true>(backward.grad, grad);
+  auto rows = copies.template rows_ahead < kMaySecond ? 2 : 1 > ();
+  // Elements are fetched before results are stored in the same places, which may be the same memory.
+  const auto compute = [&] {
+    rows.take(0, place, grad);
     if constexpr (kMaySecond) {
       if (has_second) {
-        place.template load<true>(backward.second_grad, second);
+        rows.take(1, place, second);
       }
     }
-  };
-  const auto compute = [&] {
     typename Place::Row sum[kMaySum ? kRows : 1];
     FiniteCheck<Element> check;
     float results[kRows][2];
@@ -106,9 +103,7 @@ __global__ void __launch_bounds__(kUnpackingThreads,
       }
     }
   };
-  for (int64_t item = columns.part(); item < columns.items; item += columns.parts) {
-    copies.visit(item, place, is_linear, load, compute);
-  }
+  copies.template visit</*kBackwards=*/false>(place, rows, compute);
 }
 
 template <class Element, bool kVectors, ActivationFunction kFunction, Below kBelow>
@@ -129,9 +124,9 @@ __global__ void __launch_bounds__(kUnpackingThreads, kOutputBlocks)
     return make_float4(map.a, map.b, float_of(finite ? 0 : 0xFFU), 0.0F);
   });
   typename Copies::Table table;
-  Copies copies(backward, columns, parts, shared, table);
+  Copies copies(backward, columns, parts, shared, table,
+                [&](int64_t channel) { return channels[channel].linear != 0.0F; });
   Place place(columns, columns.first_channel(), columns.column());
-  const auto is_linear = [&](int64_t channel) { return channels[channel].linear != 0.0F; };
   const auto compute = [&] {
     typename Place::Row y[kRows];
     FiniteCheck<Element> check;
@@ -167,10 +162,8 @@ __global__ void __launch_bounds__(kUnpackingThreads, kOutputBlocks)
     }
     place.store(y, output);
   };
-  for (int64_t item = columns.part(); item < columns.items; item += columns.parts) {
-    copies.visit(
-        item, place, is_linear, [] {}, compute);
-  }
+  auto no_rows = copies.template rows_ahead<0>();
+  copies.template visit</*kBackwards=*/false>(place, no_rows, compute);
 }
 
 }  // namespace
@@ -193,10 +186,10 @@ cudaError_t norm_act_input_gradient(const NormActBackward& backward, const NormA
             constexpr bool kCommon = kIsCommon<kVectors, kBelow>;
             // Nothing is added behind a smooth activation's norm: no sum.
             if constexpr ((kCommon || !(kSecond || kSum)) && !(is_smooth(kFunction) && kSum)) {
-              const WarpColumns columns =
-                  warps_of_device(rows, count, kGradientBlocks<kCommon, kSecond, kFromX, kSum> * kUnpackingThreads);
+              const WarpColumns columns = warps_of_device(rows, count, kGradientBlocks * kUnpackingThreads);
               const auto kernel = input_gradient_kernel<Element, kVectors, kFunction, kBelow, kSecond, kFromX, kSum>;
-              const StageParts parts(columns, arguments);
+              constexpr int kMatrices = 1 + (kSecond || !kCommon) + kFromX;
+              const StageParts parts(columns, arguments, RowsAhead<ColumnPlace<Element, kVectors>, kMatrices>::kBytes);
               error = allow_shared_memory(kernel, parts.bytes());
               if (error == cudaSuccess) {
                 kernel<<<columns.blocks(), kUnpackingThreads, parts.bytes(), stream>>>(

@@ -34,28 +34,27 @@ __global__ void __launch_bounds__(kUnpackingThreads, kSumsBlocks)
   if constexpr (is_smooth(kFunction)) {
     maps.load(columns, [&](int64_t channel) { return make_float2(channels[channel].a, channels[channel].b); });
   }
-  Copies copies(backward, columns, parts, shared, table);
+  Copies copies(backward, columns, parts, shared, table,
+                [&](int64_t channel) { return channels[channel].linear != 0.0F; });
   Place place(columns, columns.first_channel(), columns.column());
   typename Place::Row grad[kRows];
   typename Place::Row second[kMaySecond ? kRows : 1];
   ThreadSums<kChannels> sums;
-  const auto is_linear = [&](int64_t channel) { return channels[channel].linear != 0.0F; };
-  const auto load = [&] {
-    place.template load<false>(backward.grad, grad);
+  auto rows = copies.template rows_ahead < kMaySecond ? 2 : 1 > ();
+  const auto add = [&] {
+    rows.take(0, place, grad);
     if constexpr (kMaySecond) {
       if (has_second) {
-        place.template load<false>(backward.second_grad, second);
+        rows.take(1, place, second);
       }
     }
-  };
-  const auto add = [&] {
-    if (place.rows() < kRows) {
+    if (!place.has_all_rows()) {
       place.clear_missing(grad);
       if constexpr (kMaySecond) {
         place.clear_missing(second);
       }
     }
-    if (place.rows() == 0) {
+    if (!place.has_rows()) {
       return;  // of rows that do not exist, nothing was fetched
     }
     copies.for_each_pair(
@@ -82,10 +81,7 @@ __global__ void __launch_bounds__(kUnpackingThreads, kSumsBlocks)
         [](int /*pair*/) {});
   };
   // Backwards, so that the next kernel, which begins at the front, meets what is still in the cache.
-  const int64_t last = columns.part() + (columns.items - 1 - columns.part()) / columns.parts * columns.parts;
-  for (int64_t item = last; item >= 0; item -= columns.parts) {
-    copies.visit(item, place, is_linear, load, add);
-  }
+  copies.template visit</*kBackwards=*/true>(place, rows, add);
 
 #pragma unroll
   for (int k = 0; k < kChannels; ++k) {
@@ -135,7 +131,9 @@ cudaError_t add_up(const NormActBackward& backward, const DecodeMap* channels, f
             [&]<bool kVectors, bool kSecond, bool kFromX>() {
               if constexpr (kIsCommon<kVectors, kBelow> || !kSecond) {
                 const auto kernel = sums_kernel<Element, kVectors, kFunction, kBelow, kSecond, kFromX>;
-                const StageParts parts(columns, arguments);
+                constexpr int kMatrices = 1 + (kSecond || !kIsCommon<kVectors, kBelow>)+kFromX;
+                const StageParts parts(columns, arguments,
+                                       RowsAhead<ColumnPlace<Element, kVectors>, kMatrices>::kBytes);
                 error = allow_shared_memory(kernel, parts.bytes());
                 if (error == cudaSuccess) {
                   kernel<<<columns.blocks(), kUnpackingThreads, parts.bytes(), stream>>>(arguments, columns, parts,

@@ -65,10 +65,9 @@ struct WarpColumns : ColumnMatrix {
 
   __device__ static unsigned warp() { return blockIdx.x * kUnpackingWarps + threadIdx.x / kWarp; }
 
-  __device__ int64_t tile(int64_t item) const { return item >> (width_log2 - passes_log2); }
-  __device__ int first_pass(int64_t item) const {
-    return (static_cast<int>(item) & ((1 << (width_log2 - passes_log2)) - 1)) << passes_log2;
-  }
+  /// Items are counted in 32 bits.
+  __device__ int tile(int item) const { return item >> (width_log2 - passes_log2); }
+  __device__ int first_pass(int item) const { return (item & ((1 << (width_log2 - passes_log2)) - 1)) << passes_log2; }
   __device__ int passes() const { return 1 << passes_log2; }
   /// The octet of rows of the tile that this thread has in a pass.
   __device__ int octet_row(int pass) const { return (pass << (5 - width_log2)) + (lane_index() >> width_log2); }
