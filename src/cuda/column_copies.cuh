@@ -100,9 +100,29 @@ struct StageParts {
     all = rows + row_bytes;
   }
 
-  /// Of a block.
-  int bytes() const { return kUnpackingWarps * all; }
+  /// Of a block, as many as have the memory.
+  int warps() const {
+    int warps = kUnpackingWarps;
+    while (warps > 1 && warps * all > most_shared_memory()) {
+      warps /= 2;
+    }
+    return warps;
+  }
 };
+
+/// Launches a kernel whose warps have such stages.
+template <class... Parameters, class... Arguments>
+cudaError_t launch_warps(void (*kernel)(Parameters...), const WarpColumns& columns, const StageParts& parts,
+                         cudaStream_t stream, Arguments... arguments) {
+  const int warps = parts.warps();
+  const int bytes = warps * parts.all;
+  const cudaError_t error = allow_shared_memory(kernel, bytes);
+  if (error != cudaSuccess) {
+    return error;
+  }
+  kernel<<<columns.blocks(warps), static_cast<unsigned>(warps * kWarp), bytes, stream>>>(arguments...);
+  return cudaGetLastError();
+}
 
 /// A tile's codes and masks and what they are decoded with, in the shared memory of a warp. All threads of the warp
 /// take part in everything; each has a channel of the strip's parameters, if there are so many.

@@ -42,9 +42,9 @@ struct ColumnTiles : ColumnMatrix {
   int64_t tiles;   ///< of a strip
   int64_t parts;   ///< blocks that share the tiles of a strip: part p has tiles p, p + parts, ...
 
-  /// For about `threads` threads in all, each with at most `most_tiles` tiles.
+  /// For about `threads` threads in all, each with at most `most_tiles` tiles. Strips of at most `most_width` vectors.
   ColumnTiles(int64_t matrix_rows, int64_t matrix_channels, int channels_of_thread, int64_t wanted_threads,
-              int64_t most_tiles)
+              int64_t most_tiles, int most_width = kMostWidth)
       : ColumnMatrix{matrix_rows, matrix_channels},
         thread_channels(channels_of_thread),
         width(1),
@@ -55,7 +55,7 @@ struct ColumnTiles : ColumnMatrix {
       return;
     }
     const int64_t vectors = ceil_div(channels, int64_t{thread_channels});
-    strips = ceil_div(vectors, int64_t{kMostWidth});
+    strips = ceil_div(vectors, int64_t{most_width});
     width = static_cast<int>(ceil_div(vectors, strips));
     const int64_t wanted = std::clamp<int64_t>(wanted_threads / (threads() * strips), 1, tiles);
     parts = ceil_div(tiles, std::min(ceil_div(tiles, wanted), most_tiles));
@@ -70,10 +70,19 @@ struct ColumnTiles : ColumnMatrix {
   __device__ int64_t first_channel() const { return strip() * strip_channels(); }
 };
 
-/// As many tiles a block as fill the device once, with so many threads a multiprocessor, of whole vectors.
-inline ColumnTiles tiles_of_device(int64_t rows, int64_t channels, ElementType type, int threads_per_multiprocessor) {
-  return {rows, channels, static_cast<int>(sizeof(Vector) / element_size(type)),
-          int64_t{multiprocessors()} * threads_per_multiprocessor, INT64_MAX};
+/// As many tiles a block as fill the device once, with so many threads a multiprocessor, of whole vectors. Strips are
+/// as wide as have the shared memory: `bytes(tiles)`.
+template <class Bytes>
+ColumnTiles tiles_of_device(int64_t rows, int64_t channels, ElementType type, int threads_per_multiprocessor,
+                            Bytes&& bytes) {
+  const int thread_channels = static_cast<int>(sizeof(Vector) / element_size(type));
+  const int64_t threads = int64_t{multiprocessors()} * threads_per_multiprocessor;
+  for (int width = kMostWidth;; width /= 2) {
+    const ColumnTiles tiles(rows, channels, thread_channels, threads, INT64_MAX, width);
+    if (width == 1 || bytes(tiles) <= most_shared_memory()) {
+      return tiles;
+    }
+  }
 }
 
 /// Whether the rows of the matrices can be loaded and stored as vectors of so many bytes. Null pointers count as

@@ -127,16 +127,20 @@ __global__ void __launch_bounds__(kUnpackingThreads, kUnpackingBlocks)
 cudaError_t quantize_columns(const QuantizeColumns& arguments, cudaStream_t stream) {
   const ColumnLayout<int64_t>& layout = arguments.layout;
   const ColumnTarget target(layout, arguments.packed, arguments.random, arguments.rounding);
-  const ColumnTiles tiles = tiles_of_device(layout.rows, layout.channels, arguments.type, kBlocks * kMostThreads);
   cudaError_t error = cudaSuccess;
   with_element_type(arguments.type, [&]<class Element>(Element /*tag*/) {
     with_flags(
         [&]<bool kVectors>() {
           const auto kernel = quantize_columns_kernel<Element, kVectors>;
           using Place = PackingPlace<Element, kVectors>;
-          const int bytes = static_cast<int>(tiles.threads()) / kWarp * RowStage<Place>::kBytes +
-                            Slots::bytes_of_codes(tiles, layout.bits) +
-                            ColumnRanges<Element, Element, Place>::bytes(tiles, layout.group_rows);
+          const auto bytes_of = [&](const ColumnTiles& of) {
+            return static_cast<int>(of.threads()) / kWarp * RowStage<Place>::kBytes +
+                   Slots::bytes_of_codes(of, layout.bits) +
+                   ColumnRanges<Element, Element, Place>::bytes(of, layout.group_rows);
+          };
+          const ColumnTiles tiles =
+              tiles_of_device(layout.rows, layout.channels, arguments.type, kBlocks * kMostThreads, bytes_of);
+          const int bytes = bytes_of(tiles);
           error = allow_shared_memory(kernel, bytes);
           if (error == cudaSuccess) {
             // An empty matrix has a header, too.
@@ -163,15 +167,12 @@ cudaError_t dequantize_columns(const DequantizeColumns& arguments, cudaStream_t 
         [&]<bool kVectors>() {
           const auto kernel = dequantize_columns_kernel<Element, kVectors>;
           const StageParts parts(columns, source);
-          error = allow_shared_memory(kernel, parts.bytes());
-          if (error == cudaSuccess) {
-            kernel<<<columns.blocks(), kUnpackingThreads, parts.bytes(), stream>>>(
-                source, columns, parts, static_cast<Element*>(arguments.elements));
-          }
+          error = launch_warps(kernel, columns, parts, stream, source, columns, parts,
+                               static_cast<Element*>(arguments.elements));
         },
         has_packed_vectors(layout.channels, arguments.type, arguments.elements));
   });
-  return error != cudaSuccess ? error : cudaGetLastError();
+  return error;
 }
 
 }  // namespace actnn::cuda

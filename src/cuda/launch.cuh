@@ -84,6 +84,17 @@ constexpr void with_flags(Body&& body, bool flag, Flags... flags) {
   flag ? with_flags<kFlags..., true>(body, flags...) : with_flags<kFlags..., false>(body, flags...);
 }
 
+/// Bytes of dynamic shared memory that a block can have on the current device, beside the static memory of a kernel.
+inline int most_shared_memory() {
+  constexpr int kStatic = 6 * 1024;
+  int device = 0;
+  int bytes = 48 * 1024;
+  if (cudaGetDevice(&device) == cudaSuccess) {
+    cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  return bytes - kStatic;
+}
+
 /// Allows the kernel so many bytes of dynamic shared memory: more than 48 KiB must be asked for.
 template <class Kernel>
 cudaError_t allow_shared_memory(Kernel kernel, int bytes) {

@@ -430,12 +430,17 @@ cudaError_t norm_act(const NormActForward& forward, cudaStream_t stream) {
                                      .normalized = normalized};
     const auto launch = [&]<bool kVectors, ActivationFunction kFunction, Below kBelow, bool kResidual, bool kCopies,
                             bool kNormalized>() {
+      const auto memory_of = [&](const ColumnTiles& of) {
+        return ForwardMemory::of<Element, PackingPlace<Element, kVectors>, kResidual>(of, target, normalized);
+      };
+      const auto bytes_of = [&](const ColumnTiles& of) {
+        return memory_of(of).bytes(kResidual, mask_count(kFunction));
+      };
       const ColumnTiles tiles =
-          tiles_of_device(rows, channels, forward.type, kForwardThreads<Element, kVectors, kResidual>);
-      const auto memory =
-          ForwardMemory::of<Element, PackingPlace<Element, kVectors>, kResidual>(tiles, target, normalized);
+          tiles_of_device(rows, channels, forward.type, kForwardThreads<Element, kVectors, kResidual>, bytes_of);
+      const ForwardMemory memory = memory_of(tiles);
+      const int bytes = bytes_of(tiles);
       const auto kernel = norm_act_kernel<Element, kVectors, kFunction, kBelow, kResidual, kCopies, kNormalized>;
-      const int bytes = memory.bytes(kResidual, mask_count(kFunction));
       error = allow_shared_memory(kernel, bytes);
       if (error == cudaSuccess) {
         kernel<<<tiles.blocks(), tiles.threads(), bytes, stream>>>(arguments, tiles, memory);

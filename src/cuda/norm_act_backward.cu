@@ -190,19 +190,15 @@ cudaError_t norm_act_input_gradient(const NormActBackward& backward, const NormA
               const auto kernel = input_gradient_kernel<Element, kVectors, kFunction, kBelow, kSecond, kFromX, kSum>;
               constexpr int kMatrices = 1 + (kSecond || !kCommon) + kFromX;
               const StageParts parts(columns, arguments, RowsAhead<ColumnPlace<Element, kVectors>, kMatrices>::kBytes);
-              error = allow_shared_memory(kernel, parts.bytes());
-              if (error == cudaSuccess) {
-                kernel<<<columns.blocks(), kUnpackingThreads, parts.bytes(), stream>>>(
-                    arguments, columns, parts, channels, static_cast<Element*>(grad_input),
-                    static_cast<Element*>(grad_sum));
-              }
+              error = launch_warps(kernel, columns, parts, stream, arguments, columns, parts, channels,
+                                   static_cast<Element*>(grad_input), static_cast<Element*>(grad_sum));
             }
           },
           vectors, vectors && kBelow == Below::kFlat && backward.second_grad != nullptr, backward.x != nullptr,
           vectors && kBelow == Below::kFlat && grad_sum != nullptr);
     });
   });
-  return error != cudaSuccess ? error : cudaGetLastError();
+  return error;
 }
 
 cudaError_t norm_act_output(const NormActBackward& backward, const DecodeMap* channels, void* y, cudaStream_t stream) {
@@ -220,11 +216,8 @@ cudaError_t norm_act_output(const NormActBackward& backward, const DecodeMap* ch
           [&]<bool kVectors>() {
             const auto kernel = output_kernel<Element, kVectors, kFunction, kBelow>;
             const StageParts parts(columns, arguments);
-            error = allow_shared_memory(kernel, parts.bytes());
-            if (error == cudaSuccess) {
-              kernel<<<columns.blocks(), kUnpackingThreads, parts.bytes(), stream>>>(
-                  arguments, columns, parts, channels, static_cast<Element*>(y));
-            }
+            error = launch_warps(kernel, columns, parts, stream, arguments, columns, parts, channels,
+                                 static_cast<Element*>(y));
           },
           has_packed_vectors(count, backward.type, y));
     };
@@ -234,7 +227,7 @@ cudaError_t norm_act_output(const NormActBackward& backward, const DecodeMap* ch
       with_gradient_function(backward.activation, launch);
     }
   });
-  return error != cudaSuccess ? error : cudaGetLastError();
+  return error;
 }
 
 }  // namespace actnn::cuda

@@ -134,11 +134,7 @@ cudaError_t add_up(const NormActBackward& backward, const DecodeMap* channels, f
                 constexpr int kMatrices = 1 + (kSecond || !kIsCommon<kVectors, kBelow>)+kFromX;
                 const StageParts parts(columns, arguments,
                                        RowsAhead<ColumnPlace<Element, kVectors>, kMatrices>::kBytes);
-                error = allow_shared_memory(kernel, parts.bytes());
-                if (error == cudaSuccess) {
-                  kernel<<<columns.blocks(), kUnpackingThreads, parts.bytes(), stream>>>(arguments, columns, parts,
-                                                                                         channels, partial);
-                }
+                error = launch_warps(kernel, columns, parts, stream, arguments, columns, parts, channels, partial);
               }
             },
             vectors, vectors && kBelow == Below::kFlat && backward.second_grad != nullptr, backward.x != nullptr);

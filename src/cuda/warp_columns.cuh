@@ -14,7 +14,7 @@
 
 namespace actnn::cuda {
 
-/// Threads of a block that unpacks.
+/// Warps and threads of a block that unpacks, where it has the shared memory for so many.
 inline constexpr int kUnpackingWarps = 4;
 inline constexpr int kUnpackingThreads = kUnpackingWarps * kWarp;
 
@@ -54,7 +54,7 @@ struct WarpColumns : ColumnMatrix {
   }
 
   ACTNN_HOST_DEVICE int64_t width() const { return int64_t{1} << width_log2; }
-  unsigned blocks() const { return blocks_for(strips * parts, kUnpackingWarps); }
+  unsigned blocks(int block_warps) const { return blocks_for(strips * parts, block_warps); }
 
   __device__ int64_t strip() const { return warp() % static_cast<unsigned>(strips); }
   /// Below `parts` for the warps that have something to do.
@@ -63,7 +63,7 @@ struct WarpColumns : ColumnMatrix {
   __device__ int strip_channels() const { return kPackedChannels << width_log2; }
   __device__ int column() const { return lane_index() & (static_cast<int>(width()) - 1); }
 
-  __device__ static unsigned warp() { return blockIdx.x * kUnpackingWarps + threadIdx.x / kWarp; }
+  __device__ static unsigned warp() { return blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp; }
 
   /// Items are counted in 32 bits.
   __device__ int tile(int item) const { return item >> (width_log2 - passes_log2); }
