@@ -1,12 +1,15 @@
 """Where the GPU's time of a training step goes: kernels by what they do. On a CPU, operations.
 
+The kernels that take longest are printed; the JSON has the kinds.
+
 .venv/bin/python benchmarks/step_profile.py
 .venv/bin/python benchmarks/step_profile.py --network resnet152 --batch 64 --variants exact,blocks
 """
 
 import re
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Mapping
 
 import measure
 import torch
@@ -50,7 +53,16 @@ def kernels_of(run: Run, steps: int) -> dict[str, tuple[float, int]]:
         if event.device_type == own:
             times[event.name] += (event.device_time_total if on_gpu else event.self_cpu_time_total) / 1000 / steps
             launches[event.name] += 1
-    return {name: (times[name], launches[name] // steps) for name in times}
+    return {name: (times[name], -(-launches[name] // steps)) for name in times}
+
+
+def kinds_of(kernels: Mapping[str, tuple[float, int]]) -> dict[str, tuple[float, int]]:
+    """Those of all kernels of each kind, in the order of `KINDS`."""
+    sums = dict.fromkeys((*KINDS, "others"), (0.0, 0))
+    for kernel, (milliseconds, launches) in kernels.items():
+        of_kind = sums[kind_of(kernel)]
+        sums[kind_of(kernel)] = (of_kind[0] + milliseconds, of_kind[1] + launches)
+    return sums
 
 
 def main() -> int:
@@ -64,28 +76,25 @@ def main() -> int:
     device = measure.chosen_device(arguments)
     if arguments.smoke:
         arguments.batch, arguments.steps = 2, 1
-    record = {"benchmark": "step_profile", "machine": measure.machine(device), "rows": []}
+    settings = {"network": arguments.network, "batch": arguments.batch, "steps": arguments.steps}
+    record = {"benchmark": "step_profile", "machine": measure.machine(device), "settings": settings, "rows": []}
     measure.print_machine(record["machine"])
-    by_kind: dict[str, dict[str, float]] = defaultdict(dict)
+    profiles = {}
     for name in arguments.variants:
         run = Run(VARIANTS[name], workload(arguments.network, arguments.batch, arguments.smoke), device)
         run.warm_up(3)
         kernels = kernels_of(run, arguments.steps)
         del run
-        for kernel, (milliseconds, launches) in sorted(kernels.items(), key=lambda item: -item[1][0]):
-            kind = kind_of(kernel)
-            by_kind[kind][name] = by_kind[kind].get(name, 0.0) + milliseconds
-            record["rows"].append(
-                {"variant": name, "kind": kind, "kernel": kernel, "milliseconds": milliseconds, "launches": launches}
-            )
+        longest = sorted(kernels.items(), key=lambda item: -item[1][0])[: arguments.kernels]
         print(f"\n{name}: {sum(milliseconds for milliseconds, _ in kernels.values()):.2f} ms a step")
-        for row in [row for row in record["rows"] if row["variant"] == name][: arguments.kernels]:
-            print(f"{row['milliseconds']:7.3f} {row['launches']:4d} x  {row['kind']:16s} {row['kernel'][:100]}")
-    print(f"\n| ms | {' | '.join(arguments.variants)} |\n|---|{'---|' * len(arguments.variants)}")
+        for kernel, (milliseconds, launches) in longest:
+            print(f"{milliseconds:7.3f} {launches:4d} x  {kind_of(kernel):16s} {kernel[:100]}")
+        profiles[name] = kinds_of(kernels)
+        for kind, (milliseconds, launches) in profiles[name].items():
+            record["rows"].append({"variant": name, "kind": kind, "milliseconds": milliseconds, "launches": launches})
+    print(f"\n| ms | {' | '.join(profiles)} |\n|---|{'---|' * len(profiles)}")
     for kind in (*KINDS, "others"):
-        if kind in by_kind:
-            cells = (f"{by_kind[kind].get(name, 0.0):.2f}" for name in arguments.variants)
-            print(f"| {kind} | {' | '.join(cells)} |")
+        print(f"| {kind} | {' | '.join(f'{kinds[kind][0]:.2f}' for kinds in profiles.values())} |")
     measure.write_json(measure.output_path(arguments, "step_profile"), record)
     return 0
 

@@ -55,9 +55,11 @@ def test_host_and_capture_times_are_measured(tmp_path):
 
 def test_a_step_is_divided_into_kinds(tmp_path):
     rows = results_of(tmp_path / "profile.json", "step_profile.py")["rows"]
-    assert {row["variant"] for row in rows} == {"exact", "blocks"}
-    assert {"convolutions", "others"} <= {row["kind"] for row in rows}
-    assert all(row["milliseconds"] >= 0 and row["launches"] >= 1 for row in rows)
+    for variant in ("exact", "blocks"):
+        kinds = {row["kind"]: row for row in rows if row["variant"] == variant}
+        assert all((row["milliseconds"] > 0) == (row["launches"] > 0) for row in kinds.values())
+        assert kinds["convolutions"]["launches"] > 0
+        assert kinds["others"]["launches"] > 0
 
 
 def test_every_op_that_moves_a_tensor_is_measured(tmp_path):
