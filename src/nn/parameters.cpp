@@ -4,8 +4,6 @@
 
 #include <cmath>
 
-#include "src/ops/checks.h"
-
 namespace actnn::nn {
 
 void check_quantization(const std::string& layer, const Quantization& quantization) {

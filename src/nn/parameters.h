@@ -8,6 +8,7 @@
 #include <string>
 
 #include "actnn/ops/quantization.h"
+#include "src/ops/checks.h"
 
 /// \file
 /// What the layers do with their parameters, buffers and quantization.
@@ -28,11 +29,6 @@ void adopt_buffers(torch::nn::Module& target, const torch::nn::Module& source,
 
 inline std::optional<at::Tensor> if_defined(const at::Tensor& tensor) {
   return tensor.defined() ? std::optional(tensor) : std::nullopt;
-}
-
-/// Whether activations of this type have a compressed form: float32, float16, bfloat16.
-inline bool is_compressible(at::ScalarType dtype) {
-  return dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16;
 }
 
 }  // namespace actnn::nn

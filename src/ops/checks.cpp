@@ -31,8 +31,7 @@ at::ScalarType scalar_type_of(ElementType type) {
 }
 
 ElementType check_element_type(const char* op, at::ScalarType dtype) {
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16, op,
-                   ": dtype must be float32, float16 or bfloat16, got ", dtype);
+  TORCH_CHECK_TYPE(is_compressible(dtype), op, ": dtype must be float32, float16 or bfloat16, got ", dtype);
   return dtype == at::kFloat  ? ElementType::kFloat32
          : dtype == at::kHalf ? ElementType::kFloat16
                               : ElementType::kBFloat16;

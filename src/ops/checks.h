@@ -17,6 +17,11 @@ namespace actnn {
 /// forward-mode derivative, which would be lost.
 ElementType check_floating(const char* op, const char* argument, const at::Tensor& tensor);
 
+/// Whether tensors of this type have a compressed form: float32, float16, bfloat16.
+inline bool is_compressible(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16;
+}
+
 at::ScalarType scalar_type_of(ElementType type);
 ElementType check_element_type(const char* op, at::ScalarType dtype);
 

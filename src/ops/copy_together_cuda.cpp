@@ -12,15 +12,10 @@
 namespace actnn {
 namespace {
 
-bool has_element_type(const at::Tensor& tensor) {
-  const at::ScalarType dtype = tensor.scalar_type();
-  return dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16;
-}
-
 /// Whether the kernel copies it: in the order of storage.
 bool is_fast(const at::Tensor& to, const at::Tensor& from) {
-  return to.device() == from.device() && from.is_cuda() && !is_traced(from) && has_element_type(from) &&
-         has_element_type(to) && from.is_non_overlapping_and_dense() && to.strides() == from.strides();
+  return to.device() == from.device() && from.is_cuda() && !is_traced(from) && is_compressible(from.scalar_type()) &&
+         is_compressible(to.scalar_type()) && from.is_non_overlapping_and_dense() && to.strides() == from.strides();
 }
 
 }  // namespace
