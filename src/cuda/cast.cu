@@ -15,16 +15,15 @@ constexpr int kBlockElements = kBlockThreads * kThreadElements;
 
 struct Casts {
   Cast arrays[kMostArrays];
-  uint32_t first_block[kMostArrays + 1];
+  uint32_t first_block[kMostArrays + 1] = {};
   int count = 0;
 
   void add(const Cast& cast) {
     arrays[count] = cast;
-    const uint32_t first = count == 0 ? 0 : first_block[count];
-    first_block[count] = first;
-    first_block[++count] = first + blocks_for(cast.count, kBlockElements);
+    first_block[count + 1] = first_block[count] + blocks_for(cast.count, kBlockElements);
+    ++count;
   }
-  unsigned blocks() const { return count == 0 ? 0 : first_block[count]; }
+  unsigned blocks() const { return first_block[count]; }
 
   /// The array that a block has elements of.
   __device__ int array_of(uint32_t block) const {

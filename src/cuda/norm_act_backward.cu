@@ -43,7 +43,8 @@ __global__ void __launch_bounds__(kUnpackingThreads, kGradientBlocks)
   Place place(columns, columns.first_channel(), columns.column());
   typename Place::Row grad[kRows];
   typename Place::Row second[kMaySecond ? kRows : 1];
-  auto rows = copies.template rows_ahead < kMaySecond ? 2 : 1 > ();
+  constexpr int kGradients = kMaySecond ? 2 : 1;
+  auto rows = copies.template rows_ahead<kGradients>();
   // Elements are fetched before results are stored in the same places, which may be the same memory.
   const auto compute = [&] {
     rows.take(0, place, grad);
@@ -188,7 +189,7 @@ cudaError_t norm_act_input_gradient(const NormActBackward& backward, const NormA
             if constexpr ((kCommon || !(kSecond || kSum)) && !(is_smooth(kFunction) && kSum)) {
               const WarpColumns columns = warps_of_device(rows, count, kGradientBlocks * kUnpackingThreads);
               const auto kernel = input_gradient_kernel<Element, kVectors, kFunction, kBelow, kSecond, kFromX, kSum>;
-              constexpr int kMatrices = 1 + (kSecond || !kCommon) + kFromX;
+              constexpr int kMatrices = (kSecond || !kCommon ? 2 : 1) + (kFromX ? 1 : 0);
               const StageParts parts(columns, arguments, RowsAhead<ColumnPlace<Element, kVectors>, kMatrices>::kBytes);
               error = launch_warps(kernel, columns, parts, stream, arguments, columns, parts, channels,
                                    static_cast<Element*>(grad_input), static_cast<Element*>(grad_sum));

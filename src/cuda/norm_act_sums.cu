@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(kUnpackingThreads, kSumsBlocks)
   typename Place::Row grad[kRows];
   typename Place::Row second[kMaySecond ? kRows : 1];
   ThreadSums<kChannels> sums;
-  auto rows = copies.template rows_ahead < kMaySecond ? 2 : 1 > ();
+  constexpr int kGradients = kMaySecond ? 2 : 1;
+  auto rows = copies.template rows_ahead<kGradients>();
   const auto add = [&] {
     rows.take(0, place, grad);
     if constexpr (kMaySecond) {
@@ -131,7 +132,8 @@ cudaError_t add_up(const NormActBackward& backward, const DecodeMap* channels, f
             [&]<bool kVectors, bool kSecond, bool kFromX>() {
               if constexpr (kIsCommon<kVectors, kBelow> || !kSecond) {
                 const auto kernel = sums_kernel<Element, kVectors, kFunction, kBelow, kSecond, kFromX>;
-                constexpr int kMatrices = 1 + (kSecond || !kIsCommon<kVectors, kBelow>)+kFromX;
+                constexpr bool kCommon = kIsCommon<kVectors, kBelow>;
+                constexpr int kMatrices = (kSecond || !kCommon ? 2 : 1) + (kFromX ? 1 : 0);
                 const StageParts parts(columns, arguments,
                                        RowsAhead<ColumnPlace<Element, kVectors>, kMatrices>::kBytes);
                 error = launch_warps(kernel, columns, parts, stream, arguments, columns, parts, channels, partial);
