@@ -109,7 +109,7 @@ ThreeTensors batch_norm_channels_cuda(const at::Tensor& input, const OptionalTen
        .running_mean = mutable_floats(running_mean),
        .running_var = mutable_floats(running_var),
        .batches = num_batches_tracked ? num_batches_tracked->mutable_data_ptr<int64_t>() : nullptr,
-       .momentum = static_cast<float>(momentum.value_or(-1.0))},
+       .momentum = static_cast<float>(momentum.value_or(num_batches_tracked ? -1.0 : 0.0))},
       mutable_rows_as<NormActChannel>(channels), mutable_rows_as<DecodeMap>(decode), rstd.mutable_data_ptr<float>(),
       current_stream()));
   return {channels, decode, rstd};

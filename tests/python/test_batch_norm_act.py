@@ -28,6 +28,15 @@ def exact(x, weight, bias, slope, mean=None, var=None, training=True):
     return F.leaky_relu(y, slope) if slope != 1 else y
 
 
+@pytest.mark.parametrize("momentum", [None, 0.1])
+def test_statistics_of_a_batch_alone_need_no_momentum(momentum):
+    x = torch.randn(300, 5) * 2 + 1
+    channels, _, rstd = ops.batch_norm_channels(x, None, None, None, None, None, momentum, 1e-5, False)
+    expected = (x.var(0, correction=0) + 1e-5).rsqrt()
+    torch.testing.assert_close(rstd, expected)
+    torch.testing.assert_close(channels[:, 1], -x.mean(0) * expected)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("slope", SLOPES)
