@@ -119,11 +119,10 @@ struct RowVector {
     const Words words = kStreaming ? __ldcs(from) : *from;
     memcpy(word, &words, sizeof words);
   }
-  /// It is not read soon.
   __device__ void store(Element* first) const {
     Words words;
     memcpy(&words, word, sizeof words);
-    __stcs(reinterpret_cast<Words*>(first), words);
+    *reinterpret_cast<Words*>(first) = words;
   }
 
   __device__ float operator[](int k) const {

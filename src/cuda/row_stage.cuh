@@ -13,6 +13,20 @@
 
 namespace actnn::cuda {
 
+/// Starts copying a vector by `cp.async`. Strips of short vectors are half a line wide: the line is brought into the L2
+/// cache as a whole, since another warp reads the rest of it soon.
+template <class Row>
+__device__ void fetch_async(Row* to, const void* from) {
+  if constexpr (sizeof(Row) == sizeof(uint2)) {
+    asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 8;"
+                 :
+                 : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from)
+                 : "memory");
+  } else {
+    __pipeline_memcpy_async(to, from, sizeof(Row));
+  }
+}
+
 /// Room for the octets of rows of a warp's threads. Elements that cannot be read as vectors are not staged, but read
 /// when they are taken. `cp.async` groups are the caller's.
 template <class Place>
@@ -30,7 +44,7 @@ class RowStage {
   __device__ void fetch(const Place& place, const Element* matrix) const {
     if constexpr (Place::kLoadsVectors) {
       place.for_each_row(matrix, [&](int j, const Element* element) {
-        __pipeline_memcpy_async(own_ + j * kWarp, element, sizeof(Row));
+        fetch_async(own_ + j * kWarp, element);
       });
     }
   }
