@@ -305,8 +305,9 @@ class ColumnCopies {
   }
 
   /// Calls `use()` for each octet of rows that this thread has, with `place` there; its `rows` have arrived, and so has
-  /// what was saved. `kBackwards`: the last ones come first.
-  template <bool kBackwards, int kMatrices, class Use>
+  /// what was saved. `kBackwards`: the last ones come first. `kInStep`: the warps of a block wait for each other, which
+  /// pays where much is written: memory takes what belongs to neighbouring strips of the same rows as longer runs.
+  template <bool kBackwards, bool kInStep, int kMatrices, class Use>
   __device__ void visit(Place& place, RowsAhead<Place, kMatrices>& rows, Use&& use) {
     const auto first_item = static_cast<int>(columns_.part());
     const auto parts = static_cast<int>(columns_.parts);
@@ -341,6 +342,9 @@ class ColumnCopies {
         } else {
           __pipeline_wait_prior(1);
           __syncwarp();
+        }
+        if constexpr (kInStep) {
+          __syncthreads();  // of those that have not returned
         }
         if constexpr (kFromX) {
           rows.take(kMatrices - 1, place, x_);

@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kUnpackingThreads, kUnpackingBlocks)
     place.store(values, elements);
   };
   auto no_rows = copies.template rows_ahead<0>();
-  copies.template visit</*kBackwards=*/false>(place, no_rows, unpack);
+  copies.template visit</*kBackwards=*/false, /*kInStep=*/true>(place, no_rows, unpack);
 }
 
 }  // namespace

@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kUnpackingThreads, kGradientBlocks)
       }
     }
   };
-  copies.template visit</*kBackwards=*/false>(place, rows, compute);
+  copies.template visit</*kBackwards=*/false, /*kInStep=*/true>(place, rows, compute);
 }
 
 template <class Element, bool kVectors, ActivationFunction kFunction, Below kBelow>
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kUnpackingThreads, kOutputBlocks)
     place.store(y, output);
   };
   auto no_rows = copies.template rows_ahead<0>();
-  copies.template visit</*kBackwards=*/false>(place, no_rows, compute);
+  copies.template visit</*kBackwards=*/false, /*kInStep=*/false>(place, no_rows, compute);
 }
 
 }  // namespace

@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kUnpackingThreads, kSumsBlocks)
         [](int /*pair*/) {});
   };
   // Backwards, so that the next kernel, which begins at the front, meets what is still in the cache.
-  copies.template visit</*kBackwards=*/true>(place, rows, add);
+  copies.template visit</*kBackwards=*/true, /*kInStep=*/false>(place, rows, add);
 
 #pragma unroll
   for (int k = 0; k < kChannels; ++k) {
