@@ -185,18 +185,19 @@ class ColumnRanges {
   __device__ ColumnEncoder encoder(int k) const { return encoders_[own_encoders_ + k]; }
 
   /// Finds the parameters and encoders of a tile's groups from the extremes, by all threads, which must be synchronized
-  /// before and after. `copy_of(entry, extreme)` is what is packed, `grid_of(entry)` on which grids, of the channel
-  /// with this entry in a `ChannelTable`. Returns whether one of this thread's groups needs the slow way.
+  /// before and after; those from `first_thread` on have a channel each. `copy_of(entry, extreme)` is what is packed,
+  /// `grid_of(entry)` on which grids, of the channel with this entry in a `ChannelTable`. Returns whether one of this
+  /// thread's groups needs the slow way.
   template <class CopyOf, class GridOf>
-  __device__ bool find(int64_t tile, bool keeps_below, CopyOf&& copy_of, GridOf&& grid_of) const {
+  __device__ bool find(int64_t tile, bool keeps_below, CopyOf&& copy_of, GridOf&& grid_of, int first_thread = 0) const {
     const ColumnLayout<int64_t>& layout = target_.layout;
     const int group_octets = 1 << group_octets_log2_;
     const int groups = kTileOctetRows >> group_octets_log2_;
     bool is_regular = true;
     // A thread has one channel or none.
-    const int c = static_cast<int>(threadIdx.x);
+    const int c = static_cast<int>(threadIdx.x) - first_thread;
     const int64_t channel = tiles_.first_channel() + c;
-    if (c < tiles_.strip_channels() && channel < layout.channels) {
+    if (0 <= c && c < tiles_.strip_channels() && channel < layout.channels) {
       const int entry = table_entry<Place>(c / kChannels, c % kChannels);
       const Extremes<Number>* of_row = extremes_ + c;
 #pragma unroll 1

@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
         irregular |=
             normalized_ranges.find(
                 tile, true, [&](int entry, float extreme) { return normalized_of(normalized_maps.at(entry), extreme); },
-                [](int /*entry*/) { return Grid::kPlain; })
+                [](int /*entry*/) { return Grid::kPlain; }, kCopies ? tiles.strip_channels() : 0)
                 ? 1
                 : 0;
       }
