@@ -27,7 +27,18 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 BUFFERS = 3  # that take turns
 SAMPLES = 64
 DROPOUT = 0.1
-RANDOMIZED = ("quantize", "quantize_per_sample", "dropout_forward", "dropout_forward_")
+RANDOMIZED = (
+    "quantize",
+    "quantize_per_sample",
+    "quantize_columns",
+    "norm_act",
+    "norm_add_act",
+    "dropout_forward",
+    "dropout_forward_",
+)
+COLUMN_CHANNELS = 1024
+NORM_CHANNELS = (64, 256, 2048)  # of as many elements, in bfloat16 with a ReLU
+NORM_BITS = 3  # and the side of the kink
 POOLINGS = {"k3 s2 p1": ([3, 3], [2, 2], [1, 1]), "k2 s2": ([2, 2], [2, 2], [0, 0])}
 GOAL = 95.0
 FP32_DEQUANTIZE_GOAL = 92.0
@@ -190,6 +201,68 @@ class Kernels:
             rival.append(partial(aten.max_pool2d_with_indices_backward, gradient, x, *arguments, indices))
         return Case(calls, [gradient, positions], rival)
 
+    # Columns, and the passes of norms over matrices of rows x channels
+
+    def matrices(self, channels: int, dtype=torch.bfloat16, like: int = 0) -> list[Tensor]:
+        """Other ones for each `like`, which stands for what they are of."""
+        rows = self.sizes.elements // channels
+        key = (dtype, rows, channels, like)
+        if key not in self._cached:
+            self._cached[key] = [torch.randn(rows, channels, device=self.device, dtype=dtype) for _ in range(BUFFERS)]
+        return self._cached[key]
+
+    def quantize_columns(self, dtype: torch.dtype, bits: int) -> Case:
+        xs = self.matrices(COLUMN_CHANNELS, dtype)
+        state = self.state(ops.quantize_columns)
+        return Case([partial(ops.quantize_columns, x, bits, 256, "dithered", state) for x in xs], xs[:1])
+
+    def dequantize_columns(self, dtype: torch.dtype, bits: int) -> Case:
+        packed = [call() for call in self.quantize_columns(dtype, bits).calls]
+        x = self.matrices(COLUMN_CHANNELS, dtype)[0]
+        return Case([partial(ops.dequantize_columns, p, *x.shape, dtype, bits, 256) for p in packed], packed[:1])
+
+    def norm(self, channels: int, kink=True) -> tuple[Tensor, Tensor, Tensor]:
+        """What the passes know of a norm: weights near 1, biases near 0."""
+        x = self.matrices(channels)[0]
+        weight = torch.linspace(0.5, 1.5, channels, device=self.device)
+        bias = torch.linspace(-0.2, 0.2, channels, device=self.device)
+        return ops.batch_norm_channels(x, weight, bias, None, None, None, 0.1, 1e-5, kink)
+
+    def norm_statistics(self, channels: int) -> Case:
+        xs = self.matrices(channels)
+        return Case([partial(ops.batch_norm_channels, x, *[None] * 5, 0.1, 1e-5, True) for x in xs], xs[:1])
+
+    def norm_forward(self, channels: int) -> Case:
+        xs = self.matrices(channels)
+        state = self.state(ops.norm_act)
+        of_channels = self.norm(channels)[0]
+        arguments = (None, of_channels, "leaky_relu", 0.0, NORM_BITS, False, "dithered", state)
+        return Case([partial(ops.norm_act, x, *arguments) for x in xs], xs[:1])
+
+    def norm_add_forward(self, channels: int) -> Case:
+        xs, residuals = self.matrices(channels), self.matrices(channels, like=1)
+        state = self.state(ops.norm_add_act)
+        norm = self.norm(channels, kink=False)[0]
+        sums = ops.sum_channels(norm, xs[0])[0]
+        arguments = (sums, norm, "leaky_relu", 0.0, NORM_BITS, NORM_BITS, False, "dithered", state)
+        calls = [partial(ops.norm_add_act, x, r, *arguments) for x, r in zip(xs, residuals, strict=True)]
+        return Case(calls, [xs[0], residuals[0]])
+
+    def norm_backward(self, op: str, channels: int) -> Case:
+        grads = self.matrices(channels, like=2)
+        _, decode, rstd = self.norm(channels)
+        packed = [call()[1] for call in self.norm_forward(channels).calls]
+        how = ("leaky_relu", 0.0, NORM_BITS, None, None, None, 0)
+        if op == "norm_act_output":
+            arguments = (decode, grads[0].shape[0], grads[0].dtype, *how[:3])
+            return Case([partial(ops.norm_act_output, p, *arguments) for p in packed], packed[:1])
+        of_pass = decode
+        if op == "norm_act_input_gradient":
+            sums = ops.norm_act_sums(packed[0], grads[0], None, decode, *how)
+            of_pass = ops.norm_act_gradients(sums, decode, None, rstd, grads[0].shape[0])[0]
+        calls = [partial(getattr(ops, op), p, g, None, of_pass, *how) for p, g in zip(packed, grads, strict=True)]
+        return Case(calls, [packed[0], grads[0]])
+
     # Reductions
 
     def reduction(self, op: str, dtype: torch.dtype, *arguments: object) -> Case:
@@ -224,6 +297,16 @@ class Kernels:
             for op, arguments in (("group_range_squares", (256,)), ("square_norms", ())):
                 if hasattr(torch.ops.actnn, op):
                     yield Row(f"{op} {short(dtype)}", partial(self.reduction, op, dtype, *arguments))
+        for dtype in FLOATS:
+            for bits in (2, 4, 8):
+                yield Row(f"quantize_columns {short(dtype)} {bits} bits", partial(self.quantize_columns, dtype, bits))
+                yield Row(f"dequantize_columns {short(dtype)} {bits} bits", partial(self.dequantize_columns, dtype, bits))
+        for channels in NORM_CHANNELS:
+            yield Row(f"norm statistics, {channels} channels", partial(self.norm_statistics, channels))
+            yield Row(f"norm_act, {channels} channels", partial(self.norm_forward, channels))
+            yield Row(f"norm_add_act, {channels} channels", partial(self.norm_add_forward, channels))
+            for op in ("norm_act_sums", "norm_act_input_gradient", "norm_act_output"):
+                yield Row(f"{op}, {channels} channels", partial(self.norm_backward, op, channels))
         for dtype in (torch.bfloat16, torch.float32):
             for channels_last in (True, False):
                 for window in POOLINGS:
