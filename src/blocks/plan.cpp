@@ -87,7 +87,7 @@ class Planner {
     const std::set<Value> read = values_read_as_copies();
     for (StepPointer& stage : plan_.stages) {
       const auto* activation = dynamic_cast<const Activation*>(stage.get());
-      if (activation != nullptr && is_self_gated(activation->kind) && read.contains(activation->output()) &&
+      if (activation != nullptr && is_smooth(activation->kind) && read.contains(activation->output()) &&
           !plan_.options.exact.contains(activation->output()) && can_be_fine(activation->inputs[0])) {
         stage = std::make_shared<KeptInputActivation>(*activation, plan_.options.smooth_bits);
         makers_[stage->output()] = stage.get();

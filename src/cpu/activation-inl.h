@@ -81,6 +81,21 @@ HWY_INLINE ActivatedVector<Tag> activate(Tag df, hn::Vec<Tag> z) {
   }
 }
 
+/// By `actnn::activate_copy`.
+template <ActivationFunction function, class Tag>
+HWY_INLINE ActivatedVector<Tag> activate_copy(Tag df, hn::Vec<Tag> z, hn::Mask<Tag> side, hn::Mask<Tag> between) {
+  if constexpr (function == ActivationFunction::kHardswish) {
+    const auto half = hn::Set(df, 0.5F);
+    const auto y = hn::Mul(z, hn::MulAdd(z, hn::Set(df, 1.0F / 6.0F), half));
+    const auto derivative = hn::MulAdd(z, hn::Set(df, 1.0F / 3.0F), half);
+    const auto stays = hn::Or(side, hn::IsNaN(z));
+    return {hn::IfThenElse(between, y, hn::IfThenElseZero(stays, z)),
+            hn::IfThenElse(between, derivative, hn::IfThenElseZero(side, hn::Set(df, 1.0F)))};
+  } else {
+    return activate<function>(df, z);
+  }
+}
+
 }  // namespace actnn::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

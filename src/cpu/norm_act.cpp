@@ -74,12 +74,12 @@ HWY_INLINE void normalize_octet(const Forward& forward, const Tile& tile, int64_
   const int64_t ahead = octet * kOctet + kRowsAhead < tile.rows ? kRowsAhead * stride : next;
   const auto row_of_word = static_cast<int>(octet % kWordOctets * kOctet);
   uint32_t* sides = copies.masks[0][channel / kLanes].words[octet / kWordOctets];
-  uint32_t* slopes = copies.masks[1][channel / kLanes].words[octet / kWordOctets];
+  uint32_t* between = copies.masks[1][channel / kLanes].words[octet / kWordOctets];
   float* out = copies.row(octet * kOctet, channel);
   const Normalization<Element, kFunction> normalization(forward, tile.first_channel + channel);
   Found found{hn::Load(df, copies.smallest + channel), hn::Load(df, copies.largest + channel),
               hn::Load(df, copies.zero + channel), row_of_word == 0 ? hn::Zero(d32) : hn::Load(d32, sides),
-              row_of_word == 0 ? hn::Zero(d32) : hn::Load(d32, slopes)};
+              row_of_word == 0 ? hn::Zero(d32) : hn::Load(d32, between)};
   if (HWY_LIKELY(rows == kOctet && lanes >= kLanes)) {
     for (int row = 0; row < kOctet; row += kRowsTogether) {
       normalization.template add_rows<kRowsTogether>(begin + row * stride, kLanes, ahead, row_of_word + row, found,
@@ -95,8 +95,8 @@ HWY_INLINE void normalize_octet(const Forward& forward, const Tile& tile, int64_
   hn::Store(found.largest, df, copies.largest + channel);
   hn::Store(found.zero, df, copies.zero + channel);
   hn::Store(found.sides, d32, sides);
-  if constexpr (kFunction == ActivationFunction::kReLU6) {
-    hn::Store(found.slopes, d32, slopes);
+  if constexpr (mask_count(kFunction) > 1) {
+    hn::Store(found.between, d32, between);
   }
 }
 

@@ -46,7 +46,7 @@ struct Run {
 struct Saved {
   FloatVector s;
   FloatMask side;
-  FloatMask on_slope;
+  FloatMask between;  ///< the jumps of the activation
 };
 
 /// The gradients that come back. Loops hold one by value: the compiler must think that every store changes what is in
@@ -96,11 +96,12 @@ class Backward {
     if constexpr (kFunction == kLeakyReLU) {
       return hn::IfThenElse(saved.side, gradient, below(gradient));
     } else if constexpr (kFunction == kReLU6) {
-      return hn::IfThenElseZero(saved.on_slope, gradient);
+      return hn::IfThenElseZero(saved.between, gradient);
     } else if constexpr (kFunction == kIdentity) {
       return gradient;
     } else {
-      const auto derivative = activate<kFunction>(df, hn::Add(hn::Mul(a, saved.s), b)).derivative;
+      const auto z = hn::Add(hn::Mul(a, saved.s), b);
+      const auto derivative = activate_copy<kFunction>(df, z, saved.side, saved.between).derivative;
       return hn::IfThenZeroElse(hn::Eq(derivative, hn::Zero(df)), hn::Mul(derivative, gradient));
     }
   }
@@ -108,8 +109,10 @@ class Backward {
   /// y of a vector of copies of z.
   static HWY_INLINE FloatVector output(FloatVector z, const Saved& saved, const BelowKink& below) {
     if constexpr (kFunction == ActivationFunction::kReLU6) {
-      const auto above = hn::IfThenElse(saved.on_slope, z, hn::Set(FloatTag(), 6.0F));
+      const auto above = hn::IfThenElse(saved.between, z, hn::Set(FloatTag(), 6.0F));
       return canonical_nan(FloatTag(), hn::IfThenElse(hn::IsNaN(z), z, hn::IfThenElseZero(saved.side, above)));
+    } else if constexpr (is_smooth(kFunction)) {
+      return canonical_nan(FloatTag(), activate_copy<kFunction>(FloatTag(), z, saved.side, saved.between).y);
     } else {
       return activated<kFunction>(below, z, saved.side);
     }
@@ -161,13 +164,13 @@ class Backward {
     const Run run{(tile.first_row + first) * stride + tile.first_channel + channel, tile.first_channel + channel,
                   tile.channels - channel};
     const auto sides = copies.mask(0, word, channel);
-    const auto slopes = copies.mask(1, word, channel);
+    const auto between = copies.mask(1, word, channel);
     body(run, [=, &copies, index = run.index](const auto& element) {
       auto bit = hn::Set(d32, 1u << row_of_word);
       for (int64_t row = 0; row < rows; ++row) {
         element(index + row * stride,
                 Saved{copies.row(row_of_word % kHalfRows + row, channel), hn::RebindMask(df, hn::TestBit(sides, bit)),
-                      hn::RebindMask(df, hn::TestBit(slopes, bit))});
+                      hn::RebindMask(df, hn::TestBit(between, bit))});
         bit = hn::ShiftLeft<1>(bit);
       }
     });

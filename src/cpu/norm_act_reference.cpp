@@ -165,7 +165,8 @@ void forward_column(const NormActForward& forward, const Column& column) {
     store_mask(forward, column, 0, [&](int64_t row) { return element(row).side; });
   }
   if (layout.masks > 1) {
-    store_mask(forward, column, 1, [&](int64_t row) { return on_relu6_slope(element(row).z); });
+    const Jumps jumps = jumps_of(forward.activation.function);
+    store_mask(forward, column, 1, [&](int64_t row) { return jumps.are_around(element(row).z); });
   }
   // Last: y may be where the residual was.
   for (int64_t row = 0; forward.y && row < column.rows; ++row) {
@@ -179,7 +180,7 @@ void forward_column(const NormActForward& forward, const Column& column) {
 struct SavedElement {
   float s;
   bool side;
-  bool on_slope;
+  bool between;  ///< the jumps of the activation
 };
 
 PackedHeader header_of(const uint8_t* packed) {
@@ -272,18 +273,23 @@ float gradient_of(const NormActBackward& backward, int64_t index, const SavedEle
     case ActivationFunction::kLeakyReLU:
       return leaky_relu_gradient(gradient, saved.side, backward.activation.slope);
     case ActivationFunction::kReLU6:
-      return leaky_relu_gradient(gradient, saved.on_slope, 0.0F);
+      return leaky_relu_gradient(gradient, saved.between, 0.0F);
     default:
       const float scaled = a * saved.s;
       return with_smooth(backward.activation.function, [&]<ActivationFunction function>() {
-        return smooth_gradient(gradient, activate<function>(scaled + b).derivative);
+        return smooth_gradient(gradient, activate_copy<function>(scaled + b, saved.side, saved.between).derivative);
       });
   }
 }
 
 /// y of a copy of z.
 float output_of(const FusedActivation& activation, float z, const SavedElement& saved) {
-  return activation.function == ActivationFunction::kReLU6 ? relu6_of_copy(z, saved.side, saved.on_slope)
+  if (is_smooth(activation.function)) {
+    return with_smooth(activation.function, [&]<ActivationFunction function>() {
+      return activate_copy<function>(z, saved.side, saved.between).y;
+    });
+  }
+  return activation.function == ActivationFunction::kReLU6 ? relu6_of_copy(z, saved.side, saved.between)
                                                            : activated(activation, z, saved.side);
 }
 

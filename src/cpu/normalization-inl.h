@@ -54,7 +54,7 @@ struct Found {
   FloatVector largest;
   FloatVector zero;
   Word32Vector sides;
-  Word32Vector slopes;
+  Word32Vector between;
 };
 
 /// The first pass over a vector of channels.
@@ -108,9 +108,10 @@ class Normalization {
       const auto bit = forward_.row_bits.of_row(row + i);
       const auto side = hn::Gt(z[i], zeros);
       found.sides = hn::IfThenElse(hn::RebindMask(d32, side), hn::Or(found.sides, bit), found.sides);
-      if constexpr (kFunction == ActivationFunction::kReLU6) {
-        const auto on_slope = hn::And(side, hn::Lt(z[i], hn::Set(df, 6.0F)));
-        found.slopes = hn::IfThenElse(hn::RebindMask(d32, on_slope), hn::Or(found.slopes, bit), found.slopes);
+      if constexpr (mask_count(kFunction) > 1) {
+        constexpr Jumps kJumps = jumps_of(kFunction);
+        const auto between = hn::And(hn::Gt(z[i], hn::Set(df, kJumps.above)), hn::Lt(z[i], hn::Set(df, kJumps.below)));
+        found.between = hn::IfThenElse(hn::RebindMask(d32, between), hn::Or(found.between, bit), found.between);
       }
     }
     if (arguments.layout.bits == 0) {

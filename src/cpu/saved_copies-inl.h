@@ -61,7 +61,7 @@ class SavedCopies {
         header_(header_of(packed_)),
         random_(header_.random(), layout_),
         maps_of_x_(backward.channels_of_x, backward.x ? backward.layout.channels : 0) {
-    // Without masks, all elements are above 0, and none is known to be on a slope.
+    // Without masks, all elements are above 0, and none is known to be between jumps.
     for (int number = backward.layout.masks; number < kMostMasks; ++number) {
       for (BlockWords<1>& words : masks_[number]) {
         words.fill(number == 0 ? ~0u : 0u);

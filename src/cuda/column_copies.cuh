@@ -261,6 +261,12 @@ struct SavedOctet {
   __device__ bool passes_gradient(int j) const { return ((passes >> j) & 1U) != 0; }
 };
 
+/// A smooth activation at z, a copy: the last mask of those that jump says what is between the jumps.
+template <ActivationFunction kFunction>
+__device__ ActivatedNumber activate_copy(float z, const SavedOctet& octet, int j) {
+  return actnn::activate_copy<kFunction>(z, octet.is_above(j), octet.passes_gradient(j));
+}
+
 /// The elements of a thread. `kBothSides`: whether copies below the kink are used.
 template <class Element, bool kVectors, bool kFromX, bool kBothSides>
 class ColumnCopies {
@@ -429,13 +435,13 @@ class ColumnCopies {
   Row x_[kFromX ? kRows : 1];
 };
 
-/// The gradient of z: smooth activations with z, the others by whether the gradient passes.
+/// The gradient of z in row j: smooth activations with a copy of z, the others by whether the gradient passes.
 template <ActivationFunction kFunction, Below kBelow>
-__device__ float gradient_of_z(float gradient, bool passes, float slope, float z) {
+__device__ float gradient_of_z(float gradient, const SavedOctet& octet, int j, float slope, float z) {
   if constexpr (is_smooth(kFunction)) {
-    return smooth_gradient(gradient, activate<kFunction>(z).derivative);
+    return smooth_gradient(gradient, activate_copy<kFunction>(z, octet, j).derivative);
   } else {
-    return leaky_relu_gradient(gradient, passes, kBelow == Below::kFlat ? 0.0F : slope);
+    return leaky_relu_gradient(gradient, octet.passes_gradient(j), kBelow == Below::kFlat ? 0.0F : slope);
   }
 }
 

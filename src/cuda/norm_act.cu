@@ -111,7 +111,8 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
   constexpr bool kKink = has_kink(kFunction);
   const ColumnTarget& target = forward.target;
   const ColumnTarget& normalized = forward.normalized;
-  const int masks = kKink ? target.layout.masks : 0;
+  constexpr int kMasks = mask_count(kFunction);
+  const int masks = kMasks > 0 ? target.layout.masks : 0;
   const int bits = target.layout.bits;
   if (target.packed) {
     target.begin();
@@ -131,8 +132,8 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
                                                                 normalized);
   const CodeSlots codes(next.take(memory.codes), place, bits);
   const CodeSlots normalized_codes(next.take(memory.normalized_codes), place, normalized.layout.bits);
-  const MaskSlots first_mask(next.take(mask_count(kFunction) > 0 ? memory.mask : 0), place);
-  const MaskSlots second_mask(next.take(mask_count(kFunction) > 1 ? memory.mask : 0), place);
+  const MaskSlots first_mask(next.take(kMasks > 0 ? memory.mask : 0), place);
+  const MaskSlots second_mask(next.take(kMasks > 1 ? memory.mask : 0), place);
   __shared__ ChannelTable<float4, Place> maps;
   __shared__ ChannelTable<float, Place> linears;
   __shared__ ChannelTable<float2, Place> normalized_maps;
@@ -225,7 +226,7 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
       int irregular = 0;
       if constexpr (kCopies) {
         irregular |=
-            ranges.find(tile, forward.keeps_below, copy_at, [&](int entry) { return grid_of(linears.at(entry)); }) ? 1
+            ranges.find(tile, !kKink || forward.keeps_below, copy_at, [&](int entry) { return grid_of(linears.at(entry)); }) ? 1
                                                                                                                    : 0;
       }
       if constexpr (kNormalized) {
@@ -271,28 +272,28 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
         const float4 map = maps.of(place, k);
         float z[kRows];
         OctetMask sides;
-        OctetMask slopes;
+        OctetMask between;
 #pragma unroll
         for (int j = 0; j < kRows; ++j) {
           z[j] = z_of<kResidual>(map, x[j][k], added(j, k));
           results[j][i] = output_of<kFunction, kBelow>(z[j], forward.slope);
-          if constexpr (kKink) {
+          if constexpr (kMasks > 0) {
             sides.add(j, z[j] > 0.0F);
           }
-          if constexpr (kFunction == ActivationFunction::kReLU6) {
-            slopes.add(j, on_relu6_slope(z[j]));
+          if constexpr (kMasks > 1) {
+            between.add(j, jumps_of(kFunction).are_around(z[j]));
           }
         }
-        if constexpr (kKink) {
+        if constexpr (kMasks > 0) {
           first_mask.store_octet(k, sides.bits());
         }
-        if constexpr (kFunction == ActivationFunction::kReLU6) {
-          second_mask.store_octet(k, slopes.bits());
+        if constexpr (kMasks > 1) {
+          second_mask.store_octet(k, between.bits());
         }
         if constexpr (kCopies) {
           const ColumnEncoder encoder = ranges.encoder(k);
           uint32_t positions[kRows];
-          if (kKink && encoder.has_sides()) {
+          if (kMasks > 0 && encoder.has_sides()) {
 #pragma unroll
             for (int j = 0; j < kRows; ++j) {
               positions[j] = position_in_column<Grid::kSides>(map.z * z[j], encoder);  // there is no shift

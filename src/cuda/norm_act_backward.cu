@@ -73,8 +73,7 @@ __global__ void __launch_bounds__(kUnpackingThreads, kGradientBlocks)
               gradient = has_second ? gradient + second[j][k] : gradient;
             }
             const float scaled = smooth_map.x * octet.copies[j];
-            dz[j][i] = gradient_of_z<kFunction, kBelow>(gradient, octet.passes_gradient(j), backward.slope,
-                                                        scaled + smooth_map.y);
+            dz[j][i] = gradient_of_z<kFunction, kBelow>(gradient, octet, j, backward.slope, scaled + smooth_map.y);
             const float of_gradient = map.x * dz[j][i];
             const float of_copy = map.y * octet.copies[j];
             const float both = of_gradient + of_copy;
@@ -142,7 +141,7 @@ __global__ void __launch_bounds__(kUnpackingThreads, kOutputBlocks)
             const float scaled = map.x * octet.copies[j];
             const float z = scaled + map.y;
             if constexpr (is_smooth(kFunction)) {
-              results[j][i] = activate<kFunction>(z).y;
+              results[j][i] = activate_copy<kFunction>(z, octet, j).y;
             } else if constexpr (kFunction == ActivationFunction::kReLU6) {
               results[j][i] = relu6_of_copy(z, octet.is_above(j), octet.passes_gradient(j));
             } else {

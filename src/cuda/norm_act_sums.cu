@@ -73,8 +73,7 @@ __global__ void __launch_bounds__(kUnpackingThreads, kSumsBlocks)
               gradient = has_second ? gradient + second[j][k] : gradient;
             }
             const float scaled = map.x * octet.copies[j];
-            const float dz =
-                gradient_of_z<kFunction, kBelow>(gradient, octet.passes_gradient(j), backward.slope, scaled + map.y);
+            const float dz = gradient_of_z<kFunction, kBelow>(gradient, octet, j, backward.slope, scaled + map.y);
             sums.first[k] += dz;
             sums.second[k] = __fmaf_rn(dz, octet.copies[j], sums.second[k]);
           }

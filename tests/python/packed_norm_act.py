@@ -12,7 +12,9 @@ from packed_columns import WORD_ROWS, blocks_of, noise_of
 from packed_format import HEADER_BYTES, UNDITHERED, bits_of, choose_grid, header, minimum_dtype, round_up
 
 GROUP_ROWS = 256
-MASKS = {"identity": 0, "leaky_relu": 1, "relu6": 2, "silu": 0, "hardswish": 0}
+MASKS = {"identity": 0, "leaky_relu": 1, "relu6": 2, "silu": 0, "hardswish": 2}
+KINKED = ("leaky_relu", "relu6")
+JUMPS = {"relu6": (0, 6), "hardswish": (-3, 3)}
 
 
 def mask_bytes(rows, channels):
@@ -85,8 +87,9 @@ def encode(s, side, is_split, bits, element_type):
 def pack(x, residual, channels, activation, bits, keeps_below, rounding, seed, offset):
     """The packed bytes of matrices."""
     rows, count = x.shape
-    z, s, side = values(x, residual, channels, keeps_below or not MASKS[activation])  # below a kink
-    masks = [side, (z > 0) & (z < 6)][: MASKS[activation]]
+    z, s, side = values(x, residual, channels, keeps_below or activation not in KINKED)  # below a kink
+    above, below = JUMPS.get(activation, (0, 0))
+    masks = [side, (z > above) & (z < below)][: MASKS[activation]]
     parameters, codes, planes = bytearray(), bytearray(), [bytearray() for _ in masks]
     for first, height, octets in blocks_of(rows, GROUP_ROWS):
         for channel in range(count):

@@ -48,9 +48,23 @@ ACTNN_HOST_DEVICE constexpr bool is_smooth(ActivationFunction function) {
 inline constexpr int64_t kSmoothBits = 5;
 constexpr int64_t smooth_copy_bits(int64_t bits) { return bits < kSmoothBits ? kSmoothBits : bits; }
 
-/// Bits per element that backward needs exactly: the side of the kink; ReLU6 also whether it is on the slope.
+/// Bits per element that backward needs exactly: the side of 0; ReLU6 and hardswish, whose derivatives jump at two
+/// places, also whether the element is between them.
 ACTNN_HOST_DEVICE constexpr int mask_count(ActivationFunction function) {
-  return function == ActivationFunction::kReLU6 ? 2 : function == ActivationFunction::kLeakyReLU ? 1 : 0;
+  return function == ActivationFunction::kReLU6 || function == ActivationFunction::kHardswish ? 2
+         : function == ActivationFunction::kLeakyReLU                                         ? 1
+                                                                                              : 0;
+}
+
+/// Both must hold of an element between the jumps of ReLU6 (0 and 6) or hardswish (-3 and 3).
+struct Jumps {
+  float above;
+  float below;
+
+  ACTNN_HOST_DEVICE constexpr bool are_around(float z) const { return z > above && z < below; }
+};
+ACTNN_HOST_DEVICE constexpr Jumps jumps_of(ActivationFunction function) {
+  return function == ActivationFunction::kReLU6 ? Jumps{0.0F, 6.0F} : Jumps{-3.0F, 3.0F};
 }
 
 /// a b + c, rounded once.
@@ -140,8 +154,6 @@ ACTNN_HOST_DEVICE constexpr float leaky_relu_gradient(float gradient, bool side,
   return side ? gradient : slope == 0.0F ? 0.0F : slope * gradient;
 }
 
-/// Whether ReLU6 is on its slope.
-ACTNN_HOST_DEVICE constexpr bool on_relu6_slope(float z) { return z > 0.0F && z < 6.0F; }
 ACTNN_HOST_DEVICE inline float relu6(float z) { return is_nan(z) ? z : at_most(at_least(z, 0.0F), 6.0F); }
 
 /// Of a smooth activation, at z; y is a NaN, of any bits, for a NaN.
@@ -160,15 +172,28 @@ ACTNN_HOST_DEVICE inline ActivatedNumber activate(float z) {
   }
 }
 
+/// ... at a copy of z, from its exact masks: `side` of 0, `between` the jumps. Between them hardswish is not clamped
+/// and its derivative is linear in the copy, so that this is unbiased.
+template <ActivationFunction function>
+ACTNN_HOST_DEVICE inline ActivatedNumber activate_copy(float z, bool side, bool between) {
+  if constexpr (function == ActivationFunction::kHardswish) {
+    if (between) {
+      return {z * fused(z, 1.0F / 6.0F, 0.5F), fused(z, 1.0F / 3.0F, 0.5F)};
+    }
+    return {side || is_nan(z) ? z : 0.0F, side ? 1.0F : 0.0F};
+  } else {
+    return activate<function>(z);
+  }
+}
+
 /// The gradient times a derivative. A derivative of 0 makes infinities 0.
 ACTNN_HOST_DEVICE constexpr float smooth_gradient(float gradient, float derivative) {
   return derivative == 0.0F ? 0.0F : derivative * gradient;
 }
 
-/// ReLU6 of a copy of z, from the exact side and derivative; NaN stays. On the slope the copy is not clamped: it is
-/// unbiased.
-ACTNN_HOST_DEVICE constexpr float relu6_of_copy(float z, bool side, bool on_slope) {
-  return is_nan(z) ? z : !side ? 0.0F : on_slope ? z : 6.0F;
+/// ReLU6 of a copy of z, from its masks; NaN stays. On the slope the copy is not clamped: it is unbiased.
+ACTNN_HOST_DEVICE constexpr float relu6_of_copy(float z, bool side, bool between) {
+  return is_nan(z) ? z : !side ? 0.0F : between ? z : 6.0F;
 }
 
 }  // namespace actnn

@@ -22,9 +22,9 @@
 /// would be large. Which side an element is on is a mask of its own, exact for both kinds. Without a mask there is one
 /// grid, also for sums with a residual, where s = z.
 ///
-/// Smooth activations keep s alone: backward computes derivative and y from it. The bias of SiLU's derivative is of the
-/// order of s's variance. That of hardswish's, which jumps at -3 and 3, is of the order of s's step, in the elements
-/// next to the jumps: take 5 bits or more for the former, 8 for the latter (docs/accuracy.md).
+/// Smooth activations keep s, from which backward computes derivative and y. The bias of SiLU's is of the order of s's
+/// variance: take 5 bits or more (docs/accuracy.md). Hardswish's derivative is linear between its jumps at -3 and 3;
+/// masks say exactly where an element is, so that it is unbiased.
 
 namespace actnn {
 

@@ -25,8 +25,8 @@ class BlockOptions:
         output_bits: of a code of a sum, 2..8; None: as many as `bits`.
         recompute: leave out what backward can compute from what is kept.
         norm_bits: of a norm in front of a sum that keeps a copy of its own, 1..8.
-        smooth_bits: of the copy that backward computes GELU, SiLU or hardswish and their derivatives from, 2..8; None:
-            5, or as many as `bits` if those are more.
+        smooth_bits: of the copy that backward computes GELU, SiLU or, behind a norm, hardswish and their derivatives
+            from, 2..8; None: 5, or as many as `bits` if those are more.
         group_rows: rows whose elements of a channel have a grid of their own, where channels are innermost in memory:
             64, 128 or 256. Fewer have less noise, and more parameters (32 bits a group).
     """

@@ -6,9 +6,8 @@
 
 namespace actnn::blocks {
 
-bool is_self_gated(ActivationKind kind) {
-  return kind == ActivationKind::kSiLU || kind == ActivationKind::kHardswish || kind == ActivationKind::kGELU ||
-         kind == ActivationKind::kGELUTanh;
+bool is_smooth(ActivationKind kind) {
+  return kind == ActivationKind::kSiLU || kind == ActivationKind::kGELU || kind == ActivationKind::kGELUTanh;
 }
 
 std::vector<Need> KeptInputActivation::needs(const Wants& wants) const {

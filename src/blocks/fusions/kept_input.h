@@ -35,7 +35,8 @@ struct KeptInputActivation : StepOf<KeptInputActivation> {
 /// (docs/accuracy.md).
 inline constexpr int64_t kFewestSmoothBits = 4;
 
-/// Whether an activation is a number times a gate of it.
-bool is_self_gated(ActivationKind kind);
+/// Whether functions of a copy of an activation's input stand for it and its derivative: both are smooth. That of
+/// hardswish jumps.
+bool is_smooth(ActivationKind kind);
 
 }  // namespace actnn::blocks

@@ -173,7 +173,7 @@ class Matcher {
   bool is_read_by_smooth(Value output) const {
     return std::any_of(window_.program.steps.begin(), window_.program.steps.end(), [&](const StepPointer& step) {
       const auto* activation = dynamic_cast<const Activation*>(step.get());
-      return activation != nullptr && activation->inputs[0] == output && is_self_gated(activation->kind);
+      return activation != nullptr && activation->inputs[0] == output && is_smooth(activation->kind);
     });
   }
 

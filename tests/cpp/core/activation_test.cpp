@@ -54,14 +54,30 @@ TEST(Activation, HardswishIsNearTheExactOne) {
   });
 }
 
+TEST(Activation, HardswishOfACopyFollowsItsMasks) {
+  for_numbers([](float z) {
+    const auto [y, derivative] = activate<kHardswish>(z);
+    const ActivatedNumber of_itself = activate_copy<kHardswish>(z, z > 0, jumps_of(kHardswish).are_around(z));
+    EXPECT_EQ(of_itself.y, z <= -3 ? 0.0F : y) << z;
+    EXPECT_EQ(of_itself.derivative, derivative) << z;
+  });
+  // Copies beyond the jumps of elements that are between them are not clamped, and the other way round.
+  EXPECT_NEAR(activate_copy<kHardswish>(3.3F, true, true).derivative, 1.6, 1e-6);
+  EXPECT_NEAR(activate_copy<kHardswish>(-3.3F, false, true).y, 0.165, 1e-6);
+  EXPECT_EQ(activate_copy<kHardswish>(2.7F, true, false).derivative, 1.0F);
+  EXPECT_EQ(activate_copy<kHardswish>(2.7F, true, false).y, 2.7F);
+  EXPECT_EQ(activate_copy<kHardswish>(-2.7F, false, false).y, 0.0F);
+  EXPECT_TRUE(is_nan(activate_copy<kHardswish>(kNaN, false, false).y));
+}
+
 TEST(Activation, Relu6IsExact) {
   for_numbers([](float z) {
     EXPECT_EQ(relu6(z), std::fmin(std::fmax(z, 0.0F), 6.0F));
-    EXPECT_EQ(on_relu6_slope(z), z > 0 && z < 6);
+    EXPECT_EQ(jumps_of(kReLU6).are_around(z), z > 0 && z < 6);
   });
-  EXPECT_FALSE(on_relu6_slope(6.0F));
-  EXPECT_FALSE(on_relu6_slope(0.0F));
-  EXPECT_FALSE(on_relu6_slope(kNaN));
+  EXPECT_FALSE(jumps_of(kReLU6).are_around(6.0F));
+  EXPECT_FALSE(jumps_of(kReLU6).are_around(0.0F));
+  EXPECT_FALSE(jumps_of(kReLU6).are_around(kNaN));
 }
 
 TEST(Activation, OfWhatIsNotFinite) {
