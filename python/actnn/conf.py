@@ -41,6 +41,8 @@ class Config:
     adaptive_bn_scheme              bits per sample in batch norms
     initial_bits                    where the greedy allocation begins, 1..8
     perlayer                        bits per layer, anew after each backward
+    adapt_interval                  steps of which one measures what bits are allocated by; in the others layers keep
+                                    their bits, and samples share them evenly
     use_gradient                    a gradient norm per training sample instead of per layer; needs `QScheme.batch`
     noise_target                    instead of average bits: the fewest bytes whose predicted noise stays under it
     empty_cache_threshold           CUDA: release the allocator's cache when allocated / reserved falls under it

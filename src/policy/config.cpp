@@ -134,6 +134,8 @@ const std::vector<Flag>& flags() {
       flag("adaptive_bn_scheme", &Config::adaptive_bn_scheme),
       flag<int64_t>("initial_bits", &Config::initial_bits, "in 1..8", is_width),
       flag("perlayer", &Config::perlayer),
+      flag<int64_t>("adapt_interval", &Config::adapt_interval, "positive",
+                    [](const int64_t& steps) { return steps > 0; }),
       flag("use_gradient", &Config::use_gradient),
       flag<std::optional<double>>("noise_target", &Config::noise_target, "positive or None",
                                   [](const std::optional<double>& target) { return !target || *target > 0; }),

@@ -167,6 +167,10 @@ void Policy::begin_forward(const c10::intrusive_ptr<Scheme>& scheme, const at::T
   ++step_;
 }
 
+bool Policy::measures(c10::Device device) const {
+  return config_.adapt_interval == 1 || (step_ % config_.adapt_interval == 0 && !is_capturing(device));
+}
+
 void Policy::allocate_per_layer() {
   const std::lock_guard lock(mutex_);
   finish(std::move(layers_->pending));

@@ -3,6 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/native_batch_norm.h>
 #include <ATen/ops/ones.h>
@@ -32,6 +33,18 @@ namespace {
 at::Tensor normalized(const at::Tensor& input) {
   return std::get<0>(at::native_batch_norm(input, /*weight=*/{}, /*bias=*/{}, /*running_mean=*/{}, /*running_var=*/{},
                                            /*training=*/true, /*momentum=*/0, /*eps=*/1e-5));
+}
+
+/// Gives samples `total` bits together, none of them more than one bit more than another.
+void share_evenly(int64_t samples, int64_t total, const at::Tensor& like, Plan& plan) {
+  const int64_t more = total % samples;
+  plan.quantization.bits = total / samples + (more != 0 ? 1 : 0);
+  if (more != 0) {
+    const at::Tensor bits = at::full({samples}, total / samples, like.options().dtype(at::kByte));
+    bits.narrow(0, 0, more).fill_(plan.quantization.bits);
+    plan.retention.sample_bits = bits;
+    plan.retention.total_bits = total;
+  }
 }
 
 }  // namespace
@@ -100,11 +113,13 @@ Plan Scheme::plan(const at::Tensor& input) {
   }
   Plan plan = fixed_plan(config, options_.group);
   planned_.reset();
+  is_adaptive_ = false;
   const bool adaptive = options_.normalization ? config.adaptive_bn_scheme : config.adaptive_conv_scheme;
   if (!adaptive || !plan.retention.compress || input.layout() != at::kStrided || input.dim() < 2 ||
       input.numel() == 0) {
     return plan;
   }
+  is_adaptive_ = true;
   const int64_t samples = input.size(0);
   dim_ = input.numel() / samples;
   if (options_.normalization) {
@@ -114,6 +129,12 @@ Plan Scheme::plan(const at::Tensor& input) {
     policy_->set_previous(c10::intrusive_ptr<Scheme>::reclaim_copy(this));
   }
 
+  const int64_t total =
+      std::max(samples, static_cast<int64_t>(std::floor(bits_ * static_cast<double>(samples) + 1e-6)));
+  if (!policy_->measures(input.device())) {
+    share_evenly(samples, total, input, plan);
+    return plan;
+  }
   const int64_t group_size = config.pergroup ? config.group_size : align_up(dim_, kGroupSizeMultiple);
   Use use{.range = group_range_squares(options_.normalization ? normalized(input) : input, group_size),
           .dim = dim_,
@@ -128,8 +149,6 @@ Plan Scheme::plan(const at::Tensor& input) {
 
   const int64_t initial =
       std::min<int64_t>(kMaxBits, std::max(config.initial_bits, static_cast<int64_t>(std::ceil(bits_))));
-  const int64_t total =
-      std::max(samples, static_cast<int64_t>(std::floor(bits_ * static_cast<double>(samples) + 1e-6)));
   const bool of_table = gradient && gradient->dim() == 1;
   at::Tensor sample_bits;
   std::tie(sensitivity_, sample_bits) = allocate_sample_bits(
@@ -148,7 +167,9 @@ Plan Scheme::plan(const at::Tensor& input) {
 
 void Scheme::observe(const at::Tensor& output) {
   std::optional<Use> use = std::exchange(planned_, std::nullopt);
-  if ((use || policy_->config().empty_cache_threshold) && output.grad_fn()) {
+  // Steps that do not measure count, too: by their backwards.
+  const bool counts = is_adaptive_ && !options_.normalization;
+  if ((counts || policy_->config().empty_cache_threshold) && output.grad_fn()) {
     output.grad_fn()->add_post_hook(
         std::make_unique<SchemeObserver>(c10::intrusive_ptr<Scheme>::reclaim_copy(this), std::move(use)));
   }
@@ -213,7 +234,11 @@ void Scheme::learn(std::optional<Use> use, const at::Tensor& grad_output, const 
   if (config.empty_cache_threshold && grad_output.defined()) {
     release_cache(grad_output.device(), *config.empty_cache_threshold);
   }
-  if (!use || !grad_output.defined()) {
+  if (!grad_output.defined()) {
+    return;
+  }
+  if (!use) {
+    policy_->note_backward();
     return;
   }
   const at::Tensor norms = square_norms(grad_output);

@@ -11,6 +11,7 @@ DEFAULTS = {
     "compress_activation": True, "training": True, "activation_compression_bits": [2, 8, 8], "group_size": 256,
     "pergroup": True, "rounding": "dithered", "simulate": False, "enable_quantized_bn": True,
     "adaptive_conv_scheme": True, "adaptive_bn_scheme": True, "initial_bits": 8, "perlayer": True,
+    "adapt_interval": 1,
     "use_gradient": False, "noise_target": None, "empty_cache_threshold": None, "pipeline_threshold": None,
     "cudnn_benchmark_conv2d": None, "swap": False, "debug_memory_model": False, "debug_speed": False,
     "debug_memory_op_forward": False, "debug_memory_op_backward": False, "debug_remove_bn": False,

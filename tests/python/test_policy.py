@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import math
 
 import actnn
@@ -120,6 +121,27 @@ def test_the_bits_of_layers_are_those_of_all_their_samples(average):
     model(x)  # the next forward allocates
     assert recorder.actual() == pytest.approx(expected, abs=0.02)
     assert average == 1 or max(expected) - min(expected) > 1
+
+
+def test_one_step_in_an_interval_measures():
+    flags = Config(adapt_interval=3)
+    model, recorder = network(flags)
+    schemes = [layer.scheme for layer in model.modules() if getattr(layer, "scheme", None)]
+    sensitivities, bits = [], []
+    for size in range(1, 8):
+        gradients(model, size * scaled(7, 3, 12, 12))
+        sensitivities.append(schemes[0].C.mean().item())
+        bits.append(recorder.actual())
+    changes = [before != after for before, after in itertools.pairwise(sensitivities)]
+    assert changes == [False, False, True, False, False, True]
+    # What was measured in a step acts from the next.
+    assert bits[0] == 3 * [2] and bits[1] == bits[2] == bits[3] != bits[0] and bits[4] == bits[5] == bits[6] != bits[3]
+    for scheme in schemes:
+        plan = scheme.plan(scaled(7, 3, 12, 12))
+        total, shared = math.floor(7 * scheme.bits + 1e-6), plan["sample_bits"]
+        assert plan["bits"] == -(-total // 7) and (shared is None) == (total % 7 == 0)
+        if shared is not None:
+            assert int(shared.sum()) == total == plan["total_bits"] and shared.min() == shared.max() - 1
 
 
 def test_initial_bits_begin_the_allocation():

@@ -31,6 +31,8 @@ struct Config {
   bool adaptive_bn_scheme = true;    ///< bits per sample in batch norms
   int64_t initial_bits = 8;          ///< where the greedy allocation begins, 1..8
   bool perlayer = true;              ///< bits per layer, anew after each backward
+  int64_t adapt_interval = 1;        ///< steps of which one measures what bits are allocated by; in the others, layers
+                                     ///< keep their bits, and samples share them evenly
   bool use_gradient = false;         ///< sensitivities from a gradient norm per training sample instead of per layer
   std::optional<double> noise_target =
       std::nullopt;  ///< instead of average bits, whatever the group: the fewest bytes whose

@@ -24,7 +24,8 @@ class Scheme;
 /// all its uses; those that did not keep theirs. So gradient accumulation, several losses, layers used twice or not at
 /// all, frozen layers and changing batch sizes need nothing special. On CUDA the result is read back without waiting
 /// for it: bits computed at the beginning of one step act from the beginning of the next, which waits only if the
-/// device is a step behind. While a CUDA graph is captured bits stay as they are.
+/// device is a step behind. While a CUDA graph is captured bits stay as they are, and with an `adapt_interval` above 1
+/// nothing is measured.
 ///
 /// Thread-safe with respect to autograd's threads.
 class Policy : public torch::CustomClassHolder {
@@ -59,7 +60,8 @@ class Policy : public torch::CustomClassHolder {
   void allocate_per_layer();
 
   /// The noise that quantization adds to the weights' gradients of convolutions and linear layers, predicted from
-  /// sensitivities, over the gradients' squared norm: of the last backward. NaN without one. Waits for the device.
+  /// sensitivities, over the gradients' squared norm: of the last backward. NaN without one, or if its step did not
+  /// measure (`adapt_interval`). Waits for the device.
   double predicted_noise() const;
 
   /// Multiplies predictions from now on, e.g. by measured / predicted noise (`actnn/policy/gradient_noise.h`).
@@ -75,6 +77,8 @@ class Policy : public torch::CustomClassHolder {
 
   void enlist(const c10::intrusive_ptr<Scheme>& scheme);
   void begin_forward(const c10::intrusive_ptr<Scheme>& scheme, const at::Tensor& input);
+  /// Whether this step is one of those that measure.
+  bool measures(c10::Device device) const;
   void note_backward() noexcept { backward_came_ = true; }
   int64_t step() const noexcept { return step_; }
   void set_previous(const c10::intrusive_ptr<Scheme>& scheme);
