@@ -113,12 +113,12 @@ TEST(SmoothGradient, OfADerivativeOfZeroIsZero) {
   EXPECT_EQ(smooth_gradient(3.0F, 0.5F), 1.5F);
 }
 
-TEST(Masks, AreOnePerBend) {
+TEST(Masks, AreTheSideAndWhatIsBetweenJumps) {
   EXPECT_EQ(mask_count(kIdentity), 0);
   EXPECT_EQ(mask_count(kLeakyReLU), 1);
   EXPECT_EQ(mask_count(kReLU6), 2);
   EXPECT_EQ(mask_count(kSiLU), 0);
-  EXPECT_EQ(mask_count(kHardswish), 0);
+  EXPECT_EQ(mask_count(kHardswish), 2);
 }
 
 TEST(Relu6OfCopy, IsSixAboveTheSlope) {
