@@ -300,7 +300,9 @@ class Kernels:
         for dtype in FLOATS:
             for bits in (2, 4, 8):
                 yield Row(f"quantize_columns {short(dtype)} {bits} bits", partial(self.quantize_columns, dtype, bits))
-                yield Row(f"dequantize_columns {short(dtype)} {bits} bits", partial(self.dequantize_columns, dtype, bits))
+                yield Row(
+                    f"dequantize_columns {short(dtype)} {bits} bits", partial(self.dequantize_columns, dtype, bits)
+                )
         for channels in NORM_CHANNELS:
             yield Row(f"norm statistics, {channels} channels", partial(self.norm_statistics, channels))
             yield Row(f"norm_act, {channels} channels", partial(self.norm_forward, channels))

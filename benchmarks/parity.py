@@ -42,17 +42,17 @@ class Part:
 PARTS = {
     "resnet20": Part(
         "ResNet-20, float32, 4000 steps",
-        ("exact", "blocks", "blocks3", "blocks2", "stored"),
+        ("exact", "blocks", "blocks3", "blocks2.5", "blocks2", "stored"),
         (*RESNET20, "--steps", "4000"),
     ),
     "resnet18": Part(
         "ResNet-18, bfloat16, 2000 steps, learning rate 0.05",
-        ("exact", "blocks", "blocks3", "blocks2"),
+        ("exact", "blocks", "blocks3", "blocks2.5", "blocks2"),
         ("--network", "resnet18", "--dtype", "bfloat16", "--steps", "2000", "--lr", "0.05"),
     ),
     "hard": Part(
         "ResNet-20, float32, 2000 steps: 100 images per class, 20 % wrong labels, strong augmentation",
-        ("exact", "blocks", "blocks3", "blocks2"),
+        ("exact", "blocks", "blocks3", "blocks2.5", "blocks2"),
         (*RESNET20, "--steps", "2000", *FEW_IMAGES),
     ),
 }

@@ -90,9 +90,9 @@ def _may_draw(part: nn.Module) -> bool:
     return any(type(module).__name__ in ("Dropout", "StochasticDepth", "BertLayer") for module in part.modules())
 
 
-def converted(bits: int, model: nn.Module, level: str = "L2") -> nn.Module:
+def converted(bits: int, model: nn.Module, level: str = "L2", **flags: int) -> nn.Module:
     """Layer by layer. L2: the same bits for all layers and samples. L3: on average, by sensitivity."""
-    actnn.convert(model, actnn.Config(level, activation_compression_bits=[bits]), blocks=False)
+    actnn.convert(model, actnn.Config(level, activation_compression_bits=[bits], **flags), blocks=False)
     return model
 
 

@@ -56,6 +56,7 @@ SETTINGS = {
     "noise-0.05": Setting("noise target 0.05", partial(actnn.Config, "L3", noise_target=0.05), corrected=True),
     "blocks": in_blocks("blocks, 4 bits"),
     "blocks3": in_blocks("blocks, 3 bits", bits=3),
+    "blocks2.5": in_blocks("blocks, 3 bits, results 2", bits=3, output_bits=2),
     "blocks2": in_blocks("blocks, 2 bits", bits=2, output_bits=2),
     "results3": in_blocks("blocks, 4 bits, results 3", output_bits=3),
     "stored": in_blocks("blocks, 4 bits, nothing recomputed", recompute=False),

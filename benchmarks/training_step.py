@@ -71,6 +71,7 @@ VARIANTS = {
     "actnn4-amp": Variant(amp=True, prepare=partial(converted, 4)),
     "actnn2-amp": Variant(amp=True, prepare=partial(converted, 2)),
     "adaptive2-amp": Variant(amp=True, prepare=partial(converted, 2, level="L3")),
+    "adaptive2-of10-amp": Variant(amp=True, prepare=partial(converted, 2, level="L3", adapt_interval=10)),
     "blocks4-amp": Variant(amp=True, prepare=partial(with_blocks, 4)),
     "blocks3-amp": Variant(amp=True, prepare=partial(with_blocks, 3)),
     "stored4-amp": Variant(amp=True, prepare=partial(with_blocks, 4, recompute=False)),

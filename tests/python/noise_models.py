@@ -70,7 +70,7 @@ def trained(model, steps=30, batch=32, rate=0.05):
     """The model after some exact steps on noisy pictures of ten classes, and what computes a batch's gradient."""
     torch.manual_seed(0)
     classes = torch.randn(10, 3, 8, 8)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(1)
 
     def draw():
         labels = torch.randint(10, (batch,), generator=generator)

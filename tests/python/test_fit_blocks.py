@@ -14,7 +14,7 @@ from torch import nn
 
 
 def converted(**options):
-    """A small network after some exact steps, with blocks, and what computes its gradient."""
+    """A small network after some exact steps, with blocks, and what computes its gradient; on the default device."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), BasicBlock(8, 8), BasicBlock(8, 16, 2)]
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 64, 10))
@@ -108,7 +108,7 @@ def step(model, backward, allocation):
     return allocation.step()
 
 
-def test_bits_follow_every_so_many_steps():
+def test_bits_follow_every_so_many_steps(device):
     model, backward = converted()
     allocation = BlockAllocation(model, noise=0.02, every=3)
     assert [step(model, backward, allocation) for _ in range(8)] == [
@@ -138,7 +138,7 @@ def test_a_step_without_a_measurement_is_made_up_for():
         assert not any(parameter.grad.isnan().any() for parameter in model.parameters())
 
 
-def test_microbatches_and_several_models_count_by_themselves():
+def test_microbatches_and_several_models_count_by_themselves(device):
     model, backward = converted()
     other, other_backward = converted()
     allocation = BlockAllocation(model, noise=0.02)

@@ -1,5 +1,7 @@
-"""Batch norm with ReLU6, whose masks are exact, and with smooth activations, whose derivative is that of the copy (of hardswish, on
-the piece that its masks name)."""
+"""Batch norm with ReLU6, whose masks are exact, and with smooth activations, whose derivative is that of the copy.
+
+That of hardswish is of the piece that its masks name.
+"""
 
 import pytest
 import torch
