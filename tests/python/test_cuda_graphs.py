@@ -27,6 +27,8 @@ def capture(function, warm_up=3):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         returned = function()
+    # torch fills the graph's seed and offset on the stream of the capture, for which the first replay does not wait.
+    torch.cuda.synchronize()
     return graph, returned
 
 

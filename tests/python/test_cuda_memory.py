@@ -1,5 +1,6 @@
 """What ops on a GPU allocate: their results, and no temporary copies."""
 
+import gc
 import math
 
 import pytest
@@ -17,6 +18,7 @@ GPU = "cuda"
 
 def requested_bytes(function):
     """The most bytes that tensors made by `function` had at a time, and what it returned."""
+    gc.collect()  # what would be freed meanwhile
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_stats()["requested_bytes.all.current"]

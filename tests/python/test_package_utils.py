@@ -60,6 +60,7 @@ def test_bytes_of_collections():
 def test_empty_cache(device):
     empty_cache(None)
     if device == "cuda":
+        torch.cuda.empty_cache()  # of what other tests have left
         others = torch.cuda.memory_reserved()
         held = torch.empty(1 << 20)
         torch.empty(64 << 20)
