@@ -225,9 +225,10 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
       __syncthreads();
       int irregular = 0;
       if constexpr (kCopies) {
-        irregular |=
-            ranges.find(tile, !kKink || forward.keeps_below, copy_at, [&](int entry) { return grid_of(linears.at(entry)); }) ? 1
-                                                                                                                   : 0;
+        irregular |= ranges.find(tile, !kKink || forward.keeps_below, copy_at,
+                                 [&](int entry) { return grid_of(linears.at(entry)); })
+                         ? 1
+                         : 0;
       }
       if constexpr (kNormalized) {
         irregular |=

@@ -43,9 +43,7 @@ class RowStage {
   template <class Element>
   __device__ void fetch(const Place& place, const Element* matrix) const {
     if constexpr (Place::kLoadsVectors) {
-      place.for_each_row(matrix, [&](int j, const Element* element) {
-        fetch_async(own_ + j * kWarp, element);
-      });
+      place.for_each_row(matrix, [&](int j, const Element* element) { fetch_async(own_ + j * kWarp, element); });
     }
   }
 

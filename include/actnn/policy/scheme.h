@@ -118,7 +118,7 @@ class Scheme : public torch::CustomClassHolder {
   int64_t dim_ = 0;
   std::optional<Use> planned_;
   bool is_adaptive_ = false;  ///< the last plan
-  std::vector<Use> uses_;  ///< of the last backward
+  std::vector<Use> uses_;     ///< of the last backward
   mutable std::mutex mutex_;
 };
 

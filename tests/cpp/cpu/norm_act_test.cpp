@@ -98,7 +98,8 @@ TEST_P(NormAct, ResidualsAreAddedBeforeTheActivation) {
 
 TEST_P(NormAct, GradientsAreThoseOfTheCopies) {
   for (const auto& shape : kShapes) {
-    for (const FusedActivation& activation : {FusedActivation{kIdentity}, {kLeakyReLU, 0.25F}, {kReLU6}, {kSiLU}, {kHardswish}}) {
+    for (const FusedActivation& activation :
+         {FusedActivation{kIdentity}, {kLeakyReLU, 0.25F}, {kReLU6}, {kSiLU}, {kHardswish}}) {
       NormActProblem problem = leaky(shape, GetParam(), 4, 0.0F);
       problem.activation = activation;
       problem.layout.masks = mask_count(activation.function);
@@ -123,13 +124,12 @@ TEST_P(NormAct, GradientsAreThoseOfTheCopies) {
         const NormActGradient& map = maps[i % maps.size()];
         const float scaled = map.a * copies[i];
         const bool between = jumps_of(activation.function).are_around(z);
-        const float dz =
-            activation.function == kIdentity    ? gradients[i]
-            : activation.function == kLeakyReLU ? leaky_relu_gradient(gradients[i], z > 0.0F, 0.25F)
-            : activation.function == kReLU6     ? leaky_relu_gradient(gradients[i], between, 0.0F)
-            : activation.function == kSiLU
-                ? activate<kSiLU>(scaled + map.b).derivative * gradients[i]
-                : activate_copy<kHardswish>(scaled + map.b, z > 0.0F, between).derivative * gradients[i];
+        const float dz = activation.function == kIdentity    ? gradients[i]
+                         : activation.function == kLeakyReLU ? leaky_relu_gradient(gradients[i], z > 0.0F, 0.25F)
+                         : activation.function == kReLU6     ? leaky_relu_gradient(gradients[i], between, 0.0F)
+                         : activation.function == kSiLU
+                             ? activate<kSiLU>(scaled + map.b).derivative * gradients[i]
+                             : activate_copy<kHardswish>(scaled + map.b, z > 0.0F, between).derivative * gradients[i];
         const float expected = map.scale * dz + map.of_copy * copies[i] + map.shift;
         const double size = 1 + std::abs(map.scale * gradients[i]) + std::abs(map.of_copy * copies[i]);
         ASSERT_NEAR(actual[i], expected, precision * size) << problem.text();
