@@ -25,6 +25,7 @@ from torch import Tensor, nn
 MOMENTUM, WEIGHT_DECAY, WARM_UP = 0.9, 5e-4, 0.05  # those of `actnn train`; the last is a share of all steps
 UNTIMED = 5  # first steps
 LOOKS = 10  # how often in a run bytes and bits are looked at
+LOSSES = 40  # parts of a run of which the mean loss is recorded
 TEST_BATCH = 500
 SEED_OF_BATCHES = 2**20  # of those that noise is measured on
 
@@ -352,6 +353,7 @@ class Run:
             "order": self.order,
             "first_loss": losses[0].item(),
             "final_loss": losses[-min(50, len(losses)) :].mean().item(),
+            "losses": [part.mean().item() for part in losses.chunk(LOSSES)],
             "test_accuracy": test_accuracy(self.model, test, self.dtype),
         }
         # The same batches for all runs.

@@ -76,6 +76,7 @@ def test_every_run_is_recorded_once(results):
     keys |= {"activation_bytes", "seconds_per_step", "processor_seconds_per_step", "trace", "corrections"}
     for run in runs:
         assert keys <= run.keys()
+        assert len(run["losses"]) == 12 and run["losses"][0] == run["first_loss"]  # a step each
         assert 0 <= run["test_accuracy"] <= 1 and run["seconds_per_step"] > 0 and run["trace"][-1]["step"] == 11
 
 
