@@ -70,7 +70,8 @@ def measure_gradient_noise(
 def predicted_gradient_noise(config: Config = default_config) -> float:
     """The noise of the last backward as its sensitivities predict it: of the weights of convolutions and linear layers.
 
-    NaN without a backward through layers with adaptive bits. Waits for the device.
+    With an `adapt_interval`, of the last one in a step that measured. NaN without a backward through layers with
+    adaptive bits. Waits for the device.
     """
     _check_config("predicted_gradient_noise", "config", config)
     return config.policy.predicted_noise()

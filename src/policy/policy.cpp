@@ -293,10 +293,17 @@ std::unique_ptr<Policy::Allocation> Policy::allocate() const {
 double Policy::predicted_noise() const {
   const at::NoGradGuard no_grad;
   const std::lock_guard lock(mutex_);
+  const auto schemes = living();
+  int64_t step = -1;
+  for (const auto& scheme : schemes) {
+    const std::lock_guard scheme_lock(scheme->mutex_);
+    for (const Scheme::Use& use : scheme->uses_) {
+      step = std::max(step, use.step);
+    }
+  }
   double variance = 0;
   double gradient = 0;
-  const int64_t step = backward_came_ ? step_.load() : step_ - 1;
-  for (const auto& scheme : living()) {
+  for (const auto& scheme : schemes) {
     const std::lock_guard scheme_lock(scheme->mutex_);
     for (const Scheme::Use& use : scheme->uses_) {
       if (use.step == step && use.weight_gradient.defined()) {

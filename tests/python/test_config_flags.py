@@ -339,6 +339,8 @@ def test_debug_remove_bn_and_relu(device):
     ("activation_compression_bits", 4, TypeError, r"must be a list of ints, got .*\(Int\)"),
     ("activation_compression_bits", [2.5], TypeError, "must be a list of ints, got .*List"),
     ("initial_bits", 9, ValueError, "must be in 1..8, got 9"),
+    ("adapt_interval", 0, ValueError, "must be positive, got 0"),
+    ("adapt_interval", 2.5, TypeError, r"must be an int, got .*\(Double\)"),
     ("initial_bits", True, TypeError, r"must be an int, got .*\(Bool\)"),
     ("initial_bits", None, TypeError, "must be an int, got None"),
     ("empty_cache_threshold", 1.5, ValueError, "must be in 0..1 or None, got 1.5"),

@@ -144,6 +144,20 @@ def test_one_step_in_an_interval_measures():
             assert int(shared.sum()) == total == plan["total_bits"] and shared.min() == shared.max() - 1
 
 
+def test_predictions_are_those_of_the_last_step_that_measured():
+    flags = Config(adapt_interval=3)
+    model, _ = network(flags)
+    x = scaled(7, 3, 12, 12)
+    gradients(model, x)
+    predicted = predicted_gradient_noise(flags)
+    gradients(model, 2 * x)
+    assert predicted > 0 and predicted_gradient_noise(flags) == predicted
+    model(x)  # steps go on
+    assert predicted_gradient_noise(flags) == predicted
+    measured = measure_gradient_noise(model, lambda: model(x).square().sum().backward(), 4, correct=flags)
+    assert measured > 0 and flags.policy.noise_correction() != 1
+
+
 def test_initial_bits_begin_the_allocation():
     flags = Config(initial_bits=4)
     model, recorder = network(flags)

@@ -60,8 +60,8 @@ class Policy : public torch::CustomClassHolder {
   void allocate_per_layer();
 
   /// The noise that quantization adds to the weights' gradients of convolutions and linear layers, predicted from
-  /// sensitivities, over the gradients' squared norm: of the last backward. NaN without one, or if its step did not
-  /// measure (`adapt_interval`). Waits for the device.
+  /// sensitivities, over the gradients' squared norm: of the last backward in a step that measured. NaN without one.
+  /// Waits for the device.
   double predicted_noise() const;
 
   /// Multiplies predictions from now on, e.g. by measured / predicted noise (`actnn/policy/gradient_noise.h`).

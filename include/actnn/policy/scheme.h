@@ -51,7 +51,7 @@ Plan fixed_plan(const Config& config, int64_t group);
 /// Sensitivity of sample i: C_i = (num_locations / 4 / depthwise_groups) R_i g_i, with R_i = (group_size / pixels) x
 /// the sum over its groups of (max - min)^2 and g_i the squared norm of the output's gradient: a running scalar, or an
 /// entry of a table over the training set. Everything that is computed stays on the device. In steps that do not
-/// measure (`Config::adapt_interval`) samples have the layer's bits or one less.
+/// measure (`Config::adapt_interval`) samples have the layer's bits, rounded up or down.
 class Scheme : public torch::CustomClassHolder {
  public:
   /// A scheme that its policy knows. Errors (c10::ValueError): a group that the policy's configuration does not have;
