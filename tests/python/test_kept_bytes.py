@@ -1,7 +1,5 @@
 """What is kept for backward, by module and by block: measured, and in the report."""
 
-import gc
-
 import actnn
 import pytest
 import torch
@@ -22,13 +20,29 @@ def network():
     return nn.Sequential(stem, BasicBlock(8, 16, 2), InvertedResidual(16, 16), nn.Flatten(), nn.Linear(16 * 16, 10))
 
 
+def memory_events(events):
+    """(time, address, bytes, negative if freed) of what was allocated and freed in a tree of the profiler's events."""
+    for event in events:
+        if event.tag == torch._C._profiler._EventType.Allocation:
+            yield event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size
+        yield from memory_events(event.children)
+
+
 def held_bytes(run):
-    """The memory that is in use because of `run()`, less that of its result: what the graph holds."""
-    gc.collect()  # not meanwhile
+    """The memory that `run()` allocated and that is still in use, less that of its result: what the graph holds.
+
+    What was there before does not count when it is freed: of an address that an earlier profile saw, and that has had
+    another owner since, the profiler reports the size of then.
+    """
     with torch.profiler.profile(profile_memory=True) as profile:
         result = run()
-    events = profile.profiler.kineto_results.events()
-    return sum(e.nbytes() for e in events if e.name() == "[memory]") - result.untyped_storage().nbytes()
+    held = {}
+    for _, address, size in sorted(memory_events(profile.profiler.kineto_results.experimental_event_tree())):
+        if size > 0:
+            held[address] = size
+        else:
+            held.pop(address, None)
+    return sum(held.values()) - result.untyped_storage().nbytes()
 
 
 def test_a_layer_keeps_its_packed_input():
@@ -57,12 +71,11 @@ def test_the_total_is_what_is_held(level, blocks):
     report = convert(model, Config(level), blocks=blocks)
     x = torch.randn(8, 3, 16, 16)
     model(x)
-    # Besides: an input that was there before, numbers per channel of blocks, small tensors that schemes replace.
-    before = x.nbytes if level == "L0" else 0
-    channels = 4 * (5 + 4 + 2) * sum(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    before = x.nbytes if level == "L0" else 0  # autograd keeps the input itself
     total = measure_kept_bytes(model, lambda: model(x)).total - before
     held = held_bytes(lambda: model(x))
-    assert total - 1024 <= held <= total + (channels if report.blocks else 0) + 1024
+    # Besides what autograd saves, schemes hold ranges and bits of samples.
+    assert total <= held <= total + (1024 if level == "L3" else 0)
     assert bool(report.blocks) == (blocks and level == "L2")
 
 
