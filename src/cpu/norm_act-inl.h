@@ -22,17 +22,11 @@ namespace actnn::cpu::HWY_NAMESPACE {
 
 using FloatMask = hn::Mask<FloatTag>;
 
-/// Channels that are worked on together where elements have 16 bits; half of them where they have 32. A row of them is
-/// a cache line of elements, and what is known of all rows of a block stays in the first-level cache.
-inline constexpr int64_t kMostTileChannels = 32;
-template <class Element>
-inline constexpr int64_t kTileChannels = std::max<int64_t>(kCacheLine / sizeof(Element), kLanes);
-static_assert(kTileChannels<BFloat16> == kMostTileChannels && kPieceChannels % kMostTileChannels == 0);
-
-inline constexpr int64_t kMostTileVectors = kMostTileChannels / kLanes;
+inline constexpr int64_t kPieceVectors = kPieceChannels / kLanes;
 inline constexpr int kMostMasks = 2;
 
-/// Some channels of a block.
+/// A piece: all rows of a block, and channels that lie side by side in memory. Rows of few channels would be many short
+/// parts of memory, which the processor fetches slowly.
 struct Tile {
   int64_t block;
   int64_t first_row;
@@ -40,7 +34,6 @@ struct Tile {
   int64_t first_channel;
   int64_t channels;
 
-  /// A piece.
   Tile(const ColumnLayout<int64_t>& layout, int64_t piece) {
     const int64_t across = ceil_div(layout.channels, kPieceChannels);
     block = piece / across;
@@ -50,18 +43,9 @@ struct Tile {
     channels = std::min(kPieceChannels, layout.channels - first_channel);
   }
 
-  /// At most `count` channels of it, from number `first` on.
-  Tile part(int64_t first, int64_t count) const {
-    Tile part = *this;
-    part.first_channel += first;
-    part.channels = std::min(count, channels - first);
-    return part;
-  }
-
-  /// How far the elements of the next tile of so many channels are behind those of the next rows, if there were some.
-  int64_t distance_of_next(const ColumnLayout<int64_t>& layout, int64_t count) const {
-    const int64_t end = first_channel + channels;
-    return end < layout.channels && end % kPieceChannels != 0 ? count - rows * layout.channels : 0;
+  /// How far the elements of the next piece are behind those of the next rows.
+  int64_t distance_of_next(const ColumnLayout<int64_t>& layout) const {
+    return first_channel + channels < layout.channels ? kPieceChannels - rows * layout.channels : -first_channel;
   }
 
   int64_t words() const { return ceil_div(rows, kWordRows); }

@@ -25,24 +25,24 @@ namespace {
 
 /// The copies of a tile between the first pass, which finds them and their ranges, and the second, which encodes them.
 struct Copies {
-  HWY_ALIGN float copies[kMostTileVectors][kMostRows][kLanes];
-  HWY_ALIGN float smallest[kMostTileChannels];
-  HWY_ALIGN float largest[kMostTileChannels];
-  HWY_ALIGN float zero[kMostTileChannels];  ///< 0 where all copies are finite, else NaN
-  BlockWords<1> masks[kMostMasks][kMostTileVectors];
+  HWY_ALIGN float copies[kPieceVectors][kMostRows][kLanes];
+  HWY_ALIGN float smallest[kPieceChannels];
+  HWY_ALIGN float largest[kPieceChannels];
+  HWY_ALIGN float zero[kPieceChannels];  ///< 0 where all copies are finite, else NaN
+  BlockWords<1> masks[kMostMasks][kPieceVectors];
 
   /// How a copy s becomes a code: (s - minimum) above, or below if that is larger, is its distance on the grid in units
   /// of 2^-8 of a step.
-  HWY_ALIGN float minimum[kMostTileChannels] = {};
-  HWY_ALIGN float above[kMostTileChannels] = {};
-  HWY_ALIGN float below[kMostTileChannels] = {};
-  HWY_ALIGN uint32_t code_bits[kMostTileChannels] = {};  ///< none where a group is unrepresentable
+  HWY_ALIGN float minimum[kPieceChannels] = {};
+  HWY_ALIGN float above[kPieceChannels] = {};
+  HWY_ALIGN float below[kPieceChannels] = {};
+  HWY_ALIGN uint32_t code_bits[kPieceChannels] = {};  ///< none where a group is unrepresentable
   bool all_finite;
 
   void clear(const Forward& forward, const Tile& tile) {
-    std::fill_n(smallest, kMostTileChannels, 0.0F);
-    std::fill_n(largest, kMostTileChannels, 0.0F);
-    std::fill_n(zero, kMostTileChannels, 0.0F);
+    std::fill_n(smallest, kPieceChannels, 0.0F);
+    std::fill_n(largest, kPieceChannels, 0.0F);
+    std::fill_n(zero, kPieceChannels, 0.0F);
     for (int64_t channel = 0; channel < tile.channels; ++channel) {
       if (!forward.is_split(tile.first_channel + channel)) {
         smallest[channel] = float_of(kInfinityFloat32);
@@ -104,8 +104,7 @@ HWY_INLINE void normalize_octet(const Forward& forward, const Tile& tile, int64_
 template <class Element, ActivationFunction kFunction>
 void normalize_tile(const Forward& forward, const Tile& tile, Copies& copies) {
   copies.clear(forward, tile);
-  const int64_t next = kRowsAhead * forward.arguments.layout.channels +
-                       tile.distance_of_next(forward.arguments.layout, kTileChannels<Element>);
+  const int64_t next = kRowsAhead * forward.arguments.layout.channels + tile.distance_of_next(forward.arguments.layout);
   for (int64_t octet = 0; octet * kOctet < tile.rows; ++octet) {
     for (int64_t channel = 0; channel < tile.channels; channel += kLanes) {
       normalize_octet<Element, kFunction>(forward, tile, octet, channel, next, copies);
@@ -254,10 +253,7 @@ void forward_pieces(const NormActForward& arguments, int64_t first, int64_t last
   const Forward forward(arguments);
   Copies copies;
   for (int64_t number = first; number < last; ++number) {
-    const Tile piece(arguments.layout, number);
-    for (int64_t channel = 0; channel < piece.channels; channel += kTileChannels<Element>) {
-      forward_tile<Element, kFunction>(forward, piece.part(channel, kTileChannels<Element>), copies);
-    }
+    forward_tile<Element, kFunction>(forward, Tile(arguments.layout, number), copies);
   }
   if (forward.around_cache) {
     hwy::FlushStream();

@@ -124,10 +124,7 @@ class Backward {
   void visit(int64_t first, int64_t last, Body&& body) const {
     SavedCopies<Element> copies(arguments_);
     for (int64_t i = first; i < last; ++i) {
-      const Tile piece(arguments_.layout, i);
-      for (int64_t channel = 0; channel < piece.channels; channel += kTileChannels<Element>) {
-        visit_tile(piece.part(channel, kTileChannels<Element>), copies, body);
-      }
+      visit_tile(Tile(arguments_.layout, i), copies, body);
     }
   }
 
@@ -149,9 +146,9 @@ class Backward {
     }
   }
 
-  /// Rows of a run. The more vectors there are in a row of a tile, the fewer: the parts of a cache line are then
-  /// written shortly one after the other, and what is written around the cache leaves the processor as whole lines.
-  static constexpr int64_t kRunRows = kHalfRows / (kTileChannels<Element> / kLanes);
+  /// Rows of a run. The more vectors there are in a cache line, the fewer: its parts are then written shortly one after
+  /// the other, and what is written around the cache leaves the processor as whole lines.
+  static constexpr int64_t kRunRows = kHalfRows * kLanes * static_cast<int64_t>(sizeof(Element)) / kCacheLine;
 
   template <class Body>
   HWY_INLINE void visit_run(const Tile& tile, int64_t word, int64_t row_of_word, int64_t channel,

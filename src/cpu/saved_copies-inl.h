@@ -34,12 +34,12 @@ inline PackedHeader header_of(const uint8_t* packed) {
 
 /// How the channels of a tile are decoded: with one grid on each side of 0, which are the same where there is one.
 struct TileGrids {
-  HWY_ALIGN float start_above[kMostTileChannels] = {};
-  HWY_ALIGN float start_below[kMostTileChannels] = {};
-  HWY_ALIGN float scale_above[kMostTileChannels] = {};
-  HWY_ALIGN float scale_below[kMostTileChannels] = {};
+  HWY_ALIGN float start_above[kPieceChannels] = {};
+  HWY_ALIGN float start_below[kPieceChannels] = {};
+  HWY_ALIGN float scale_above[kPieceChannels] = {};
+  HWY_ALIGN float scale_below[kPieceChannels] = {};
   /// As `get_code` gives it; one that no element has, if there is none.
-  HWY_ALIGN uint32_t nan_code[kMostTileChannels] = {};
+  HWY_ALIGN uint32_t nan_code[kPieceChannels] = {};
   bool has_nan_code = false;  ///< in any channel
 
   void set(int64_t channel, const DecodingGrid& above, const DecodingGrid& below) {
@@ -214,9 +214,9 @@ class SavedCopies {
   ChannelMaps<NormActChannel> maps_of_x_;
   RowBits row_bits_;
   TileGrids grids_;
-  HWY_ALIGN float copies_[kMostTileVectors][kHalfRows][kLanes];
-  BlockWords<kMaxBits> codes_[kMostTileVectors];
-  BlockWords<1> masks_[kMostMasks][kMostTileVectors];
+  HWY_ALIGN float copies_[kPieceVectors][kHalfRows][kLanes];
+  BlockWords<kMaxBits> codes_[kPieceVectors];
+  BlockWords<1> masks_[kMostMasks][kPieceVectors];
 };
 
 }  // namespace actnn::cpu::HWY_NAMESPACE
