@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "actnn/core/layout.h"
+#include "actnn/cpu/columns.h"
 #include "actnn/cpu/dropout.h"
 #include "actnn/cpu/mask.h"
 #include "actnn/cpu/norm_act.h"
@@ -47,7 +48,6 @@ const char* name_of(ElementType type) {
   return "float32";
 }
 
-/// 64 MiB of normally distributed numbers of `type`: a million different ones, repeated.
 /// Memory aligned as torch aligns tensors.
 template <class T>
 struct TensorAllocator {
@@ -60,6 +60,7 @@ struct TensorAllocator {
 
 using Bytes = std::vector<uint8_t, TensorAllocator<uint8_t>>;
 
+/// 64 MiB of normally distributed numbers of `type`: a million different ones, repeated.
 Bytes normal_elements(ElementType type) {
   constexpr int64_t kDistinct = int64_t{1} << 20;
   Bytes bytes(kInputBytes);
@@ -168,6 +169,50 @@ void dequantize(benchmark::State& state, ElementType type, int bits, Rounding ro
                                               .elements = buffers.output.data()};
   measure(state, buffers, moved_by_quantization(buffers, bits),
           [&] { actnn::cpu::dequantize_groups(segment, 0, groups); });
+}
+
+/// A matrix of rows x channels in column groups of 4 bits.
+struct ColumnBuffers : Buffers {
+  ColumnBuffers(ElementType element_type, int64_t channel_count) : Buffers(element_type), channels(channel_count) {}
+
+  int64_t channels;
+  actnn::ColumnLayout<int64_t> layout{.rows = count / channels, .channels = channels, .bits = 4};
+  actnn::RandomState random{.seed = 1, .offset = 0};
+  uint8_t* parameters = packed.data() + actnn::kHeaderBytes;
+  uint8_t* codes = packed.data() + layout.codes();
+
+  double moved() const { return static_cast<double>(kInputBytes + layout.bytes()); }
+  int64_t pieces() const { return actnn::cpu::column_pieces(layout); }
+
+  void quantize() {
+    actnn::cpu::quantize_columns({.elements = input.data(),
+                                  .type = type,
+                                  .layout = layout,
+                                  .parameters = parameters,
+                                  .codes = codes,
+                                  .random = random,
+                                  .rounding = Rounding::kDithered},
+                                 0, pieces());
+  }
+};
+
+void quantize_columns(benchmark::State& state, ElementType type, int64_t channels) {
+  ColumnBuffers buffers(type, channels);
+  measure(state, buffers, buffers.moved(), [&] { buffers.quantize(); });
+}
+
+void dequantize_columns(benchmark::State& state, ElementType type, int64_t channels) {
+  ColumnBuffers buffers(type, channels);
+  buffers.quantize();
+  measure(state, buffers, buffers.moved(), [&] {
+    actnn::cpu::dequantize_columns({.header = actnn::PackedHeader::of(buffers.random, Rounding::kDithered),
+                                    .parameters = buffers.parameters,
+                                    .codes = buffers.codes,
+                                    .layout = buffers.layout,
+                                    .type = type,
+                                    .elements = buffers.output.data()},
+                                   0, buffers.pieces());
+  });
 }
 
 void relu(benchmark::State& state, ElementType type) {
@@ -311,6 +356,10 @@ void add_benchmarks() {
     add(fmt::format("relu/{}", name_of(type)), relu, type);
     add(fmt::format("apply_mask/{}", name_of(type)), apply_mask, type);
     add(fmt::format("dropout/{}", name_of(type)), dropout, type);
+    for (const int64_t channels : {64, 384, 1024}) {
+      add(fmt::format("quantize_columns/{}/{}", name_of(type), channels), quantize_columns, type, channels);
+      add(fmt::format("dequantize_columns/{}/{}", name_of(type), channels), dequantize_columns, type, channels);
+    }
     for (const int64_t channels : {16, 24, 64, 128, 512}) {
       const std::string suffix = fmt::format("{}/{}", name_of(type), channels);
       add("norm_act/" + suffix, norm_act, type, channels);

@@ -138,12 +138,18 @@ struct BlockWords {
   }
 };
 
-/// `code_bits` of the functions below: a code at kNoiseBits. The caller loads it once; the compiler would do so for
-/// every row.
-template <int kBits>
-HWY_INLINE Word32Vector bits_of_code() {
-  return hn::Set(Word32Tag(), highest_code(kBits) << kNoiseBits);
-}
+/// Which bits of a lane are a code, at kNoiseBits, and its noise. In memory, whence vectors of one number are loaded at
+/// no cost; the compiler would move constants through a register for every row.
+class CodeConstants {
+ public:
+  explicit CodeConstants(int bits) : code_(highest_code(bits) << kNoiseBits) {}
+  HWY_INLINE Word32Vector code_bits() const { return hn::Set(Word32Tag(), code_); }
+  HWY_INLINE Word32Vector noise_bits() const { return hn::Set(Word32Tag(), noise_); }
+
+ private:
+  uint32_t code_;
+  uint32_t noise_ = kNoises - 1;
+};
 
 /// Adds the code of row kRow, which is at kNoiseBits of lanes that have other bits too, to words that begin as zeros.
 template <int kBits, int kRow>
@@ -169,8 +175,7 @@ HWY_INLINE Word32Vector get_code(const Word32Vector (&words)[kBits], Word32Vecto
   return hn::And(code, code_bits);
 }
 
-/// The bits of a word's rows, each in a number. In memory, whence vectors of one number are loaded at no cost; the
-/// compiler would move constants through a register every time.
+/// The bits of a word's rows, each in a number, in memory as `CodeConstants`.
 class RowBits {
  public:
   RowBits() {

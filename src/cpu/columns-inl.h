@@ -34,19 +34,13 @@ HWY_INLINE ColumnNoise constant_noise(uint32_t noise) {
   return {{bytes, bytes}};
 }
 
-/// Draws the noise of two neighbouring vectors of channels: two, because a round of Philox is a chain of dependent
-/// instructions. A block has the words of two channels, the even one's first, and the 64-bit lane that computed it is
-/// where their two 32-bit lanes are: nothing needs to move across lanes.
+/// Draws the noise of two octets of rows: two, because a round of Philox is a chain of dependent instructions. A block
+/// has the words of two channels, the even one's first, and the 64-bit lane that computed it is where their two 32-bit
+/// lanes are: nothing needs to move across lanes.
 class ColumnRandom {
  public:
   ColumnRandom(const RandomState& random, const ColumnLayout<int64_t>& layout)
       : keys_(random.seed), offset_(random.offset), layout_(layout) {}
-
-  /// Of the vectors from `channel`, which is even, on.
-  HWY_INLINE void draw(int64_t row_octet, int64_t channel, ColumnNoise& first, ColumnNoise& second) const {
-    const auto counters = counters_of(row_octet, channel);
-    draw_at(counters, hn::Add(counters, hn::Set(Word64Tag(), hn::Lanes(Word64Tag()))), first, second);
-  }
 
   /// Of octets `row_octet` and the next, of the vector from `channel`, which is even, on.
   HWY_INLINE void draw_rows(int64_t row_octet, int64_t channel, ColumnNoise& first, ColumnNoise& second) const {
@@ -99,14 +93,6 @@ HWY_INLINE Word32Vector noise_of_row(const ColumnNoise& noise, Word32Vector lowe
   return kRow % 4 == 3 ? lowest : hn::And(lowest, lowest_byte);
 }
 
-/// An octet of rows is one 32-bit lane a channel if its codes fit, else two of 4 rows each.
-template <int kBits>
-inline constexpr int kLaneRows32 = 32 / kBits >= kOctet ? kOctet : 4;
-
-/// Where the code of a row is in its lane.
-template <int kBits, int kRow>
-inline constexpr int kCodePlace = kRow % kLaneRows32<kBits>* kBits;
-
 /// Calls `body` with each of 0..7 as a compile-time constant.
 template <class Body>
 HWY_INLINE void for_rows_of_octet(Body&& body) {
@@ -118,23 +104,6 @@ HWY_INLINE void for_rows_of_octet(Body&& body) {
   body(std::integral_constant<int, 5>());
   body(std::integral_constant<int, 6>());
   body(std::integral_constant<int, 7>());
-}
-
-/// Little-endian bytes as a number. Of parts that a register holds: bytes copied one by one would be read before they
-/// are written.
-template <int kBytes>
-HWY_INLINE uint64_t load_bytes(const uint8_t* bytes) {
-  using Part =
-      std::conditional_t<kBytes >= 8, uint64_t,
-                         std::conditional_t<kBytes >= 4, uint32_t, std::conditional_t<kBytes >= 2, uint16_t, uint8_t>>>;
-  Part part;
-  std::memcpy(&part, bytes, sizeof part);
-  constexpr int kRest = kBytes - static_cast<int>(sizeof part);
-  if constexpr (kRest == 0) {
-    return part;
-  } else {
-    return part | load_bytes<kRest>(bytes + sizeof part) << (8 * sizeof part);
-  }
 }
 
 }  // namespace actnn::cpu::HWY_NAMESPACE

@@ -72,27 +72,24 @@ void dequantize_group(const DequantizeColumns& matrix, int64_t block, int64_t ch
   }
 }
 
-/// Calls `body(block, channel)` for each group of strips [first, last).
+/// Calls `body(block, channel)` for each group of pieces [first, last).
 template <class Body>
 void for_each_group(const ColumnLayout<int64_t>& layout, int64_t first, int64_t last, Body&& body) {
-  for (int64_t strip = first; strip < last; ++strip) {
-    const int64_t begin = strip % strips_across(layout) * kStripChannels;
-    for (int64_t channel = begin; channel < std::min(begin + kStripChannels, layout.channels); ++channel) {
-      body(strip / strips_across(layout), channel);
+  for (int64_t piece = first; piece < last; ++piece) {
+    const int64_t begin = piece % pieces_across(layout) * kPieceChannels;
+    for (int64_t channel = begin; channel < std::min(begin + kPieceChannels, layout.channels); ++channel) {
+      body(piece / pieces_across(layout), channel);
     }
   }
 }
 
 }  // namespace
 
-void quantize_column(const QuantizeColumns& matrix, int64_t block, int64_t channel) {
-  with_element_type(matrix.type,
-                    [&]<class Element>(Element /*tag*/) { quantize_group<Element>(matrix, block, channel); });
-}
-
 void quantize_columns(const QuantizeColumns& matrix, int64_t first, int64_t last) {
-  for_each_group(matrix.layout, first, last,
-                 [&](int64_t block, int64_t channel) { quantize_column(matrix, block, channel); });
+  with_element_type(matrix.type, [&]<class Element>(Element /*tag*/) {
+    for_each_group(matrix.layout, first, last,
+                   [&](int64_t block, int64_t channel) { quantize_group<Element>(matrix, block, channel); });
+  });
 }
 
 void dequantize_columns(const DequantizeColumns& matrix, int64_t first, int64_t last) {

@@ -31,16 +31,13 @@ using PairTag = hn::CappedTag<float, 2 * kOctet>;
 /// Calls `body` with the tag for a matrix's rows.
 template <class Body>
 HWY_INLINE void with_tag(int64_t channels, Body&& body) {
-  if (hn::MaxLanes(PairTag()) == 2 * kOctet && channels % (2 * kOctet) == 0) {
-    body(PairTag());
-  } else {
-    body(OctetTag());
+  if constexpr (hn::MaxLanes(PairTag()) == 2 * kOctet) {
+    if (channels % (2 * kOctet) == 0) {
+      return body(PairTag());
+    }
   }
+  body(OctetTag());
 }
-
-/// Results of this size and more are written around the cache.
-inline constexpr int64_t kStreamingBytes = int64_t{4} << 20;
-inline constexpr int64_t kCacheLine = 64;
 
 /// Whether to write a result around the cache: it is large, its rows are whole cache lines, and it is in no input's
 /// place.

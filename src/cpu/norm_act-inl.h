@@ -12,8 +12,7 @@
 
 #include "actnn/cpu/norm_act.h"
 #include "src/cpu/activation-inl.h"
-#include "src/cpu/column_words-inl.h"
-#include "src/cpu/matrix-inl.h"
+#include "src/cpu/tile-inl.h"
 
 #if HWY_TARGET != HWY_SCALAR
 
@@ -22,72 +21,7 @@ namespace actnn::cpu::HWY_NAMESPACE {
 
 using FloatMask = hn::Mask<FloatTag>;
 
-inline constexpr int64_t kPieceVectors = kPieceChannels / kLanes;
 inline constexpr int kMostMasks = 2;
-
-/// A piece: all rows of a block, and channels that lie side by side in memory. Rows of few channels would be many short
-/// parts of memory, which the processor fetches slowly.
-struct Tile {
-  int64_t block;
-  int64_t first_row;
-  int64_t rows;
-  int64_t first_channel;
-  int64_t channels;
-
-  Tile(const ColumnLayout<int64_t>& layout, int64_t piece) {
-    const int64_t across = ceil_div(layout.channels, kPieceChannels);
-    block = piece / across;
-    first_row = block * layout.group_rows;
-    rows = layout.block_rows(block);
-    first_channel = piece % across * kPieceChannels;
-    channels = std::min(kPieceChannels, layout.channels - first_channel);
-  }
-
-  /// How far the elements of the next piece are behind those of the next rows.
-  int64_t distance_of_next(const ColumnLayout<int64_t>& layout) const {
-    return first_channel + channels < layout.channels ? kPieceChannels - rows * layout.channels : -first_channel;
-  }
-
-  int64_t words() const { return ceil_div(rows, kWordRows); }
-};
-
-/// Asks for an element `ahead` of another one. Beyond the end of a matrix this does nothing.
-template <class Element>
-HWY_INLINE void prefetch(const Element* p, int64_t ahead) {
-  hwy::Prefetch(reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(p) +
-                                                 static_cast<uintptr_t>(ahead) * sizeof(Element)));
-}
-
-/// Loads `lanes` elements, at most a vector. What is in the lanes beyond them means nothing.
-template <class Element>
-HWY_INLINE FloatVector load_lanes(const Element* p, int64_t lanes) {
-  if (HWY_LIKELY(lanes >= kLanes)) {
-    return load_floats(p);
-  }
-  if (2 * lanes == kLanes) {
-    return hn::ZeroExtendVector(FloatTag(), load_floats(hn::Half<FloatTag>(), p));
-  }
-  HWY_ALIGN Element padded[kLanes] = {};
-  std::copy_n(p, lanes, padded);
-  return load_floats(padded);
-}
-
-/// Stores them, whole vectors `around_cache` on request.
-template <class Element>
-HWY_INLINE void store_lanes(FloatVector values, Element* p, int64_t lanes, bool around_cache = false) {
-  const hn::Half<FloatTag> half;
-  if (around_cache) {
-    store_floats(values, p, StoreStreaming());
-  } else if (HWY_LIKELY(lanes >= kLanes)) {
-    store_floats(values, p);
-  } else if (2 * lanes == kLanes) {
-    store_floats(half, hn::LowerHalf(half, values), p, StoreCached());
-  } else {
-    HWY_ALIGN Element padded[kLanes];
-    store_floats(values, padded);
-    std::copy_n(padded, lanes, p);
-  }
-}
 
 /// Calls `body` with the activation as a template argument.
 template <class Body>

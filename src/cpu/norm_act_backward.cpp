@@ -269,7 +269,7 @@ void norm_act_sums(const NormActBackward& backward, const DecodeMap* channels, i
   if (needs_reference(backward.activation.function)) {
     return reference::norm_act_sums(backward, channels, first, last, sums, copy_sums);
   }
-  const int64_t across = ceil_div(backward.layout.channels, kPieceChannels);
+  const int64_t across = pieces_across(backward.layout);
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
     with_function(backward.activation.function, [&]<ActivationFunction kFunction>() {
       add_sums<Element, kFunction>(backward, channels, first * across, last * across, sums, copy_sums);

@@ -23,7 +23,7 @@ struct Column {
 /// Calls `body(column)` for the columns of pieces [first, last).
 template <class Body>
 void for_each_column(const Layout& layout, int64_t first, int64_t last, Body&& body) {
-  const int64_t across = ceil_div(layout.channels, kPieceChannels);
+  const int64_t across = pieces_across(layout);
   for (int64_t piece = first; piece < last; ++piece) {
     const int64_t block = piece / across;
     const int64_t begin = piece % across * kPieceChannels;
@@ -329,7 +329,7 @@ void norm_act(const NormActForward& forward, int64_t first, int64_t last) {
 
 void norm_act_sums(const NormActBackward& backward, const DecodeMap* channels, int64_t first, int64_t last,
                    double* sums, double* copy_sums) {
-  const int64_t across = ceil_div(backward.layout.channels, kPieceChannels);
+  const int64_t across = pieces_across(backward.layout);
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
     for_each_column(backward.layout, first * across, last * across, [&](const Column& column) {
       const DecodeMap& map = channels[column.channel];

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "src/cpu/norm_act-inl.h"
+#include "src/cpu/tile_encoder-inl.h"
 
 #if HWY_TARGET != HWY_SCALAR
 
@@ -22,15 +23,13 @@ struct Forward {
   const NormActForward& arguments;
   ChannelMaps<NormActChannel> maps;
   bool around_cache;  ///< is y written
-  ColumnRandom random;
   RowBits row_bits;
 
   explicit Forward(const NormActForward& forward)
       : arguments(forward),
         maps(forward.channels, forward.layout.channels),
         around_cache(forward.y && streams(forward.layout.rows, forward.layout.channels, forward.type, forward.y,
-                                          {forward.x, forward.residual})),
-        random(forward.random, forward.layout) {}
+                                          {forward.x, forward.residual})) {}
 
   HWY_INLINE FloatVector field(float NormActChannel::*member, int64_t channel) const {
     return maps.field(FloatTag(), member, channel);
@@ -40,19 +39,13 @@ struct Forward {
   }
 };
 
-/// Rows between an element and the one that is asked for meanwhile. The first pass moves much and the second one
-/// nothing: the processor by itself would begin anew with each tile.
-inline constexpr int64_t kRowsAhead = 64;
-
 /// Rows that are worked on together: what is asked about a call is asked once for them, and as many fit into registers.
 inline constexpr int kRowsTogether = 4;
 static_assert(kOctet % kRowsTogether == 0);
 
 /// What the first pass finds in some rows of a vector of channels.
 struct Found {
-  FloatVector smallest;
-  FloatVector largest;
-  FloatVector zero;
+  ChannelRanges ranges;
   Word32Vector sides;
   Word32Vector between;
 };
@@ -121,9 +114,7 @@ class Normalization {
       const auto side = hn::Gt(z[i], zeros);
       const auto copy = hn::Add(hn::Mul(s_scale_, hn::IfThenElse(linear_, x[i], z[i])), s_shift_);
       const auto s = hn::IfThenElseZero(hn::Or(side, kept_below_), copy);
-      found.smallest = hn::Min(found.smallest, s);
-      found.largest = hn::Max(found.largest, s);
-      found.zero = hn::MulAdd(s, zeros, found.zero);
+      found.ranges.add(s);
       hn::Store(s, df, out + i * kLanes);
     }
   }

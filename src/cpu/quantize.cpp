@@ -30,11 +30,6 @@ void dequantize_groups(const DequantizeSegment& segment, int64_t first_group, in
 
 namespace {
 
-inline constexpr int64_t kCacheLine = 64;
-
-/// Results of this size and more are written around the cache.
-inline constexpr int64_t kStreamingBytes = int64_t{4} << 20;
-
 template <class Element>
 inline constexpr ElementType kTypeOf = ElementType::kFloat32;
 template <>

@@ -169,6 +169,11 @@ HWY_INLINE hn::Vec<FloatTag> load_floats(const Element* p) {
   return load_floats(FloatTag(), p);
 }
 
+inline constexpr int64_t kCacheLine = 64;
+
+/// Results of this size and more are written around the cache.
+inline constexpr int64_t kStreamingBytes = int64_t{4} << 20;
+
 /// Writes through the cache.
 struct StoreCached {
   template <class V, class D, class T>

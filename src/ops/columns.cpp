@@ -62,8 +62,8 @@ DequantizedColumns check_dequantize_columns(const at::Tensor& packed, const c10:
 
 namespace {
 
-int64_t strip_grain(const ColumnLayout<int64_t>& layout) {
-  return parallel_grain(layout.group_rows * std::min(layout.channels, cpu::kStripChannels));
+int64_t piece_grain(const ColumnLayout<int64_t>& layout) {
+  return parallel_grain(layout.group_rows * std::min(layout.channels, cpu::kPieceChannels));
 }
 
 at::Tensor quantize_columns_cpu(const at::Tensor& input, int64_t bits, int64_t group_rows, c10::string_view rounding,
@@ -85,7 +85,7 @@ at::Tensor quantize_columns_cpu(const at::Tensor& input, int64_t bits, int64_t g
                                      .codes = bytes + layout.codes(),
                                      .random = header.random(),
                                      .rounding = how.rounding};
-  at::parallel_for(0, cpu::strip_count(layout), strip_grain(layout),
+  at::parallel_for(0, cpu::column_pieces(layout), piece_grain(layout),
                    [&](int64_t first, int64_t last) { cpu::quantize_columns(columns, first, last); });
   return packed;
 }
@@ -107,7 +107,7 @@ at::Tensor dequantize_columns_cpu(const at::Tensor& packed, int64_t rows, int64_
                                        .layout = layout,
                                        .type = how.type,
                                        .elements = output.mutable_data_ptr()};
-  at::parallel_for(0, cpu::strip_count(layout), strip_grain(layout),
+  at::parallel_for(0, cpu::column_pieces(layout), piece_grain(layout),
                    [&](int64_t first, int64_t last) { cpu::dequantize_columns(columns, first, last); });
   return output;
 }

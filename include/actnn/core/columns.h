@@ -47,7 +47,7 @@ struct ColumnLayout {
   constexpr Int plane_bytes() const { return ceil_div(rows, kWordRows) * (kWordOctets * channels); }
 
   constexpr Int codes() const { return codes_offset(groups()); }
-  constexpr Int mask(int number) const { return codes() + plane_bytes() * static_cast<int64_t>(bits + number); }
+  constexpr Int mask(int number) const { return codes() + plane_bytes() * (int64_t{bits} + number); }
   constexpr Int bytes() const { return mask(masks); }
 
   /// Where the octets of a group begin among codes of `width` bits, or a mask's of 1 bit.

@@ -6,24 +6,14 @@
 #include "actnn/core/philox.h"
 #include "actnn/core/rounding.h"
 #include "actnn/core/scalar_types.h"
+#include "actnn/cpu/column_pieces.h"
 
 /// \file
-/// Quantization and dequantization of a row-major matrix in column groups (core/columns.h) on the CPU. The work is cut
-/// into *strips*: kStripChannels neighbouring channels of one block. Strips are independent: any division of them among
-/// threads gives the same bytes. No function here allocates, throws or knows a tensor. The header, and the padding
-/// between parameters and codes, are the caller's.
+/// Quantization and dequantization of a row-major matrix in column groups (core/columns.h) on the CPU, in pieces
+/// (column_pieces.h): any division of them among threads gives the same bytes. No function here allocates, throws or
+/// knows a tensor. The header, and the padding between parameters and codes, are the caller's.
 
 namespace actnn::cpu {
-
-/// Channels of a strip: even, because two neighbouring channels share their noise.
-inline constexpr int64_t kStripChannels = 32;
-
-/// Strips across the channels; strip i is of block i / strips_across and of channels from
-/// i % strips_across * kStripChannels on.
-constexpr int64_t strips_across(const ColumnLayout<int64_t>& layout) {
-  return ceil_div(layout.channels, kStripChannels);
-}
-constexpr int64_t strip_count(const ColumnLayout<int64_t>& layout) { return layout.blocks() * strips_across(layout); }
 
 /// One matrix and the noise it is rounded with.
 struct QuantizeColumns {
@@ -45,10 +35,10 @@ struct DequantizeColumns {
   void* elements;  ///< out
 };
 
-/// Packs strips [first, last). Bits of rows that do not exist are zero.
+/// Packs pieces [first, last). Bits of rows that do not exist are zero.
 void quantize_columns(const QuantizeColumns& matrix, int64_t first, int64_t last);
 
-/// Unpacks strips [first, last). Groups marked unrepresentable become the canonical NaN, and so do elements with the
+/// Unpacks pieces [first, last). Groups marked unrepresentable become the canonical NaN, and so do elements with the
 /// code for NaN.
 void dequantize_columns(const DequantizeColumns& matrix, int64_t first, int64_t last);
 
@@ -57,9 +47,6 @@ namespace reference {
 /// The definition of the format, one element after the other.
 void quantize_columns(const QuantizeColumns& matrix, int64_t first, int64_t last);
 void dequantize_columns(const DequantizeColumns& matrix, int64_t first, int64_t last);
-
-/// One group.
-void quantize_column(const QuantizeColumns& matrix, int64_t block, int64_t channel);
 
 }  // namespace reference
 }  // namespace actnn::cpu

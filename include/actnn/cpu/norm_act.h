@@ -7,25 +7,18 @@
 #include "actnn/core/norm_act.h"
 #include "actnn/core/philox.h"
 #include "actnn/core/scalar_types.h"
+#include "actnn/cpu/column_pieces.h"
 
 /// \file
 /// Normalization with activation on matrices of rows x channels (core/norm_act.h), the passes over elements. The work
-/// of a pass is a number of *pieces*, or blocks and parts of rows, which are independent of each other: any division
-/// among threads gives the same results. NaNs among them are the canonical ones. The header of a packed tensor, and
-/// what lies between parameters and codes, are the caller's.
+/// of a pass is a number of pieces (column_pieces.h), or blocks and parts of rows, which are independent of each other:
+/// any division among threads gives the same results. NaNs among them are the canonical ones. The header of a packed
+/// tensor, and what lies between parameters and codes, are the caller's.
 
 namespace actnn::cpu {
 
 /// Rows that one part of a sum over rows has.
 inline constexpr int64_t kPartRows = 1024;
-
-/// Channels of a piece, whose rows are a block of the layout.
-inline constexpr int64_t kPieceChannels = 64;
-
-template <class Int>
-constexpr int64_t column_pieces(const ColumnLayout<Int>& layout) {
-  return layout.blocks() * ceil_div(layout.channels, kPieceChannels);
-}
 
 /// Mean and sum of squared distances from it, of rows [part * kPartRows, ...) of `x`: [channels] each.
 void part_moments(const void* x, ElementType type, int64_t rows, int64_t channels, int64_t part, double* mean,

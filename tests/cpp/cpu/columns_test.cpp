@@ -63,10 +63,10 @@ Packed quantize(const Case& c, const std::vector<uint8_t>& elements, int64_t spl
                                .codes = codes.data(),
                                .random = c.random,
                                .rounding = c.rounding};
-  // In two parts, the second first: strips are independent.
-  const int64_t strips = strip_count(c.layout);
-  quantize_columns(matrix, std::min(split, strips), strips);
-  quantize_columns(matrix, 0, std::min(split, strips));
+  // In two parts, the second first: pieces are independent.
+  const int64_t pieces = column_pieces(c.layout);
+  quantize_columns(matrix, std::min(split, pieces), pieces);
+  quantize_columns(matrix, 0, std::min(split, pieces));
   return {parameters.content(), codes.content()};
 }
 
@@ -78,9 +78,9 @@ std::vector<uint8_t> dequantize(const Case& c, const Packed& packed, int64_t spl
                                  .layout = c.layout,
                                  .type = c.type,
                                  .elements = elements.data()};
-  const int64_t strips = strip_count(c.layout);
-  dequantize_columns(matrix, std::min(split, strips), strips);
-  dequantize_columns(matrix, 0, std::min(split, strips));
+  const int64_t pieces = column_pieces(c.layout);
+  dequantize_columns(matrix, std::min(split, pieces), pieces);
+  dequantize_columns(matrix, 0, std::min(split, pieces));
   return elements.content();
 }
 

@@ -34,7 +34,7 @@ std::vector<uint8_t> packed_by_cpu(const Problem& problem, const std::vector<uin
                          .codes = packed.data() + layout.codes(),
                          .random = kRandom,
                          .rounding = problem.rounding},
-                        0, cpu::strip_count(layout));
+                        0, cpu::column_pieces(layout));
   return packed;
 }
 
@@ -49,7 +49,7 @@ std::vector<uint8_t> unpacked_by_cpu(const Problem& problem, const std::vector<u
                            .layout = layout,
                            .type = problem.type,
                            .elements = elements.data()},
-                          0, cpu::strip_count(layout));
+                          0, cpu::column_pieces(layout));
   return elements;
 }
 

@@ -1,0 +1,229 @@
+// From the numbers of a tile to codes, in vectors whose lanes are channels. Included once per instruction set
+// (Highway's foreach_target), hence the toggling include guard instead of #pragma once.
+#if defined(ACTNN_CPU_TILE_ENCODER_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ACTNN_CPU_TILE_ENCODER_INL_H_
+#undef ACTNN_CPU_TILE_ENCODER_INL_H_
+#else
+#define ACTNN_CPU_TILE_ENCODER_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "actnn/core/sides.h"
+#include "src/cpu/tile-inl.h"
+#include "src/cpu/with_bits.h"
+
+#if HWY_TARGET != HWY_SCALAR
+
+HWY_BEFORE_NAMESPACE();
+namespace actnn::cpu::HWY_NAMESPACE {
+
+/// What is known of the numbers of a vector of channels.
+struct ChannelRanges {
+  FloatVector smallest;
+  FloatVector largest;
+  FloatVector zero;  ///< 0 where all are finite, else NaN
+
+  HWY_INLINE void add(FloatVector numbers) {
+    smallest = hn::Min(smallest, numbers);
+    largest = hn::Max(largest, numbers);
+    zero = hn::MulAdd(numbers, hn::Zero(FloatTag()), zero);
+  }
+};
+
+/// Writes the words of the vector of channels from number `channel` of the tile on: codes of `width` bits that begin at
+/// `codes`, or a mask.
+template <int kMostWidth>
+void write_words(const ColumnLayout<int64_t>& layout, const Tile& tile, int64_t channel, uint8_t* codes, int width,
+                 const BlockWords<kMostWidth>& words) {
+  words.write(codes + layout.group_offset(tile.block, tile.first_channel + channel, width),
+              layout.block_octets(tile.block) * width, tile.channels - channel, tile.words() * width);
+}
+
+/// Encodes tiles. Whoever reads the numbers of one puts them here, and their ranges, before their codes are written.
+/// `is_split(channel)`, of all channels, says which have a grid on each side of 0.
+class TileEncoder {
+ public:
+  TileEncoder(const ColumnLayout<int64_t>& layout, ElementType type, const RandomState& random, Rounding rounding)
+      : layout_(layout), type_(type), random_(random, layout), rounding_(rounding), constants_(layout.bits) {}
+
+  template <class IsSplit>
+  void begin_tile(const Tile& tile, IsSplit&& is_split) {
+    std::fill_n(smallest_, kPieceChannels, 0.0F);
+    std::fill_n(largest_, kPieceChannels, 0.0F);
+    std::fill_n(zero_, kPieceChannels, 0.0F);
+    for (int64_t channel = 0; channel < tile.channels; ++channel) {
+      if (!is_split(tile.first_channel + channel)) {
+        smallest_[channel] = float_of(kInfinityFloat32);
+        largest_[channel] = -float_of(kInfinityFloat32);
+      }
+    }
+    // Of rows that do not exist, nothing is stored.
+    for (auto& rows : numbers_) {
+      std::fill(rows[0] + tile.rows * kLanes, rows[0] + tile.words() * kWordRows * kLanes, 0.0F);
+    }
+  }
+
+  /// The numbers of row `row` of the vector of channels from number `channel` of the tile on; kLanes further are the
+  /// next row's.
+  HWY_INLINE float* row(int64_t row, int64_t channel) { return numbers_[channel / kLanes][row]; }
+
+  HWY_INLINE ChannelRanges ranges(int64_t channel) const {
+    const FloatTag df;
+    return {hn::Load(df, smallest_ + channel), hn::Load(df, largest_ + channel), hn::Load(df, zero_ + channel)};
+  }
+  HWY_INLINE void set_ranges(int64_t channel, const ChannelRanges& ranges) {
+    const FloatTag df;
+    hn::Store(ranges.smallest, df, smallest_ + channel);
+    hn::Store(ranges.largest, df, largest_ + channel);
+    hn::Store(ranges.zero, df, zero_ + channel);
+  }
+
+  /// Chooses the parameters of the tile's groups, and writes them and the codes.
+  template <class IsSplit>
+  void end_tile(const Tile& tile, const NextTile& next, uint8_t* parameters, uint8_t* codes, IsSplit&& is_split) {
+    fit(tile, parameters, is_split);
+    for (int64_t channel = 0; channel < tile.channels; channel += kLanes) {
+      with_bits(layout_.bits, [&](auto bits) {
+        if (layout_.masks != 0) {
+          encode<decltype(bits)::value, true>(tile, next, channel, codes);
+        } else {
+          encode<decltype(bits)::value, false>(tile, next, channel, codes);
+        }
+      });
+    }
+  }
+
+ private:
+  /// Of a channel with numbers that are not finite: those among them that are.
+  template <class Range>
+  Range finite_range(const Tile& tile, int64_t channel) const {
+    Range range;
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      range.add(numbers_[channel / kLanes][row][channel % kLanes]);
+    }
+    return range;
+  }
+
+  /// Flattened: a call of code that is compiled for the baseline instruction set mixes instruction encodings, which is
+  /// slow.
+  template <class IsSplit>
+  HWY_NOINLINE HWY_FLATTEN void fit(const Tile& tile, uint8_t* parameters, IsSplit&& is_split) {
+    constexpr auto kBytes = static_cast<int64_t>(sizeof(GroupParameters));
+    uint8_t* out = parameters + (tile.block * layout_.channels + tile.first_channel) * kBytes;
+    all_finite_ = true;
+    for (int64_t channel = 0; channel < tile.channels; ++channel, out += kBytes) {
+      const bool finite = !is_nan(zero_[channel]);
+      all_finite_ = all_finite_ && finite;
+      bool representable;
+      if (is_split(tile.first_channel + channel)) {
+        const SideSteps steps = choose_sides(
+            finite ? SideRange{largest_[channel], -smallest_[channel]} : finite_range<SideRange>(tile, channel),
+            layout_.bits);
+        std::memcpy(out, &steps, sizeof steps);
+        const SideEncoder encoder(steps);
+        minimum_[channel] = 0.0F;
+        above_[channel] = encoder.above;
+        below_[channel] = -encoder.below;
+        representable = steps.above != kNanBFloat16;
+      } else {
+        const GroupParameters chosen = choose_grid(
+            finite ? GroupRange{smallest_[channel], largest_[channel]} : finite_range<GroupRange>(tile, channel),
+            layout_.bits, type_);
+        std::memcpy(out, &chosen, sizeof chosen);
+        const EncodingGrid grid = encoding_grid(chosen, type_);
+        minimum_[channel] = grid.minimum;
+        above_[channel] = grid.inverse_step;
+        below_[channel] = 0.0F;  // nothing is below the minimum
+        representable = !is_nan(grid.minimum);
+      }
+      stored_bits_[channel] = representable ? ~0u : 0u;
+    }
+  }
+
+  /// Encodes an octet of rows, the kFirstRow-th and following of a word.
+  template <int kBits, int kFirstRow, bool kSplit>
+  HWY_INLINE void encode_octet(int64_t word, int64_t channel, const ColumnNoise& noise,
+                               Word32Vector (&words)[kBits]) const {
+    const FloatTag df;
+    const Word32Tag d32;
+    const auto minimum = hn::Load(df, minimum_ + channel);
+    const auto above = hn::Load(df, above_ + channel);
+    const auto below = hn::Load(df, below_ + channel);
+    const float* rows = numbers_[channel / kLanes][word * kWordRows + kFirstRow];
+    const auto integer = hn::Set(df, kIntegerInMantissa);
+    const auto code_bits = constants_.code_bits();
+    const auto noise_bits = constants_.noise_bits();
+    const bool all_finite = all_finite_;
+    for_rows_of_octet([&](auto row) {
+      constexpr int kRow = decltype(row)::value;
+      const auto number = hn::Load(df, rows + kRow * kLanes);
+      const auto distance = hn::Sub(number, minimum);
+      auto scaled = hn::Mul(distance, above);
+      if constexpr (kSplit) {
+        scaled = hn::Max(scaled, hn::Mul(distance, below));  // a number has the sign of its side
+      }
+      const auto position = hn::BitCast(d32, hn::Add(scaled, integer));
+      auto noisy = hn::Add(position, noise_of_row<kRow>(noise, noise_bits));
+      if (HWY_UNLIKELY(!all_finite)) {
+        noisy = hn::IfThenElse(hn::RebindMask(d32, hn::IsFinite(number)), noisy, code_bits);
+      }
+      put_code<kBits, kFirstRow + kRow>(noisy, code_bits, words);
+    });
+  }
+
+  /// Writes the codes of the vector of channels from number `channel` of the tile on: (number - minimum) above, or
+  /// below if that is larger, is its distance on the grid in units of 2^-8 of a step.
+  template <int kBits, bool kSplit>
+  void encode(const Tile& tile, const NextTile& next, int64_t channel, uint8_t* out) const {
+    const Word32Tag d32;
+    const auto stored_bits = hn::Load(d32, stored_bits_ + channel);
+    BlockWords<kBits> codes;
+    ColumnNoise noise[kWordOctets];
+    std::fill_n(noise, kWordOctets, constant_noise(kHalfStep));
+    for (int64_t word = 0; word < tile.words(); ++word) {
+      next.prefetch(word, channel);
+      if (rounding_ != Rounding::kNearest) {
+        const int64_t octet = tile.first_row / kOctet + word * kWordOctets;
+        random_.draw_rows(octet, tile.first_channel + channel, noise[0], noise[1]);
+        random_.draw_rows(octet + 2, tile.first_channel + channel, noise[2], noise[3]);
+      }
+      Word32Vector words[kBits];
+      std::fill_n(words, kBits, hn::Zero(d32));
+      encode_octet<kBits, 0, kSplit>(word, channel, noise[0], words);
+      encode_octet<kBits, 8, kSplit>(word, channel, noise[1], words);
+      encode_octet<kBits, 16, kSplit>(word, channel, noise[2], words);
+      encode_octet<kBits, 24, kSplit>(word, channel, noise[3], words);
+      const int64_t rows = tile.rows - word * kWordRows;
+      for (int i = 0; i < kBits; ++i) {
+        const auto stored =
+            rows < kWordRows ? hn::And(stored_bits, hn::Set(d32, bits_of_rows(rows, kBits, i))) : stored_bits;
+        hn::Store(hn::And(words[i], stored), d32, codes.words[word * kBits + i]);
+      }
+    }
+    write_words(layout_, tile, channel, out, kBits, codes);
+  }
+
+  const ColumnLayout<int64_t>& layout_;
+  ElementType type_;
+  ColumnRandom random_;
+  Rounding rounding_;
+  CodeConstants constants_;
+  bool all_finite_ = true;
+  HWY_ALIGN float numbers_[kPieceVectors][kMostRows][kLanes];
+  HWY_ALIGN float smallest_[kPieceChannels];
+  HWY_ALIGN float largest_[kPieceChannels];
+  HWY_ALIGN float zero_[kPieceChannels];
+  HWY_ALIGN float minimum_[kPieceChannels] = {};
+  HWY_ALIGN float above_[kPieceChannels] = {};
+  HWY_ALIGN float below_[kPieceChannels] = {};
+  HWY_ALIGN uint32_t stored_bits_[kPieceChannels] = {};  ///< none where a group is unrepresentable
+};
+
+}  // namespace actnn::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // HWY_TARGET != HWY_SCALAR
+#endif  // include guard
