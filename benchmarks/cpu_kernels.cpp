@@ -377,7 +377,7 @@ class Reporter final : public benchmark::BenchmarkReporter {
   bool ReportContext(const Context& /*context*/) override {
     fmt::print("CPU kernels, {}, one thread, {} MiB of input, median of {} rounds\n", actnn::cpu::current_target(),
                kInputBytes >> 20, kRounds);
-    fmt::print("{:<30}{:>10}{:>14}{:>14}{:>16}\n", "kernel/type/bits or channels", "GB/s", "memcpy GB/s", "% of memcpy",
+    fmt::print("{:<34}{:>10}{:>14}{:>14}{:>16}\n", "kernel/type/bits or channels", "GB/s", "memcpy GB/s", "% of memcpy",
                "quartiles");
     return true;
   }
@@ -389,7 +389,7 @@ class Reporter final : public benchmark::BenchmarkReporter {
         result[name] = counter.value;
       }
       const auto value = [&](const char* name) { return run.counters.at(name).value; };
-      fmt::print("{:<30}{:>10.2f}{:>14.2f}{:>14.0f}{:>16}\n", run.run_name.function_name, value("gigabytes_per_second"),
+      fmt::print("{:<34}{:>10.2f}{:>14.2f}{:>14.0f}{:>16}\n", run.run_name.function_name, value("gigabytes_per_second"),
                  value("memcpy_gigabytes_per_second"), value("percent_of_memcpy"),
                  fmt::format("{:.0f}-{:.0f}", value("percent_lower_quartile"), value("percent_upper_quartile")));
       std::fflush(stdout);

@@ -8,7 +8,6 @@
 #endif
 
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 #include "actnn/core/columns.h"
@@ -44,24 +43,22 @@ class ColumnRandom {
 
   /// Of octets `row_octet` and the next, of the vector from `channel`, which is even, on.
   HWY_INLINE void draw_rows(int64_t row_octet, int64_t channel, ColumnNoise& first, ColumnNoise& second) const {
-    draw_at(counters_of(row_octet, channel), counters_of(row_octet + 1, channel), first, second);
+    const Word64Tag d64;
+    const auto start2 = hn::Set(d64, offset_);
+    const auto start3 = hn::Set(d64, offset_ >> 32);
+    const auto counter_a = counters_of(row_octet, channel);
+    const auto counter_b = counters_of(row_octet + 1, channel);
+    PhiloxState a{counter_a, hn::ShiftRight<32>(counter_a), start2, start3};
+    PhiloxState b{counter_b, hn::ShiftRight<32>(counter_b), start2, start3};
+    philox_rounds(keys_, a, b);
+    first = in_channel_order(a);
+    second = in_channel_order(b);
   }
 
  private:
   HWY_INLINE hn::Vec<Word64Tag> counters_of(int64_t row_octet, int64_t channel) const {
     const Word64Tag d64;
     return hn::Add(hn::Set(d64, layout_.noise_octet(row_octet, channel) / 2), hn::Iota(d64, 0));
-  }
-  HWY_INLINE void draw_at(hn::Vec<Word64Tag> counter_a, hn::Vec<Word64Tag> counter_b, ColumnNoise& first,
-                          ColumnNoise& second) const {
-    const Word64Tag d64;
-    const auto start2 = hn::Set(d64, offset_);
-    const auto start3 = hn::Set(d64, offset_ >> 32);
-    PhiloxState a{counter_a, hn::ShiftRight<32>(counter_a), start2, start3};
-    PhiloxState b{counter_b, hn::ShiftRight<32>(counter_b), start2, start3};
-    philox_rounds(keys_, a, b);
-    first = in_channel_order(a);
-    second = in_channel_order(b);
   }
   static HWY_INLINE ColumnNoise in_channel_order(const PhiloxState& s) {
     return {{joined(s.x0, s.x2), joined(s.x1, s.x3)}};
@@ -72,7 +69,7 @@ class ColumnRandom {
 
   PhiloxKeys keys_;
   uint64_t offset_;
-  const ColumnLayout<int64_t>& layout_;
+  ColumnLayout<int64_t> layout_;
 };
 
 /// Moves bits up (or down, if negative).

@@ -6,8 +6,8 @@
 #define HWY_TARGET_INCLUDE "src/cpu/columns.cpp"
 #include <hwy/foreach_target.h>  // includes this file once per instruction set
 
-#include "src/cpu/tile_decoder-inl.h"
-#include "src/cpu/tile_encoder-inl.h"
+#include "src/cpu/piece_decoder-inl.h"
+#include "src/cpu/piece_encoder-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace actnn::cpu::HWY_NAMESPACE {
@@ -25,21 +25,22 @@ void dequantize_columns(const DequantizeColumns& matrix, int64_t first, int64_t 
 
 namespace {
 
-constexpr auto kOneGrid = [](int64_t /*channel*/) { return false; };
+constexpr auto kNoneIsSplit = [](int64_t /*channel*/) { return false; };
 
-/// Reads an octet of rows of the vector of channels from number `channel` of the tile on.
+/// Reads an octet of rows of the vector of channels from number `channel` of the piece on.
 template <class Element>
-HWY_INLINE void read_octet(const QuantizeColumns& matrix, const Tile& tile, int64_t octet, int64_t channel,
-                           TileEncoder& encoder) {
+HWY_INLINE void read_octet(const QuantizeColumns& matrix, const ColumnPiece& piece, int64_t octet, int64_t channel,
+                           PieceEncoder& encoder) {
   const FloatTag df;
   const int64_t stride = matrix.layout.channels;
-  const int64_t rows = std::min(kOctet, tile.rows - octet * kOctet);
-  const int64_t lanes = tile.channels - channel;
-  const auto* elements = static_cast<const Element*>(matrix.elements) + (tile.first_row + octet * kOctet) * stride +
-                         tile.first_channel + channel;
+  const int64_t rows = std::min(kOctet, piece.rows - octet * kOctet);
+  const int64_t lanes = piece.channels - channel;
+  const auto* elements = static_cast<const Element*>(matrix.elements) + (piece.first_row + octet * kOctet) * stride +
+                         piece.first_channel + channel;
   float* numbers = encoder.row(octet * kOctet, channel);
   ChannelRanges ranges = encoder.ranges(channel);
-  const int64_t ahead = tile.ahead(matrix.layout, octet);
+  // Again: what was asked for while the last piece was encoded has partly left the cache if rows are pages apart.
+  const int64_t ahead = elements_ahead(matrix.layout, piece, octet);
   for (int64_t row = 0; row < rows; ++row) {
     prefetch(elements + row * stride, ahead);
     const auto number = load_lanes(elements + row * stride, lanes);
@@ -50,15 +51,15 @@ HWY_INLINE void read_octet(const QuantizeColumns& matrix, const Tile& tile, int6
 }
 
 template <class Element>
-void quantize_tile(const QuantizeColumns& matrix, const Tile& tile, TileEncoder& encoder) {
-  encoder.begin_tile(tile, kOneGrid);
-  for (int64_t octet = 0; octet * kOctet < tile.rows; ++octet) {
-    for (int64_t channel = 0; channel < tile.channels; channel += kLanes) {
-      read_octet<Element>(matrix, tile, octet, channel, encoder);
+void quantize_piece(const QuantizeColumns& matrix, const ColumnPiece& piece, PieceEncoder& encoder) {
+  encoder.begin_piece(piece, kNoneIsSplit);
+  for (int64_t octet = 0; octet * kOctet < piece.rows; ++octet) {
+    for (int64_t channel = 0; channel < piece.channels; channel += kLanes) {
+      read_octet<Element>(matrix, piece, octet, channel, encoder);
     }
   }
-  const NextTile next(matrix.layout, tile, static_cast<const Element*>(matrix.elements));
-  encoder.end_tile(tile, next, matrix.parameters, matrix.codes, kOneGrid);
+  const NextPiece next(matrix.layout, piece, static_cast<const Element*>(matrix.elements));
+  encoder.end_piece(piece, next, matrix.parameters, matrix.codes);
 }
 
 /// Numbers of half a word's rows.
@@ -82,18 +83,19 @@ HWY_INLINE void write_rows(const HalfWord& numbers, int64_t rows, int64_t channe
 }
 
 template <class Element>
-void dequantize_tile(const DequantizeColumns& matrix, const Tile& tile, bool around_cache, TileDecoder& decoder) {
+void dequantize_piece(const DequantizeColumns& matrix, const ColumnPiece& piece, bool around_cache,
+                      PieceDecoder& decoder) {
   const auto no_sides = hn::Zero(Word32Tag());
   const int64_t stride = matrix.layout.channels;
-  auto* out = static_cast<Element*>(matrix.elements) + tile.first_row * stride + tile.first_channel;
+  auto* out = static_cast<Element*>(matrix.elements) + piece.first_row * stride + piece.first_channel;
   HWY_ALIGN HalfWord numbers;
-  decoder.begin_tile(tile, matrix.parameters, matrix.codes, kOneGrid);
-  for (int64_t row = 0; row < tile.rows; row += kHalfRows) {
-    for (int64_t channel = 0; channel < tile.channels; channel += kLanes) {
-      decoder.decode(tile, row / kWordRows, static_cast<int>(row % kWordRows / kHalfRows), channel, no_sides,
+  decoder.begin_piece(piece, matrix.parameters, matrix.codes, kNoneIsSplit);
+  for (int64_t row = 0; row < piece.rows; row += kHalfRows) {
+    for (int64_t channel = 0; channel < piece.channels; channel += kLanes) {
+      decoder.decode(piece, row / kWordRows, static_cast<int>(row % kWordRows / kHalfRows), channel, no_sides,
                      numbers[channel / kLanes]);
     }
-    write_rows(numbers, std::min(kHalfRows, tile.rows - row), tile.channels, decoder.has_nan(), around_cache,
+    write_rows(numbers, std::min(kHalfRows, piece.rows - row), piece.channels, decoder.has_nan(), around_cache,
                out + row * stride, stride);
   }
 }
@@ -101,20 +103,20 @@ void dequantize_tile(const DequantizeColumns& matrix, const Tile& tile, bool aro
 }  // namespace
 
 void quantize_columns(const QuantizeColumns& matrix, int64_t first, int64_t last) {
-  TileEncoder encoder(matrix.layout, matrix.type, matrix.random, matrix.rounding);
+  PieceEncoder encoder(matrix.layout, matrix.type, matrix.random, matrix.rounding);
   with_element_type(matrix.type, [&]<class Element>(Element /*tag*/) {
-    for (int64_t piece = first; piece < last; ++piece) {
-      quantize_tile<Element>(matrix, Tile(matrix.layout, piece), encoder);
+    for (int64_t number = first; number < last; ++number) {
+      quantize_piece<Element>(matrix, ColumnPiece(matrix.layout, number), encoder);
     }
   });
 }
 
 void dequantize_columns(const DequantizeColumns& matrix, int64_t first, int64_t last) {
   const bool around_cache = streams(matrix.layout.rows, matrix.layout.channels, matrix.type, matrix.elements, {});
-  TileDecoder decoder(matrix.layout, matrix.type, matrix.header);
+  PieceDecoder decoder(matrix.layout, matrix.type, matrix.header);
   with_element_type(matrix.type, [&]<class Element>(Element /*tag*/) {
-    for (int64_t piece = first; piece < last; ++piece) {
-      dequantize_tile<Element>(matrix, Tile(matrix.layout, piece), around_cache, decoder);
+    for (int64_t number = first; number < last; ++number) {
+      dequantize_piece<Element>(matrix, ColumnPiece(matrix.layout, number), around_cache, decoder);
     }
   });
   if (around_cache) {

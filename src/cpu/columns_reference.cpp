@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <cstring>
 
 #include "actnn/cpu/columns.h"
@@ -75,10 +74,10 @@ void dequantize_group(const DequantizeColumns& matrix, int64_t block, int64_t ch
 /// Calls `body(block, channel)` for each group of pieces [first, last).
 template <class Body>
 void for_each_group(const ColumnLayout<int64_t>& layout, int64_t first, int64_t last, Body&& body) {
-  for (int64_t piece = first; piece < last; ++piece) {
-    const int64_t begin = piece % pieces_across(layout) * kPieceChannels;
-    for (int64_t channel = begin; channel < std::min(begin + kPieceChannels, layout.channels); ++channel) {
-      body(piece / pieces_across(layout), channel);
+  for (int64_t number = first; number < last; ++number) {
+    const ColumnPiece piece(layout, number);
+    for (int64_t channel = piece.first_channel; channel < piece.first_channel + piece.channels; ++channel) {
+      body(piece.block, channel);
     }
   }
 }

@@ -23,7 +23,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace actnn::cpu::HWY_NAMESPACE {
 
-/// Vectors of the passes are channels of a row: an octet, half a one where vectors are short, or two where they are
+/// Vectors of the pass for moments are channels of a row: an octet, half a one where vectors are short, or two where they are
 /// long and there are pairs.
 using OctetTag = hn::CappedTag<float, kOctet>;
 using PairTag = hn::CappedTag<float, 2 * kOctet>;
@@ -72,10 +72,6 @@ class ChannelMaps {
     const int64_t number = &(map.*member) - reinterpret_cast<const float*>(&map);
     return hn::LoadU(df, fields_.get() + number * channels_ + channel);
   }
-  template <class Tag>
-  HWY_INLINE hn::Mask<Tag> is_linear(Tag df, int64_t channel) const {
-    return hn::Ne(field(df, &Map::linear, channel), hn::Zero(df));
-  }
 
  private:
   static constexpr int64_t kFields = sizeof(Map) / sizeof(float);
@@ -87,11 +83,18 @@ class ChannelMaps {
 /// Elements that are prefetched ahead: whole rows, and some thousand.
 inline int64_t prefetch_distance(int64_t channels) { return align_up<int64_t>(4096, 4 * channels); }
 
-/// Loads floats of a matrix, and prefetches those `ahead`. Beyond the end this does nothing.
-template <class Tag, class Element>
-HWY_INLINE hn::Vec<Tag> load_ahead(Tag df, const Element* p, int64_t ahead) {
+/// Asks for an element `ahead` of another one. Beyond the end of a matrix this does nothing. Inlined: GCC drops calls of a
+/// function that only prefetches.
+template <class Element>
+HWY_INLINE void prefetch(const Element* p, int64_t ahead) {
   hwy::Prefetch(reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(p) +
                                                  static_cast<uintptr_t>(ahead) * sizeof(Element)));
+}
+
+/// Loads floats of a matrix, and asks for those `ahead`.
+template <class Tag, class Element>
+HWY_INLINE hn::Vec<Tag> load_ahead(Tag df, const Element* p, int64_t ahead) {
+  prefetch(p, ahead);
   return load_floats(df, p);
 }
 

@@ -7,12 +7,11 @@
 #define ACTNN_CPU_NORM_ACT_INL_H_
 #endif
 
-#include <algorithm>
 #include <cstdint>
 
 #include "actnn/cpu/norm_act.h"
 #include "src/cpu/activation-inl.h"
-#include "src/cpu/tile-inl.h"
+#include "src/cpu/pieces-inl.h"
 
 #if HWY_TARGET != HWY_SCALAR
 

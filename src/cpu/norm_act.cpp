@@ -19,24 +19,24 @@ void norm_act(const NormActForward& forward, int64_t first, int64_t last) { refe
 
 namespace {
 
-/// The masks of a tile.
+/// The masks of a piece.
 using Masks = BlockWords<1>[kMostMasks][kPieceVectors];
 
-/// The first pass over an octet of rows of the vector of channels from number `channel` of the tile on.
+/// The first pass over an octet of rows of the vector of channels from number `channel` of the piece on.
 template <class Element, ActivationFunction kFunction>
-HWY_INLINE void normalize_octet(const Forward& forward, const Tile& tile, int64_t octet, int64_t channel,
-                                TileEncoder& encoder, Masks& masks) {
+HWY_INLINE void normalize_octet(const Forward& forward, const ColumnPiece& piece, int64_t octet, int64_t channel,
+                                PieceEncoder& encoder, Masks& masks) {
   const Word32Tag d32;
   const int64_t stride = forward.arguments.layout.channels;
-  const int64_t rows = std::min(kOctet, tile.rows - octet * kOctet);
-  const int64_t lanes = tile.channels - channel;
-  const int64_t begin = (tile.first_row + octet * kOctet) * stride + tile.first_channel + channel;
-  const int64_t ahead = tile.ahead(forward.arguments.layout, octet);
+  const int64_t rows = std::min(kOctet, piece.rows - octet * kOctet);
+  const int64_t lanes = piece.channels - channel;
+  const int64_t begin = (piece.first_row + octet * kOctet) * stride + piece.first_channel + channel;
+  const int64_t ahead = elements_ahead(forward.arguments.layout, piece, octet);
   const auto row_of_word = static_cast<int>(octet % kWordOctets * kOctet);
   uint32_t* sides = masks[0][channel / kLanes].words[octet / kWordOctets];
   uint32_t* between = masks[1][channel / kLanes].words[octet / kWordOctets];
   float* out = encoder.row(octet * kOctet, channel);
-  const Normalization<Element, kFunction> normalization(forward, tile.first_channel + channel);
+  const Normalization<Element, kFunction> normalization(forward, piece.first_channel + channel);
   Found found{encoder.ranges(channel), row_of_word == 0 ? hn::Zero(d32) : hn::Load(d32, sides),
               row_of_word == 0 ? hn::Zero(d32) : hn::Load(d32, between)};
   if (HWY_LIKELY(rows == kOctet && lanes >= kLanes)) {
@@ -57,35 +57,35 @@ HWY_INLINE void normalize_octet(const Forward& forward, const Tile& tile, int64_
   }
 }
 
-/// Writes y of a tile, masks and codes.
+/// Writes y of a piece, masks and codes.
 template <class Element, ActivationFunction kFunction>
-void forward_tile(const Forward& forward, const Tile& tile, TileEncoder& encoder, Masks& masks) {
+void forward_piece(const Forward& forward, const ColumnPiece& piece, PieceEncoder& encoder, Masks& masks) {
   const ColumnLayout<int64_t>& layout = forward.arguments.layout;
   uint8_t* const packed = forward.arguments.packed;
-  const auto is_split = [&](int64_t channel) { return forward.is_split(channel); };
-  encoder.begin_tile(tile, is_split);
-  for (int64_t octet = 0; octet * kOctet < tile.rows; ++octet) {
-    for (int64_t channel = 0; channel < tile.channels; channel += kLanes) {
-      normalize_octet<Element, kFunction>(forward, tile, octet, channel, encoder, masks);
+  encoder.begin_piece(piece, [&](int64_t channel) { return forward.is_split(channel); });
+  for (int64_t octet = 0; octet * kOctet < piece.rows; ++octet) {
+    for (int64_t channel = 0; channel < piece.channels; channel += kLanes) {
+      normalize_octet<Element, kFunction>(forward, piece, octet, channel, encoder, masks);
     }
   }
   for (int mask = 0; mask < layout.masks; ++mask) {
-    for (int64_t channel = 0; channel < tile.channels; channel += kLanes) {
-      write_words(layout, tile, channel, packed + layout.mask(mask), 1, masks[mask][channel / kLanes]);
+    for (int64_t channel = 0; channel < piece.channels; channel += kLanes) {
+      write_words(layout, piece, channel, packed + layout.mask(mask), 1, masks[mask][channel / kLanes]);
     }
   }
   if (layout.bits != 0) {
-    encoder.end_tile(tile, NextTile(), packed + kHeaderBytes, packed + layout.codes(), is_split);
+    // Reading writes y, too, and moves the next piece's first rows already: to ask for the rest is slower.
+    encoder.end_piece(piece, NextPiece(), packed + kHeaderBytes, packed + layout.codes());
   }
 }
 
 template <class Element, ActivationFunction kFunction>
 void forward_pieces(const NormActForward& arguments, int64_t first, int64_t last) {
   const Forward forward(arguments);
-  TileEncoder encoder(arguments.layout, arguments.type, arguments.random, arguments.rounding);
+  PieceEncoder encoder(arguments.layout, arguments.type, arguments.random, arguments.rounding);
   Masks masks;
-  for (int64_t piece = first; piece < last; ++piece) {
-    forward_tile<Element, kFunction>(forward, Tile(arguments.layout, piece), encoder, masks);
+  for (int64_t number = first; number < last; ++number) {
+    forward_piece<Element, kFunction>(forward, ColumnPiece(arguments.layout, number), encoder, masks);
   }
   if (forward.around_cache) {
     hwy::FlushStream();

@@ -1,10 +1,7 @@
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
-#include "actnn/core/sides.h"
 #include "actnn/cpu/norm_act.h"
-#include "src/cpu/with_bits.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "src/cpu/norm_act_backward.cpp"
@@ -124,22 +121,22 @@ class Backward {
   void visit(int64_t first, int64_t last, Body&& body) const {
     SavedCopies<Element> copies(arguments_);
     for (int64_t i = first; i < last; ++i) {
-      visit_tile(Tile(arguments_.layout, i), copies, body);
+      visit_piece(ColumnPiece(arguments_.layout, i), copies, body);
     }
   }
 
  private:
   template <class Body>
-  HWY_INLINE void visit_tile(const Tile& tile, SavedCopies<Element>& copies, Body&& body) const {
-    copies.begin_tile(tile, channels_);
-    for (int64_t word = 0; word < tile.words(); ++word) {
+  HWY_INLINE void visit_piece(const ColumnPiece& piece, SavedCopies<Element>& copies, Body&& body) const {
+    copies.begin_piece(piece, channels_);
+    for (int64_t word = 0; word < piece.words(); ++word) {
       for (int half = 0; half < 2; ++half) {
-        for (int64_t channel = 0; channel < tile.channels; channel += kLanes) {
-          copies.find(tile, word, half, channel);
+        for (int64_t channel = 0; channel < piece.channels; channel += kLanes) {
+          copies.find(piece, word, half, channel);
         }
         for (int64_t row = 0; row < kHalfRows; row += kRunRows) {
-          for (int64_t channel = 0; channel < tile.channels; channel += kLanes) {
-            visit_run(tile, word, half * kHalfRows + row, channel, copies, body);
+          for (int64_t channel = 0; channel < piece.channels; channel += kLanes) {
+            visit_run(piece, word, half * kHalfRows + row, channel, copies, body);
           }
         }
       }
@@ -149,17 +146,18 @@ class Backward {
   /// Rows of a run. The more vectors there are in a cache line, the fewer: its parts are then written shortly one after
   /// the other, and what is written around the cache leaves the processor as whole lines.
   static constexpr int64_t kRunRows = kHalfRows * kLanes * static_cast<int64_t>(sizeof(Element)) / kCacheLine;
+  static_assert(kRunRows >= 1 && kHalfRows % kRunRows == 0);
 
   template <class Body>
-  HWY_INLINE void visit_run(const Tile& tile, int64_t word, int64_t row_of_word, int64_t channel,
+  HWY_INLINE void visit_run(const ColumnPiece& piece, int64_t word, int64_t row_of_word, int64_t channel,
                             const SavedCopies<Element>& copies, Body&& body) const {
     const FloatTag df;
     const Word32Tag d32;
     const int64_t first = word * kWordRows + row_of_word;
-    const int64_t rows = std::min(kRunRows, tile.rows - first);
+    const int64_t rows = std::min(kRunRows, piece.rows - first);
     const int64_t stride = arguments_.layout.channels;
-    const Run run{(tile.first_row + first) * stride + tile.first_channel + channel, tile.first_channel + channel,
-                  tile.channels - channel};
+    const Run run{(piece.first_row + first) * stride + piece.first_channel + channel, piece.first_channel + channel,
+                  piece.channels - channel};
     const auto sides = copies.mask(0, word, channel);
     const auto between = copies.mask(1, word, channel);
     body(run, [=, &copies, index = run.index](const auto& element) {

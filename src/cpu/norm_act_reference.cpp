@@ -23,12 +23,10 @@ struct Column {
 /// Calls `body(column)` for the columns of pieces [first, last).
 template <class Body>
 void for_each_column(const Layout& layout, int64_t first, int64_t last, Body&& body) {
-  const int64_t across = pieces_across(layout);
-  for (int64_t piece = first; piece < last; ++piece) {
-    const int64_t block = piece / across;
-    const int64_t begin = piece % across * kPieceChannels;
-    for (int64_t channel = begin; channel < std::min(begin + kPieceChannels, layout.channels); ++channel) {
-      body(Column{block, channel, block * layout.group_rows, layout.block_rows(block)});
+  for (int64_t number = first; number < last; ++number) {
+    const ColumnPiece piece(layout, number);
+    for (int64_t channel = piece.first_channel; channel < piece.first_channel + piece.channels; ++channel) {
+      body(Column{piece.block, channel, piece.first_row, piece.rows});
     }
   }
 }

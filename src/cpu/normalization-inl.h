@@ -11,7 +11,7 @@
 #include <cstdint>
 
 #include "src/cpu/norm_act-inl.h"
-#include "src/cpu/tile_encoder-inl.h"
+#include "src/cpu/piece_encoder-inl.h"
 
 #if HWY_TARGET != HWY_SCALAR
 

@@ -13,7 +13,7 @@
 #include <cstring>
 
 #include "src/cpu/norm_act-inl.h"
-#include "src/cpu/tile_decoder-inl.h"
+#include "src/cpu/piece_decoder-inl.h"
 
 #if HWY_TARGET != HWY_SCALAR
 
@@ -28,7 +28,7 @@ inline PackedHeader header_of(const uint8_t* packed) {
   return header;
 }
 
-/// The copies of a tile. They are decoded by half words of rows of a vector of channels, which share a draw of noise.
+/// The copies of a piece. They are decoded by half words of rows of a vector of channels, which share a draw of noise.
 template <class Element>
 class SavedCopies {
  public:
@@ -46,28 +46,28 @@ class SavedCopies {
     }
   }
 
-  /// Reads what is packed of a tile; `channels` says of which kind its channels are.
+  /// Reads what is packed of a piece; `channels` says of which kind its channels are.
   template <class Map>
-  void begin_tile(const Tile& tile, const Map* channels) {
+  void begin_piece(const ColumnPiece& piece, const Map* channels) {
     if (!arguments_.x) {
-      decoder_.begin_tile(tile, packed_ + kHeaderBytes, packed_ + layout_.codes(),
-                          [&](int64_t channel) { return layout_.masks != 0 && channels[channel].linear == 0.0F; });
+      decoder_.begin_piece(piece, packed_ + kHeaderBytes, packed_ + layout_.codes(),
+                           [&](int64_t channel) { return layout_.masks != 0 && channels[channel].linear == 0.0F; });
     }
     const ColumnLayout<int64_t>& layout = arguments_.layout;
-    for (int64_t channel = 0; channel < tile.channels; channel += kLanes) {
+    for (int64_t channel = 0; channel < piece.channels; channel += kLanes) {
       for (int mask = 0; mask < layout.masks; ++mask) {
-        read_words(layout, tile, channel, arguments_.packed + layout.mask(mask), 1, masks_[mask][channel / kLanes]);
+        read_words(layout, piece, channel, arguments_.packed + layout.mask(mask), 1, masks_[mask][channel / kLanes]);
       }
     }
   }
 
-  /// Finds the copies of half `half` of the word's rows, of the vector of channels from number `channel` of the tile
+  /// Finds the copies of half `half` of the word's rows, of the vector of channels from number `channel` of the piece
   /// on.
-  void find(const Tile& tile, int64_t word, int half, int64_t channel) {
+  void find(const ColumnPiece& piece, int64_t word, int half, int64_t channel) {
     if (arguments_.x) {
-      load_x(tile, word, half, channel);
+      load_x(piece, word, half, channel);
     } else {
-      decoder_.decode(tile, word, half, channel, mask(0, word, channel), copies_[channel / kLanes]);
+      decoder_.decode(piece, word, half, channel, mask(0, word, channel), copies_[channel / kLanes]);
     }
   }
 
@@ -82,17 +82,17 @@ class SavedCopies {
   }
 
  private:
-  void load_x(const Tile& tile, int64_t word, int half, int64_t channel) {
+  void load_x(const ColumnPiece& piece, int64_t word, int half, int64_t channel) {
     const FloatTag df;
     const int64_t first = word * kWordRows + half * kHalfRows;
-    const int64_t rows = std::min(kHalfRows, tile.rows - first);
+    const int64_t rows = std::min(kHalfRows, piece.rows - first);
     const int64_t stride = layout_.channels;
     const auto* x =
-        static_cast<const Element*>(arguments_.x) + (tile.first_row + first) * stride + tile.first_channel + channel;
-    const auto scale = maps_of_x_.field(df, &NormActChannel::s_scale, tile.first_channel + channel);
-    const auto shift = maps_of_x_.field(df, &NormActChannel::s_shift, tile.first_channel + channel);
+        static_cast<const Element*>(arguments_.x) + (piece.first_row + first) * stride + piece.first_channel + channel;
+    const auto scale = maps_of_x_.field(df, &NormActChannel::s_scale, piece.first_channel + channel);
+    const auto shift = maps_of_x_.field(df, &NormActChannel::s_shift, piece.first_channel + channel);
     for (int64_t row = 0; row < rows; ++row) {
-      const auto input = load_lanes(x + row * stride, tile.channels - channel);
+      const auto input = load_lanes(x + row * stride, piece.channels - channel);
       hn::Store(hn::Add(hn::Mul(scale, input), shift), df, copies_[channel / kLanes][row]);
     }
   }
@@ -100,7 +100,7 @@ class SavedCopies {
   const NormActBackward& arguments_;
   const uint8_t* packed_;
   ColumnLayout<int64_t> layout_;
-  TileDecoder decoder_;
+  PieceDecoder decoder_;
   ChannelMaps<NormActChannel> maps_of_x_;
   HWY_ALIGN float copies_[kPieceVectors][kHalfRows][kLanes];
   BlockWords<1> masks_[kMostMasks][kPieceVectors];

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <utility>
 
 #include "test_data.h"
 
@@ -130,7 +131,7 @@ TEST_P(ColumnTargets, GiveTheSameBytesAndValues) {
   const auto [type, bits] = GetParam();
   unsigned seed = 0;
   for (const int64_t rows : {1, 5, 31, 32, 33, 64, 255, 256, 257, 700}) {
-    for (const int64_t channels : {1, 2, 3, 7, 8, 15, 16, 17, 64, 100}) {
+    for (const int64_t channels : {1, 2, 3, 7, 8, 15, 16, 17, 64, 100, 128}) {
       // Not every combination: each number of rows meets each size of groups and rounding.
       const int64_t group_rows = int64_t{64} << (++seed % 3);
       const auto rounding = static_cast<Rounding>(seed / 3 % 3);
@@ -179,8 +180,10 @@ TEST(Columns, OffsetsBeyondThirtyTwoBitsCount) {
 /// Large results are written around the cache if they lie well.
 TEST(Columns, LargeMatricesDecodeAlike) {
   for (const ElementType type : kElementTypes) {
-    const Case c{type, {.rows = 5000, .channels = 512, .bits = 4}};
-    expect_all_targets_alike(c, as_elements(random_values(5000 * 512, 11, true), type));
+    for (const auto& [rows, channels] : {std::pair<int64_t, int64_t>{5000, 512}, {25000, 96}}) {
+      const Case c{type, {.rows = rows, .channels = channels, .bits = 4}};
+      expect_all_targets_alike(c, as_elements(random_values(rows * channels, 11, true), type));
+    }
   }
 }
 

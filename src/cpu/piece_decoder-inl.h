@@ -1,10 +1,10 @@
-// From the codes of a tile to numbers, in vectors whose lanes are channels. Included once per instruction set
+// From the codes of a piece to numbers, in vectors whose lanes are channels. Included once per instruction set
 // (Highway's foreach_target), hence the toggling include guard instead of #pragma once.
-#if defined(ACTNN_CPU_TILE_DECODER_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef ACTNN_CPU_TILE_DECODER_INL_H_
-#undef ACTNN_CPU_TILE_DECODER_INL_H_
+#if defined(ACTNN_CPU_PIECE_DECODER_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ACTNN_CPU_PIECE_DECODER_INL_H_
+#undef ACTNN_CPU_PIECE_DECODER_INL_H_
 #else
-#define ACTNN_CPU_TILE_DECODER_INL_H_
+#define ACTNN_CPU_PIECE_DECODER_INL_H_
 #endif
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 #include <cstring>
 
 #include "actnn/core/sides.h"
-#include "src/cpu/tile-inl.h"
+#include "src/cpu/pieces-inl.h"
 #include "src/cpu/with_bits.h"
 
 #if HWY_TARGET != HWY_SCALAR
@@ -25,44 +25,44 @@ inline constexpr int64_t kHalfRows = 2 * kOctet;
 
 /// Reads the words of a vector of channels, codes of `width` bits that begin at `codes`, or a mask.
 template <int kMostWidth>
-void read_words(const ColumnLayout<int64_t>& layout, const Tile& tile, int64_t channel, const uint8_t* codes, int width,
-                BlockWords<kMostWidth>& words) {
-  words.read(codes + layout.group_offset(tile.block, tile.first_channel + channel, width),
-             layout.block_octets(tile.block) * width, tile.channels - channel, tile.words() * width);
+void read_words(const ColumnLayout<int64_t>& layout, const ColumnPiece& piece, int64_t channel, const uint8_t* codes,
+                int width, BlockWords<kMostWidth>& words) {
+  words.read(codes + layout.group_offset(piece.block, piece.first_channel + channel, width),
+             layout.block_octets(piece.block) * width, piece.channels - channel, piece.words() * width);
 }
 
-/// Decodes tiles, by half words of rows of a vector of channels.
-class TileDecoder {
+/// Decodes pieces, by half words of rows of a vector of channels.
+class PieceDecoder {
  public:
   /// Numbers are those of elements of `type`.
-  TileDecoder(const ColumnLayout<int64_t>& layout, ElementType type, const PackedHeader& header)
+  PieceDecoder(const ColumnLayout<int64_t>& layout, ElementType type, const PackedHeader& header)
       : layout_(layout),
         type_(type),
         dithered_(header.dithered()),
         random_(header.random(), layout),
         constants_(layout.bits) {}
 
-  /// Reads what is packed of a tile. `is_split(channel)`, of all channels, says which have a grid on each side of 0.
+  /// Reads what is packed of a piece. `is_split(channel)`, of all channels, says which have a grid on each side of 0.
   template <class IsSplit>
-  void begin_tile(const Tile& tile, const uint8_t* parameters, const uint8_t* codes, IsSplit&& is_split) {
-    read_parameters(tile, parameters, is_split);
-    for (int64_t channel = 0; channel < tile.channels; channel += kLanes) {
-      read_words(layout_, tile, channel, codes, layout_.bits, codes_[channel / kLanes]);
+  void begin_piece(const ColumnPiece& piece, const uint8_t* parameters, const uint8_t* codes, IsSplit&& is_split) {
+    read_parameters(piece, parameters, is_split);
+    for (int64_t channel = 0; channel < piece.channels; channel += kLanes) {
+      read_words(layout_, piece, channel, codes, layout_.bits, codes_[channel / kLanes]);
     }
   }
 
-  /// Whether there are NaNs among the numbers of the tile, which need not be canonical.
+  /// Whether there are NaNs among the numbers of the piece, which need not be canonical.
   bool has_nan() const { return has_nan_; }
 
-  /// Decodes half `half` of the rows of word `word`, of the vector of channels from number `channel` of the tile on.
+  /// Decodes half `half` of the rows of word `word`, of the vector of channels from number `channel` of the piece on.
   /// `sides` are the bits of the word's rows; they do not matter if nothing is split.
-  void decode(const Tile& tile, int64_t word, int half, int64_t channel, Word32Vector sides,
+  void decode(const ColumnPiece& piece, int64_t word, int half, int64_t channel, Word32Vector sides,
               float (&numbers)[kHalfRows][kLanes]) const {
     with_bits(layout_.bits, [&](auto bits) {
       if (layout_.masks != 0) {
-        decode_half<decltype(bits)::value, true>(tile, word, half, channel, sides, numbers);
+        decode_half<decltype(bits)::value, true>(piece, word, half, channel, sides, numbers);
       } else {
-        decode_half<decltype(bits)::value, false>(tile, word, half, channel, sides, numbers);
+        decode_half<decltype(bits)::value, false>(piece, word, half, channel, sides, numbers);
       }
     });
   }
@@ -75,17 +75,17 @@ class TileDecoder {
     scale_below_[channel] = below.scale;
   }
 
-  /// Flattened, as `TileEncoder::fit`.
+  /// Flattened, as `PieceEncoder::fit`.
   template <class IsSplit>
-  HWY_FLATTEN void read_parameters(const Tile& tile, const uint8_t* parameters, IsSplit&& is_split) {
+  HWY_FLATTEN void read_parameters(const ColumnPiece& piece, const uint8_t* parameters, IsSplit&& is_split) {
     constexpr auto kBytes = static_cast<int64_t>(sizeof(GroupParameters));
-    const uint8_t* in = parameters + (tile.block * layout_.channels + tile.first_channel) * kBytes;
+    const uint8_t* in = parameters + (piece.block * layout_.channels + piece.first_channel) * kBytes;
     has_nan_code_ = false;
     has_nan_ = false;
-    for (int64_t channel = 0; channel < tile.channels; ++channel, in += kBytes) {
+    for (int64_t channel = 0; channel < piece.channels; ++channel, in += kBytes) {
       GroupParameters group;
       std::memcpy(&group, in, sizeof group);
-      if (is_split(tile.first_channel + channel)) {
+      if (is_split(piece.first_channel + channel)) {
         const SideDecoder sides({group.minimum, group.step}, dithered_);
         set_grid(channel, sides.above, sides.below);
       } else {
@@ -100,13 +100,13 @@ class TileDecoder {
   }
 
   template <int kBits, bool kSplit>
-  void decode_half(const Tile& tile, int64_t word, int half, int64_t channel, Word32Vector sides,
+  void decode_half(const ColumnPiece& piece, int64_t word, int half, int64_t channel, Word32Vector sides,
                    float (&numbers)[kHalfRows][kLanes]) const {
     ColumnNoise noise[2];
     std::fill_n(noise, 2, constant_noise(kNoises - 1));
     if (dithered_) {
-      random_.draw_rows(tile.first_row / kOctet + word * kWordOctets + 2 * half, tile.first_channel + channel, noise[0],
-                        noise[1]);
+      random_.draw_rows(piece.first_row / kOctet + word * kWordOctets + 2 * half, piece.first_channel + channel,
+                        noise[0], noise[1]);
     }
     Word32Vector words[kBits];
     for (int i = 0; i < kBits; ++i) {
@@ -167,7 +167,7 @@ class TileDecoder {
     });
   }
 
-  const ColumnLayout<int64_t>& layout_;
+  ColumnLayout<int64_t> layout_;
   ElementType type_;
   bool dithered_;
   ColumnRandom random_;

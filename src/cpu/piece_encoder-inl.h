@@ -1,10 +1,10 @@
-// From the numbers of a tile to codes, in vectors whose lanes are channels. Included once per instruction set
+// From the numbers of a piece to codes, in vectors whose lanes are channels. Included once per instruction set
 // (Highway's foreach_target), hence the toggling include guard instead of #pragma once.
-#if defined(ACTNN_CPU_TILE_ENCODER_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef ACTNN_CPU_TILE_ENCODER_INL_H_
-#undef ACTNN_CPU_TILE_ENCODER_INL_H_
+#if defined(ACTNN_CPU_PIECE_ENCODER_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ACTNN_CPU_PIECE_ENCODER_INL_H_
+#undef ACTNN_CPU_PIECE_ENCODER_INL_H_
 #else
-#define ACTNN_CPU_TILE_ENCODER_INL_H_
+#define ACTNN_CPU_PIECE_ENCODER_INL_H_
 #endif
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 #include <cstring>
 
 #include "actnn/core/sides.h"
-#include "src/cpu/tile-inl.h"
+#include "src/cpu/pieces-inl.h"
 #include "src/cpu/with_bits.h"
 
 #if HWY_TARGET != HWY_SCALAR
@@ -33,40 +33,41 @@ struct ChannelRanges {
   }
 };
 
-/// Writes the words of the vector of channels from number `channel` of the tile on: codes of `width` bits that begin at
+/// Writes the words of the vector of channels from number `channel` of the piece on: codes of `width` bits that begin at
 /// `codes`, or a mask.
 template <int kMostWidth>
-void write_words(const ColumnLayout<int64_t>& layout, const Tile& tile, int64_t channel, uint8_t* codes, int width,
-                 const BlockWords<kMostWidth>& words) {
-  words.write(codes + layout.group_offset(tile.block, tile.first_channel + channel, width),
-              layout.block_octets(tile.block) * width, tile.channels - channel, tile.words() * width);
+void write_words(const ColumnLayout<int64_t>& layout, const ColumnPiece& piece, int64_t channel, uint8_t* codes,
+                 int width, const BlockWords<kMostWidth>& words) {
+  words.write(codes + layout.group_offset(piece.block, piece.first_channel + channel, width),
+              layout.block_octets(piece.block) * width, piece.channels - channel, piece.words() * width);
 }
 
-/// Encodes tiles. Whoever reads the numbers of one puts them here, and their ranges, before their codes are written.
-/// `is_split(channel)`, of all channels, says which have a grid on each side of 0.
-class TileEncoder {
+/// Encodes pieces. Whoever reads the numbers of one puts them here, and their ranges, before their codes are written.
+class PieceEncoder {
  public:
-  TileEncoder(const ColumnLayout<int64_t>& layout, ElementType type, const RandomState& random, Rounding rounding)
+  PieceEncoder(const ColumnLayout<int64_t>& layout, ElementType type, const RandomState& random, Rounding rounding)
       : layout_(layout), type_(type), random_(random, layout), rounding_(rounding), constants_(layout.bits) {}
 
+  /// `is_split(channel)`, of all channels, says which have a grid on each side of 0.
   template <class IsSplit>
-  void begin_tile(const Tile& tile, IsSplit&& is_split) {
+  void begin_piece(const ColumnPiece& piece, IsSplit&& is_split) {
     std::fill_n(smallest_, kPieceChannels, 0.0F);
     std::fill_n(largest_, kPieceChannels, 0.0F);
     std::fill_n(zero_, kPieceChannels, 0.0F);
-    for (int64_t channel = 0; channel < tile.channels; ++channel) {
-      if (!is_split(tile.first_channel + channel)) {
+    for (int64_t channel = 0; channel < piece.channels; ++channel) {
+      split_[channel] = is_split(piece.first_channel + channel);
+      if (!split_[channel]) {
         smallest_[channel] = float_of(kInfinityFloat32);
         largest_[channel] = -float_of(kInfinityFloat32);
       }
     }
     // Of rows that do not exist, nothing is stored.
     for (auto& rows : numbers_) {
-      std::fill(rows[0] + tile.rows * kLanes, rows[0] + tile.words() * kWordRows * kLanes, 0.0F);
+      std::fill(rows[0] + piece.rows * kLanes, rows[0] + piece.words() * kWordRows * kLanes, 0.0F);
     }
   }
 
-  /// The numbers of row `row` of the vector of channels from number `channel` of the tile on; kLanes further are the
+  /// The numbers of row `row` of the vector of channels from number `channel` of the piece on; kLanes further are the
   /// next row's.
   HWY_INLINE float* row(int64_t row, int64_t channel) { return numbers_[channel / kLanes][row]; }
 
@@ -81,27 +82,26 @@ class TileEncoder {
     hn::Store(ranges.zero, df, zero_ + channel);
   }
 
-  /// Chooses the parameters of the tile's groups, and writes them and the codes.
-  template <class IsSplit>
-  void end_tile(const Tile& tile, const NextTile& next, uint8_t* parameters, uint8_t* codes, IsSplit&& is_split) {
-    fit(tile, parameters, is_split);
-    for (int64_t channel = 0; channel < tile.channels; channel += kLanes) {
-      with_bits(layout_.bits, [&](auto bits) {
+  /// Chooses the parameters of the piece's groups, and writes them and the codes.
+  void end_piece(const ColumnPiece& piece, const NextPiece& next, uint8_t* parameters, uint8_t* codes) {
+    fit(piece, parameters);
+    with_bits(layout_.bits, [&](auto bits) {
+      for (int64_t channel = 0; channel < piece.channels; channel += kLanes) {
         if (layout_.masks != 0) {
-          encode<decltype(bits)::value, true>(tile, next, channel, codes);
+          encode<decltype(bits)::value, true>(piece, next, channel, codes);
         } else {
-          encode<decltype(bits)::value, false>(tile, next, channel, codes);
+          encode<decltype(bits)::value, false>(piece, next, channel, codes);
         }
-      });
-    }
+      }
+    });
   }
 
  private:
   /// Of a channel with numbers that are not finite: those among them that are.
   template <class Range>
-  Range finite_range(const Tile& tile, int64_t channel) const {
+  Range finite_range(const ColumnPiece& piece, int64_t channel) const {
     Range range;
-    for (int64_t row = 0; row < tile.rows; ++row) {
+    for (int64_t row = 0; row < piece.rows; ++row) {
       range.add(numbers_[channel / kLanes][row][channel % kLanes]);
     }
     return range;
@@ -109,18 +109,17 @@ class TileEncoder {
 
   /// Flattened: a call of code that is compiled for the baseline instruction set mixes instruction encodings, which is
   /// slow.
-  template <class IsSplit>
-  HWY_NOINLINE HWY_FLATTEN void fit(const Tile& tile, uint8_t* parameters, IsSplit&& is_split) {
+  HWY_NOINLINE HWY_FLATTEN void fit(const ColumnPiece& piece, uint8_t* parameters) {
     constexpr auto kBytes = static_cast<int64_t>(sizeof(GroupParameters));
-    uint8_t* out = parameters + (tile.block * layout_.channels + tile.first_channel) * kBytes;
+    uint8_t* out = parameters + (piece.block * layout_.channels + piece.first_channel) * kBytes;
     all_finite_ = true;
-    for (int64_t channel = 0; channel < tile.channels; ++channel, out += kBytes) {
+    for (int64_t channel = 0; channel < piece.channels; ++channel, out += kBytes) {
       const bool finite = !is_nan(zero_[channel]);
       all_finite_ = all_finite_ && finite;
       bool representable;
-      if (is_split(tile.first_channel + channel)) {
+      if (split_[channel]) {
         const SideSteps steps = choose_sides(
-            finite ? SideRange{largest_[channel], -smallest_[channel]} : finite_range<SideRange>(tile, channel),
+            finite ? SideRange{largest_[channel], -smallest_[channel]} : finite_range<SideRange>(piece, channel),
             layout_.bits);
         std::memcpy(out, &steps, sizeof steps);
         const SideEncoder encoder(steps);
@@ -130,7 +129,7 @@ class TileEncoder {
         representable = steps.above != kNanBFloat16;
       } else {
         const GroupParameters chosen = choose_grid(
-            finite ? GroupRange{smallest_[channel], largest_[channel]} : finite_range<GroupRange>(tile, channel),
+            finite ? GroupRange{smallest_[channel], largest_[channel]} : finite_range<GroupRange>(piece, channel),
             layout_.bits, type_);
         std::memcpy(out, &chosen, sizeof chosen);
         const EncodingGrid grid = encoding_grid(chosen, type_);
@@ -174,21 +173,21 @@ class TileEncoder {
     });
   }
 
-  /// Writes the codes of the vector of channels from number `channel` of the tile on: (number - minimum) above, or
+  /// Writes the codes of the vector of channels from number `channel` of the piece on: (number - minimum) above, or
   /// below if that is larger, is its distance on the grid in units of 2^-8 of a step.
   template <int kBits, bool kSplit>
-  void encode(const Tile& tile, const NextTile& next, int64_t channel, uint8_t* out) const {
+  void encode(const ColumnPiece& piece, const NextPiece& next, int64_t channel, uint8_t* out) const {
     const Word32Tag d32;
     const auto stored_bits = hn::Load(d32, stored_bits_ + channel);
     BlockWords<kBits> codes;
     ColumnNoise noise[kWordOctets];
     std::fill_n(noise, kWordOctets, constant_noise(kHalfStep));
-    for (int64_t word = 0; word < tile.words(); ++word) {
-      next.prefetch(word, channel);
+    for (int64_t word = 0; word < piece.words(); ++word) {
+      next.ask_for(word, channel);
       if (rounding_ != Rounding::kNearest) {
-        const int64_t octet = tile.first_row / kOctet + word * kWordOctets;
-        random_.draw_rows(octet, tile.first_channel + channel, noise[0], noise[1]);
-        random_.draw_rows(octet + 2, tile.first_channel + channel, noise[2], noise[3]);
+        const int64_t octet = piece.first_row / kOctet + word * kWordOctets;
+        random_.draw_rows(octet, piece.first_channel + channel, noise[0], noise[1]);
+        random_.draw_rows(octet + 2, piece.first_channel + channel, noise[2], noise[3]);
       }
       Word32Vector words[kBits];
       std::fill_n(words, kBits, hn::Zero(d32));
@@ -196,22 +195,23 @@ class TileEncoder {
       encode_octet<kBits, 8, kSplit>(word, channel, noise[1], words);
       encode_octet<kBits, 16, kSplit>(word, channel, noise[2], words);
       encode_octet<kBits, 24, kSplit>(word, channel, noise[3], words);
-      const int64_t rows = tile.rows - word * kWordRows;
+      const int64_t rows = piece.rows - word * kWordRows;
       for (int i = 0; i < kBits; ++i) {
         const auto stored =
             rows < kWordRows ? hn::And(stored_bits, hn::Set(d32, bits_of_rows(rows, kBits, i))) : stored_bits;
         hn::Store(hn::And(words[i], stored), d32, codes.words[word * kBits + i]);
       }
     }
-    write_words(layout_, tile, channel, out, kBits, codes);
+    write_words(layout_, piece, channel, out, kBits, codes);
   }
 
-  const ColumnLayout<int64_t>& layout_;
+  ColumnLayout<int64_t> layout_;
   ElementType type_;
   ColumnRandom random_;
   Rounding rounding_;
   CodeConstants constants_;
   bool all_finite_ = true;
+  bool split_[kPieceChannels] = {};
   HWY_ALIGN float numbers_[kPieceVectors][kMostRows][kLanes];
   HWY_ALIGN float smallest_[kPieceChannels];
   HWY_ALIGN float largest_[kPieceChannels];
