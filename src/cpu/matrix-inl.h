@@ -23,8 +23,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace actnn::cpu::HWY_NAMESPACE {
 
-/// Vectors of the pass for moments are channels of a row: an octet, half a one where vectors are short, or two where they are
-/// long and there are pairs.
+/// Vectors of the pass for moments are channels of a row: an octet, half a one where vectors are short, or two where
+/// they are long and there are pairs.
 using OctetTag = hn::CappedTag<float, kOctet>;
 using PairTag = hn::CappedTag<float, 2 * kOctet>;
 
@@ -83,8 +83,8 @@ class ChannelMaps {
 /// Elements that are prefetched ahead: whole rows, and some thousand.
 inline int64_t prefetch_distance(int64_t channels) { return align_up<int64_t>(4096, 4 * channels); }
 
-/// Asks for an element `ahead` of another one. Beyond the end of a matrix this does nothing. Inlined: GCC drops calls of a
-/// function that only prefetches.
+/// Asks for an element `ahead` of another one. Beyond the end of a matrix this does nothing. Inlined: GCC drops calls
+/// of a function that only prefetches.
 template <class Element>
 HWY_INLINE void prefetch(const Element* p, int64_t ahead) {
   hwy::Prefetch(reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(p) +

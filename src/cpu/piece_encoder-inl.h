@@ -33,8 +33,8 @@ struct ChannelRanges {
   }
 };
 
-/// Writes the words of the vector of channels from number `channel` of the piece on: codes of `width` bits that begin at
-/// `codes`, or a mask.
+/// Writes the words of the vector of channels from number `channel` of the piece on: codes of `width` bits that begin
+/// at `codes`, or a mask.
 template <int kMostWidth>
 void write_words(const ColumnLayout<int64_t>& layout, const ColumnPiece& piece, int64_t channel, uint8_t* codes,
                  int width, const BlockWords<kMostWidth>& words) {
