@@ -10,12 +10,14 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <functional>
 #include <new>
 #include <nlohmann/json.hpp>
+#include <ostream>
 #include <random>
 #include <string>
 #include <vector>
@@ -386,7 +388,7 @@ class Reporter final : public benchmark::BenchmarkReporter {
     for (const Run& run : runs) {
       nlohmann::ordered_json result{{"name", run.run_name.function_name}};
       for (const auto& [name, counter] : run.counters) {
-        result[name] = counter.value;
+        result[name] = std::round(100 * counter.value) / 100;
       }
       const auto value = [&](const char* name) { return run.counters.at(name).value; };
       fmt::print("{:<34}{:>10.2f}{:>14.2f}{:>14.0f}{:>16}\n", run.run_name.function_name, value("gigabytes_per_second"),
@@ -397,16 +399,18 @@ class Reporter final : public benchmark::BenchmarkReporter {
     }
   }
 
-  nlohmann::ordered_json json() const {
-    return {{"target", actnn::cpu::current_target()},
-            {"threads", 1},
-            {"input_bytes", kInputBytes},
-            {"rounds", kRounds},
-            {"results", results_}};
+  /// JSON with a line for each measurement.
+  void write(std::ostream& out) const {
+    out << fmt::format("{{\n\"target\": \"{}\", \"threads\": 1, \"input_bytes\": {}, \"rounds\": {},\n\"results\": [\n",
+                       actnn::cpu::current_target(), kInputBytes, kRounds);
+    for (size_t i = 0; i < results_.size(); ++i) {
+      out << results_[i].dump() << (i + 1 < results_.size() ? ",\n" : "\n");
+    }
+    out << "]\n}\n";
   }
 
  private:
-  nlohmann::ordered_json results_ = nlohmann::ordered_json::array();
+  std::vector<nlohmann::ordered_json> results_;
 };
 
 /// Takes `--output FILE` out of the arguments.
@@ -435,7 +439,7 @@ int main(int argc, char** argv) {
   benchmark::RunSpecifiedBenchmarks(&reporter);
   if (!output_file.empty()) {
     std::ofstream file(output_file);
-    file << reporter.json().dump(2) << '\n';
+    reporter.write(file);
     if (!file) {
       fmt::print(stderr, "cpu_kernels_benchmark: cannot write {}\n", output_file);
       return 1;

@@ -7,8 +7,6 @@
 #define ACTNN_CPU_PIECES_INL_H_
 #endif
 
-#include <hwy/cache_control.h>
-
 #include <algorithm>
 #include <cstdint>
 
