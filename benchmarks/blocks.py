@@ -246,7 +246,7 @@ def measured(tasks: Sequence[Cell | Search], record: dict, device: torch.device,
         row = rows.setdefault((network, batch, variant), {"network": network, "batch": batch, "variant": variant})
         row |= values
         record["rows"] = list(rows.values())
-        measure.write_json(path, record, quiet=True)
+        measure.save(path, record)
 
 
 def numbers(text: str) -> list[int]:

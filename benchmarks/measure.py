@@ -228,12 +228,31 @@ def finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_json(path: Path | None, record: Mapping, quiet: bool = False) -> None:
+def in_lines(value: object, margin: str = "") -> str:
+    """JSON with a line for every object that has no other objects in it."""
+    items = list(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+    if "{" not in json.dumps(items):
+        return json.dumps(value)
+    inner = margin + " "
+    keys = [f"{json.dumps(key)}: " for key in value] if isinstance(value, dict) else [""] * len(items)
+    lines = [f"{inner}{key}{in_lines(item, inner)}" for key, item in zip(keys, items, strict=True)]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return "\n".join([opening, ",\n".join(lines), margin + closing])
+
+
+def save(path: Path | None, record: Mapping) -> None:
+    """Replaces the file at once: it is never half written."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(finite(record), indent=2) + "\n")
-    if not quiet:
+    part = path.with_name(path.name + ".part")
+    part.write_text(in_lines(finite(record)) + "\n")
+    os.replace(part, path)
+
+
+def write_json(path: Path | None, record: Mapping) -> None:
+    save(path, record)
+    if path is not None:
         print(f"\nwritten to {path}")
 
 
@@ -248,13 +267,3 @@ def print_markdown(rows: list[dict[str, str | None]]) -> None:
     print(f"| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
     for row in rows:
         print(f"| {' | '.join(text or '' for text in row.values())} |")
-
-
-def save(path: Path | None, record: Mapping) -> None:
-    """Replaces the file at once: it is never half written."""
-    if path is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(finite(record), indent=1) + "\n")
-    os.replace(part, path)

@@ -1,6 +1,7 @@
 """The benchmark programs run at tiny sizes. No test asserts a time."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import largest_batch  # noqa: E402
+import measure  # noqa: E402
 import networks  # noqa: E402
 import steps  # noqa: E402
 import training_step  # noqa: E402
@@ -116,6 +118,33 @@ def test_a_variant_that_fails_is_a_row(capsys):
     assert rows[0]["error"] == "RuntimeError: out of everything"
     assert "error" not in rows[1]
     assert "broken          RuntimeError: out of everything" in capsys.readouterr().out
+
+
+def test_results_have_a_line_for_every_record(tmp_path):
+    record = {
+        "sizes": [1, 2],
+        "rows": [{"a": [1.5, None], "b": "x"}, {"of": {"c": {}}, "d": True}],
+        "e": [],
+        "f": math.inf,
+    }
+    path = tmp_path / "results" / "of.json"
+    measure.save(path, record)
+    assert path.read_text().splitlines() == [
+        "{",
+        ' "sizes": [1, 2],',
+        ' "rows": [',
+        '  {"a": [1.5, null], "b": "x"},',
+        "  {",
+        '   "of": {"c": {}},',
+        '   "d": true',
+        "  }",
+        " ],",
+        ' "e": [],',
+        ' "f": null',
+        "}",
+    ]
+    assert json.loads(path.read_text()) == record | {"f": None}
+    assert not list(path.parent.glob("*.part"))
 
 
 def test_every_network_is_measured_with_blocks(tmp_path):
