@@ -70,15 +70,19 @@ struct ColumnTiles : ColumnMatrix {
   __device__ int64_t first_channel() const { return strip() * strip_channels(); }
 };
 
-/// As many tiles a block as fill the device once, with so many threads a multiprocessor, of whole vectors. Strips are
-/// as wide as have the shared memory: `bytes(tiles)`.
+/// Blocks that take each other's places leave no multiprocessor idle while the slowest ends; each begins without
+/// anything fetched, which a few tiles make up for.
+inline constexpr int64_t kMostTilesOfBlock = 4;
+
+/// As many tiles a block as fill the device once, with so many threads a multiprocessor, of whole vectors, but few.
+/// Strips are as wide as have the shared memory: `bytes(tiles)`.
 template <class Bytes>
 ColumnTiles tiles_of_device(int64_t rows, int64_t channels, ElementType type, int threads_per_multiprocessor,
                             Bytes&& bytes) {
   const int thread_channels = static_cast<int>(sizeof(Vector) / element_size(type));
   const int64_t threads = int64_t{multiprocessors()} * threads_per_multiprocessor;
   for (int width = kMostWidth;; width /= 2) {
-    const ColumnTiles tiles(rows, channels, thread_channels, threads, INT64_MAX, width);
+    const ColumnTiles tiles(rows, channels, thread_channels, threads, kMostTilesOfBlock, width);
     if (width == 1 || bytes(tiles) <= most_shared_memory()) {
       return tiles;
     }

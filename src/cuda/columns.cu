@@ -158,7 +158,7 @@ cudaError_t dequantize_columns(const DequantizeColumns& arguments, cudaStream_t 
   if (layout.rows == 0 || layout.channels == 0) {
     return cudaSuccess;
   }
-  const WarpColumns columns = warps_of_device(layout.rows, layout.channels, kUnpackingBlocks * kUnpackingThreads);
+  const WarpColumns columns = warps_of_items(layout.rows, layout.channels, kUnpackingBlocks * kUnpackingThreads);
   cudaError_t error = cudaSuccess;
   with_element_type(arguments.type, [&]<class Element>(Element /*tag*/) {
     const Backward<Element> source(

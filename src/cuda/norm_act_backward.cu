@@ -186,7 +186,7 @@ cudaError_t norm_act_input_gradient(const NormActBackward& backward, const NormA
             constexpr bool kCommon = kIsCommon<kVectors, kBelow>;
             // Nothing is added behind a smooth activation's norm: no sum.
             if constexpr ((kCommon || !(kSecond || kSum)) && !(is_smooth(kFunction) && kSum)) {
-              const WarpColumns columns = warps_of_device(rows, count, kGradientBlocks * kUnpackingThreads);
+              const WarpColumns columns = warps_of_items(rows, count, kGradientBlocks * kUnpackingThreads);
               const auto kernel = input_gradient_kernel<Element, kVectors, kFunction, kBelow, kSecond, kFromX, kSum>;
               constexpr int kMatrices = (kSecond || !kCommon ? 2 : 1) + (kFromX ? 1 : 0);
               const StageParts parts(columns, arguments, RowsAhead<ColumnPlace<Element, kVectors>, kMatrices>::kBytes);
@@ -207,7 +207,7 @@ cudaError_t norm_act_output(const NormActBackward& backward, const DecodeMap* ch
   if (rows == 0 || count == 0) {
     return cudaSuccess;
   }
-  const WarpColumns columns = warps_of_device(rows, count, kOutputBlocks * kUnpackingThreads);
+  const WarpColumns columns = warps_of_items(rows, count, kOutputBlocks * kUnpackingThreads);
   cudaError_t error = cudaSuccess;
   with_element_type(backward.type, [&]<class Element>(Element /*tag*/) {
     const Backward<Element> arguments(backward);

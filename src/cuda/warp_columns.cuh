@@ -73,9 +73,12 @@ struct WarpColumns : ColumnMatrix {
   __device__ int octet_row(int pass) const { return (pass << (5 - width_log2)) + (lane_index() >> width_log2); }
 };
 
-/// Fills the device once, with so many threads a multiprocessor.
-inline WarpColumns warps_of_device(int64_t rows, int64_t channels, int threads_per_multiprocessor) {
-  return {rows, channels, int64_t{multiprocessors()} * threads_per_multiprocessor / kWarp};
+/// A warp an item, of which there are enough for so many threads a multiprocessor. Blocks that wait take the places of
+/// those that end: of warps that fill the device once, some end when a fifth of the time is left.
+inline WarpColumns warps_of_items(int64_t rows, int64_t channels, int threads_per_multiprocessor) {
+  WarpColumns columns(rows, channels, int64_t{multiprocessors()} * threads_per_multiprocessor / kWarp);
+  columns.parts = columns.items;
+  return columns;
 }
 
 /// What each warp's channels are, in shared memory.
