@@ -58,25 +58,6 @@ HWY_INLINE hn::Vec<Word32Tag> deal_words(hn::Vec<Word32Tag> lanes) {
   return hn::TableLookupLanes(lanes, hn::SetTableIndices(Word32Tag(), kOrder.data()));
 }
 
-/// `pack_octet` of every lane.
-template <int kBits>
-HWY_INLINE hn::Vec<Word64Tag> pack_octets(hn::Vec<Word64Tag> x) {
-  constexpr OctetSteps kSteps(kBits);
-  const auto join = [&](auto step) {
-    constexpr int kStep = decltype(step)::value;
-    constexpr int kWidth = kBits << kStep;  // of the fields
-    const auto low = hn::And(x, hn::Set(Word64Tag(), kSteps.low[kStep]));
-    const auto moved = hn::ShiftRight<kSteps.shift[kStep]>(x);
-    x = hn::Or(low, hn::And(moved, hn::Set(Word64Tag(), kSteps.low[kStep] << kWidth)));
-  };
-  if constexpr (kBits < 8) {
-    join(std::integral_constant<int, 0>());
-    join(std::integral_constant<int, 1>());
-    join(std::integral_constant<int, 2>());
-  }
-  return x;
-}
-
 /// `unpack_octet` of every lane. Bits above 8 * kBits must be 0.
 template <int kBits>
 HWY_INLINE hn::Vec<Word64Tag> unpack_octets(hn::Vec<Word64Tag> x) {
@@ -86,7 +67,7 @@ HWY_INLINE hn::Vec<Word64Tag> unpack_octets(hn::Vec<Word64Tag> x) {
     constexpr int kApart = 8 << kStep;  // where the fields end up
     const auto low = hn::And(x, hn::Set(Word64Tag(), kSteps.low[kStep]));
     const auto moved = hn::ShiftLeft<kSteps.shift[kStep]>(x);
-    x = hn::Or(low, hn::And(moved, hn::Set(Word64Tag(), kSteps.low[kStep] << kApart)));
+    x = hn::OrAnd(low, moved, hn::Set(Word64Tag(), kSteps.low[kStep] << kApart));
   };
   if constexpr (kBits < 8) {
     part(std::integral_constant<int, 2>());
@@ -96,18 +77,44 @@ HWY_INLINE hn::Vec<Word64Tag> unpack_octets(hn::Vec<Word64Tag> x) {
   return x;
 }
 
-/// Writes the low kBits bytes of every 64-bit lane one after the other, and up to kOverwrite bytes beyond.
+/// Joins pairs of fields that are kShift bits apart. What else is above the lower ones stays there.
+template <int kShift>
+HWY_INLINE hn::Vec<Word64Tag> join_fields(hn::Vec<Word64Tag> x) {
+  return hn::Or(x, hn::ShiftRight<kShift>(x));
+}
+
+/// Packs codes, bytes below 2^kBits, as `pack_octet` does every 64-bit lane; writes kBits bytes of every lane one after
+/// the other, and up to kOverwrite bytes beyond.
 template <int kBits>
-HWY_INLINE void store_octets(hn::Vec<Word64Tag> octets, uint8_t* HWY_RESTRICT packed) {
+HWY_INLINE void store_octets(hn::Vec<Word64Tag> codes, uint8_t* HWY_RESTRICT packed) {
+  constexpr OctetSteps kSteps(kBits);
   const ByteTag d8;
   if constexpr (kBits == 8) {
-    hn::StoreU(hn::BitCast(d8, octets), d8, packed);
-  } else if constexpr (kBits == 4 || kBits == 2 || kBits == 1) {
-    using Word = std::conditional_t<kBits == 4, uint32_t, std::conditional_t<kBits == 2, uint16_t, uint8_t>>;
-    const hn::Rebind<Word, Word64Tag> d;
-    const hn::Repartition<uint8_t, decltype(d)> bytes;
-    hn::StoreU(hn::BitCast(bytes, hn::TruncateTo(d, octets)), bytes, packed);
+    hn::StoreU(hn::BitCast(d8, codes), d8, packed);
+  } else if constexpr (8 % kBits == 0) {
+    // Fields are joined until they are bytes; up to there nothing that was above a field gets into another.
+    using Field = std::conditional_t<kBits == 4, uint16_t, std::conditional_t<kBits == 2, uint32_t, uint64_t>>;
+    const hn::Repartition<Field, Word64Tag> fields;
+    const hn::Rebind<uint8_t, decltype(fields)> bytes;
+    auto joined = join_fields<kSteps.shift[0]>(codes);
+    if constexpr (kBits <= 2) {
+      joined = join_fields<kSteps.shift[1]>(joined);
+    }
+    if constexpr (kBits == 1) {
+      joined = join_fields<kSteps.shift[2]>(joined);
+    }
+    hn::StoreU(hn::TruncateTo(bytes, hn::BitCast(fields, joined)), bytes, packed);
   } else {
+    const auto join = [&](auto step) {
+      constexpr int kStep = decltype(step)::value;
+      constexpr int kWidth = kBits << kStep;  // of the fields
+      const auto low = hn::And(codes, hn::Set(Word64Tag(), kSteps.low[kStep]));
+      const auto moved = hn::ShiftRight<kSteps.shift[kStep]>(codes);
+      codes = hn::OrAnd(low, moved, hn::Set(Word64Tag(), kSteps.low[kStep] << kWidth));
+    };
+    join(std::integral_constant<int, 0>());
+    join(std::integral_constant<int, 1>());
+    join(std::integral_constant<int, 2>());
     HWY_ALIGN static constexpr auto kCompact = [] {
       std::array<uint8_t, 16> order{};
       for (size_t i = 0; i < 16; ++i) {
@@ -116,7 +123,7 @@ HWY_INLINE void store_octets(hn::Vec<Word64Tag> octets, uint8_t* HWY_RESTRICT pa
       return order;
     }();
     HWY_ALIGN uint8_t bytes[kVectorBytes];
-    hn::Store(hn::TableLookupBytes(hn::BitCast(d8, octets), hn::LoadDup128(d8, kCompact.data())), d8, bytes);
+    hn::Store(hn::TableLookupBytes(hn::BitCast(d8, codes), hn::LoadDup128(d8, kCompact.data())), d8, bytes);
     for (size_t block = 0; block < kVectorBytes / 16; ++block) {
       std::memcpy(packed + block * 2 * kBits, bytes + block * 16, 16);  // the next block overwrites what is beyond
     }

@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "actnn/core/sides.h"
+#include "src/cpu/grids-inl.h"
 #include "src/cpu/pieces-inl.h"
 #include "src/cpu/with_bits.h"
 
@@ -55,8 +56,8 @@ class PieceEncoder {
     std::fill_n(largest_, kPieceChannels, 0.0F);
     std::fill_n(zero_, kPieceChannels, 0.0F);
     for (int64_t channel = 0; channel < piece.channels; ++channel) {
-      split_[channel] = is_split(piece.first_channel + channel);
-      if (!split_[channel]) {
+      split_[channel] = is_split(piece.first_channel + channel) ? ~0u : 0u;
+      if (split_[channel] == 0) {
         smallest_[channel] = float_of(kInfinityFloat32);
         largest_[channel] = -float_of(kInfinityFloat32);
       }
@@ -107,39 +108,83 @@ class PieceEncoder {
     return range;
   }
 
-  /// Flattened: a call of code that is compiled for the baseline instruction set mixes instruction encodings, which is
-  /// slow.
-  HWY_NOINLINE HWY_FLATTEN void fit(const ColumnPiece& piece, uint8_t* parameters) {
+  /// Chooses the grids of all channels, and writes their parameters.
+  HWY_NOINLINE void fit(const ColumnPiece& piece, uint8_t* parameters) {
     constexpr auto kBytes = static_cast<int64_t>(sizeof(GroupParameters));
-    uint8_t* out = parameters + (piece.block * layout_.channels + piece.first_channel) * kBytes;
+    const FloatTag df;
+    const Word32Tag d32;
+    uint8_t* const out = parameters + (piece.block * layout_.channels + piece.first_channel) * kBytes;
     all_finite_ = true;
-    for (int64_t channel = 0; channel < piece.channels; ++channel, out += kBytes) {
-      const bool finite = !is_nan(zero_[channel]);
-      all_finite_ = all_finite_ && finite;
-      bool representable;
-      if (split_[channel]) {
-        const SideSteps steps = choose_sides(
-            finite ? SideRange{largest_[channel], -smallest_[channel]} : finite_range<SideRange>(piece, channel),
-            layout_.bits);
-        std::memcpy(out, &steps, sizeof steps);
-        const SideEncoder encoder(steps);
-        minimum_[channel] = 0.0F;
-        above_[channel] = encoder.above;
-        below_[channel] = -encoder.below;
-        representable = steps.above != kNanBFloat16;
-      } else {
-        const GroupParameters chosen = choose_grid(
-            finite ? GroupRange{smallest_[channel], largest_[channel]} : finite_range<GroupRange>(piece, channel),
-            layout_.bits, type_);
-        std::memcpy(out, &chosen, sizeof chosen);
-        const EncodingGrid grid = encoding_grid(chosen, type_);
-        minimum_[channel] = grid.minimum;
-        above_[channel] = grid.inverse_step;
-        below_[channel] = 0.0F;  // nothing is below the minimum
-        representable = !is_nan(grid.minimum);
+    for (int64_t channel = 0; channel < piece.channels; channel += kLanes) {
+      const auto finite = hn::Not(hn::IsNaN(hn::Load(df, zero_ + channel)));
+      const Grids<FloatTag> grids = grids_of(channel);
+      hn::Store(grids.minimum, df, minimum_ + channel);
+      hn::Store(grids.above, df, above_ + channel);
+      hn::Store(grids.below, df, below_ + channel);
+      hn::Store(hn::Set(d32, ~0u), d32, stored_bits_ + channel);
+      const int64_t count = std::min(piece.channels - channel, kLanes);
+      HWY_ALIGN uint32_t own_parameters[kLanes];
+      hn::Store(grids.parameters, d32, own_parameters);
+      std::memcpy(out + channel * kBytes, own_parameters, static_cast<size_t>(count * kBytes));
+      const auto regular = hn::And(finite, grids.regular);
+      if (HWY_UNLIKELY(has_float16_parameters(type_) || !hn::AllTrue(df, regular))) {
+        uint8_t bits[8] = {};
+        hn::StoreMaskBits(df, regular, bits);
+        for (int64_t lane = 0; lane < count; ++lane) {
+          if (has_float16_parameters(type_) || ((bits[lane / 8] >> (lane % 8)) & 1) == 0) {
+            fit_channel(piece, channel + lane, out + (channel + lane) * kBytes);
+          }
+        }
       }
-      stored_bits_[channel] = representable ? ~0u : 0u;
     }
+  }
+
+  /// Of the vector of channels from number `channel` of the piece on.
+  HWY_INLINE Grids<FloatTag> grids_of(int64_t channel) const {
+    const FloatTag df;
+    const auto smallest = hn::Load(df, smallest_ + channel);
+    const auto largest = hn::Load(df, largest_ + channel);
+    const Grids<FloatTag> plain = choose_grids(df, smallest, largest, layout_.bits, type_);
+    if (layout_.masks == 0) {
+      return plain;
+    }
+    const Grids<FloatTag> sides = choose_side_grids(df, largest, hn::Neg(smallest), layout_.bits);
+    const auto split_bits = hn::Load(Word32Tag(), split_ + channel);
+    const auto split = hn::RebindMask(df, hn::MaskFromVec(split_bits));
+    return {hn::IfThenElse(hn::MaskFromVec(split_bits), sides.parameters, plain.parameters),
+            hn::IfThenElse(split, sides.minimum, plain.minimum), hn::IfThenElse(split, sides.above, plain.above),
+            hn::IfThenElse(split, sides.below, plain.below),
+            hn::Or(hn::And(split, sides.regular), hn::AndNot(split, plain.regular))};
+  }
+
+  /// That of one channel. Flattened: a call of code that is compiled for the baseline instruction set mixes instruction
+  /// encodings, which is slow.
+  HWY_NOINLINE HWY_FLATTEN void fit_channel(const ColumnPiece& piece, int64_t channel, uint8_t* out) {
+    const bool finite = !is_nan(zero_[channel]);
+    all_finite_ = all_finite_ && finite;
+    bool representable;
+    if (split_[channel] != 0) {
+      const SideSteps steps = choose_sides(
+          finite ? SideRange{largest_[channel], -smallest_[channel]} : finite_range<SideRange>(piece, channel),
+          layout_.bits);
+      std::memcpy(out, &steps, sizeof steps);
+      const SideEncoder encoder(steps);
+      minimum_[channel] = 0.0F;
+      above_[channel] = encoder.above;
+      below_[channel] = -encoder.below;
+      representable = steps.above != kNanBFloat16;
+    } else {
+      const GroupParameters chosen = choose_grid(
+          finite ? GroupRange{smallest_[channel], largest_[channel]} : finite_range<GroupRange>(piece, channel),
+          layout_.bits, type_);
+      std::memcpy(out, &chosen, sizeof chosen);
+      const EncodingGrid grid = encoding_grid(chosen, type_);
+      minimum_[channel] = grid.minimum;
+      above_[channel] = grid.inverse_step;
+      below_[channel] = 0.0F;  // nothing is below the minimum
+      representable = !is_nan(grid.minimum);
+    }
+    stored_bits_[channel] = representable ? ~0u : 0u;
   }
 
   /// Encodes an octet of rows, the kFirstRow-th and following of a word.
@@ -211,8 +256,8 @@ class PieceEncoder {
   Rounding rounding_;
   CodeConstants constants_;
   bool all_finite_ = true;
-  bool split_[kPieceChannels] = {};
   HWY_ALIGN float numbers_[kPieceVectors][kMostRows][kLanes];
+  HWY_ALIGN uint32_t split_[kPieceChannels] = {};  ///< all ones where there is a grid on each side of 0
   HWY_ALIGN float smallest_[kPieceChannels];
   HWY_ALIGN float largest_[kPieceChannels];
   HWY_ALIGN float zero_[kPieceChannels];

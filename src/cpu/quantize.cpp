@@ -11,6 +11,7 @@
 #include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>  // includes this file once per instruction set
 
+#include "src/cpu/grids-inl.h"
 #include "src/cpu/group_range-inl.h"
 #include "src/cpu/octet-inl.h"
 
@@ -116,26 +117,56 @@ HWY_INLINE void encode_block(const Element* block, const EncodingGrid& grid, con
     const auto bd = hn::Add(in_halves(position(1), position(3)), hn::ShiftRight<8>(noise_abcd));
     const auto codes_abcd = hn::OddEven(hn::BitCast(d8, bd), hn::BitCast(d8, hn::ShiftRight<8>(ac)));
     const auto codes = gather_words(transpose_in_blocks(hn::BitCast(d32, codes_abcd)));
-    store_octets<kBits>(pack_octets<kBits>(hn::BitCast(d64, codes)), packed + i / kOctet * kBits);
+    store_octets<kBits>(hn::BitCast(d64, codes), packed + i / kOctet * kBits);
   }
 }
 
-/// Chooses and stores the parameters of a group. Minimum NaN: the group is left to the reference, because it cannot be
-/// represented or has elements that are not finite. Flattened: a call of code that is compiled for the baseline
-/// instruction set mixes instruction encodings, which costs more than all the rest of the group.
-template <int kBits, class Element>
-HWY_FLATTEN EncodingGrid fit_group(const QuantizeSegment& segment, int64_t group) {
-  const int64_t begin = group * segment.group_size;
-  const int64_t count = std::min(segment.group_size, segment.count - begin);
-  const GroupRange range = range_of(static_cast<const Element*>(segment.elements) + begin, count);
-  const GroupParameters parameters =
-      range.all_finite ? choose_grid(range, kBits, kTypeOf<Element>) : unrepresentable_group(kTypeOf<Element>);
-  std::memcpy(segment.parameters + group * static_cast<int64_t>(sizeof parameters), &parameters, sizeof parameters);
-  return encoding_grid(parameters, kTypeOf<Element>);
-}
-
-/// The range of a group is a long chain of dependent instructions; those of several groups overlap.
+/// The range of a group is a long chain of dependent instructions, and so is the choice of its grid: those of several
+/// groups overlap.
 inline constexpr int64_t kGroupBatch = 4;
+
+/// Chooses and stores the parameters of `count` groups. Minimum NaN: the group is left to the reference, because it
+/// cannot be represented or has elements that are not finite. Flattened: a call of code that is compiled for the
+/// baseline instruction set mixes instruction encodings, which costs more than all the rest of the group.
+template <int kBits, class Element>
+HWY_FLATTEN void fit_groups(const QuantizeSegment& segment, int64_t first_group, int64_t count,
+                            EncodingGrid (&encoding)[kGroupBatch]) {
+  constexpr ElementType kType = kTypeOf<Element>;
+  const hn::CappedTag<float, kGroupBatch> df;
+  const hn::Rebind<uint32_t, decltype(df)> d32;
+  GroupRange ranges[kGroupBatch];
+  HWY_ALIGN float smallest[kGroupBatch] = {};
+  HWY_ALIGN float largest[kGroupBatch] = {};
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t begin = (first_group + i) * segment.group_size;
+    ranges[i] = range_of(static_cast<const Element*>(segment.elements) + begin,
+                         std::min(segment.group_size, segment.count - begin));
+    smallest[i] = ranges[i].smallest;
+    largest[i] = ranges[i].largest;
+  }
+  HWY_ALIGN GroupParameters parameters[kGroupBatch];
+  HWY_ALIGN float minima[kGroupBatch];
+  HWY_ALIGN float inverse_steps[kGroupBatch];
+  uint64_t regular = 0;
+  for (size_t i = 0; i < kGroupBatch && !has_float16_parameters(kType); i += hn::Lanes(df)) {
+    const Grids grids = choose_grids(df, hn::Load(df, smallest + i), hn::Load(df, largest + i), kBits, kType);
+    hn::Store(grids.parameters, d32, reinterpret_cast<uint32_t*>(parameters + i));
+    hn::Store(grids.minimum, df, minima + i);
+    hn::Store(grids.above, df, inverse_steps + i);
+    uint8_t bits[8] = {};
+    hn::StoreMaskBits(df, grids.regular, bits);
+    regular |= uint64_t{bits[0]} << i;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    encoding[i] = {minima[i], inverse_steps[i]};
+    if (!ranges[i].all_finite || ((regular >> i) & 1) == 0) {
+      parameters[i] = ranges[i].all_finite ? choose_grid(ranges[i], kBits, kType) : unrepresentable_group(kType);
+      encoding[i] = encoding_grid(parameters[i], kType);
+    }
+  }
+  std::memcpy(segment.parameters + first_group * static_cast<int64_t>(sizeof(GroupParameters)), parameters,
+              static_cast<size_t>(count) * sizeof(GroupParameters));
+}
 
 /// How far ahead of the encoder elements are asked for: encoding computes much and loads little, and the next groups'
 /// ranges should not wait for memory. Two batches of groups of the default size: twice as far is slower by a fifth.
@@ -225,9 +256,7 @@ void encode_groups(const QuantizeSegment& segment, int64_t first_group, int64_t 
   EncodingGrid grids[kGroupBatch];
   for (int64_t batch = first_group; batch < last_group; batch += kGroupBatch) {
     const int64_t groups = std::min(kGroupBatch, last_group - batch);
-    for (int64_t i = 0; i < groups; ++i) {
-      grids[i] = fit_group<kBits, Element>(segment, batch + i);
-    }
+    fit_groups<kBits, Element>(segment, batch, groups, grids);
     for (int64_t i = 0; i < groups; ++i) {
       encode_group<kBits, Element>(segment, batch + i, grids[i], noise, codes_end);
     }

@@ -156,6 +156,17 @@ TEST_P(ColumnTargets, GiveTheSameBytesForHugeAndTinyGroups) {
   }
 }
 
+TEST_P(ColumnTargets, ChooseTheSameGrids) {
+  const auto [type, bits] = GetParam();
+  const Case c{type, {.rows = 128, .channels = 301, .group_rows = 64, .bits = bits}};
+  std::mt19937 random(32);
+  std::vector<float> values;
+  for (int64_t i = 0; i < 128 * 301; ++i) {
+    values.push_back(i < 2 * 301 ? any_finite(random) : values[i - 2 * 301]);
+  }
+  expect_all_targets_alike(c, as_elements(values, type));
+}
+
 TEST_P(ColumnTargets, GiveTheSameBytesForConstantChannels) {
   const auto [type, bits] = GetParam();
   const Case c{type, {.rows = 40, .channels = 37, .group_rows = 64, .bits = bits}};

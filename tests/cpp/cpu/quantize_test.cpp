@@ -139,6 +139,25 @@ TEST_P(QuantizeTargets, AllGiveTheSameBytesForHugeAndTinyGroups) {
   }
 }
 
+/// Grids of several groups are chosen at once, and some of these cannot be represented.
+TEST_P(QuantizeTargets, AllChooseTheSameGrids) {
+  const auto [type, bits] = GetParam();
+  std::mt19937 random(31);
+  std::vector<float> values;
+  for (int group = 0; group < 1000; ++group) {
+    const float first = any_finite(random);
+    const float other = group % 3 == 0 ? any_finite(random) : first * (1.0F + 0.01F * static_cast<float>(group % 7));
+    for (int i = 0; i < 32; ++i) {
+      values.push_back(i % 2 == 0 ? first : other);
+    }
+  }
+  const Case c{type, bits, static_cast<int64_t>(values.size()), 32};
+  const std::vector<uint8_t> elements = as_elements(values, type);
+  select_target("reference");
+  const Packed expected = quantize(c, elements, 1);
+  for_targets([&](const std::string& target) { ASSERT_EQ(quantize(c, elements, 2), expected) << target; });
+}
+
 /// Large results are written around the cache if they lie well.
 TEST(QuantizeTargetsLarge, AllDecodeToTheSameElements) {
   constexpr int64_t kCount = int64_t{1} << 21;

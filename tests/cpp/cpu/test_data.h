@@ -45,6 +45,20 @@ inline std::vector<float> random_values(int64_t count, unsigned seed, bool speci
   return values;
 }
 
+/// A finite number of any magnitude and sign; one of three is a bfloat16, or next to one.
+inline float any_finite(std::mt19937& random) {
+  for (;;) {
+    uint32_t bits = static_cast<uint32_t>(random());
+    const unsigned kind = random() % 9;
+    if (kind < 3) {
+      bits = (bits & 0xFFFF0000U) + kind - 1;
+    }
+    if (is_finite(float_of(bits))) {
+      return float_of(bits);
+    }
+  }
+}
+
 /// Runs `body` with every target that this processor has; the reference is last.
 template <class Body>
 void for_targets(Body&& body) {
