@@ -58,24 +58,9 @@ HWY_INLINE hn::Vec<Word32Tag> deal_words(hn::Vec<Word32Tag> lanes) {
   return hn::TableLookupLanes(lanes, hn::SetTableIndices(Word32Tag(), kOrder.data()));
 }
 
-/// `unpack_octet` of every lane. Bits above 8 * kBits must be 0.
+/// What the codes of a byte come from, kBits of 1, 2 or 4: a byte of each.
 template <int kBits>
-HWY_INLINE hn::Vec<Word64Tag> unpack_octets(hn::Vec<Word64Tag> x) {
-  constexpr OctetSteps kSteps(kBits);
-  const auto part = [&](auto step) {
-    constexpr int kStep = decltype(step)::value;
-    constexpr int kApart = 8 << kStep;  // where the fields end up
-    const auto low = hn::And(x, hn::Set(Word64Tag(), kSteps.low[kStep]));
-    const auto moved = hn::ShiftLeft<kSteps.shift[kStep]>(x);
-    x = hn::OrAnd(low, moved, hn::Set(Word64Tag(), kSteps.low[kStep] << kApart));
-  };
-  if constexpr (kBits < 8) {
-    part(std::integral_constant<int, 2>());
-    part(std::integral_constant<int, 1>());
-    part(std::integral_constant<int, 0>());
-  }
-  return x;
-}
+using FieldOf = std::conditional_t<kBits == 4, uint16_t, std::conditional_t<kBits == 2, uint32_t, uint64_t>>;
 
 /// Joins pairs of fields that are kShift bits apart. What else is above the lower ones stays there.
 template <int kShift>
@@ -93,8 +78,7 @@ HWY_INLINE void store_octets(hn::Vec<Word64Tag> codes, uint8_t* HWY_RESTRICT pac
     hn::StoreU(hn::BitCast(d8, codes), d8, packed);
   } else if constexpr (8 % kBits == 0) {
     // Fields are joined until they are bytes; up to there nothing that was above a field gets into another.
-    using Field = std::conditional_t<kBits == 4, uint16_t, std::conditional_t<kBits == 2, uint32_t, uint64_t>>;
-    const hn::Repartition<Field, Word64Tag> fields;
+    const hn::Repartition<FieldOf<kBits>, Word64Tag> fields;
     const hn::Rebind<uint8_t, decltype(fields)> bytes;
     auto joined = join_fields<kSteps.shift[0]>(codes);
     if constexpr (kBits <= 2) {
@@ -130,15 +114,44 @@ HWY_INLINE void store_octets(hn::Vec<Word64Tag> codes, uint8_t* HWY_RESTRICT pac
   }
 }
 
-/// The inverse: kBits bytes into every lane, from a vector that is read whole.
+/// A byte into each field.
+template <int kBits>
+HWY_INLINE hn::Vec<Word64Tag> load_fields(const uint8_t* HWY_RESTRICT packed) {
+  const hn::Repartition<FieldOf<kBits>, Word64Tag> fields;
+  const hn::Rebind<uint8_t, decltype(fields)> d8;
+  if constexpr (kBits == 1) {
+    // Not every instruction set makes 64 bits of a byte in one step.
+    const hn::Rebind<uint32_t, decltype(fields)> words;
+    return hn::PromoteTo(fields, hn::PromoteTo(words, hn::LoadU(d8, packed)));
+  } else {
+    return hn::BitCast(Word64Tag(), hn::PromoteTo(fields, hn::LoadU(d8, packed)));
+  }
+}
+
+/// The inverse of `join_fields` of up to 4 bits each: they are alone in the lanes, as `low` says the lower ones will be.
+template <int kShift, int kApart>
+HWY_INLINE hn::Vec<Word64Tag> part_fields(hn::Vec<Word64Tag> x, uint64_t low) {
+  return hn::And(hn::Or(x, hn::ShiftLeft<kShift>(x)), hn::Set(Word64Tag(), low | low << kApart));
+}
+
+/// The inverse of `store_octets`, as `unpack_octet` does; may read up to kOverread bytes beyond.
 template <int kBits>
 HWY_INLINE hn::Vec<Word64Tag> load_octets(const uint8_t* HWY_RESTRICT packed) {
+  constexpr OctetSteps kSteps(kBits);
   const Word64Tag d64;
   const Word32Tag d32;
   const ByteTag d8;
-  const auto bytes = hn::LoadU(d8, packed);
   if constexpr (kBits == 8) {
-    return hn::BitCast(d64, bytes);
+    return hn::BitCast(d64, hn::LoadU(d8, packed));
+  } else if constexpr (8 % kBits == 0) {
+    auto codes = load_fields<kBits>(packed);
+    if constexpr (kBits == 1) {
+      codes = part_fields<kSteps.shift[2], 32>(codes, kSteps.low[2]);
+    }
+    if constexpr (kBits <= 2) {
+      codes = part_fields<kSteps.shift[1], 16>(codes, kSteps.low[1]);
+    }
+    return part_fields<kSteps.shift[0], 8>(codes, kSteps.low[0]);
   } else {
     // First the words into their 128-bit blocks, then the bytes of the two octets there into place.
     HWY_ALIGN static constexpr auto kWords = [] {
@@ -157,8 +170,20 @@ HWY_INLINE hn::Vec<Word64Tag> load_octets(const uint8_t* HWY_RESTRICT packed) {
       }
       return order;
     }();
-    const auto words = hn::TableLookupLanes(hn::BitCast(d32, bytes), hn::SetTableIndices(d32, kWords.data()));
-    return hn::BitCast(d64, hn::TableLookupBytes(hn::BitCast(d8, words), hn::Load(d8, kBytes.data())));
+    const auto words =
+        hn::TableLookupLanes(hn::BitCast(d32, hn::LoadU(d8, packed)), hn::SetTableIndices(d32, kWords.data()));
+    auto codes = hn::BitCast(d64, hn::TableLookupBytes(hn::BitCast(d8, words), hn::Load(d8, kBytes.data())));
+    const auto part = [&](auto step) {
+      constexpr int kStep = decltype(step)::value;
+      constexpr int kApart = 8 << kStep;  // where the fields end up
+      const auto low = hn::And(codes, hn::Set(d64, kSteps.low[kStep]));
+      const auto moved = hn::ShiftLeft<kSteps.shift[kStep]>(codes);
+      codes = hn::OrAnd(low, moved, hn::Set(d64, kSteps.low[kStep] << kApart));
+    };
+    part(std::integral_constant<int, 2>());
+    part(std::integral_constant<int, 1>());
+    part(std::integral_constant<int, 0>());
+    return codes;
   }
 }
 

@@ -277,7 +277,7 @@ HWY_INLINE void decode_block(const uint8_t* HWY_RESTRICT packed, const DecodingG
   for (int64_t i = 0; i < kBlock; i += 4 * lanes) {
     // Each 128-bit block gets 4 elements of each of four vectors. Interleaving within blocks then gives these vectors:
     // first of noise and codes, to n of `DecodingGrid` in 16 bits, and then of those and zeros.
-    const auto codes = unpack_octets<kBits>(load_octets<kBits>(packed + i / kOctet * kBits));
+    const auto codes = load_octets<kBits>(packed + i / kOctet * kBits);
     const auto noise_words = hn::BitCast(d32, hn::LoadU(d8, noise + i));
     const auto high = hn::BitCast(d8, deal_words(hn::BitCast(d32, codes)));
     const auto low = hn::Not(hn::BitCast(d8, deal_words(noise_words)));
