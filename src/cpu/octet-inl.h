@@ -128,7 +128,7 @@ HWY_INLINE hn::Vec<Word64Tag> load_fields(const uint8_t* HWY_RESTRICT packed) {
   }
 }
 
-/// The inverse of `join_fields` of up to 4 bits each: they are alone in the lanes, as `low` says the lower ones will be.
+/// The inverse of `join_fields`, of fields of up to 4 bits that are alone in the lanes; `low`: bits of the lower ones.
 template <int kShift, int kApart>
 HWY_INLINE hn::Vec<Word64Tag> part_fields(hn::Vec<Word64Tag> x, uint64_t low) {
   return hn::And(hn::Or(x, hn::ShiftLeft<kShift>(x)), hn::Set(Word64Tag(), low | low << kApart));
