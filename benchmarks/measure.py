@@ -234,7 +234,7 @@ def in_lines(value: object, margin: str = "") -> str:
     if "{" not in json.dumps(items):
         return json.dumps(value)
     inner = margin + " "
-    keys = [f"{json.dumps(key)}: " for key in value] if isinstance(value, dict) else [""] * len(items)
+    keys = [f"{json.dumps(str(key))}: " for key in value] if isinstance(value, dict) else [""] * len(items)
     lines = [f"{inner}{key}{in_lines(item, inner)}" for key, item in zip(keys, items, strict=True)]
     opening, closing = "{}" if isinstance(value, dict) else "[]"
     return "\n".join([opening, ",\n".join(lines), margin + closing])

@@ -18,15 +18,15 @@
 HWY_BEFORE_NAMESPACE();
 namespace actnn::cpu::HWY_NAMESPACE {
 
-/// What is stored of groups, and what their elements are encoded with. Groups that are not regular are the caller's:
-/// some cannot be represented.
+/// What is stored of groups, and what their elements are encoded with. Of groups that are not representable, and those
+/// with elements that are not finite, the rest means nothing.
 template <class Tag>
 struct Grids {
   hn::Vec<hn::Rebind<uint32_t, Tag>> parameters;
   hn::Vec<Tag> minimum;
   hn::Vec<Tag> above;  ///< 2^8 / step
   hn::Vec<Tag> below;  ///< that of the grid below 0, negative; 0 where there is none
-  hn::Mask<Tag> regular;
+  hn::Mask<Tag> representable;
 };
 
 /// bfloat16 parameters are the upper halves of floats.
@@ -88,8 +88,8 @@ HWY_INLINE hn::Mask<Tag> are_finite_as(Tag df, hn::Vec<Tag> x, ElementType type)
   return hn::Lt(hn::Abs(x), hn::Set(df, float_of(type == ElementType::kBFloat16 ? 0x7F7F8000U : kInfinityFloat32)));
 }
 
-/// `choose_grid` and `encoding_grid` of elements from `smallest` to `largest`, of which none is infinite; NaNs make a
-/// group irregular. `type`: not float16, whose parameters are of another type.
+/// `choose_grid` and `encoding_grid` of elements from `smallest` to `largest`. Of float16 none: their parameters are of
+/// another type.
 template <class Tag>
 HWY_INLINE Grids<Tag> choose_grids(Tag df, hn::Vec<Tag> smallest, hn::Vec<Tag> largest, int bits, ElementType type) {
   const auto levels = static_cast<float>(highest_code(bits));
@@ -100,8 +100,9 @@ HWY_INLINE Grids<Tag> choose_grids(Tag df, hn::Vec<Tag> smallest, hn::Vec<Tag> l
   const auto reach = hn::Mul(step, hn::Set(df, levels + 1.0F));
   const auto ends_are_finite =
       hn::And(are_finite_as(df, hn::Add(end, half), type), are_finite_as(df, hn::Sub(minimum, half), type));
+  const auto are_of_type = hn::FirstN(df, has_float16_parameters(type) ? 0 : hn::Lanes(df));
   return {both_parameters(df, minimum, step), minimum, noises_per_unit(df, step), hn::Zero(df),
-          hn::And(ends_are_finite, are_finite_as(df, reach, ElementType::kFloat32))};
+          hn::And(are_of_type, hn::And(ends_are_finite, are_finite_as(df, reach, ElementType::kFloat32)))};
 }
 
 /// `choose_sides` and `SideEncoder` of elements that reach so far from 0.

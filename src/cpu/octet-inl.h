@@ -24,8 +24,10 @@ inline constexpr size_t kVectorBytes = hn::MaxLanes(ByteTag());
 inline constexpr size_t kVectorWords = kVectorBytes / 4;
 
 /// Bytes that `store_octets` may write, and `load_octets` read, beyond the octets of a block.
-inline constexpr int64_t kOverwrite = 16;
-inline constexpr int64_t kOverread = kBlock;
+template <int kBits>
+inline constexpr int64_t kOverwrite = 8 % kBits == 0 ? 0 : 16;
+template <int kBits>
+inline constexpr int64_t kOverread = 8 % kBits == 0 ? 0 : kBlock;
 
 /// The transpose of the 4 x 4 bytes of each 128-bit block.
 HWY_INLINE hn::Vec<Word32Tag> transpose_in_blocks(hn::Vec<Word32Tag> lanes) {
@@ -58,18 +60,18 @@ HWY_INLINE hn::Vec<Word32Tag> deal_words(hn::Vec<Word32Tag> lanes) {
   return hn::TableLookupLanes(lanes, hn::SetTableIndices(Word32Tag(), kOrder.data()));
 }
 
-/// What the codes of a byte come from, kBits of 1, 2 or 4: a byte of each.
+/// An integer with a byte for each of the codes that one packed byte holds (kBits 1, 2 or 4).
 template <int kBits>
-using FieldOf = std::conditional_t<kBits == 4, uint16_t, std::conditional_t<kBits == 2, uint32_t, uint64_t>>;
+using UnpackedByte = std::conditional_t<kBits == 4, uint16_t, std::conditional_t<kBits == 2, uint32_t, uint64_t>>;
 
-/// Joins pairs of fields that are kShift bits apart. What else is above the lower ones stays there.
+/// Joins pairs of fields that are kShift bits apart. Bits above the joined ones keep what was there.
 template <int kShift>
 HWY_INLINE hn::Vec<Word64Tag> join_fields(hn::Vec<Word64Tag> x) {
   return hn::Or(x, hn::ShiftRight<kShift>(x));
 }
 
-/// Packs codes, bytes below 2^kBits, as `pack_octet` does every 64-bit lane; writes kBits bytes of every lane one after
-/// the other, and up to kOverwrite bytes beyond.
+/// Packs the codes of every 64-bit lane, bytes below 2^kBits, as `pack_octet` does, and writes kBits bytes of every
+/// lane one after the other.
 template <int kBits>
 HWY_INLINE void store_octets(hn::Vec<Word64Tag> codes, uint8_t* HWY_RESTRICT packed) {
   constexpr OctetSteps kSteps(kBits);
@@ -77,8 +79,8 @@ HWY_INLINE void store_octets(hn::Vec<Word64Tag> codes, uint8_t* HWY_RESTRICT pac
   if constexpr (kBits == 8) {
     hn::StoreU(hn::BitCast(d8, codes), d8, packed);
   } else if constexpr (8 % kBits == 0) {
-    // Fields are joined until they are bytes; up to there nothing that was above a field gets into another.
-    const hn::Repartition<FieldOf<kBits>, Word64Tag> fields;
+    // Joined without masks: what remains above a field never reaches the byte that is kept.
+    const hn::Repartition<UnpackedByte<kBits>, Word64Tag> fields;
     const hn::Rebind<uint8_t, decltype(fields)> bytes;
     auto joined = join_fields<kSteps.shift[0]>(codes);
     if constexpr (kBits <= 2) {
@@ -87,7 +89,13 @@ HWY_INLINE void store_octets(hn::Vec<Word64Tag> codes, uint8_t* HWY_RESTRICT pac
     if constexpr (kBits == 1) {
       joined = join_fields<kSteps.shift[2]>(joined);
     }
-    hn::StoreU(hn::TruncateTo(bytes, hn::BitCast(fields, joined)), bytes, packed);
+    if constexpr (kBits == 2) {
+      // In two steps: Highway 1.0.3 has a wrong one from 32 bits to 8 for HWY_AVX3_DL.
+      const hn::Rebind<uint16_t, decltype(fields)> halves;
+      hn::StoreU(hn::TruncateTo(bytes, hn::TruncateTo(halves, hn::BitCast(fields, joined))), bytes, packed);
+    } else {
+      hn::StoreU(hn::TruncateTo(bytes, hn::BitCast(fields, joined)), bytes, packed);
+    }
   } else {
     const auto join = [&](auto step) {
       constexpr int kStep = decltype(step)::value;
@@ -114,10 +122,10 @@ HWY_INLINE void store_octets(hn::Vec<Word64Tag> codes, uint8_t* HWY_RESTRICT pac
   }
 }
 
-/// A byte into each field.
+/// Each packed byte in the lowest bits of an `UnpackedByte`.
 template <int kBits>
 HWY_INLINE hn::Vec<Word64Tag> load_fields(const uint8_t* HWY_RESTRICT packed) {
-  const hn::Repartition<FieldOf<kBits>, Word64Tag> fields;
+  const hn::Repartition<UnpackedByte<kBits>, Word64Tag> fields;
   const hn::Rebind<uint8_t, decltype(fields)> d8;
   if constexpr (kBits == 1) {
     // Not every instruction set makes 64 bits of a byte in one step.
@@ -128,16 +136,17 @@ HWY_INLINE hn::Vec<Word64Tag> load_fields(const uint8_t* HWY_RESTRICT packed) {
   }
 }
 
-/// The inverse of `join_fields`, of fields of up to 4 bits that are alone in the lanes; `low`: bits of the lower ones.
-template <int kShift, int kApart>
-HWY_INLINE hn::Vec<Word64Tag> part_fields(hn::Vec<Word64Tag> x, uint64_t low) {
-  return hn::And(hn::Or(x, hn::ShiftLeft<kShift>(x)), hn::Set(Word64Tag(), low | low << kApart));
+/// Step kStep of `unpack_octet` for up to 4 bits, where nothing is above the fields.
+template <int kBits, int kStep>
+HWY_INLINE hn::Vec<Word64Tag> part_fields(hn::Vec<Word64Tag> x) {
+  constexpr OctetSteps kSteps(kBits);
+  constexpr uint64_t kFields = kSteps.low[kStep] | kSteps.low[kStep] << (8 << kStep);
+  return hn::And(hn::Or(x, hn::ShiftLeft<kSteps.shift[kStep]>(x)), hn::Set(Word64Tag(), kFields));
 }
 
-/// The inverse of `store_octets`, as `unpack_octet` does; may read up to kOverread bytes beyond.
+/// The inverse of `store_octets`, as `unpack_octet` does.
 template <int kBits>
 HWY_INLINE hn::Vec<Word64Tag> load_octets(const uint8_t* HWY_RESTRICT packed) {
-  constexpr OctetSteps kSteps(kBits);
   const Word64Tag d64;
   const Word32Tag d32;
   const ByteTag d8;
@@ -146,12 +155,12 @@ HWY_INLINE hn::Vec<Word64Tag> load_octets(const uint8_t* HWY_RESTRICT packed) {
   } else if constexpr (8 % kBits == 0) {
     auto codes = load_fields<kBits>(packed);
     if constexpr (kBits == 1) {
-      codes = part_fields<kSteps.shift[2], 32>(codes, kSteps.low[2]);
+      codes = part_fields<kBits, 2>(codes);
     }
     if constexpr (kBits <= 2) {
-      codes = part_fields<kSteps.shift[1], 16>(codes, kSteps.low[1]);
+      codes = part_fields<kBits, 1>(codes);
     }
-    return part_fields<kSteps.shift[0], 8>(codes, kSteps.low[0]);
+    return part_fields<kBits, 0>(codes);
   } else {
     // First the words into their 128-bit blocks, then the bytes of the two octets there into place.
     HWY_ALIGN static constexpr auto kWords = [] {
@@ -172,6 +181,7 @@ HWY_INLINE hn::Vec<Word64Tag> load_octets(const uint8_t* HWY_RESTRICT packed) {
     }();
     const auto words =
         hn::TableLookupLanes(hn::BitCast(d32, hn::LoadU(d8, packed)), hn::SetTableIndices(d32, kWords.data()));
+    constexpr OctetSteps kSteps(kBits);
     auto codes = hn::BitCast(d64, hn::TableLookupBytes(hn::BitCast(d8, words), hn::Load(d8, kBytes.data())));
     const auto part = [&](auto step) {
       constexpr int kStep = decltype(step)::value;

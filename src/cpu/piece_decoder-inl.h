@@ -75,7 +75,7 @@ class PieceDecoder {
     scale_below_[channel] = below.scale;
   }
 
-  /// Flattened, as `PieceEncoder::fit`.
+  /// Flattened, as `PieceEncoder::fit_channel`.
   template <class IsSplit>
   HWY_FLATTEN void read_parameters(const ColumnPiece& piece, const uint8_t* parameters, IsSplit&& is_split) {
     constexpr auto kBytes = static_cast<int64_t>(sizeof(GroupParameters));

@@ -126,12 +126,12 @@ class PieceEncoder {
       HWY_ALIGN uint32_t own_parameters[kLanes];
       hn::Store(grids.parameters, d32, own_parameters);
       std::memcpy(out + channel * kBytes, own_parameters, static_cast<size_t>(count * kBytes));
-      const auto regular = hn::And(finite, grids.regular);
-      if (HWY_UNLIKELY(has_float16_parameters(type_) || !hn::AllTrue(df, regular))) {
+      const auto found = hn::And(finite, grids.representable);
+      if (HWY_UNLIKELY(!hn::AllTrue(df, found))) {
         uint8_t bits[8] = {};
-        hn::StoreMaskBits(df, regular, bits);
+        hn::StoreMaskBits(df, found, bits);
         for (int64_t lane = 0; lane < count; ++lane) {
-          if (has_float16_parameters(type_) || ((bits[lane / 8] >> (lane % 8)) & 1) == 0) {
+          if (((bits[lane / 8] >> (lane % 8)) & 1) == 0) {
             fit_channel(piece, channel + lane, out + (channel + lane) * kBytes);
           }
         }
@@ -154,11 +154,11 @@ class PieceEncoder {
     return {hn::IfThenElse(hn::MaskFromVec(split_bits), sides.parameters, plain.parameters),
             hn::IfThenElse(split, sides.minimum, plain.minimum), hn::IfThenElse(split, sides.above, plain.above),
             hn::IfThenElse(split, sides.below, plain.below),
-            hn::Or(hn::And(split, sides.regular), hn::AndNot(split, plain.regular))};
+            hn::Or(hn::And(split, sides.representable), hn::AndNot(split, plain.representable))};
   }
 
-  /// That of one channel. Flattened: a call of code that is compiled for the baseline instruction set mixes instruction
-  /// encodings, which is slow.
+  /// Of one channel of which no grid was found in a vector. Flattened: a call of code that is compiled for the baseline
+  /// instruction set mixes instruction encodings, which is slow.
   HWY_NOINLINE HWY_FLATTEN void fit_channel(const ColumnPiece& piece, int64_t channel, uint8_t* out) {
     const bool finite = !is_nan(zero_[channel]);
     all_finite_ = all_finite_ && finite;

@@ -1,6 +1,7 @@
 #include "actnn/cpu/quantize.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "actnn/core/rounding.h"
@@ -95,7 +96,7 @@ HWY_INLINE hn::Vec<Word32Tag> positions(const Element* elements, const EncodingG
   return hn::BitCast(Word32Tag(), hn::Add(scaled, hn::Set(df, kIntegerInMantissa)));
 }
 
-/// Encodes one block into 8 octets of kBits bytes, and writes up to kOverwrite bytes beyond.
+/// Encodes one block into 8 octets of kBits bytes, and writes up to kOverwrite<kBits> bytes beyond.
 template <int kBits, class Element>
 HWY_INLINE void encode_block(const Element* block, const EncodingGrid& grid, const uint8_t* noise,
                              uint8_t* HWY_RESTRICT packed) {
@@ -121,49 +122,63 @@ HWY_INLINE void encode_block(const Element* block, const EncodingGrid& grid, con
   }
 }
 
-/// The range of a group is a long chain of dependent instructions, and so is the choice of its grid: those of several
-/// groups overlap.
+/// The range of a group is a long chain of dependent instructions; those of several groups overlap, and their grids are
+/// chosen in the lanes of a vector.
 inline constexpr int64_t kGroupBatch = 4;
 
-/// Chooses and stores the parameters of `count` groups. Minimum NaN: the group is left to the reference, because it
-/// cannot be represented or has elements that are not finite. Flattened: a call of code that is compiled for the
-/// baseline instruction set mixes instruction encodings, which costs more than all the rest of the group.
+/// Chooses the parameters of groups, and what their elements are encoded with: minimum NaN where a group is left to the
+/// reference, because it cannot be represented or has elements that are not finite.
+template <int kBits, ElementType kType>
+HWY_INLINE void choose_batch(const GroupRange (&ranges)[kGroupBatch], GroupParameters (&parameters)[kGroupBatch],
+                             EncodingGrid (&encoding)[kGroupBatch]) {
+  if constexpr (has_float16_parameters(kType)) {
+    for (int64_t i = 0; i < kGroupBatch; ++i) {
+      parameters[i] = ranges[i].all_finite ? choose_grid(ranges[i], kBits, kType) : unrepresentable_group(kType);
+      encoding[i] = encoding_grid(parameters[i], kType);
+    }
+  } else {
+    const hn::CappedTag<float, kGroupBatch> df;
+    const hn::Rebind<uint32_t, decltype(df)> d32;
+    const auto unrepresentable = std::bit_cast<uint32_t>(unrepresentable_group(kType));
+    HWY_ALIGN float smallest[kGroupBatch];
+    HWY_ALIGN float largest[kGroupBatch];
+    HWY_ALIGN float zero[kGroupBatch];
+    for (int64_t i = 0; i < kGroupBatch; ++i) {
+      smallest[i] = ranges[i].smallest;
+      largest[i] = ranges[i].largest;
+      zero[i] = ranges[i].all_finite ? 0.0F : float_of(kNanFloat32);
+    }
+    HWY_ALIGN uint32_t words[kGroupBatch];
+    HWY_ALIGN float minima[kGroupBatch];
+    HWY_ALIGN float inverse_steps[kGroupBatch];
+    for (size_t i = 0; i < kGroupBatch; i += hn::Lanes(df)) {
+      const Grids grids = choose_grids(df, hn::Load(df, smallest + i), hn::Load(df, largest + i), kBits, kType);
+      const auto found = hn::AndNot(hn::IsNaN(hn::Load(df, zero + i)), grids.representable);
+      hn::Store(hn::IfThenElse(hn::RebindMask(d32, found), grids.parameters, hn::Set(d32, unrepresentable)), d32,
+                words + i);
+      hn::Store(hn::IfThenElse(found, grids.minimum, hn::NaN(df)), df, minima + i);
+      hn::Store(grids.above, df, inverse_steps + i);
+    }
+    std::memcpy(parameters, words, sizeof words);
+    for (int64_t i = 0; i < kGroupBatch; ++i) {
+      encoding[i] = {minima[i], inverse_steps[i]};
+    }
+  }
+}
+
+/// Chooses and stores the parameters of `count` groups. Flattened: a call of code that is compiled for the baseline
+/// instruction set mixes instruction encodings, which costs more than all the rest of a group.
 template <int kBits, class Element>
 HWY_FLATTEN void fit_groups(const QuantizeSegment& segment, int64_t first_group, int64_t count,
                             EncodingGrid (&encoding)[kGroupBatch]) {
-  constexpr ElementType kType = kTypeOf<Element>;
-  const hn::CappedTag<float, kGroupBatch> df;
-  const hn::Rebind<uint32_t, decltype(df)> d32;
   GroupRange ranges[kGroupBatch];
-  HWY_ALIGN float smallest[kGroupBatch] = {};
-  HWY_ALIGN float largest[kGroupBatch] = {};
   for (int64_t i = 0; i < count; ++i) {
     const int64_t begin = (first_group + i) * segment.group_size;
     ranges[i] = range_of(static_cast<const Element*>(segment.elements) + begin,
                          std::min(segment.group_size, segment.count - begin));
-    smallest[i] = ranges[i].smallest;
-    largest[i] = ranges[i].largest;
   }
-  HWY_ALIGN GroupParameters parameters[kGroupBatch];
-  HWY_ALIGN float minima[kGroupBatch];
-  HWY_ALIGN float inverse_steps[kGroupBatch];
-  uint64_t regular = 0;
-  for (size_t i = 0; i < kGroupBatch && !has_float16_parameters(kType); i += hn::Lanes(df)) {
-    const Grids grids = choose_grids(df, hn::Load(df, smallest + i), hn::Load(df, largest + i), kBits, kType);
-    hn::Store(grids.parameters, d32, reinterpret_cast<uint32_t*>(parameters + i));
-    hn::Store(grids.minimum, df, minima + i);
-    hn::Store(grids.above, df, inverse_steps + i);
-    uint8_t bits[8] = {};
-    hn::StoreMaskBits(df, grids.regular, bits);
-    regular |= uint64_t{bits[0]} << i;
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    encoding[i] = {minima[i], inverse_steps[i]};
-    if (!ranges[i].all_finite || ((regular >> i) & 1) == 0) {
-      parameters[i] = ranges[i].all_finite ? choose_grid(ranges[i], kBits, kType) : unrepresentable_group(kType);
-      encoding[i] = encoding_grid(parameters[i], kType);
-    }
-  }
+  GroupParameters parameters[kGroupBatch];
+  choose_batch<kBits, kTypeOf<Element>>(ranges, parameters, encoding);
   std::memcpy(segment.parameters + first_group * static_cast<int64_t>(sizeof(GroupParameters)), parameters,
               static_cast<size_t>(count) * sizeof(GroupParameters));
 }
@@ -209,7 +224,7 @@ HWY_NOINLINE void encode_last_block(const Element* elements, int64_t count, Elem
                                     const uint8_t* noise, uint8_t* codes) {
   PaddedTail<Element> tail;
   tail.fill(elements, count, padding);
-  uint8_t packed[kBlockOctets * kBits + kOverwrite];
+  uint8_t packed[kBlockOctets * kBits + kOverwrite<kBits>];
   encode_block<kBits>(tail.elements, grid, noise, packed);
   clear_codes_beyond<kBits>(packed, count);
   std::memcpy(codes, packed, static_cast<size_t>(code_bytes(count, kBits)));
@@ -228,7 +243,7 @@ HWY_INLINE void encode_group(const QuantizeSegment& segment, int64_t group, Enco
   const auto* elements = static_cast<const Element*>(segment.elements);
   uint8_t* codes = segment.codes + begin / kOctet * kBits;
   const int64_t in_place =
-      begin + kBlock * blocks_with_room((end - begin) / kBlock, kBits, codes, kOverwrite, codes_end);
+      begin + kBlock * blocks_with_room((end - begin) / kBlock, kBits, codes, kOverwrite<kBits>, codes_end);
   int64_t i = begin;
   while (i < in_place) {
     noise.reach(i);
@@ -299,7 +314,7 @@ HWY_INLINE void decode_block(const uint8_t* HWY_RESTRICT packed, const DecodingG
 template <int kBits, class Element>
 HWY_NOINLINE void decode_last_block(const uint8_t* codes, const DecodingGrid& grid, const uint8_t* noise, int64_t count,
                                     Element* elements) {
-  uint8_t packed[kBlockOctets * kBits + kOverread] = {};
+  uint8_t packed[kBlockOctets * kBits + kOverread<kBits>] = {};
   std::memcpy(packed, codes, static_cast<size_t>(code_bytes(count, kBits)));
   HWY_ALIGN Element values[kBlock];
   decode_block<kBits, StoreCached>(packed, grid, noise, values);
@@ -320,7 +335,7 @@ HWY_INLINE void decode_group(const DequantizeSegment& segment, int64_t group, No
   auto* elements = static_cast<Element*>(segment.elements);
   const uint8_t* codes = segment.codes + begin / kOctet * kBits;
   const int64_t in_place =
-      begin + kBlock * blocks_with_room((end - begin) / kBlock, kBits, codes, kOverread, codes_end);
+      begin + kBlock * blocks_with_room((end - begin) / kBlock, kBits, codes, kOverread<kBits>, codes_end);
   int64_t i = begin;
   while (i < in_place) {
     noise.reach(i);

@@ -70,12 +70,12 @@ struct ColumnTiles : ColumnMatrix {
   __device__ int64_t first_channel() const { return strip() * strip_channels(); }
 };
 
-/// Blocks that take each other's places leave no multiprocessor idle while the slowest ends; each begins without
-/// anything fetched, which a few tiles make up for.
+/// More blocks than fit at once keep multiprocessors busy while the slowest end. A block begins with nothing fetched,
+/// which a few tiles make up for.
 inline constexpr int64_t kMostTilesOfBlock = 4;
 
-/// As many tiles a block as fill the device once, with so many threads a multiprocessor, of whole vectors, but few.
-/// Strips are as wide as have the shared memory: `bytes(tiles)`.
+/// Tiles of whole vectors; a block has as many as fill the device once with so many threads a multiprocessor, but at
+/// most `kMostTilesOfBlock`. Strips are as wide as have the shared memory: `bytes(tiles)`.
 template <class Bytes>
 ColumnTiles tiles_of_device(int64_t rows, int64_t channels, ElementType type, int threads_per_multiprocessor,
                             Bytes&& bytes) {

@@ -9,8 +9,8 @@
 /// \file
 /// How warps share a matrix of rows x channels that is unpacked: without waiting for each other, so that there is
 /// always one with work while others wait for memory. A warp has a *strip* of up to 8 vectors side by side and walks
-/// over its tiles of 256 rows, whose packed codes it fetches at once. It visits them in *passes*, in which each thread
-/// has an octet of rows of one vector.
+/// over some of its tiles of 256 rows, whose packed codes it fetches at once. It visits them in *passes*, in which each
+/// thread has an octet of rows of one vector.
 
 namespace actnn::cuda {
 
@@ -73,8 +73,9 @@ struct WarpColumns : ColumnMatrix {
   __device__ int octet_row(int pass) const { return (pass << (5 - width_log2)) + (lane_index() >> width_log2); }
 };
 
-/// A warp an item, of which there are enough for so many threads a multiprocessor. Blocks that wait take the places of
-/// those that end: of warps that fill the device once, some end when a fifth of the time is left.
+/// Each warp has one item; items are as small as it takes for so many threads a multiprocessor, where there are the
+/// rows. Blocks that wait take the places of those that end: of warps that fill the device once, some end when a fifth
+/// of the time is left.
 inline WarpColumns warps_of_items(int64_t rows, int64_t channels, int threads_per_multiprocessor) {
   WarpColumns columns(rows, channels, int64_t{multiprocessors()} * threads_per_multiprocessor / kWarp);
   columns.parts = columns.items;

@@ -13,7 +13,7 @@
 ///     code     2 2 1 1 1 0 0 0 | 5 4 4 4 3 3 3 2 | 7 7 7 6 6 6 5 5
 ///
 /// Both directions are three steps that halve (double) the number of fields: 8 x b -> 4 x 2b -> 2 x 4b ->
-/// 1 x 8b bits. The vector code applies the same steps to 64-bit lanes.
+/// 1 x 8b bits. The vector code takes the same steps in 64-bit lanes, for 1, 2 and 4 bits only those within a byte.
 
 namespace actnn {
 

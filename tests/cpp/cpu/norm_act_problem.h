@@ -60,7 +60,8 @@ struct NormActProblem {
   bool special = false;  ///< there are infinities, NaNs and subnormals
   Rounding rounding = Rounding::kDithered;
   RandomState random = {0x123456789ABCDEF0, 77};
-  float scale = 1.0F;  ///< of the elements
+  float scale = 1.0F;          ///< of the elements
+  bool any_magnitude = false;  ///< elements are finite, and of any size
 
   static constexpr float kMean = 0.2F;
   static constexpr float kRstd = 1.25F;
@@ -72,8 +73,9 @@ struct NormActProblem {
   /// Some thousand different ones, repeated.
   Bytes elements(unsigned seed) const {
     std::vector<float> values = random_values(std::min<int64_t>(count(), 4099), seed, special);
+    std::mt19937 generator(seed);
     for (float& value : values) {
-      value *= scale;
+      value = any_magnitude ? any_finite(generator) : value * scale;
     }
     const std::vector<uint8_t> distinct = as_elements(values, type);
     Bytes bytes(static_cast<size_t>(count() * element_size(type)));

@@ -256,6 +256,18 @@ TEST_P(NormActTargets, AllGiveTheSameBytesOfHugeAndTinyElements) {
   }
 }
 
+/// Channels of one row have grids of all sizes, on both sides of 0; some cannot be represented.
+TEST_P(NormActTargets, AllChooseTheSameGrids) {
+  const auto [type, bits] = GetParam();
+  for (const int64_t rows : {1, 3}) {
+    const NormActProblem problem{.layout = {.rows = rows, .channels = 1000, .group_rows = 64, .bits = bits, .masks = 1},
+                                 .type = type,
+                                 .activation = {kLeakyReLU, 0.25F},
+                                 .any_magnitude = true};
+    expect_all_forward_alike(problem);
+  }
+}
+
 class NormActTargetsOf : public testing::TestWithParam<ElementType> {};
 INSTANTIATE_TEST_SUITE_P(All, NormActTargetsOf, testing::ValuesIn(kElementTypes));
 

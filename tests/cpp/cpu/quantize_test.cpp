@@ -144,7 +144,7 @@ TEST_P(QuantizeTargets, AllChooseTheSameGrids) {
   const auto [type, bits] = GetParam();
   std::mt19937 random(31);
   std::vector<float> values;
-  for (int group = 0; group < 1000; ++group) {
+  for (int group = 0; group < 1001; ++group) {
     const float first = any_finite(random);
     const float other = group % 3 == 0 ? any_finite(random) : first * (1.0F + 0.01F * static_cast<float>(group % 7));
     for (int i = 0; i < 32; ++i) {
