@@ -229,13 +229,14 @@ def finite(value: object) -> object:
 
 
 def in_lines(value: object, margin: str = "") -> str:
-    """JSON with a line for every object that has no other objects in it."""
-    items = list(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
-    if "{" not in json.dumps(items):
+    """JSON with a line for every record, as the objects in lists are."""
+    if "[{" not in json.dumps(value):
         return json.dumps(value)
     inner = margin + " "
-    keys = [f"{json.dumps(str(key))}: " for key in value] if isinstance(value, dict) else [""] * len(items)
-    lines = [f"{inner}{key}{in_lines(item, inner)}" for key, item in zip(keys, items, strict=True)]
+    if isinstance(value, dict):
+        lines = [f"{inner}{json.dumps(str(key))}: {in_lines(item, inner)}" for key, item in value.items()]
+    else:
+        lines = [inner + json.dumps(item) for item in value]
     opening, closing = "{}" if isinstance(value, dict) else "[]"
     return "\n".join([opening, ",\n".join(lines), margin + closing])
 

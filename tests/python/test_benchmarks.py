@@ -123,8 +123,7 @@ def test_a_variant_that_fails_is_a_row(capsys):
 def test_results_have_a_line_for_every_record(tmp_path):
     record = {
         "sizes": [1, 2],
-        "rows": [{"a": [1.5, None], "b": "x"}, {"of": {"c": 1}, "d": True}],
-        "e": [],
+        "parts": {"first": {"rows": [{"a": [1.5, None]}, {"of": [{"c": 1}], "d": True}]}, "second": {"rows": []}},
         "f": math.inf,
     }
     path = tmp_path / "results" / "of.json"
@@ -132,14 +131,15 @@ def test_results_have_a_line_for_every_record(tmp_path):
     assert path.read_text().splitlines() == [
         "{",
         ' "sizes": [1, 2],',
-        ' "rows": [',
-        '  {"a": [1.5, null], "b": "x"},',
-        "  {",
-        '   "of": {"c": 1},',
-        '   "d": true',
-        "  }",
-        " ],",
-        ' "e": [],',
+        ' "parts": {',
+        '  "first": {',
+        '   "rows": [',
+        '    {"a": [1.5, null]},',
+        '    {"of": [{"c": 1}], "d": true}',
+        "   ]",
+        "  },",
+        '  "second": {"rows": []}',
+        " },",
         ' "f": null',
         "}",
     ]
