@@ -18,8 +18,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace actnn::cpu::HWY_NAMESPACE {
 
-/// What is stored of groups, and what their elements are encoded with. Of groups that are not representable, and those
-/// with elements that are not finite, the rest means nothing.
+/// What is stored of groups of finite elements, and what these are encoded with. Of groups that are not representable
+/// the rest means nothing.
 template <class Tag>
 struct Grids {
   hn::Vec<hn::Rebind<uint32_t, Tag>> parameters;
@@ -88,8 +88,8 @@ HWY_INLINE hn::Mask<Tag> are_finite_as(Tag df, hn::Vec<Tag> x, ElementType type)
   return hn::Lt(hn::Abs(x), hn::Set(df, float_of(type == ElementType::kBFloat16 ? 0x7F7F8000U : kInfinityFloat32)));
 }
 
-/// `choose_grid` and `encoding_grid` of elements from `smallest` to `largest`. Of float16 none: their parameters are of
-/// another type.
+/// `choose_grid` and `encoding_grid` of elements from `smallest` to `largest`; the canonical NaN as `smallest` makes a
+/// group unrepresentable. Of float16 none is representable: their parameters are of another type.
 template <class Tag>
 HWY_INLINE Grids<Tag> choose_grids(Tag df, hn::Vec<Tag> smallest, hn::Vec<Tag> largest, int bits, ElementType type) {
   const auto levels = static_cast<float>(highest_code(bits));

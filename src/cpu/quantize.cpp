@@ -142,21 +142,18 @@ HWY_INLINE void choose_batch(const GroupRange (&ranges)[kGroupBatch], GroupParam
     const auto unrepresentable = std::bit_cast<uint32_t>(unrepresentable_group(kType));
     HWY_ALIGN float smallest[kGroupBatch];
     HWY_ALIGN float largest[kGroupBatch];
-    HWY_ALIGN float zero[kGroupBatch];
     for (int64_t i = 0; i < kGroupBatch; ++i) {
-      smallest[i] = ranges[i].smallest;
+      smallest[i] = ranges[i].all_finite ? ranges[i].smallest : float_of(kNanFloat32);
       largest[i] = ranges[i].largest;
-      zero[i] = ranges[i].all_finite ? 0.0F : float_of(kNanFloat32);
     }
     HWY_ALIGN uint32_t words[kGroupBatch];
     HWY_ALIGN float minima[kGroupBatch];
     HWY_ALIGN float inverse_steps[kGroupBatch];
     for (size_t i = 0; i < kGroupBatch; i += hn::Lanes(df)) {
       const Grids grids = choose_grids(df, hn::Load(df, smallest + i), hn::Load(df, largest + i), kBits, kType);
-      const auto found = hn::AndNot(hn::IsNaN(hn::Load(df, zero + i)), grids.representable);
-      hn::Store(hn::IfThenElse(hn::RebindMask(d32, found), grids.parameters, hn::Set(d32, unrepresentable)), d32,
-                words + i);
-      hn::Store(hn::IfThenElse(found, grids.minimum, hn::NaN(df)), df, minima + i);
+      const auto exists = hn::RebindMask(d32, grids.representable);
+      hn::Store(hn::IfThenElse(exists, grids.parameters, hn::Set(d32, unrepresentable)), d32, words + i);
+      hn::Store(hn::IfThenElse(grids.representable, grids.minimum, hn::NaN(df)), df, minima + i);
       hn::Store(grids.above, df, inverse_steps + i);
     }
     std::memcpy(parameters, words, sizeof words);
