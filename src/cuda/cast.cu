@@ -53,6 +53,7 @@ __device__ float2 pair_at(const uint32_t (&words)[kThreadElements], int pair) {
 
 template <class From, class To>
 __global__ void __launch_bounds__(kBlockThreads) cast_kernel(const Casts casts) {
+  wait_for_kernels_before();
   const int number = casts.array_of(blockIdx.x);
   const Cast& cast = casts.arrays[number];
   const int64_t first =
@@ -108,11 +109,13 @@ cudaError_t cast_arrays(std::span<const Cast> casts, ElementType from, ElementTy
     if (some.blocks() == 0) {
       continue;
     }
+    cudaError_t error = cudaSuccess;
     with_element_type(from, [&]<class From>(From /*tag*/) {
-      with_element_type(
-          to, [&]<class To>(To /*tag*/) { cast_kernel<From, To><<<some.blocks(), kBlockThreads, 0, stream>>>(some); });
+      with_element_type(to, [&]<class To>(To /*tag*/) {
+        error = launch_kernel(cast_kernel<From, To>, some.blocks(), kBlockThreads, 0, stream, some);
+      });
     });
-    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) {
+    if (error != cudaSuccess) {
       return error;
     }
   }

@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(kMostThreads)
     moments_kernel(const Element* x, const ColumnTiles tiles, const PartialSums partial, int64_t* batches) {
   using Place = ColumnPlace<Element, kVectors, kVectorElements<Element>>;
   constexpr int kChannels = Place::kChannels;
+  wait_for_kernels_before();
   if (batches && thread_index() == 0) {
     ++*batches;
   }
@@ -105,6 +106,7 @@ __global__ void __launch_bounds__(kMostThreads)
 template <class Store>
 __global__ void __launch_bounds__(kJoinThreads)
     join_moments_kernel(const PartRows rows_of, double rows, const PartialSums partial, const Store store) {
+  wait_for_kernels_before();
   const int64_t channel = channel_to_join();
   const double origin = rows != 0.0 && channel < partial.channels ? partial.first(0, channel) : 0.0F;
   join_parts(
@@ -132,16 +134,20 @@ cudaError_t find_moments(const void* x, ElementType type, int64_t rows, int64_t 
   }
   const ColumnTiles tiles = tiles_of_sums(rows, channels, type);
   const PartialSums partial{scratch, tiles.parts, channels};
+  cudaError_t error = cudaSuccess;
   if (tiles.parts != 0) {
     with_element_type(type, [&]<class Element>(Element /*tag*/) {
       const auto kernel =
           has_vectors(channels, type, x) ? moments_kernel<Element, true> : moments_kernel<Element, false>;
-      kernel<<<tiles.blocks(), tiles.threads(), 0, stream>>>(static_cast<const Element*>(x), tiles, partial, batches);
+      error = launch_kernel(kernel, tiles.blocks(), tiles.threads(), 0, stream, static_cast<const Element*>(x), tiles,
+                            partial, batches);
     });
   }
-  join_moments_kernel<<<blocks_for(channels, kSlicedChannels), join_threads(tiles.parts), 0, stream>>>(
-      PartRows(tiles), static_cast<double>(rows), partial, store);
-  return cudaGetLastError();
+  if (error != cudaSuccess) {
+    return error;
+  }
+  return launch_kernel(join_moments_kernel<Store>, blocks_for(channels, kSlicedChannels), join_threads(tiles.parts), 0,
+                       stream, PartRows(tiles), static_cast<double>(rows), partial, store);
 }
 
 }  // namespace

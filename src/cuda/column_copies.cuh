@@ -120,8 +120,8 @@ cudaError_t launch_warps(void (*kernel)(Parameters...), const WarpColumns& colum
   if (error != cudaSuccess) {
     return error;
   }
-  kernel<<<columns.blocks(warps), static_cast<unsigned>(warps * kWarp), bytes, stream>>>(arguments...);
-  return cudaGetLastError();
+  return launch_kernel(kernel, columns.blocks(warps), static_cast<unsigned>(warps * kWarp), bytes, stream,
+                       arguments...);
 }
 
 /// A tile's codes and masks and what they are decoded with, in the shared memory of a warp. All threads of the warp

@@ -18,6 +18,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks)
   using Place = PackingPlace<Element, kVectors>;
   constexpr int kChannels = Place::kChannels;
   extern __shared__ uint4 shared[];
+  wait_for_kernels_before();
   const int bits = target.layout.bits;
   target.begin();
   auto* const memory = reinterpret_cast<uint8_t*>(shared);
@@ -88,6 +89,7 @@ __global__ void __launch_bounds__(kUnpackingThreads, kUnpackingBlocks)
   using Copies = ColumnCopies<Element, kVectors, /*kFromX=*/false, /*kBothSides=*/false>;
   using Place = typename Copies::Place;
   extern __shared__ uint4 shared[];
+  wait_for_kernels_before();
   if (columns.part() >= columns.parts) {
     return;
   }
@@ -144,13 +146,13 @@ cudaError_t quantize_columns(const QuantizeColumns& arguments, cudaStream_t stre
           error = allow_shared_memory(kernel, bytes);
           if (error == cudaSuccess) {
             // An empty matrix has a header, too.
-            kernel<<<std::max(tiles.blocks(), 1U), tiles.threads(), bytes, stream>>>(
-                static_cast<const Element*>(arguments.elements), target, tiles);
+            error = launch_kernel(kernel, std::max(tiles.blocks(), 1U), tiles.threads(), bytes, stream,
+                                  static_cast<const Element*>(arguments.elements), target, tiles);
           }
         },
         has_vectors(layout.channels, arguments.type, arguments.elements));
   });
-  return error != cudaSuccess ? error : cudaGetLastError();
+  return error;
 }
 
 cudaError_t dequantize_columns(const DequantizeColumns& arguments, cudaStream_t stream) {

@@ -1,8 +1,11 @@
 #pragma once
 
-#include <cuda_runtime_api.h>
+#include <cuda_runtime.h>
 
+#include <array>
+#include <atomic>
 #include <cstdint>
+#include <utility>
 
 #include "actnn/core/layout.h"
 #include "actnn/core/scalar_types.h"
@@ -101,6 +104,56 @@ cudaError_t allow_shared_memory(Kernel kernel, int bytes) {
   constexpr int kFree = 24 * 1024;  // beside static memory
   return bytes <= kFree ? cudaSuccess
                         : cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
+/// Whether kernels of this library may be started on the current device before those in front of them have ended. All
+/// are compiled for the same architectures, and `wait_for_kernels_before` waits where that is compute capability 9 or
+/// later. `kernel`: any of them; it is asked once for a device.
+inline bool may_start_early(const void* kernel) {
+  enum Answer : int8_t { kUnknown, kNo, kYes };
+  constexpr int kFirstVersion = 90;
+  static std::array<std::atomic<int8_t>, 64> answers{};
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= static_cast<int>(answers.size())) {
+    return false;
+  }
+  std::atomic<int8_t>& answer = answers[static_cast<size_t>(device)];
+  if (answer == kUnknown) {
+    // What the code on the device was made of: for a newer device it may be that of an older one.
+    cudaFuncAttributes of{};
+    const cudaError_t error = cudaFuncGetAttributes(&of, kernel);
+    answer = error == cudaSuccess && of.ptxVersion >= kFirstVersion ? kYes : kNo;
+  }
+  return answer == kYes;
+}
+
+/// Launches a kernel that begins with `wait_for_kernels_before()`. Where that can be, its blocks are started while
+/// the last blocks of the kernel in front of it are at work, if that one lets them (CUDA C++ Programming Guide,
+/// programmatic dependent launch); in CUDA graphs too.
+template <class... Parameters, class... Arguments>
+cudaError_t launch_kernel(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, int shared_bytes,
+                          cudaStream_t stream, Arguments&&... arguments) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = may_start_early(reinterpret_cast<const void*>(kernel)) ? 1 : 0;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+  return error == cudaSuccess ? error : cudaGetLastError();  // which the device forgets then
+}
+
+/// Waits until all kernels in front of this one have ended and what they wrote can be read; only then may the kernel
+/// behind it start. Every thread calls it before it touches global memory.
+__device__ inline void wait_for_kernels_before() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
 }
 
 /// Division of 32-bit numbers by a number known at launch: a shift or a multiplication.

@@ -114,6 +114,7 @@ __global__ void __launch_bounds__(kMostThreads, kForwardThreads<Element, kVector
   constexpr int kMasks = mask_count(kFunction);
   const int masks = kMasks > 0 ? target.layout.masks : 0;
   const int bits = target.layout.bits;
+  wait_for_kernels_before();
   if (target.packed) {
     target.begin();
   }
@@ -399,6 +400,7 @@ void with_function(const FusedActivation& activation, Body&& body) {
 
 /// Of a matrix without elements.
 __global__ void begin_kernel(const ColumnTarget target, const ColumnTarget normalized) {
+  wait_for_kernels_before();
   for (const ColumnTarget& of : {target, normalized}) {
     if (of.packed) {
       of.begin();
@@ -416,8 +418,7 @@ cudaError_t norm_act(const NormActForward& forward, cudaStream_t stream) {
   const ColumnTarget normalized(forward.normalized_layout(), forward.normalized.packed, forward.normalized.random,
                                 forward.rounding);
   if (rows == 0 || channels == 0) {
-    begin_kernel<<<1, kWarp, 0, stream>>>(target, normalized);
-    return cudaGetLastError();
+    return launch_kernel(begin_kernel, 1, kWarp, 0, stream, target, normalized);
   }
   cudaError_t error = cudaSuccess;
   with_element_type(forward.type, [&]<class Element>(Element /*tag*/) {
@@ -445,7 +446,7 @@ cudaError_t norm_act(const NormActForward& forward, cudaStream_t stream) {
       const auto kernel = norm_act_kernel<Element, kVectors, kFunction, kBelow, kResidual, kCopies, kNormalized>;
       error = allow_shared_memory(kernel, bytes);
       if (error == cudaSuccess) {
-        kernel<<<tiles.blocks(), tiles.threads(), bytes, stream>>>(arguments, tiles, memory);
+        error = launch_kernel(kernel, tiles.blocks(), tiles.threads(), bytes, stream, arguments, tiles, memory);
       }
     };
     with_function(forward.activation, [&]<ActivationFunction kFunction, Below kBelow>() {
@@ -460,7 +461,7 @@ cudaError_t norm_act(const NormActForward& forward, cudaStream_t stream) {
           vectors, forward.residual != nullptr, forward.layout.bits != 0, forward.normalized.channels != nullptr);
     });
   });
-  return error != cudaSuccess ? error : cudaGetLastError();
+  return error;
 }
 
 }  // namespace actnn::cuda

@@ -24,6 +24,7 @@ __global__ void __launch_bounds__(kUnpackingThreads, kGradientBlocks)
   __shared__ typename Copies::Table table;
   __shared__ WarpTable<float4, Place> maps;
   __shared__ WarpTable<float2, Place> smooth_maps;
+  wait_for_kernels_before();
   if (columns.part() >= columns.parts) {
     return;
   }
@@ -114,6 +115,7 @@ __global__ void __launch_bounds__(kUnpackingThreads, kOutputBlocks)
   using Place = typename Copies::Place;
   extern __shared__ uint4 shared[];
   __shared__ WarpTable<float4, Place> maps;
+  wait_for_kernels_before();
   if (columns.part() >= columns.parts) {
     return;
   }

@@ -26,6 +26,7 @@ __global__ void __launch_bounds__(kUnpackingThreads, kSumsBlocks)
   extern __shared__ uint4 shared[];
   __shared__ typename Copies::Table table;
   __shared__ WarpTable<float2, Place> maps;
+  wait_for_kernels_before();
   if (columns.part() >= columns.parts) {
     return;
   }
@@ -100,6 +101,7 @@ __global__ void __launch_bounds__(kUnpackingThreads, kSumsBlocks)
 
 template <class Store>
 __global__ void __launch_bounds__(kJoinThreads) join_sums_kernel(const PartialSums partial, const Store store) {
+  wait_for_kernels_before();
   join_parts(
       partial, store,
       [](int /*part*/, float sum, float copy_sum, SliceSums& sums) {
@@ -145,8 +147,8 @@ cudaError_t add_up(const NormActBackward& backward, const DecodeMap* channels, f
   if (error != cudaSuccess) {
     return error;
   }
-  join_sums_kernel<<<blocks_for(count, kSlicedChannels), join_threads(columns.parts), 0, stream>>>(partial, store);
-  return cudaGetLastError();
+  return launch_kernel(join_sums_kernel<Store>, blocks_for(count, kSlicedChannels), join_threads(columns.parts), 0,
+                       stream, partial, store);
 }
 
 }  // namespace
