@@ -24,9 +24,11 @@ constexpr int64_t kFewestBlockBits = 2;
 /// On a CPU a convolution costs more than what it would save.
 nlohmann::json fuse(torch::nn::Sequential& model, int64_t bits, bool recompute) {
   nlohmann::json blocks = nlohmann::json::array();
+  blocks::PlanOptions options = blocks::PlanOptions::of_bits(bits);
+  options.recompute = recompute;
   for (const auto& item : model->named_modules()) {
     if (auto* module = dynamic_cast<Fusible*>(item.value().get())) {
-      module->fuse({.bits = bits, .output_bits = bits, .recompute = recompute});
+      module->fuse(options);
       blocks.push_back({{"path", item.key()}, {"plan", nlohmann::json::parse(module->plan())}});
     }
   }

@@ -255,6 +255,13 @@ void check_options(const Program& program, const PlanOptions& options) {
 
 }  // namespace
 
+PlanOptions PlanOptions::of_bits(int64_t bits) {
+  return {.bits = bits,
+          .output_bits = bits,
+          .smooth_bits = smooth_copy_bits(bits),
+          .norm_bits = std::max(bits - 1, kFewestCopyBits)};
+}
+
 int64_t PlanOptions::bits_of(Value value, int64_t otherwise) const {
   const auto own = value_bits.find(value);
   return own == value_bits.end() ? otherwise : own->second;

@@ -74,8 +74,7 @@ PlanOptions options_from_json(const json& written) {
   check_keys("options", written,
              {"bits", "output_bits", "smooth_bits", "group_rows", "recompute", "norm_bits", "rounding", "value_bits",
               "exact"});
-  PlanOptions options;
-  options.bits = written.value("bits", options.bits);
+  PlanOptions options = PlanOptions::of_bits(written.value("bits", PlanOptions{}.bits));
   options.output_bits = written.value("output_bits", options.output_bits);
   options.smooth_bits = written.value("smooth_bits", options.smooth_bits);
   options.group_rows = written.value("group_rows", options.group_rows);

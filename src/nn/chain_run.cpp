@@ -74,8 +74,7 @@ Chain make_chain(const ChainLayers& layers) {
   }
   blocks::PlanOptions options;
   if (const Quantization* quantization = quantization_of(layers)) {
-    options.bits = options.output_bits = quantization->bits;
-    options.smooth_bits = std::max(options.smooth_bits, options.bits);
+    options = blocks::PlanOptions::of_bits(quantization->bits);
     options.rounding = quantization->rounding;
   }
   return builder.build(options);

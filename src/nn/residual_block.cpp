@@ -23,8 +23,8 @@ Conv2d make_convolution(const ConvNormAct2dOptions& of) {
 }
 
 blocks::PlanOptions plan_options(const Quantization& quantization) {
-  blocks::PlanOptions plan{.bits = quantization.bits, .rounding = quantization.rounding};
-  plan.smooth_bits = std::max(plan.smooth_bits, plan.bits);
+  blocks::PlanOptions plan = blocks::PlanOptions::of_bits(quantization.bits);
+  plan.rounding = quantization.rounding;
   return plan;
 }
 

@@ -87,7 +87,7 @@ ThreeTensors norm_add_act_meta(const at::Tensor& input, const at::Tensor& residu
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def(
       "norm_add_act(Tensor input, Tensor residual, Tensor channels, Tensor norm_channels, str activation, "
-      "float slope=0.0, int? bits=4, int normalized_bits=2, bool keeps_below=True, str rounding='dithered', "
+      "float slope=0.0, int? bits=4, int normalized_bits=3, bool keeps_below=True, str rounding='dithered', "
       "Tensor(a!)? rng_state=None) -> (Tensor y, Tensor packed, Tensor normalized)",
       {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
 }

@@ -68,12 +68,16 @@ struct PlanOptions {
   /// Norms in front of a sum: their input is computed again in backward, by the convolution that made it, instead of
   /// saved. Copies of 2 bits are too coarse for that, and the norm saves a copy of its own then.
   bool recompute = true;
-  int64_t norm_bits = 2;  ///< of copies of the normalized inputs of such norms, 1..8, where they are saved
+  int64_t norm_bits = 3;  ///< of copies of the normalized inputs of such norms, 1..8, where they are saved
   Rounding rounding = Rounding::kDithered;  ///< of copies; nearest biases them
   /// Other numbers of bits for what is saved of single values.
   std::map<Value, int64_t> value_bits = {};
   /// Values whose copies are the values themselves, because they are small.
   std::set<Value> exact = {};
+
+  /// Copies of so many bits, and what goes with them: the copy of a smooth activation has `kSmoothBits` or more, a
+  /// normalized input one bit fewer. Two fewer would be most of a deep network's noise (docs/accuracy.md).
+  static PlanOptions of_bits(int64_t bits);
 
   /// The bits of what is saved of a value.
   int64_t bits_of(Value value, int64_t otherwise) const;

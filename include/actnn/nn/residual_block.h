@@ -85,7 +85,7 @@ struct ResidualBlockOptions : QuantizationOptions<ResidualBlockOptions> {
   TORCH_ARG(int64_t, out_channels) = 0;  ///< 0: `channels`, in a bottleneck four times as many
   TORCH_ARG(int64_t, output_bits) = 4;   ///< of the sum
   TORCH_ARG(bool, recompute) = true;     ///< `blocks::PlanOptions::recompute`
-  TORCH_ARG(int64_t, norm_bits) = 2;     ///< `blocks::PlanOptions::norm_bits`
+  TORCH_ARG(int64_t, norm_bits) = 3;     ///< `blocks::PlanOptions::norm_bits`
 };
 
 /// What residual blocks share. Children are named as in torchvision ("conv1", "bn1", ..., "downsample.0",

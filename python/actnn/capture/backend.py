@@ -144,13 +144,12 @@ def _compiler(name: str | Callable) -> Callable:
 def _options(settings: Settings, root: Root) -> LoweringOptions:
     from .lowering import LoweringOptions
 
-    config, options = settings.config, asdict(settings.options)
-    options["bits"] = options["bits"] or config.activation_compression_bits[0]
-    options["output_bits"] = options["output_bits"] or options["bits"]
-    options["smooth_bits"] = options["smooth_bits"] or max(5, options["bits"])
+    config = settings.config
+    given = {name: value for name, value in asdict(settings.options).items() if value is not None}
+    options = {"bits": config.activation_compression_bits[0], "rounding": config.rounding} | given
     return LoweringOptions(
         root=root.name,
-        program=options | {"rounding": config.rounding},
+        program=options,
         bits=settings.bits,
         under=lambda name: _name_of_program(name, root),
         quantization={

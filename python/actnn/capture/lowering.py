@@ -30,7 +30,7 @@ class LoweringOptions:
 
     root: str = "module"
     """The name of the local that holds the captured module."""
-    program: Mapping[str, Any] = field(default_factory=lambda: {"bits": 4, "output_bits": 4, "norm_bits": 2})
+    program: Mapping[str, Any] = field(default_factory=dict)
     """The options of programs, as the library reads them."""
     bits: BlockBits | None = None
     """Of single values of programs, instead of those in `program`."""

@@ -24,7 +24,7 @@ class BlockOptions:
         bits: of a code, 2..8; None: the configuration's.
         output_bits: of a code of a sum, 2..8; None: as many as `bits`.
         recompute: leave out what backward can compute from what is kept.
-        norm_bits: of a norm in front of a sum that keeps a copy of its own, 1..8.
+        norm_bits: of a norm in front of a sum that keeps a copy of its own, 1..8; None: one fewer than `bits`.
         smooth_bits: of the copy that backward computes GELU, SiLU or, behind a norm, hardswish and their derivatives
             from, 2..8; None: 5, or as many as `bits` if those are more.
         group_rows: rows whose elements of a channel have a grid of their own, where channels are innermost in memory:
@@ -34,7 +34,7 @@ class BlockOptions:
     bits: int | None = None
     output_bits: int | None = None
     recompute: bool = True
-    norm_bits: int = 2
+    norm_bits: int | None = None
     smooth_bits: int | None = None
     group_rows: int = 256
 
@@ -42,7 +42,8 @@ class BlockOptions:
         for name in ("bits", "output_bits", "smooth_bits"):
             if getattr(self, name) is not None:
                 _checks.integer("BlockOptions", name, getattr(self, name), 2, 8)
-        _checks.integer("BlockOptions", "norm_bits", self.norm_bits, 1, 8)
+        if self.norm_bits is not None:
+            _checks.integer("BlockOptions", "norm_bits", self.norm_bits, 1, 8)
         _checks.switch("BlockOptions", "recompute", self.recompute)
         _checks.integer("BlockOptions", "group_rows", self.group_rows, 64, 256)
         if self.group_rows not in (64, 128, 256):

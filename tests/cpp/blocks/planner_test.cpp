@@ -70,13 +70,23 @@ TEST(Planner, ComputesTheInputOfTheLastNormAgain) {
 }
 
 TEST(Planner, SavesNormalizedValuesWhereNothingIsComputedAgain) {
-  for (const PlanOptions& options : {PlanOptions{.recompute = false}, PlanOptions{.bits = 2}}) {
+  for (const PlanOptions& options : {PlanOptions{.recompute = false}, PlanOptions::of_bits(2)}) {
     const Plan plan = plan_of(kResidualBlock, options);
     EXPECT_TRUE(plan.recomputes.empty());
     ASSERT_EQ(plan.saves.size(), 1);
     EXPECT_EQ(plan.saves.begin()->first, std::pair(Value{7}, Form::kNormalized));
-    EXPECT_EQ(plan.saves.begin()->second.bits, 2);
+    EXPECT_EQ(plan.saves.begin()->second.bits, options.norm_bits);
   }
+}
+
+TEST(Planner, GivesOtherCopiesTheBitsThatGoWithThose) {
+  const PlanOptions eight = PlanOptions::of_bits(8);
+  EXPECT_EQ(eight.output_bits, 8);
+  EXPECT_EQ(eight.smooth_bits, 8);
+  EXPECT_EQ(eight.norm_bits, 7);
+  EXPECT_EQ(PlanOptions::of_bits(2).smooth_bits, 5);
+  EXPECT_EQ(PlanOptions::of_bits(2).norm_bits, 2);
+  EXPECT_EQ(PlanOptions::of_bits(4).norm_bits, PlanOptions{}.norm_bits);
 }
 
 TEST(Planner, HasBitsForSumsAndForSingleValues) {
