@@ -5,6 +5,7 @@ block's result, recomputation or not; and the exact layers in bfloat16, for thei
 of the same batches are drawn. TF32 is off in what is measured.
 
     .venv/bin/python benchmarks/gradient_quality.py --graph --checkpoint runs/resnet20.pt
+    .venv/bin/python benchmarks/gradient_quality.py --device cpu --bits 4 --output-bits 4 --norm-bits 2,3,4
     .venv/bin/python benchmarks/gradient_quality.py --bits 3,4 --output-bits 3 --dtypes bfloat16 --draws 400
     .venv/bin/python benchmarks/gradient_quality.py --device cpu --width 8 --steps 300 --draws 100 --noise-batches 1
     .venv/bin/python benchmarks/gradient_quality.py --table benchmarks/results/gradient_quality.json
@@ -97,7 +98,7 @@ def row_of(plan: Plan, draws: int, measured: list[Quality], held: int) -> dict:
     def error(key: str) -> float:
         return math.sqrt(sum(getattr(quality, key) ** 2 for quality in measured)) / len(measured)
 
-    blocks = vars(plan.blocks) if plan.blocks else dict.fromkeys(("bits", "output_bits", "recompute"))
+    blocks = vars(plan.blocks) if plan.blocks else dict.fromkeys(("bits", "output_bits", "recompute", "norm_bits"))
     means = {key: mean(key) for key in ("cosine", "projection", "noise", "mean_error", "bias")}
     errors = {key: error(key) for key in ("projection_error", "bias_error")}
     return {"dtype": plan.dtype, **blocks, "draws": draws, **means, **errors, "activation_bytes": held}
@@ -179,6 +180,7 @@ def cells(row: Mapping) -> dict[str, str]:
         "dtype": row["dtype"],
         "bits": str(row["bits"]) if kept else "exact",
         "results": str(row["output_bits"]) if kept else "",
+        "norms": str(row["norm_bits"] or "") if kept else "",
         "recompute": ("yes" if row["recompute"] else "no") if kept else "",
         "draws": str(row["draws"]),
         "cosine": f"{row['cosine']:.4f}",
@@ -191,11 +193,11 @@ def cells(row: Mapping) -> dict[str, str]:
     }
 
 
-def plans_of(dtypes: list[str], bits: list[int], output_bits: list[int]) -> list[Plan]:
+def plans_of(dtypes: list[str], bits: list[int], output_bits: list[int], norm_bits: list[int | None]) -> list[Plan]:
     """Exact ones, then every combination."""
     exact = [Plan(dtype) for dtype in DTYPES]
-    combined = product(dtypes, bits, output_bits, (True, False))
-    return exact + [Plan(dtype, actnn.BlockOptions(b, o, recompute)) for dtype, b, o, recompute in combined]
+    combined = product(dtypes, bits, output_bits, (True, False), norm_bits)
+    return exact + [Plan(dtype, actnn.BlockOptions(b, o, recompute, n)) for dtype, b, o, recompute, n in combined]
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
@@ -203,6 +205,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
     add_options(parser)
     parser.add_argument("--bits", default="2,3,4,5,8", help="of a code, of 2 to 8 (default: %(default)s)")
     parser.add_argument("--output-bits", default="2,3,4", help="of a block's result (default: %(default)s)")
+    parser.add_argument(
+        "--norm-bits", help="of normalized inputs saved in front of a sum, of 2 to 8 (default: the plan's)"
+    )
     parser.add_argument("--dtypes", default="float32", help=f"of the blocks, of {', '.join(DTYPES)} (default: float32)")
     trained_state.add_options(parser)
     arguments = parser.parse_args(command_line)
@@ -213,7 +218,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
     options = chosen_options(arguments, **({} if arguments.smoke else {"draws": 128, "noise_batches": 2}))
     texts = arguments.bits, arguments.output_bits
     bits, output_bits = ([WIDTHS[name] for name in names(text, WIDTHS, "bits")] for text in texts)
-    plans = plans_of(names(arguments.dtypes, DTYPES, "dtypes"), bits, output_bits)
+    norm_bits = [WIDTHS[name] for name in names(arguments.norm_bits, WIDTHS, "bits")] if arguments.norm_bits else [None]
+    plans = plans_of(names(arguments.dtypes, DTYPES, "dtypes"), bits, output_bits, norm_bits)
     path = measure.output_path(arguments, "gradient_quality")
     record, model, train = trained_state.start("gradient_quality", arguments, options)
     with full_float32():

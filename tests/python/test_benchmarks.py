@@ -64,6 +64,14 @@ def test_a_step_is_divided_into_kinds(tmp_path):
         assert kinds["others"]["launches"] > 0
 
 
+def test_bytes_and_noise_are_measured_with_fitted_bits(tmp_path):
+    rows = results_of(tmp_path / "fitted.json", "fitted_bits.py")["rows"]
+    assert all(row["noise"] >= 0 and row["kept_bytes"] > 0 for row in rows)
+    fitted = [row for row in rows if row["bits"]]
+    assert len(fitted) == 4
+    assert all(min(row["bits"]) >= 2 and max(row["bits"]) <= 8 for row in fitted)
+
+
 def test_every_op_that_moves_a_tensor_is_measured(tmp_path):
     rows = results_of(tmp_path / "kernels.json", "cuda_kernels.py")["rows"]
     assert not [row for row in rows if "error" in row]
