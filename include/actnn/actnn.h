@@ -12,6 +12,7 @@
 #include "actnn/autograd/dropout.h"
 #include "actnn/autograd/embedding.h"
 #include "actnn/autograd/linear.h"
+#include "actnn/autograd/linear_cross_entropy.h"
 #include "actnn/autograd/normalization.h"
 #include "actnn/autograd/pooling.h"
 #include "actnn/autograd/relu.h"

@@ -16,6 +16,41 @@ from . import _checks
 from .redirected import BATCH_NORMS, EMBEDDINGS, REDIRECTED, takes
 
 
+def linear_cross_entropy(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """`F.cross_entropy(F.linear(input, weight, bias), target)`, the end of a language model, without its logits.
+
+    They are computed for some rows at a time, and forward computes the gradients from them at once.
+
+    Args:
+        input: [..., features], float32, float16 or bfloat16.
+        weight: [classes, features], of the same dtype; it may be an embedding's, too.
+        target: int64, of the input's shape without the last dimension.
+        bias: [classes].
+        ignore_index: a target whose row counts for nothing.
+        label_smoothing: the part of a target that is spread over all classes, in [0, 1].
+        z_loss: times the squared log-sum-exp, added to each row's loss (PaLM, section 5).
+        reduction: "mean" over the targets that are not ignored, or "sum".
+
+    Returns a float32 scalar. Gradients are the exact ones; that of the weight is added up in float32. Kept for backward
+    are those that are wanted. Double backward raises an error. Raises ValueError for shapes and options that make no
+    sense, TypeError for targets of another dtype, IndexError for one that is no class (on a GPU, a device-side
+    assertion).
+    """
+    return torch.ops.actnn.linear_cross_entropy(
+        input, weight, target, bias, ignore_index, label_smoothing, z_loss, reduction
+    )
+
+
 class CompressFunctions(TorchFunctionMode):
     """Inside of it, calls of torch's functions go to the operations of actnn that keep less for backward.
 

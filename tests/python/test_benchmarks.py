@@ -72,6 +72,11 @@ def test_bytes_and_noise_are_measured_with_fitted_bits(tmp_path):
     assert all(min(row["bits"]) >= 2 and max(row["bits"]) <= 8 for row in fitted)
 
 
+def test_losses_are_measured(tmp_path):
+    rows = results_of(tmp_path / "loss.json", "loss.py")["rows"]
+    assert len({round(row["loss"], 1) for row in rows}) == 1
+
+
 def test_every_op_that_moves_a_tensor_is_measured(tmp_path):
     rows = results_of(tmp_path / "kernels.json", "cuda_kernels.py")["rows"]
     assert not [row for row in rows if "error" in row]

@@ -147,6 +147,17 @@ SAMPLES = {
         lambda: (grad(3, 4, 8, 8), grad(6, 4, 3, 3), None, [1], [1], [1], False, [0], 1, False, 100, 4, 64,
                  "dithered", rng(), BITS, 13),
     ],
+    "linear_cross_entropy": [
+        lambda: (grad(6, 5), grad(9, 5), torch.randint(9, (6,)), grad(9)),
+        lambda: (grad(2, 3, 5), grad(9, 5), torch.randint(9, (2, 3)), None, 0, 0.1, 0.01, "sum"),
+        lambda: (torch.randn(6, 5), torch.randn(9, 5), torch.randint(9, (6,))),
+    ],
+    "linear_cross_entropy_forward": [
+        lambda: (torch.randn(6, 5), torch.randn(9, 5), torch.randn(9), torch.randint(9, (6,)), [True] * 3, 0, 0.1, 0.01,
+                 True),
+        lambda: (torch.randn(6, 5).bfloat16(), torch.randn(9, 5).bfloat16(), None, torch.randint(9, (6,)),
+                 [False, True, False], 0, 0.0, 0.0, False),
+    ],
     "linear": [lambda: (grad(2, 3, 5), grad(4, 5), grad(4), 4, 256, "dithered", rng()),
                lambda: (grad(6, 5), torch.randn(4, 5), None, 4, 256, "dithered", rng()),
                lambda: (grad(3, 2, 5), grad(4, 5), None, 4, 0, "dithered", rng(), BITS, 13, True, True),

@@ -15,6 +15,7 @@ from .block_bits import BlockBits
 from .composites import expand_composites
 from .factories import make_without_models
 from .functions import name_of_target, replace_functions
+from .losses import join_losses
 from .partition import Reasons, Steps, find_programs
 from .programs import Program, common_path, program_of, put_into_graph
 from .sharing import share_copies
@@ -97,6 +98,7 @@ def lower(graph_module: fx.GraphModule, options: LoweringOptions) -> Lowered:
     graph = module.graph
     expand_composites(graph)
     make_without_models(graph)
+    joined = join_losses(graph, lambda node: _is_skipped(node, options)) if options.replaces_functions else {}
     sizes = read_from_inputs(graph)
     # Without programs nothing is asked of steps: what failed with them is tried again without.
     steps, reasons = _steps(graph, options) if options.makes_programs else ({}, {})
@@ -107,10 +109,10 @@ def lower(graph_module: fx.GraphModule, options: LoweringOptions) -> Lowered:
     share = _sharing(graph, programs, steps, describe, options)
     share()
     calls = put_into_graph(graph, programs, run)
-    names = {node: name_of_target(node) for node in graph.nodes}
-    replaced = {}
+    names = {node: name_of_target(node) for node in graph.nodes} | joined
+    replaced = dict(joined)
     if options.replaces_functions:
-        replaced = replace_functions(graph, options.quantization, lambda node: _is_skipped(node, options))
+        replaced |= replace_functions(graph, options.quantization, lambda node: _is_skipped(node, options))
     outside = _outside(graph, run, steps, names, reasons, replaced, options)
     graph.lint()
     module.recompile()

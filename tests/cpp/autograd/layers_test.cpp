@@ -4,8 +4,10 @@
 #include <ATen/ops/adaptive_avg_pool1d.h>
 #include <ATen/ops/avg_pool1d.h>
 #include <ATen/ops/conv2d.h>
+#include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/max_pool2d.h>
+#include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
 #include <gtest/gtest.h>
 
@@ -13,6 +15,7 @@
 #include "actnn/autograd/convolution.h"
 #include "actnn/autograd/dropout.h"
 #include "actnn/autograd/linear.h"
+#include "actnn/autograd/linear_cross_entropy.h"
 #include "actnn/autograd/pooling.h"
 #include "actnn/autograd/relu.h"
 #include "actnn/ops/random.h"
@@ -48,6 +51,34 @@ TEST(Linear, RefusesDoubleBackward) {
   EXPECT_THROW(y.backward({}, /*retain_graph=*/true, /*create_graph=*/true), c10::Error);
   y.backward();
   EXPECT_TRUE(weight.grad().defined());
+}
+
+TEST(LinearCrossEntropy, IsThatOfTheLogits) {
+  const at::Tensor x = at::randn({2, 100, 8}).requires_grad_();
+  const at::Tensor weight = at::randn({30, 8}).requires_grad_();
+  const at::Tensor bias = at::randn({30});
+  const at::Tensor target = at::randint(30, {2, 100}, at::kLong);
+  const at::Tensor logits = at::linear(x, weight, bias).view({-1, 30});
+  const auto gradients = [&](const at::Tensor& loss) {
+    x.mutable_grad() = at::Tensor();
+    weight.mutable_grad() = at::Tensor();
+    loss.backward();
+    return std::pair(x.grad().clone(), weight.grad().clone());
+  };
+  const at::Tensor mean = linear_cross_entropy(x, weight, target, bias);
+  const at::Tensor expected_mean = at::cross_entropy_loss(logits, target.view(-1));
+  EXPECT_TRUE(mean.allclose(expected_mean));
+  const auto [of_x, of_weight] = gradients(mean);
+  const auto [expected_of_x, expected_of_weight] = gradients(expected_mean);
+  EXPECT_TRUE(of_x.allclose(expected_of_x, 1e-4, 1e-7));
+  EXPECT_TRUE(of_weight.allclose(expected_of_weight, 1e-4, 1e-7));
+  const at::Tensor sum = linear_cross_entropy(
+      x, weight, target, bias,
+      {.ignore_index = 3, .label_smoothing = 0.1, .z_loss = 0.5, .reduction = LossReduction::kSum});
+  const at::Tensor squares = logits.logsumexp(1).square().masked_select(target.view(-1).ne(3)).sum();
+  const at::Tensor smoothed = at::cross_entropy_loss(logits, target.view(-1), {}, at::Reduction::Sum, 3, 0.1);
+  EXPECT_TRUE(sum.allclose(smoothed + 0.5 * squares));
+  EXPECT_THROW(linear_cross_entropy(x, weight, target.fill_(30), bias), c10::IndexError);
 }
 
 TEST(Dropout, ReturnsItsInputWhereItDoesNothing) {

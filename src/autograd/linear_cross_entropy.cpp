@@ -1,0 +1,164 @@
+#include "actnn/autograd/linear_cross_entropy.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mul.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <array>
+#include <vector>
+
+#include "src/autograd/autocast.h"
+#include "src/autograd/saved_activation.h"
+#include "src/ops/checks.h"
+#include "src/ops/dispatch.h"
+#include "src/ops/linear_cross_entropy.h"
+
+namespace actnn {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr const char* kName = "actnn::linear_cross_entropy";
+constexpr const char* kMean = "mean";
+constexpr const char* kSum = "sum";
+
+using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const OptionalTensor&, int64_t,
+                             double, double, c10::string_view);
+
+const c10::TypedOperatorHandle<Signature>& loss_op() {
+  static const auto kHandle = find_op<Signature>(kName);
+  return kHandle;
+}
+
+LinearCrossEntropy forward_of(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& target,
+                              const OptionalTensor& bias, int64_t ignore_index, double label_smoothing, double z_loss,
+                              c10::string_view reduction, std::array<bool, 3> wanted) {
+  return linear_cross_entropy_forward(input.reshape_symint({-1, input.sym_size(-1)}), weight, bias,
+                                      target.reshape_symint({-1}), wanted, ignore_index, label_smoothing, z_loss,
+                                      reduction == kMean);
+}
+
+class Loss : public torch::autograd::Function<Loss> {
+ public:
+  static constexpr bool is_traceable = true;
+
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& weight,
+                            const at::Tensor& target, const OptionalTensor& bias, int64_t ignore_index,
+                            double label_smoothing, double z_loss, c10::string_view reduction) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const LinearCrossEntropy found = forward_of(input, weight, target, bias, ignore_index, label_smoothing, z_loss,
+                                                reduction, {wants_grad(input), wants_grad(weight), wants_grad(bias)});
+    ctx->save_for_backward({found.grad_input, found.grad_weight, found.grad_bias, found.scale});
+    ctx->saved_data["input_size"] = input.sym_sizes().vec();
+    ctx->saved_data["dtypes"] =
+        std::vector<int64_t>{static_cast<int64_t>(input.scalar_type()), static_cast<int64_t>(weight.scalar_type()),
+                             static_cast<int64_t>((bias ? *bias : weight).scalar_type())};
+    return found.loss;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        !at::GradMode::is_enabled(), kName,
+        ": its backward cannot be differentiated, because forward computed the gradients; call "
+        "backward without create_graph, or use torch's own linear and cross_entropy where second "
+        "derivatives are needed");
+    const variable_list saved = ctx->get_saved_variables();
+    const at::Tensor scale = grad_outputs[0] * saved[3];
+    const std::vector<int64_t> dtypes = ctx->saved_data["dtypes"].toIntVector();
+    const auto scaled = [&](size_t i) {
+      if (!saved[i].defined()) {
+        return at::Tensor();
+      }
+      // Straight into its dtype: in float32 a weight's gradient would be there twice.
+      at::Tensor gradient = at::empty_like(saved[i], saved[i].options().dtype(static_cast<at::ScalarType>(dtypes[i])));
+      return at::mul_out(gradient, saved[i], scale);
+    };
+    at::Tensor grad_input = scaled(0);
+    if (grad_input.defined()) {
+      grad_input = grad_input.reshape_symint(ctx->saved_data["input_size"].toSymIntVector());
+    }
+    return {grad_input, scaled(1), {}, scaled(2), {}, {}, {}, {}};
+  }
+};
+
+void check_arguments(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& target,
+                     const OptionalTensor& bias, double label_smoothing, double z_loss, c10::string_view reduction) {
+  check_floating(kName, "input", input);
+  check_floating(kName, "weight", weight);
+  TORCH_CHECK_VALUE(weight.dim() == 2, kName, ": weight must have shape [classes, features], got shape ",
+                    weight.sym_sizes());
+  TORCH_CHECK_VALUE(input.dim() >= 1 && input.sym_size(-1) == weight.sym_size(1), kName,
+                    ": input must have features = ", weight.sym_size(1), " as its last dimension, got shape ",
+                    input.sym_sizes());
+  TORCH_CHECK_VALUE(input.scalar_type() == weight.scalar_type(), kName,
+                    ": input and weight must have the same dtype, got ", input.scalar_type(), " and ",
+                    weight.scalar_type());
+  TORCH_CHECK_TYPE(target.scalar_type() == at::kLong, kName, ": target must be int64, got ", target.scalar_type());
+  TORCH_CHECK_VALUE(target.sym_sizes() == input.sym_sizes().slice(0, static_cast<size_t>(input.dim()) - 1), kName,
+                    ": target must have the input's shape without its last dimension, got shapes ", target.sym_sizes(),
+                    " and ", input.sym_sizes());
+  TORCH_CHECK_VALUE(target.device() == input.device() && weight.device() == input.device(), kName,
+                    ": input, weight and target must be on one device, got ", input.device(), ", ", weight.device(),
+                    " and ", target.device());
+  TORCH_CHECK_VALUE(!bias || (bias->dim() == 1 && bias->sym_size(0) == weight.sym_size(0)), kName,
+                    ": bias must have shape [classes] = [", weight.sym_size(0), "], got shape ",
+                    bias ? bias->sym_sizes() : c10::SymIntArrayRef());
+  TORCH_CHECK_VALUE(label_smoothing >= 0.0 && label_smoothing <= 1.0, kName,
+                    ": label_smoothing must be in [0, 1], got ", label_smoothing);
+  TORCH_CHECK_VALUE(z_loss >= 0.0, kName, ": z_loss must be 0 or more, got ", z_loss);
+  TORCH_CHECK_VALUE(reduction == kMean || reduction == kSum, kName, ": reduction must be 'mean' or 'sum', got '",
+                    reduction, "'");
+}
+
+/// Without autograd no gradient is computed.
+at::Tensor loss_plain(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& target,
+                      const OptionalTensor& bias, int64_t ignore_index, double label_smoothing, double z_loss,
+                      c10::string_view reduction) {
+  check_arguments(input, weight, target, bias, label_smoothing, z_loss, reduction);
+  return forward_of(input, weight, target, bias, ignore_index, label_smoothing, z_loss, reduction, {}).loss;
+}
+
+at::Tensor loss_autograd(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& target,
+                         const OptionalTensor& bias, int64_t ignore_index, double label_smoothing, double z_loss,
+                         c10::string_view reduction) {
+  check_arguments(input, weight, target, bias, label_smoothing, z_loss, reduction);
+  if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(weight) || wants_grad(bias))) {
+    return Loss::apply(input, weight, target, bias, ignore_index, label_smoothing, z_loss, reduction);
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return loss_plain(input, weight, target, bias, ignore_index, label_smoothing, z_loss, reduction);
+}
+
+at::Tensor loss_autocast(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& target,
+                         const OptionalTensor& bias, int64_t ignore_index, double label_smoothing, double z_loss,
+                         c10::string_view reduction) {
+  const LowerPrecision lower(input.device().type());
+  return loss_op().call(lower.cast(input), lower.cast(weight), target, lower.cast(bias), ignore_index, label_smoothing,
+                        z_loss, reduction);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(actnn, m) {
+  m.def(
+      "linear_cross_entropy(Tensor input, Tensor weight, Tensor target, Tensor? bias=None, int ignore_index=-100, "
+      "float label_smoothing=0.0, float z_loss=0.0, str reduction='mean') -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+}
+TORCH_LIBRARY_IMPL(actnn, CompositeExplicitAutograd, m) { m.impl("linear_cross_entropy", loss_plain); }
+TORCH_LIBRARY_IMPL(actnn, Autograd, m) { m.impl("linear_cross_entropy", loss_autograd); }
+TORCH_LIBRARY_IMPL(actnn, AutocastCPU, m) { m.impl("linear_cross_entropy", loss_autocast); }
+TORCH_LIBRARY_IMPL(actnn, AutocastCUDA, m) { m.impl("linear_cross_entropy", loss_autocast); }
+
+at::Tensor linear_cross_entropy(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& target,
+                                const OptionalTensor& bias, const LinearCrossEntropyOptions& options) {
+  return loss_op().call(input, weight, target, bias, options.ignore_index, options.label_smoothing, options.z_loss,
+                        options.reduction == LossReduction::kMean ? kMean : kSum);
+}
+
+}  // namespace actnn

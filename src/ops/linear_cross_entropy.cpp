@@ -1,0 +1,147 @@
+#include "src/ops/linear_cross_entropy.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/logsumexp.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "src/ops/dispatch.h"
+#include "src/ops/tensors.h"
+
+namespace actnn {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+using Tensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+constexpr const char* kName = "actnn::linear_cross_entropy_forward";
+constexpr int64_t kFewestRows = 128;
+
+/// The rows whose logits, in float32 and in a type of 16 bits, with their gradients in the latter, are as large as the
+/// weight in float32.
+int64_t rows_at_a_time(int64_t features) { return std::max(features / 2, kFewestRows); }
+
+at::Tensor scalar(const at::Tensor& like) { return at::zeros({}, like.options().dtype(at::kFloat)); }
+
+/// The gradients wanted, of the sizes that they have, or none.
+Tensors results_of(const at::Tensor& input, const at::Tensor& weight, std::array<bool, 3> wanted) {
+  const auto floats = input.options().dtype(at::kFloat);
+  return {scalar(input), scalar(input), wanted[0] ? at::empty_like(input, at::MemoryFormat::Contiguous) : at::Tensor(),
+          wanted[1] ? at::zeros_symint(weight.sym_sizes(), floats) : at::Tensor(),
+          wanted[2] ? at::zeros_symint({weight.sym_size(0)}, floats) : at::Tensor()};
+}
+
+void check_targets(const at::Tensor& target, int64_t classes, int64_t ignore_index) {
+  if (!target.is_cpu()) {
+    return;  // the gather asserts it
+  }
+  const at::Tensor wrong = target.lt(0).logical_or_(target.ge(classes)).logical_and_(target.ne(ignore_index));
+  if (wrong.any().item<bool>()) {
+    TORCH_CHECK_INDEX(false, "actnn::linear_cross_entropy: target must be in 0..", classes - 1,
+                      " or ignore_index = ", ignore_index, ", got ", target.masked_select(wrong)[0].item<int64_t>());
+  }
+}
+
+Tensors forward(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias, const at::Tensor& target,
+                std::array<bool, 3> wanted, int64_t ignore_index, double label_smoothing, double z_loss, bool mean) {
+  const int64_t rows = input.size(0);
+  const int64_t classes = weight.size(0);
+  check_targets(target, classes, ignore_index);
+  auto results = results_of(input, weight, wanted);
+  auto& [loss, scale, grad_input, grad_weight, grad_bias] = results;
+  const at::Tensor counts = target.ne(ignore_index);
+  const at::Tensor weights = counts.to(at::kFloat).unsqueeze(1);
+  const at::Tensor labels = at::where(counts, target, 0).unsqueeze(1);
+  const int64_t step = rows_at_a_time(input.size(1));
+  for (int64_t first = 0; first < rows; first += step) {
+    const int64_t count = std::min(step, rows - first);
+    const at::Tensor x = input.narrow(0, first, count);
+    const at::Tensor label = labels.narrow(0, first, count);
+    const at::Tensor row_weight = weights.narrow(0, first, count);
+    at::Tensor product = bias ? at::addmm(*bias, x, weight.t()) : x.mm(weight.t());
+    // In place from here on: logits, probabilities, their gradient.
+    at::Tensor logits = with_dtype(product, at::kFloat);
+    product.reset();
+    const at::Tensor log_sum = at::logsumexp(logits, {1}, /*keepdim=*/true);
+    at::Tensor of_rows = log_sum - logits.gather(1, label) * (1.0 - label_smoothing);
+    if (label_smoothing != 0.0) {
+      of_rows.sub_(logits.mean(1, /*keepdim=*/true), label_smoothing);
+    }
+    if (z_loss != 0.0) {
+      of_rows.add_(log_sum.square(), z_loss);
+    }
+    // What is ignored counts for nothing, whatever it is.
+    loss.add_(at::where(row_weight != 0, of_rows, 0.0).sum());
+    if (!wanted[0] && !wanted[1] && !wanted[2]) {
+      continue;
+    }
+    logits.sub_(log_sum).exp_();
+    if (z_loss != 0.0) {
+      logits.mul_(log_sum * (2.0 * z_loss) + 1.0);
+    }
+    if (label_smoothing != 0.0) {
+      logits.sub_(label_smoothing / static_cast<double>(classes));
+    }
+    logits.scatter_(1, label, logits.gather(1, label).add_(label_smoothing - 1.0));
+    logits.masked_fill_(row_weight == 0, 0.0);
+    if (wanted[2]) {
+      grad_bias.add_(logits.sum(0));
+    }
+    const at::Tensor gradient = with_dtype(logits, input.scalar_type());
+    logits.reset();
+    if (wanted[0]) {
+      at::Tensor of_input = grad_input.narrow(0, first, count);
+      at::mm_out(of_input, gradient, weight);
+    }
+    if (wanted[1] && input.scalar_type() == at::kFloat) {
+      grad_weight.addmm_(gradient.t(), x);
+    } else if (wanted[1]) {
+      grad_weight.add_(gradient.t().mm(x));
+    }
+  }
+  if (mean) {
+    // Of no rows the mean is NaN, and its gradient 0, as torch has it.
+    const at::Tensor counted = weights.sum();
+    loss.div_(counted);
+    scale = counted.clamp_min_(1.0).reciprocal_();
+  } else {
+    scale.fill_(1.0);
+  }
+  return results;
+}
+
+Tensors forward_meta(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& /*bias*/,
+                     const at::Tensor& /*target*/, std::array<bool, 3> wanted, int64_t /*ignore_index*/,
+                     double /*label_smoothing*/, double /*z_loss*/, bool /*mean*/) {
+  return results_of(input, weight, wanted);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(actnn, m) {
+  m.def(
+      "linear_cross_entropy_forward(Tensor input, Tensor weight, Tensor? bias, Tensor target, bool[3] wanted, "
+      "int ignore_index, float label_smoothing, float z_loss, bool mean) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+      {at::Tag::pt2_compliant_tag});
+}
+TORCH_LIBRARY_IMPL(actnn, CPU, m) { m.impl("linear_cross_entropy_forward", forward); }
+TORCH_LIBRARY_IMPL(actnn, CUDA, m) { m.impl("linear_cross_entropy_forward", forward); }
+TORCH_LIBRARY_IMPL(actnn, Meta, m) { m.impl("linear_cross_entropy_forward", forward_meta); }
+
+LinearCrossEntropy linear_cross_entropy_forward(const at::Tensor& input, const at::Tensor& weight,
+                                                const OptionalTensor& bias, const at::Tensor& target,
+                                                std::array<bool, 3> wanted, int64_t ignore_index,
+                                                double label_smoothing, double z_loss, bool mean) {
+  static const auto kHandle = find_op<decltype(forward)>(kName);
+  auto [loss, scale, grad_input, grad_weight, grad_bias] =
+      kHandle.call(input, weight, bias, target, wanted, ignore_index, label_smoothing, z_loss, mean);
+  return {loss, scale, grad_input, grad_weight, grad_bias};
+}
+
+}  // namespace actnn
