@@ -259,7 +259,7 @@ PlanOptions PlanOptions::of_bits(int64_t bits) {
   return {.bits = bits,
           .output_bits = bits,
           .smooth_bits = smooth_copy_bits(bits),
-          .norm_bits = std::max(bits - 1, kFewestCopyBits)};
+          .norm_bits = std::max(bits, kFewestCopyBits + 1) - 1};
 }
 
 int64_t PlanOptions::bits_of(Value value, int64_t otherwise) const {

@@ -121,8 +121,11 @@ inline bool may_start_early(const void* kernel) {
   if (answer == kUnknown) {
     // What the code on the device was made of: for a newer device it may be that of an older one.
     cudaFuncAttributes of{};
-    const cudaError_t error = cudaFuncGetAttributes(&of, kernel);
-    answer = error == cudaSuccess && of.ptxVersion >= kFirstVersion ? kYes : kNo;
+    if (cudaFuncGetAttributes(&of, kernel) != cudaSuccess) {
+      cudaGetLastError();  // the launch will have its own
+      return false;
+    }
+    answer = of.ptxVersion >= kFirstVersion ? kYes : kNo;
   }
   return answer == kYes;
 }

@@ -111,9 +111,9 @@ Chain ResidualBlockBase<Derived>::with_shortcut(ChainBuilder& builder, Value out
   }
   builder.activation(builder.add(output, shortcut), ActivationKind::kReLU);
   blocks::PlanOptions plan = plan_options(options.quantization());
-  plan.output_bits = options.output_bits();
+  plan.output_bits = options.output_bits().value_or(plan.output_bits);
   plan.recompute = options.recompute();
-  plan.norm_bits = options.norm_bits();
+  plan.norm_bits = options.norm_bits().value_or(plan.norm_bits);
   return builder.build(plan);
 }
 

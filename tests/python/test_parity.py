@@ -221,4 +221,6 @@ def test_every_plan_has_a_row(quality):
 def test_the_table_of_qualities_is_printed(quality, capsys):
     here(gradient_quality, "--table", quality[0])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + len(quality[1]["rows"]) and lines[0].startswith("| dtype | bits | results | norms | recompute |")
+    assert len(lines) == 2 + len(quality[1]["rows"]) and lines[0].startswith(
+        "| dtype | bits | results | norms | recompute |"
+    )

@@ -81,11 +81,12 @@ struct ResidualBlockOptions : QuantizationOptions<ResidualBlockOptions> {
   TORCH_ARG(int64_t, in_channels);
   TORCH_ARG(int64_t, channels);  ///< of the inner convolutions
   TORCH_ARG(int64_t, stride) = 1;
-  TORCH_ARG(int64_t, groups) = 1;        ///< of the 3x3 convolution of a bottleneck
-  TORCH_ARG(int64_t, out_channels) = 0;  ///< 0: `channels`, in a bottleneck four times as many
-  TORCH_ARG(int64_t, output_bits) = 4;   ///< of the sum
-  TORCH_ARG(bool, recompute) = true;     ///< `blocks::PlanOptions::recompute`
-  TORCH_ARG(int64_t, norm_bits) = 3;     ///< `blocks::PlanOptions::norm_bits`
+  TORCH_ARG(int64_t, groups) = 1;                                 ///< of the 3x3 convolution of a bottleneck
+  TORCH_ARG(int64_t, out_channels) = 0;                           ///< 0: `channels`, in a bottleneck four times as many
+  TORCH_ARG(std::optional<int64_t>, output_bits) = std::nullopt;  ///< of the sum; none: as many as `bits`
+  TORCH_ARG(bool, recompute) = true;                              ///< `blocks::PlanOptions::recompute`
+  /// `blocks::PlanOptions::norm_bits`; none: one fewer than `bits`, 2 at least
+  TORCH_ARG(std::optional<int64_t>, norm_bits) = std::nullopt;
 };
 
 /// What residual blocks share. Children are named as in torchvision ("conv1", "bn1", ..., "downsample.0",

@@ -24,7 +24,8 @@ class BlockOptions:
         bits: of a code, 2..8; None: the configuration's.
         output_bits: of a code of a sum, 2..8; None: as many as `bits`.
         recompute: leave out what backward can compute from what is kept.
-        norm_bits: of a norm in front of a sum that keeps a copy of its own, 1..8; None: one fewer than `bits`.
+        norm_bits: of a norm in front of a sum that keeps a copy of its own, 1..8; None: one fewer than `bits`,
+            2 at least.
         smooth_bits: of the copy that backward computes GELU, SiLU or, behind a norm, hardswish and their derivatives
             from, 2..8; None: 5, or as many as `bits` if those are more.
         group_rows: rows whose elements of a channel have a grid of their own, where channels are innermost in memory:
