@@ -12,7 +12,6 @@
 
 #include "src/autograd/autocast.h"
 #include "src/autograd/saved_activation.h"
-#include "src/ops/checks.h"
 #include "src/ops/dispatch.h"
 #include "src/ops/linear_cross_entropy.h"
 
@@ -68,7 +67,8 @@ class Loss : public torch::autograd::Function<Loss> {
         "backward without create_graph, or use torch's own linear and cross_entropy where second "
         "derivatives are needed");
     const variable_list saved = ctx->get_saved_variables();
-    const at::Tensor scale = grad_outputs[0] * saved[3];
+    // With a dimension, so that 16-bit gradients are multiplied in float32.
+    const at::Tensor scale = (grad_outputs[0] * saved[3]).view({1});
     const std::vector<int64_t> dtypes = ctx->saved_data["dtypes"].toIntVector();
     const auto scaled = [&](size_t i) {
       if (!saved[i].defined()) {
@@ -88,29 +88,7 @@ class Loss : public torch::autograd::Function<Loss> {
 
 void check_arguments(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& target,
                      const OptionalTensor& bias, double label_smoothing, double z_loss, c10::string_view reduction) {
-  check_floating(kName, "input", input);
-  check_floating(kName, "weight", weight);
-  TORCH_CHECK_VALUE(weight.dim() == 2, kName, ": weight must have shape [classes, features], got shape ",
-                    weight.sym_sizes());
-  TORCH_CHECK_VALUE(input.dim() >= 1 && input.sym_size(-1) == weight.sym_size(1), kName,
-                    ": input must have features = ", weight.sym_size(1), " as its last dimension, got shape ",
-                    input.sym_sizes());
-  TORCH_CHECK_VALUE(input.scalar_type() == weight.scalar_type(), kName,
-                    ": input and weight must have the same dtype, got ", input.scalar_type(), " and ",
-                    weight.scalar_type());
-  TORCH_CHECK_TYPE(target.scalar_type() == at::kLong, kName, ": target must be int64, got ", target.scalar_type());
-  TORCH_CHECK_VALUE(target.sym_sizes() == input.sym_sizes().slice(0, static_cast<size_t>(input.dim()) - 1), kName,
-                    ": target must have the input's shape without its last dimension, got shapes ", target.sym_sizes(),
-                    " and ", input.sym_sizes());
-  TORCH_CHECK_VALUE(target.device() == input.device() && weight.device() == input.device(), kName,
-                    ": input, weight and target must be on one device, got ", input.device(), ", ", weight.device(),
-                    " and ", target.device());
-  TORCH_CHECK_VALUE(!bias || (bias->dim() == 1 && bias->sym_size(0) == weight.sym_size(0)), kName,
-                    ": bias must have shape [classes] = [", weight.sym_size(0), "], got shape ",
-                    bias ? bias->sym_sizes() : c10::SymIntArrayRef());
-  TORCH_CHECK_VALUE(label_smoothing >= 0.0 && label_smoothing <= 1.0, kName,
-                    ": label_smoothing must be in [0, 1], got ", label_smoothing);
-  TORCH_CHECK_VALUE(z_loss >= 0.0, kName, ": z_loss must be 0 or more, got ", z_loss);
+  check_linear_cross_entropy(kName, input, weight, target, bias, label_smoothing, z_loss);
   TORCH_CHECK_VALUE(reduction == kMean || reduction == kSum, kName, ": reduction must be 'mean' or 'sum', got '",
                     reduction, "'");
 }

@@ -10,7 +10,9 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 
+#include "src/ops/checks.h"
 #include "src/ops/dispatch.h"
 #include "src/ops/tensors.h"
 
@@ -22,10 +24,26 @@ using Tensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::T
 
 constexpr const char* kName = "actnn::linear_cross_entropy_forward";
 constexpr int64_t kFewestRows = 128;
+constexpr int64_t kFewestLogits = int64_t{1} << 22;  // fewer are quicker computed than launched
 
 /// The rows whose logits, in float32 and in a type of 16 bits, with their gradients in the latter, are as large as the
 /// weight in float32.
-int64_t rows_at_a_time(int64_t features) { return std::max(features / 2, kFewestRows); }
+int64_t rows_at_a_time(int64_t features, int64_t classes) {
+  return std::max({features / 2, kFewestRows, kFewestLogits / std::max<int64_t>(classes, 1)});
+}
+
+/// Adds gradient^T x to the sum, of at most `rows` rows.
+void add_weight_gradient(at::Tensor& sum, const at::Tensor& gradient, const at::Tensor& x) {
+  if (x.scalar_type() == at::kFloat) {
+    sum.addmm_(gradient.t(), x);
+  } else if (x.scalar_type() == at::kHalf) {
+    // The gradients are those of a sum, at most about 1: of many rows it would be beyond float16.
+    const double rows = std::exp2(std::ceil(std::log2(static_cast<double>(x.size(0)))));
+    sum.add_(gradient.t().mm(x.mul(1.0 / rows)), rows);
+  } else {
+    sum.add_(gradient.t().mm(x));
+  }
+}
 
 at::Tensor scalar(const at::Tensor& like) { return at::zeros({}, like.options().dtype(at::kFloat)); }
 
@@ -48,8 +66,15 @@ void check_targets(const at::Tensor& target, int64_t classes, int64_t ignore_ind
   }
 }
 
+void check_rows(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias, const at::Tensor& target,
+                double label_smoothing, double z_loss) {
+  check_linear_cross_entropy(kName, input, weight, target, bias, label_smoothing, z_loss);
+  TORCH_CHECK_VALUE(input.dim() == 2, kName, ": input must have shape [rows, features], got shape ", input.sym_sizes());
+}
+
 Tensors forward(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias, const at::Tensor& target,
                 std::array<bool, 3> wanted, int64_t ignore_index, double label_smoothing, double z_loss, bool mean) {
+  check_rows(input, weight, bias, target, label_smoothing, z_loss);
   const int64_t rows = input.size(0);
   const int64_t classes = weight.size(0);
   check_targets(target, classes, ignore_index);
@@ -58,7 +83,7 @@ Tensors forward(const at::Tensor& input, const at::Tensor& weight, const Optiona
   const at::Tensor counts = target.ne(ignore_index);
   const at::Tensor weights = counts.to(at::kFloat).unsqueeze(1);
   const at::Tensor labels = at::where(counts, target, 0).unsqueeze(1);
-  const int64_t step = rows_at_a_time(input.size(1));
+  const int64_t step = rows_at_a_time(input.size(1), classes);
   for (int64_t first = 0; first < rows; first += step) {
     const int64_t count = std::min(step, rows - first);
     const at::Tensor x = input.narrow(0, first, count);
@@ -99,10 +124,8 @@ Tensors forward(const at::Tensor& input, const at::Tensor& weight, const Optiona
       at::Tensor of_input = grad_input.narrow(0, first, count);
       at::mm_out(of_input, gradient, weight);
     }
-    if (wanted[1] && input.scalar_type() == at::kFloat) {
-      grad_weight.addmm_(gradient.t(), x);
-    } else if (wanted[1]) {
-      grad_weight.add_(gradient.t().mm(x));
+    if (wanted[1]) {
+      add_weight_gradient(grad_weight, gradient, x);
     }
   }
   if (mean) {
@@ -116,13 +139,47 @@ Tensors forward(const at::Tensor& input, const at::Tensor& weight, const Optiona
   return results;
 }
 
-Tensors forward_meta(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& /*bias*/,
-                     const at::Tensor& /*target*/, std::array<bool, 3> wanted, int64_t /*ignore_index*/,
-                     double /*label_smoothing*/, double /*z_loss*/, bool /*mean*/) {
+Tensors forward_meta(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                     const at::Tensor& target, std::array<bool, 3> wanted, int64_t /*ignore_index*/,
+                     double label_smoothing, double z_loss, bool /*mean*/) {
+  check_rows(input, weight, bias, target, label_smoothing, z_loss);
   return results_of(input, weight, wanted);
 }
 
 }  // namespace
+
+void check_linear_cross_entropy(const char* op, const at::Tensor& input, const at::Tensor& weight,
+                                const at::Tensor& target, const OptionalTensor& bias, double label_smoothing,
+                                double z_loss) {
+  check_floating(op, "input", input);
+  check_floating(op, "weight", weight);
+  TORCH_CHECK_VALUE(weight.dim() == 2, op, ": weight must have shape [classes, features], got shape ",
+                    weight.sym_sizes());
+  TORCH_CHECK_VALUE(input.dim() >= 1 && input.sym_size(-1) == weight.sym_size(1), op,
+                    ": input must have features = ", weight.sym_size(1), " as its last dimension, got shape ",
+                    input.sym_sizes());
+  TORCH_CHECK_VALUE(input.scalar_type() == weight.scalar_type(), op,
+                    ": input and weight must have the same dtype, got ", input.scalar_type(), " and ",
+                    weight.scalar_type());
+  TORCH_CHECK_TYPE(target.scalar_type() == at::kLong, op, ": target must be int64, got ", target.scalar_type());
+  TORCH_CHECK_VALUE(target.sym_sizes() == input.sym_sizes().slice(0, static_cast<size_t>(input.dim()) - 1), op,
+                    ": target must have the input's shape without its last dimension, got shapes ", target.sym_sizes(),
+                    " and ", input.sym_sizes());
+  TORCH_CHECK_VALUE(target.device() == input.device() && weight.device() == input.device(), op,
+                    ": input, weight and target must be on one device, got ", input.device(), ", ", weight.device(),
+                    " and ", target.device());
+  if (bias) {
+    check_floating(op, "bias", *bias);
+    TORCH_CHECK_VALUE(bias->dim() == 1 && bias->sym_size(0) == weight.sym_size(0), op,
+                      ": bias must have shape [classes] = [", weight.sym_size(0), "], got shape ", bias->sym_sizes());
+    TORCH_CHECK_VALUE(bias->scalar_type() == weight.scalar_type() && bias->device() == weight.device(), op,
+                      ": bias must have the weight's dtype and device, got ", bias->scalar_type(), " on ",
+                      bias->device(), " for ", weight.scalar_type(), " on ", weight.device());
+  }
+  TORCH_CHECK_VALUE(label_smoothing >= 0.0 && label_smoothing <= 1.0, op, ": label_smoothing must be in [0, 1], got ",
+                    label_smoothing);
+  TORCH_CHECK_VALUE(z_loss >= 0.0, op, ": z_loss must be 0 or more, got ", z_loss);
+}
 
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def(

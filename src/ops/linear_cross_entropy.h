@@ -8,6 +8,11 @@
 
 namespace actnn {
 
+/// Raises an error if they do not fit together (autograd/linear_cross_entropy.h).
+void check_linear_cross_entropy(const char* op, const at::Tensor& input, const at::Tensor& weight,
+                                const at::Tensor& target, const std::optional<at::Tensor>& bias, double label_smoothing,
+                                double z_loss);
+
 /// What `linear_cross_entropy_forward` computes. The gradients are those of the sum of rows; undefined if not wanted.
 struct LinearCrossEntropy {
   at::Tensor loss;   ///< float32 scalar

@@ -108,6 +108,12 @@ def mixed(head, x, words):
     return F.cross_entropy(head(x).view(-1, 1, CLASSES).squeeze(1)[:, 1:], (words.view(-1) - 1).clamp_min(0))
 
 
+def reinterpreted(head, x, words):
+    """Which has no gradient."""
+    logits = head(x).view(torch.int32).view(torch.float32)
+    return F.cross_entropy(logits.view(-1, CLASSES), words.view(-1)) + x.sum()
+
+
 def of_channels(head, x, words):
     return F.cross_entropy(head(x).transpose(1, 2), words)
 
@@ -118,9 +124,91 @@ def in_bfloat16(head, x, words):
     return F.cross_entropy(logits.view(-1, CLASSES), words.view(-1))
 
 
+def with_other_modes(head, x, words):
+    """The layer's products are rounded to bfloat16, of its float32 input."""
+    with torch.autocast(x.device.type, torch.bfloat16):
+        logits = head(x)
+    return F.cross_entropy(logits.float().view(-1, CLASSES), words.view(-1))
+
+
+def without_gradients(head, x, words):
+    with torch.no_grad():
+        logits = head(x)
+    return F.cross_entropy(logits.view(-1, CLASSES), words.view(-1)) + x.sum()
+
+
+def written(head, x, words):
+    """The layer's input is another one when the loss is computed."""
+    logits = head(x)
+    x.mul_(2)
+    return F.cross_entropy(logits.view(-1, CLASSES), words.view(-1)) + x.sum()
+
+
+class OfBuffers(nn.Module):
+    """Writes to a buffer, or to a tensor of its own, that the linear layer has read."""
+
+    def __init__(self, writes):
+        super().__init__()
+        self.writes = writes
+        self.layer = nn.Linear(FEATURES, FEATURES)
+        self.register_buffer("prior", torch.zeros(CLASSES))
+        self.register_buffer("weight", torch.randn(CLASSES, FEATURES))
+
+    def forward(self, x, target):
+        h = torch.tanh(self.layer(x)) + 0.0
+        own = x.clone()
+        logits = F.linear(own if self.writes == "clone" else h, self.weight, self.prior)
+        own.mul_(3) if self.writes == "clone" else self.prior.add_(torch.arange(float(CLASSES)))
+        return F.cross_entropy(logits, target) + h.sum()
+
+
+@pytest.mark.parametrize("writes", ["buffer", "clone"])
+def test_what_a_linear_layer_has_read_may_be_written_behind_it(writes):
+    model = OfBuffers(writes)
+    exact = copy.deepcopy(model)
+    call, lowered = captured(model, replaces_functions=True, quantization=EXACT)
+    x, target = torch.randn(6, FEATURES, requires_grad=True), torch.randint(CLASSES, (6,))
+    torch.testing.assert_close(call(x, target), exact(x, target))
+    assert not joined(lowered)
+
+
+class OfAnyFeatures(nn.Module):
+    """A weight that is no parameter, of a size that changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, weight, target):
+        return F.cross_entropy(F.linear(x.view(-1, x.size(-1)) * self.factor / x.size(-1), weight), target)
+
+
+def test_features_of_other_numbers():
+    model = OfAnyFeatures()
+    exact = copy.deepcopy(model)
+    call, _ = captured(model, replaces_functions=True, quantization=EXACT)
+    for features in (8, 9, 10):
+        x, weight = torch.randn(2, 3, features), torch.randn(CLASSES, features)
+        target = torch.randint(CLASSES, (6,))
+        torch.testing.assert_close(call(x, weight, target), exact(x, weight, target))
+
+
 @pytest.mark.parametrize(
     "head",
-    [returned, weighted, unreduced, soft, changed, mixed, of_channels, in_bfloat16],
+    [
+        returned,
+        weighted,
+        unreduced,
+        soft,
+        changed,
+        mixed,
+        of_channels,
+        reinterpreted,
+        in_bfloat16,
+        with_other_modes,
+        without_gradients,
+        written,
+    ],
     ids=lambda head: head.__name__,
 )
 def test_other_losses_stay_torchs(head):

@@ -14,6 +14,7 @@ from .composites import Recorder
 from .functions import name_of_target
 from .modes import nodes_in_their_modes
 from .values import UnsupportedError, example, floating, requires_grad
+from .writes import disturbs
 
 _LOSS = torch.ops.actnn.linear_cross_entropy.default
 _CASTS = {"float", "contiguous"}
@@ -32,7 +33,7 @@ def join_losses(graph: fx.Graph, is_exact: Callable[[fx.Node], bool]) -> dict[fx
             continue
         options = _options(*node.args, **node.kwargs)
         chain = _chain(options.pop("logits")) if options else []
-        if not chain or is_exact(chain[0]):
+        if not chain or is_exact(chain[0]) or _is_disturbed(chain[0], node):
             continue
         if (loss := _joined(node, chain, options)) is None:
             continue
@@ -41,6 +42,18 @@ def join_losses(graph: fx.Graph, is_exact: Callable[[fx.Node], bool]) -> dict[fx
             graph.erase_node(gone)
         joined[loss] = name_of_target(node)
     return joined
+
+
+def _is_disturbed(first: fx.Node, last: fx.Node) -> bool:
+    """Whether the first cannot be computed in the place of the last: between them something is written, or another mode
+    begins."""
+    order = {node: i for i, node in enumerate(first.graph.nodes)}
+    node = first.next
+    while node is not last:
+        if disturbs(node, {first: None}, order):  # what it reads must not be written
+            return True
+        node = node.next
+    return False
 
 
 def _options(
@@ -70,7 +83,7 @@ def _chain(logits: fx.Node) -> list[fx.Node]:
         chain.append(node)
         if node.op == "call_function" and node.target is F.linear:
             return chain[::-1] if example(logits).dim() == 2 else []
-        if example(node).shape[-1] != example(logits).shape[-1]:
+        if example(node).dim() == 0 or example(node).shape[-1] != example(logits).shape[-1]:
             return []
         if not _is_cast(node) and not (seen_view and _is_view(node)):
             seen_view = False  # slices come before views
@@ -87,7 +100,8 @@ def _is_cast(node: fx.Node) -> bool:
 
 
 def _is_view(node: fx.Node) -> bool:
-    return node.op == "call_method" and node.target in _VIEWS
+    is_of_sizes = not any(isinstance(argument, torch.dtype) for argument in (*node.args, *node.kwargs.values()))
+    return node.op == "call_method" and node.target in _VIEWS and is_of_sizes
 
 
 def _is_slice(node: fx.Node) -> bool:
@@ -110,9 +124,10 @@ def _joined(node: fx.Node, chain: list[fx.Node], options: dict[str, Any]) -> fx.
         for part in chain[1:]:
             if _is_slice(part):
                 input = record.call(operator.getitem, input, part.args[1])
-        input = record.method("reshape", input, -1, example(weight).shape[1])
+        if example(input).dim() > 2:
+            input = record.method("flatten", input, 0, -2)
         loss = record.call(_LOSS, input, weight, bias=bias, **options)
-        if requires_grad(loss) and (example(loss).dtype, example(loss).shape) == _alike(node):
+        if requires_grad(loss) == requires_grad(node) and (example(loss).dtype, example(loss).shape) == _alike(node):
             return loss
     except (UnsupportedError, RuntimeError, TypeError, ValueError):
         pass  # it is one that the library's loss does not take
