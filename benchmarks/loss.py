@@ -1,6 +1,7 @@
 """The end of a language model's step: linear layer and cross entropy, forward and backward, in four ways.
 
-*Peak* is the allocator's beside inputs, weights and their gradients, *saved* what is held between forward and backward.
+*Peak* is the allocator's beside inputs, weights and their gradients, *saved* what is
+held between forward and backward (`actnn.measure_kept_bytes`).
 
     .venv/bin/python benchmarks/loss.py
     .venv/bin/python benchmarks/loss.py --rows 8192 --features 4096 --classes 32000
@@ -16,10 +17,10 @@ import measure
 import torch
 import torch.nn.functional as F  # noqa: N812
 from actnn.functional import linear_cross_entropy
-from measure import MIB
+from measure import MIB, actnn
 from options import DTYPES
 from steps import allocated
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -33,20 +34,6 @@ VARIANTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "compile": torch.compile(exact),
     "linear_cross_entropy": linear_cross_entropy,
 }
-
-
-def held_by_autograd(run: Callable[[], Tensor]) -> tuple[int, Tensor]:
-    """(bytes that autograd holds for backward, without parameters; the loss)"""
-    storages = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if not (tensor.is_leaf and tensor.requires_grad):
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = run()
-    return sum(storages.values()), loss
 
 
 def main() -> int:
@@ -66,7 +53,8 @@ def main() -> int:
     measure.print_machine(record["machine"])
     dtype = DTYPES[arguments.dtype]
     x = torch.randn(arguments.rows, arguments.features, device=device, dtype=dtype, requires_grad=True)
-    weight = torch.randn(arguments.classes, arguments.features, device=device, dtype=dtype).mul_(0.02).requires_grad_()
+    head = nn.Linear(arguments.features, arguments.classes, bias=False, device=device, dtype=dtype)
+    weight = head.weight
     target = torch.randint(arguments.classes, (arguments.rows,), device=device)
     print("| variant | loss | saved MiB | peak MiB | ms |\n|---|---|---|---|---|")
     for name, function in VARIANTS.items():
@@ -78,9 +66,8 @@ def main() -> int:
             function(x, weight, target).backward()
 
         step()
-        saved, loss = held_by_autograd(lambda function=function: function(x, weight, target))
-        value = loss.item()
-        del loss
+        saved = actnn.measure_kept_bytes(head, lambda function=function: function(x, weight, target)).total
+        value = function(x, weight, target).item()
         x.grad = weight.grad = None
         measure.release_memory(device)
         before, peak = allocated(device), None

@@ -8,7 +8,6 @@
 #include <torch/library.h>
 
 #include <array>
-#include <vector>
 
 #include "src/autograd/autocast.h"
 #include "src/autograd/saved_activation.h"
@@ -54,9 +53,7 @@ class Loss : public torch::autograd::Function<Loss> {
                                                 reduction, {wants_grad(input), wants_grad(weight), wants_grad(bias)});
     ctx->save_for_backward({found.grad_input, found.grad_weight, found.grad_bias, found.scale});
     ctx->saved_data["input_size"] = input.sym_sizes().vec();
-    ctx->saved_data["dtypes"] =
-        std::vector<int64_t>{static_cast<int64_t>(input.scalar_type()), static_cast<int64_t>(weight.scalar_type()),
-                             static_cast<int64_t>((bias ? *bias : weight).scalar_type())};
+    ctx->saved_data["dtype"] = input.scalar_type();  // of all three
     return found.loss;
   }
 
@@ -69,20 +66,20 @@ class Loss : public torch::autograd::Function<Loss> {
     const variable_list saved = ctx->get_saved_variables();
     // With a dimension, so that 16-bit gradients are multiplied in float32.
     const at::Tensor scale = (grad_outputs[0] * saved[3]).view({1});
-    const std::vector<int64_t> dtypes = ctx->saved_data["dtypes"].toIntVector();
-    const auto scaled = [&](size_t i) {
-      if (!saved[i].defined()) {
+    const at::ScalarType dtype = ctx->saved_data["dtype"].toScalarType();
+    const auto scaled = [&](const at::Tensor& sum) {
+      if (!sum.defined()) {
         return at::Tensor();
       }
       // Straight into its dtype: in float32 a weight's gradient would be there twice.
-      at::Tensor gradient = at::empty_like(saved[i], saved[i].options().dtype(static_cast<at::ScalarType>(dtypes[i])));
-      return at::mul_out(gradient, saved[i], scale);
+      at::Tensor gradient = at::empty_like(sum, sum.options().dtype(dtype));
+      return at::mul_out(gradient, sum, scale);
     };
-    at::Tensor grad_input = scaled(0);
+    at::Tensor grad_input = scaled(saved[0]);
     if (grad_input.defined()) {
       grad_input = grad_input.reshape_symint(ctx->saved_data["input_size"].toSymIntVector());
     }
-    return {grad_input, scaled(1), {}, scaled(2), {}, {}, {}, {}};
+    return {grad_input, scaled(saved[1]), {}, scaled(saved[2]), {}, {}, {}, {}};
   }
 };
 

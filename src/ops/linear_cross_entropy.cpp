@@ -5,7 +5,6 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -27,17 +26,17 @@ constexpr int64_t kFewestRows = 128;
 constexpr int64_t kFewestLogits = int64_t{1} << 22;  // fewer are quicker computed than launched
 
 /// The rows whose logits, in float32 and in a type of 16 bits, with their gradients in the latter, are as large as the
-/// weight in float32.
+/// weight in float32, or more where these are few.
 int64_t rows_at_a_time(int64_t features, int64_t classes) {
   return std::max({features / 2, kFewestRows, kFewestLogits / std::max<int64_t>(classes, 1)});
 }
 
-/// Adds gradient^T x to the sum, of at most `rows` rows.
+/// Adds gradient^T x to the sum.
 void add_weight_gradient(at::Tensor& sum, const at::Tensor& gradient, const at::Tensor& x) {
   if (x.scalar_type() == at::kFloat) {
     sum.addmm_(gradient.t(), x);
   } else if (x.scalar_type() == at::kHalf) {
-    // The gradients are those of a sum, at most about 1: of many rows it would be beyond float16.
+    // Of gradients of about 1 and many rows, the product would be beyond float16.
     const double rows = std::exp2(std::ceil(std::log2(static_cast<double>(x.size(0)))));
     sum.add_(gradient.t().mm(x.mul(1.0 / rows)), rows);
   } else {
@@ -80,15 +79,14 @@ Tensors forward(const at::Tensor& input, const at::Tensor& weight, const Optiona
   check_targets(target, classes, ignore_index);
   auto results = results_of(input, weight, wanted);
   auto& [loss, scale, grad_input, grad_weight, grad_bias] = results;
-  const at::Tensor counts = target.ne(ignore_index);
-  const at::Tensor weights = counts.to(at::kFloat).unsqueeze(1);
-  const at::Tensor labels = at::where(counts, target, 0).unsqueeze(1);
+  const at::Tensor ignored = target.eq(ignore_index).unsqueeze(1);
+  const at::Tensor labels = target.unsqueeze(1).masked_fill(ignored, 0);
   const int64_t step = rows_at_a_time(input.size(1), classes);
   for (int64_t first = 0; first < rows; first += step) {
     const int64_t count = std::min(step, rows - first);
     const at::Tensor x = input.narrow(0, first, count);
     const at::Tensor label = labels.narrow(0, first, count);
-    const at::Tensor row_weight = weights.narrow(0, first, count);
+    const at::Tensor without = ignored.narrow(0, first, count);
     at::Tensor product = bias ? at::addmm(*bias, x, weight.t()) : x.mm(weight.t());
     // In place from here on: logits, probabilities, their gradient.
     at::Tensor logits = with_dtype(product, at::kFloat);
@@ -102,7 +100,7 @@ Tensors forward(const at::Tensor& input, const at::Tensor& weight, const Optiona
       of_rows.add_(log_sum.square(), z_loss);
     }
     // What is ignored counts for nothing, whatever it is.
-    loss.add_(at::where(row_weight != 0, of_rows, 0.0).sum());
+    loss.add_(of_rows.masked_fill_(without, 0.0).sum());
     if (!wanted[0] && !wanted[1] && !wanted[2]) {
       continue;
     }
@@ -114,7 +112,7 @@ Tensors forward(const at::Tensor& input, const at::Tensor& weight, const Optiona
       logits.sub_(label_smoothing / static_cast<double>(classes));
     }
     logits.scatter_(1, label, logits.gather(1, label).add_(label_smoothing - 1.0));
-    logits.masked_fill_(row_weight == 0, 0.0);
+    logits.masked_fill_(without, 0.0);
     if (wanted[2]) {
       grad_bias.add_(logits.sum(0));
     }
@@ -130,9 +128,9 @@ Tensors forward(const at::Tensor& input, const at::Tensor& weight, const Optiona
   }
   if (mean) {
     // Of no rows the mean is NaN, and its gradient 0, as torch has it.
-    const at::Tensor counted = weights.sum();
+    const at::Tensor counted = ignored.logical_not().sum().to(at::kFloat);
     loss.div_(counted);
-    scale = counted.clamp_min_(1.0).reciprocal_();
+    scale = counted.clamp_min(1.0).reciprocal_();
   } else {
     scale.fill_(1.0);
   }

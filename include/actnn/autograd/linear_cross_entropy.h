@@ -26,7 +26,8 @@ struct LinearCrossEntropyOptions {
 /// none; `target`: int64, of the input's shape without the last dimension. The result is a float32 scalar. All
 /// gradients are the exact ones; that of the weight is added up in float32, for 16-bit tensors of products that are
 /// rounded to theirs. Kept for backward are the gradients that are wanted: as much as the input, and of the weight in
-/// float32. Rows at a time are so many that their logits take about as much memory as the weight in float32.
+/// float32. Rows at a time are so many that their logits take about as much memory as the weight in float32, or 2^22
+/// logits.
 ///
 /// z-loss: Chowdhery et al., "PaLM" (2022), section 5. Double backward raises an error. c10::ValueError for shapes and
 /// options that make no sense, c10::IndexError for a target that is no class (on a GPU, a device-side assertion).

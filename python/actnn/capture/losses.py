@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from .composites import Recorder
 from .functions import name_of_target
 from .modes import nodes_in_their_modes
-from .values import UnsupportedError, example, floating, requires_grad
+from .values import UnsupportedError, example, floating
 from .writes import disturbs
 
 _LOSS = torch.ops.actnn.linear_cross_entropy.default
@@ -77,7 +77,7 @@ def _options(
 
 def _chain(logits: fx.Node) -> list[fx.Node]:
     """From the linear layer to what the cross entropy reads, [rows, classes]; nothing if that is no such thing."""
-    chain, seen_view = [], True
+    chain, may_be_view = [], True
     node = logits
     while isinstance(node, fx.Node) and len(node.users) == 1 and isinstance(example(node), Tensor):
         chain.append(node)
@@ -85,8 +85,8 @@ def _chain(logits: fx.Node) -> list[fx.Node]:
             return chain[::-1] if example(logits).dim() == 2 else []
         if example(node).dim() == 0 or example(node).shape[-1] != example(logits).shape[-1]:
             return []
-        if not _is_cast(node) and not (seen_view and _is_view(node)):
-            seen_view = False  # slices come before views
+        if not _is_cast(node) and not (may_be_view and _is_view(node)):
+            may_be_view = False  # slices come before views
             if not _is_slice(node):
                 return []
         node = node.args[0]
@@ -127,7 +127,8 @@ def _joined(node: fx.Node, chain: list[fx.Node], options: dict[str, Any]) -> fx.
         if example(input).dim() > 2:
             input = record.method("flatten", input, 0, -2)
         loss = record.call(_LOSS, input, weight, bias=bias, **options)
-        if requires_grad(loss) == requires_grad(node) and (example(loss).dtype, example(loss).shape) == _alike(node):
+        found, wanted = example(loss), example(node)
+        if (found.dtype, found.shape, found.requires_grad) == (wanted.dtype, wanted.shape, wanted.requires_grad):
             return loss
     except (UnsupportedError, RuntimeError, TypeError, ValueError):
         pass  # it is one that the library's loss does not take
@@ -138,7 +139,3 @@ def _joined(node: fx.Node, chain: list[fx.Node], options: dict[str, Any]) -> fx.
 
 def _arguments(input, weight, bias=None) -> tuple[fx.Node, fx.Node, fx.Node | None]:
     return input, weight, bias
-
-
-def _alike(node: fx.Node) -> tuple:
-    return example(node).dtype, example(node).shape
