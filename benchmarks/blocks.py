@@ -1,4 +1,4 @@
-"""Training steps of convolutional networks with blocks, beside exact ones and the usual ways to save memory.
+"""Training steps of networks with blocks, beside exact ones and the usual ways to save memory.
 
 For each network and batch size all variants are built, warmed up, and the memory of one step measured; they are timed
 in turn, for some rounds; then each is captured, its whole step in one CUDA graph, and the replays are timed.
@@ -7,7 +7,8 @@ With --largest GIB the program searches, instead, for the largest batch whose tr
 
 A variant that fails is a row that says why, in a process of its own if need be. 1 MiB = 2^20 bytes.
 
-    .venv/bin/python benchmarks/blocks.py                                       # the whole table
+    .venv/bin/python benchmarks/blocks.py                                       # the whole table of convolutional networks
+    .venv/bin/python benchmarks/blocks.py --networks bert-large,llama-1b        # transformers (needs transformers, peft)
     .venv/bin/python benchmarks/blocks.py --networks resnet50 --batches 128 --variants exact,blocks --rounds 5
     .venv/bin/python benchmarks/blocks.py --largest 16
     .venv/bin/python benchmarks/blocks.py --table benchmarks/results/blocks.json     # as Markdown
@@ -29,7 +30,8 @@ import torch
 import workers
 from measure import MIB
 from networks import NETWORKS
-from steps import Images, Runs, Variant, converted, with_blocks, with_checkpoints
+from steps import Runs, Variant, converted, with_blocks, with_checkpoints
+from workloads import WORKLOADS
 
 VARIANTS = {
     "exact": Variant(amp=True),
@@ -46,13 +48,6 @@ LARGEST_NETWORKS, LARGEST_VARIANTS = ("resnet50", "resnet152"), ("exact", "check
 NOT_CAPTURED = {
     ("efficientnet_b0", "checkpoint"): "recomputing sets the state of the random numbers, which no capture allows",
 }
-
-
-def workload(network: str, batch: int, smoke: bool) -> Images:
-    known = NETWORKS[network]
-    if smoke:
-        return Images(known.title, known.make_tiny, batch, pixels=32, classes=10)
-    return Images(known.title, known.make, batch)
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------
@@ -86,8 +81,8 @@ class Cell:
         names = dict.fromkeys((*self.timed, *self.captured))
         print(f"\n{self.network}, batch {self.batch}", flush=True)
         few = self.batch >= 512  # steps, because each takes its time
-        images = workload(self.network, self.batch, self.smoke)
-        runs = Runs({name: VARIANTS[name] for name in names}, images, device, "exact")
+        workload = WORKLOADS[self.network].make(self.smoke, self.batch)
+        runs = Runs({name: VARIANTS[name] for name in names}, workload, device, "exact")
         runs.build(warm_up=2, memory_steps=1 if few else 2)
         if self.timed:
             runs.time(self.rounds, 1 if few else 4, warm_up=1 if few else 2)
@@ -115,7 +110,7 @@ class Cell:
 def cells(arguments: argparse.Namespace) -> list[Cell]:
     made = []
     for network in arguments.networks or NETWORKS:
-        for batch in arguments.batches or ((4,) if arguments.smoke else NETWORKS[network].batches):
+        for batch in arguments.batches or ((4,) if arguments.smoke else WORKLOADS[network].batches):
             names = arguments.variants
             if not names:
                 compiled = (network, batch) == COMPILED and not arguments.smoke
@@ -147,7 +142,7 @@ class Search:
 
     def run(self, device: torch.device, send: workers.Send) -> bool:
         print(f"\n{self.network}, {self.variant}, {self.limit:g} GiB", flush=True)
-        make, ceiling = partial(workload, self.network, smoke=self.smoke), 32 if self.smoke else 2**14
+        make, ceiling = partial(WORKLOADS[self.network].make, self.smoke), 32 if self.smoke else 2**14
         found = largest_batch.find(make, VARIANTS[self.variant], device, self.limit, ceiling)
         send(self.parts[0], {"limit_bytes": int(self.limit * 2**30)} | found)
         return workers.is_usable(device)
@@ -182,13 +177,13 @@ def cells_of(row: Mapping, exact: Mapping) -> dict[str, str]:
     """A row of the comparison as text, beside the exact variant's of the same network and batch."""
     graph = row.get("graph_milliseconds")
     return {
-        "network, batch": f"{NETWORKS[row['network']].title}, {row['batch']}",
+        "network, batch": f"{WORKLOADS[row['network']].title}, {row['batch']}",
         "variant": row["variant"],
         "activations MiB": mebibytes(row, "activation_bytes"),
         "less": ratio(row.get("activations_against_exact")),
         "peak MiB": mebibytes(row, "peak_bytes"),
         "eager ms": times(row, "milliseconds"),
-        "images/s": f"{row['samples_per_second']:.0f}" if "samples_per_second" in row else "-",
+        "samples/s": f"{row['samples_per_second']:.0f}" if "samples_per_second" in row else "-",
         "speed": ratio(row.get("speed_against_exact")),
         "CUDA graph ms": times(row, "graph_milliseconds"),
         "graph speed": ratio(graph and exact.get("graph_milliseconds", 0) / graph),
@@ -198,13 +193,13 @@ def cells_of(row: Mapping, exact: Mapping) -> dict[str, str]:
 
 def largest_cells_of(row: Mapping) -> dict[str, str]:
     return {
-        "network": NETWORKS[row["network"]].title,
+        "network": WORKLOADS[row["network"]].title,
         "variant": row["variant"],
         "memory GiB": f"{row['limit_bytes'] / 2**30:g}" if "limit_bytes" in row else "-",
         "largest batch": str(row.get("batch") or "-"),
         "peak MiB": mebibytes(row, "peak_bytes"),
         "ms": times(row, "milliseconds"),
-        "images/s": f"{row['samples_per_second']:.0f}" if "samples_per_second" in row else "-",
+        "samples/s": f"{row['samples_per_second']:.0f}" if "samples_per_second" in row else "-",
         "next batch": row.get("error") or row.get("stopped_by", ""),
     }
 
@@ -255,7 +250,7 @@ def numbers(text: str) -> list[int]:
 
 def options() -> argparse.Namespace:
     parser = measure.parser(__doc__)
-    parser.add_argument("--networks", type=partial(chosen, known=NETWORKS), help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument("--networks", type=partial(chosen, known=WORKLOADS), help=f"of {', '.join(WORKLOADS)}")
     parser.add_argument("--batches", type=numbers, help="of all networks (default: as in the table)")
     parser.add_argument("--variants", type=partial(chosen, known=VARIANTS), help=f"of {', '.join(VARIANTS)}")
     parser.add_argument("--rounds", type=int, default=3, help="how often the variants take their turn (default: 3)")

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 
 import measure
 import torch
-from networks import NETWORKS
 from steps import Run
 from torch.profiler import ProfilerActivity, profile
+from workloads import WORKLOADS
 
-from blocks import VARIANTS, chosen, workload
+from blocks import VARIANTS, chosen
 
 # The first whose pattern is found in a kernel's name.
 KINDS = {
@@ -29,10 +29,14 @@ KINDS = {
     "pooling": r"pool",
     "optimizer": r"multi_tensor_apply",
     "casts": r"cast_kernel|bfloat16_copy|float16_copy|direct_copy",
+    "attention": r"sdpa|flash|fmha|attention|mem_eff",
+    "copies": r"(de)?quantize_columns_kernel|(de)?quantize",
+    "norms": r"layer_norm|rms_norm|GammaBeta|row_norm",
     "batch norm": r"batch_norm|bn_(fw|bw)",
-    "convolutions": r"conv|xmma|cutlass|gemm|gemv|sm90|sm80|nvjet|cudnn|dgrad|wgrad|fprop|nhwc",
+    "products": r"conv|xmma|cutlass|gemm|gemv|sm90|sm80|nvjet|cudnn|dgrad|wgrad|fprop|nhwc",
     "sets and copies": r"Memset|Memcpy|fill|FillFunctor",
     "elementwise": r"elementwise",
+    "reductions": r"reduce_kernel|column_sums",
 }
 
 
@@ -67,7 +71,7 @@ def kinds_of(kernels: Mapping[str, tuple[float, int]]) -> dict[str, tuple[float,
 
 def main() -> int:
     parser = measure.parser(__doc__)
-    parser.add_argument("--network", choices=NETWORKS, default="resnet50")
+    parser.add_argument("--network", choices=WORKLOADS, default="resnet50")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--variants", type=lambda text: chosen(text, VARIANTS), default=["exact", "blocks"])
     parser.add_argument("--steps", type=int, default=5, help="that are profiled")
@@ -81,7 +85,7 @@ def main() -> int:
     measure.print_machine(record["machine"])
     profiles = {}
     for name in arguments.variants:
-        run = Run(VARIANTS[name], workload(arguments.network, arguments.batch, arguments.smoke), device)
+        run = Run(VARIANTS[name], WORKLOADS[arguments.network].make(arguments.smoke, arguments.batch), device)
         run.warm_up(3)
         kernels = kernels_of(run, arguments.steps)
         del run

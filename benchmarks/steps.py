@@ -18,7 +18,10 @@ from measure import actnn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-CHECKPOINTED = ("Bottleneck", "DenseLayer", "Transition", "InvertedResidual", "MBConv", "BertLayer")
+CHECKPOINTED = (
+    *("Bottleneck", "DenseLayer", "Transition", "InvertedResidual", "MBConv"),
+    *("BertLayer", "GPT2Block", "LlamaDecoderLayer", "EncoderBlock", "SwinTransformerBlock", "CNBlock"),
+)
 
 
 # --- what is trained --------------------------------------------------------------------------------------------------
@@ -28,6 +31,8 @@ class Workload(Protocol):
     """A model, its inputs, loss and optimizer."""
 
     batch: int
+    autocast: bool
+    """Whether it is trained with autocast where a variant has it."""
 
     def text(self) -> str: ...
 
@@ -49,6 +54,7 @@ class Images:
     batch: int
     pixels: int = 224
     classes: int = 1000
+    autocast: bool = True
 
     def text(self) -> str:
         return f"{self.title}, {self.batch} images of {self.pixels} x {self.pixels} pixels, SGD with momentum"
@@ -133,7 +139,7 @@ class Run:
         measure.release_memory(self.device)
         self.base = allocated(self.device)
         torch.manual_seed(0)
-        self.amp = self.variant.amp
+        self.amp = self.variant.amp and self.workload.autocast
         with self.device:  # initialized there: quicker
             model = self.workload.model(self.amp, self.device)
         self.optimizer = self.workload.optimizer(model, self.device)
