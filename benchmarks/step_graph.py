@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import torch
-from images import Batch
 from torch import Tensor
 
 WARM_UP = 4  # calls before the capture; the optimizer's state and the libraries' workspaces must be there
@@ -28,7 +28,10 @@ def capture(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]
     return graph.replay, result
 
 
-class ReplayedStep:
+Batch = TypeVar("Batch", bound=tuple)  # a named one, of tensors
+
+
+class ReplayedStep(Generic[Batch]):
     """Calls of a function of a batch: the first ones as they are, the others as replays of a graph.
 
     The function may change tensors in place, such as parameters and running statistics. Whatever it reads must be in
@@ -55,6 +58,6 @@ class ReplayedStep:
 
     def _take(self, batch: Batch) -> None:
         if self.batch is None:
-            self.batch = Batch(*(tensor.clone() for tensor in batch))
+            self.batch = batch._make(tensor.clone() for tensor in batch)
         for own, tensor in zip(self.batch, batch, strict=True):
             own.copy_(tensor)

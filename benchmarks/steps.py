@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 CHECKPOINTED = (
     *("Bottleneck", "DenseLayer", "Transition", "InvertedResidual", "MBConv"),
     *("BertLayer", "GPT2Block", "LlamaDecoderLayer", "EncoderBlock", "SwinTransformerBlock", "CNBlock"),
+    *("GPTLayer", "LlamaLayer"),
 )
 
 

@@ -77,6 +77,27 @@ def test_losses_are_measured(tmp_path):
     assert len({round(row["loss"], 1) for row in rows}) == 1
 
 
+def test_settings_of_a_language_model_are_trained_alike(tmp_path):
+    settings = "exact,blocks,checkpoint"
+    record = results_of(tmp_path / "language.json", "language.py", "--settings", settings)
+    assert [row["setting"] for row in record["summary"]] == settings.split(",")
+    for seed in (0, 1):
+        exact, blocks, checkpoint = (run for run in record["runs"] if run["seed"] == seed)
+        for key in ("initialization", "order"):
+            assert exact[key] == blocks[key] == checkpoint[key]
+        assert checkpoint["losses"] == exact["losses"]
+        assert 0 < max(abs(a - b) for a, b in zip(blocks["losses"], exact["losses"], strict=True)) < 0.02
+    assert record["summary"][1]["validation_difference_error"] is not None
+
+
+def test_a_sentence_encoder_is_fine_tuned(tmp_path):
+    pytest.importorskip("transformers")
+    options = "--seeds", "1", "--settings", "exact,blocks"
+    runs = results_of(tmp_path / "sentences.json", "sentences.py", *options)["runs"]
+    assert [run["setting"] for run in runs] == ["exact", "blocks"]
+    assert all(math.isfinite(run["validation_loss"]) for run in runs)
+
+
 def test_every_op_that_moves_a_tensor_is_measured(tmp_path):
     rows = results_of(tmp_path / "kernels.json", "cuda_kernels.py")["rows"]
     assert not [row for row in rows if "error" in row]
