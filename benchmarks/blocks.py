@@ -7,8 +7,8 @@ With --largest GIB the program searches, instead, for the largest batch whose tr
 
 A variant that fails is a row that says why, in a process of its own if need be. 1 MiB = 2^20 bytes.
 
-    .venv/bin/python benchmarks/blocks.py                                       # the whole table of convolutional networks
-    .venv/bin/python benchmarks/blocks.py --networks bert-large,llama-1b        # transformers (needs transformers, peft)
+    .venv/bin/python benchmarks/blocks.py                                     # of convolutional networks
+    .venv/bin/python benchmarks/blocks.py --networks bert-large,llama-1b      # needs transformers
     .venv/bin/python benchmarks/blocks.py --networks resnet50 --batches 128 --variants exact,blocks --rounds 5
     .venv/bin/python benchmarks/blocks.py --largest 16
     .venv/bin/python benchmarks/blocks.py --table benchmarks/results/blocks.json     # as Markdown

@@ -6,8 +6,10 @@
 
 #include "src/blocks/cast_parameters.h"
 #include "src/blocks/run.h"
+#include "src/blocks/steps/permute.h"
 #include "src/blocks/value_sizes.h"
 #include "src/ops/cast_together.h"
+#include "src/ops/tensors.h"
 
 namespace actnn::blocks {
 namespace {
@@ -82,20 +84,8 @@ class Backward : public BackwardRun {
     result = result.defined() ? result.add(gradient) : std::move(gradient);
   }
 
-  at::Tensor copy(Value value) override {
-    auto known = decoded_.find(value);
-    if (known == decoded_.end()) {
-      known = decoded_.emplace(value, decode(value)).first;
-    }
-    // Kept for those that compute other copies again of it, but not from one that reads it to the next.
-    const std::vector<Value>& inputs = plan_.stages[stage_]->inputs;
-    const bool is_read = std::find(inputs.begin(), inputs.end(), value) != inputs.end();
-    if (!is_read && last_copy_reader(value) < stage_) {
-      return known->second;
-    }
-    at::Tensor last = std::move(known->second);
-    decoded_.erase(known);
-    return last;
+  at::Tensor copy(Value value, at::ScalarType dtype) override {
+    return with_dtype(take_copy(value, dtype), dtype);
   }
   const std::vector<at::Tensor>& saved(Value value, Form form) const override {
     const std::pair key(value, form);
@@ -113,6 +103,19 @@ class Backward : public BackwardRun {
   const Sizes& sizes(Value value) const override { return sizes_[value.number]; }
   Layout layout(Value value) const override { return plan_.layouts[value.number]; }
   CopyFormat saved_format(Value output) const override { return plan_.saved_format(output); }
+  std::vector<c10::SymInt> strides(Value value) const override {
+    const Step* const maker = schedule_.makers[value.number];
+    const auto* const permuted = dynamic_cast<const Permute*>(maker);
+    if (layout(value) != Layout::kStrided || permuted == nullptr) {
+      return strides_of(sizes(value), layout(value));
+    }
+    const std::vector<c10::SymInt> shown = strides(permuted->inputs[0]);
+    std::vector<c10::SymInt> result;
+    for (const int64_t dimension : permuted->order()) {
+      result.push_back(shown[dimension]);
+    }
+    return result;
+  }
 
  private:
   /// Copies as the values of a step that is computed again.
@@ -120,7 +123,7 @@ class Backward : public BackwardRun {
    public:
     explicit Copies(Backward& backward) : backward_(backward) {}
 
-    at::Tensor value(Value value) override { return backward_.copy(value); }
+    at::Tensor value(Value value) override { return backward_.BackwardRun::copy(value); }
     const at::Tensor& parameter(ParameterIndex index) const override { return backward_.parameter(index); }
     at::ScalarType dtype(Value value) const override { return backward_.dtype(value); }
     Layout layout(Value value) const override { return backward_.layout(value); }
@@ -137,31 +140,49 @@ class Backward : public BackwardRun {
     return reader == schedule_.first_copy_reader.end() ? plan_.stages.size() : reader->second;
   }
 
-  at::Tensor decode(Value value) {
+  /// In the dtype, or in the value's.
+  at::Tensor take_copy(Value value, at::ScalarType dtype) {
+    auto known = decoded_.find(value);
+    if (known == decoded_.end()) {
+      known = decoded_.emplace(value, decode(value, dtype)).first;
+    }
+    // Kept for those that compute other copies again of it, but not from one that reads it to the next.
+    const std::vector<Value>& inputs = plan_.stages[stage_]->inputs;
+    const bool is_read = std::find(inputs.begin(), inputs.end(), value) != inputs.end();
+    if (!is_read && last_copy_reader(value) < stage_) {
+      return known->second;
+    }
+    at::Tensor last = std::move(known->second);
+    decoded_.erase(known);
+    return last;
+  }
+
+  at::Tensor decode(Value value, at::ScalarType dtype) {
     if (plan_.recomputes.contains(value)) {
-      return computed_again(value);
+      return computed_again(value, dtype);
     }
     size_t first = 0;
     for (const Import& import : plan_.imports) {
       const size_t parts = import.format.parts();
       if (import.input == value) {
         const auto tensors = arguments_.copies.begin() + static_cast<int64_t>(first);
-        return unpacked({tensors, tensors + static_cast<int64_t>(parts)}, import.format, value);
+        return unpacked({tensors, tensors + static_cast<int64_t>(parts)}, import.format, value, dtype);
       }
       first += parts;
     }
-    return unpacked(saved(value, Form::kCopy), plan_.copies.at(value), value);
+    return unpacked(saved(value, Form::kCopy), plan_.copies.at(value), value, dtype);
   }
 
-  at::Tensor unpacked(const std::vector<at::Tensor>& tensors, const CopyFormat& format, Value value) const {
-    return unpack_copy(tensors, format, sizes(value), layout(value), dtype(value));
+  at::Tensor unpacked(const std::vector<at::Tensor>& tensors, const CopyFormat& format, Value value,
+                      at::ScalarType wanted) const {
+    return unpack_copy(tensors, format, sizes(value), layout(value), decoding_dtype(dtype(value), wanted));
   }
 
   /// By the step that made it, of copies.
-  at::Tensor computed_again(Value value) {
+  at::Tensor computed_again(Value value, at::ScalarType dtype) {
     const Step& step = *schedule_.makers[value.number];
     if (step.copies_from_saved()) {
-      return step.copy_from_saved(*this);
+      return step.copy_from_saved(*this, dtype);
     }
     Copies copies(*this);
     const std::vector<at::Tensor> outputs = step.compute(copies);

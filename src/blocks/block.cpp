@@ -317,8 +317,8 @@ std::vector<at::Tensor> run_prepared(const std::shared_ptr<const PreparedPlan>& 
     const bool stays_channels_last = gives_channels_last(plan.program, inputs, parameters);
     for (size_t number = 0; number < result.results.size(); ++number) {
       at::Tensor& tensor = result.results[number];
-      const bool is_channels = plan.layouts[plan.program.results[number].number] == Layout::kChannels;
-      if (is_channels && !stays_channels_last) {
+      const Layout layout = plan.layouts[plan.program.results[number].number];
+      if (!(layout == Layout::kChannels && stays_channels_last)) {
         tensor = tensor.contiguous();
       }
       // A result is nobody else's memory: an input may have passed through views only.

@@ -18,6 +18,7 @@ class Layouts {
     }
     while (spread()) {
     }
+    show_views();
     std::vector<Layout> layouts;
     for (const std::optional<Layout>& layout : known_) {
       layouts.push_back(layout.value_or(Layout::kPlain));
@@ -27,17 +28,42 @@ class Layouts {
 
  private:
   void set_by_rule(const Step& step) {
-    if (step.layout_rule() == LayoutRule::kElementwise) {
+    if (step.layout_rule() == LayoutRule::kElementwise || step.layout_rule() == LayoutRule::kView) {
       return;
     }
-    const bool channels = step.layout_rule() == LayoutRule::kChannels;
+    const Layout layout = step.layout_rule() == LayoutRule::kChannels ? Layout::kChannels
+                          : step.layout_rule() == LayoutRule::kHeads  ? Layout::kHeads
+                                                                      : Layout::kPlain;
     for (const Value output : step.outputs) {
-      known_[output.number] = channels ? Layout::kChannels : Layout::kPlain;
+      known_[output.number] = layout;
     }
-    for (const Value input : step.inputs) {
-      if (channels && !known_[input.number]) {
-        known_[input.number] = Layout::kChannels;
+    const size_t inputs = layout == Layout::kChannels ? step.inputs.size()
+                          : layout == Layout::kHeads  ? std::min<size_t>(step.inputs.size(), 3)
+                                                      : 0;
+    for (size_t place = 0; place < inputs; ++place) {
+      std::optional<Layout>& known = known_[step.inputs[place].number];
+      known = known.value_or(layout);
+    }
+  }
+
+  /// Views that views alone read keep the strides that they have.
+  void show_views() {
+    std::vector<bool> is_shown(known_.size(), false);
+    for (const StepPointer& step : program_.steps) {
+      for (const Value output : step->outputs) {
+        is_shown[output.number] = step->layout_rule() == LayoutRule::kView && !known_[output.number];
       }
+    }
+    for (const StepPointer& step : program_.steps) {
+      for (const Value input : step->inputs) {
+        is_shown[input.number] = is_shown[input.number] && step->is_view();
+      }
+    }
+    for (const Value result : program_.results) {
+      is_shown[result.number] = false;
+    }
+    for (size_t number = 0; number < known_.size(); ++number) {
+      known_[number] = is_shown[number] ? Layout::kStrided : known_[number];
     }
   }
 

@@ -12,6 +12,7 @@
 #include "src/blocks/layouts.h"
 #include "src/blocks/schedule.h"
 #include "src/blocks/steps/add.h"
+#include "src/blocks/steps/attention.h"
 #include "src/blocks/steps/dropout.h"
 
 namespace actnn::blocks {
@@ -34,6 +35,7 @@ class Planner {
   Plan plan() {
     make_stages();
     keep_inputs_of_activations();
+    pack_attention();
     for (const StepPointer& stage : plan_.stages) {
       for (const Need& need : stage->needs(AllWanted())) {
         if (need.form == Form::kCopy) {
@@ -59,12 +61,17 @@ class Planner {
     const Window window(program, plan_.options, plan_.layouts);
     std::vector<bool> fused(program.steps.size());
     std::vector<StepPointer> passes(program.steps.size());
-    for (FusedPass& found : find_norm_act_passes(window)) {
-      for (const size_t step : found.steps) {
-        fused[step] = true;
+    for (const auto& find : {find_norm_act_passes, find_gated_activations}) {
+      for (FusedPass& found : find(window)) {
+        if (std::any_of(found.steps.begin(), found.steps.end(), [&](size_t step) { return fused[step]; })) {
+          continue;  // it is part of another pass
+        }
+        for (const size_t step : found.steps) {
+          fused[step] = true;
+        }
+        plan_.fusions.push_back({found.pass->name(), found.steps});
+        passes[found.place] = std::move(found.pass);
       }
-      plan_.fusions.push_back({found.pass->name(), found.steps});
-      passes[found.place] = std::move(found.pass);
     }
     for (size_t step = 0; step < program.steps.size(); ++step) {
       if (passes[step] || !fused[step]) {
@@ -90,6 +97,21 @@ class Planner {
       if (activation != nullptr && is_smooth(activation->kind) && read.contains(activation->output()) &&
           !plan_.options.exact.contains(activation->output()) && can_be_fine(activation->inputs[0])) {
         stage = std::make_shared<KeptInputActivation>(*activation, plan_.options.smooth_bits);
+        makers_[stage->output()] = stage.get();
+      }
+    }
+  }
+
+  /// Attention is computed again from copies of query, key and value where those are fine enough.
+  void pack_attention() {
+    for (StepPointer& stage : plan_.stages) {
+      const auto* attention = dynamic_cast<const Attention*>(stage.get());
+      if (attention != nullptr && plan_.options.attention_bits != 0 &&
+          std::all_of(attention->inputs.begin(), attention->inputs.begin() + 3,
+                      [&](Value input) { return can_be_fine(input); })) {
+        Attention packed = *attention;
+        packed.copy_bits = plan_.options.attention_bits;
+        stage = std::make_shared<Attention>(std::move(packed));
         makers_[stage->output()] = stage.get();
       }
     }
@@ -145,7 +167,8 @@ class Planner {
 
   /// How a value is packed by itself: in column groups where its channels are innermost in memory.
   CopyFormat packed(Value value, int64_t bits) const {
-    const bool has_rows = plan_.layouts[value.number] == Layout::kChannels || of_rows_.contains(value);
+    const Layout layout = plan_.layouts[value.number];
+    const bool has_rows = layout == Layout::kChannels || layout == Layout::kHeads || of_rows_.contains(value);
     return {.kind = has_rows ? CopyFormat::Kind::kColumns : CopyFormat::Kind::kPacked,
             .bits = bits,
             .group_rows = plan_.options.group_rows};
@@ -241,6 +264,10 @@ void check_options(const Program& program, const PlanOptions& options) {
   check_bits("output_bits", options.output_bits, kFewestCopyBits);
   check_bits("smooth_bits", options.smooth_bits, kFewestCopyBits);
   check_bits("norm_bits", options.norm_bits, kMinBits);
+  TORCH_CHECK_VALUE(options.attention_bits == 0 || (options.attention_bits >= kFewestAttentionBits &&
+                                                    options.attention_bits <= kMaxBits),
+                    "block: attention_bits must be in ", kFewestAttentionBits, "..8, or 0, got ",
+                    options.attention_bits);
   check_group_rows(options.group_rows);
   for (const auto& [value, bits] : options.value_bits) {
     TORCH_CHECK_VALUE(value.number >= 0 && value.number < program.values(), "block: value_bits must name values in 0..",
@@ -259,6 +286,7 @@ PlanOptions PlanOptions::of_bits(int64_t bits) {
   return {.bits = bits,
           .output_bits = bits,
           .smooth_bits = smooth_copy_bits(bits),
+          .attention_bits = std::max(bits, kAttentionBits),
           .norm_bits = std::max(bits, kFewestCopyBits + 1) - 1};
 }
 

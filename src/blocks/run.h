@@ -44,7 +44,9 @@ class BackwardRun : public Wants {
   virtual void add(ParameterIndex index, at::Tensor gradient) = 0;
 
   /// An unbiased copy, the caller's own if nobody reads it later.
-  virtual at::Tensor copy(Value value) = 0;
+  at::Tensor copy(Value value) { return copy(value, dtype(value)); }
+  /// ... in this dtype.
+  virtual at::Tensor copy(Value value, at::ScalarType dtype) = 0;
   virtual const std::vector<at::Tensor>& saved(Value value, Form form) const = 0;
   virtual bool has_saved(Value value, Form form) const = 0;
   /// As `Operands::parameter`.
@@ -57,8 +59,8 @@ class BackwardRun : public Wants {
   std::optional<at::Tensor> parameter(const std::optional<ParameterIndex>& index) const {
     return index ? std::optional(parameter(*index)) : std::nullopt;
   }
-  /// Strides of the value where it is dense in its layout.
-  std::vector<c10::SymInt> strides(Value value) const { return strides_of(sizes(value), layout(value)); }
+  /// Strides of the value where it is dense in its layout; of a view, where what it shows is.
+  virtual std::vector<c10::SymInt> strides(Value value) const = 0;
   /// The gradient in one tensor, in the layout of the value; undefined if there is none.
   at::Tensor take_joined(Value value);
 };

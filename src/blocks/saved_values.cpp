@@ -1,12 +1,15 @@
 #include "src/blocks/saved_values.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 
 #include "src/autograd/saved_activation.h"
 #include "src/blocks/fusions/fusion.h"
+#include "src/blocks/fusions/gated_activation.h"
 #include "src/blocks/fusions/kept_input.h"
 #include "src/blocks/fusions/norm_act.h"
+#include "src/blocks/steps/attention.h"
 
 namespace actnn::blocks {
 namespace {
@@ -25,21 +28,31 @@ std::set<Value> read_by_products(const Plan& plan, const Schedule& schedule) {
   return read;
 }
 
-/// Values whose copies smooth activations are computed from.
-std::set<Value> read_by_smooth(const Plan& plan, const Schedule& schedule) {
-  std::set<Value> read;
+/// The fewest bits of values' copies that backward computes something from which is not linear.
+std::map<Value, int64_t> fewest_bits(const Plan& plan, const Schedule& schedule) {
+  std::map<Value, int64_t> fewest;
+  const auto set = [&](const std::vector<Value>& values, int64_t bits) {
+    for (const Value value : values) {
+      fewest[value] = std::max(fewest[value], bits);
+    }
+  };
   for (const StepPointer& stage : plan.stages) {
     if (dynamic_cast<const KeptInputActivation*>(stage.get()) != nullptr) {
-      read.insert(stage->inputs.begin(), stage->inputs.end());
+      set(stage->inputs, kFewestSmoothBits);
+    } else if (const auto* gated = dynamic_cast<const GatedActivation*>(stage.get())) {
+      set({gated->inputs[0]}, kFewestSmoothBits);
+    } else if (const auto* attention = dynamic_cast<const Attention*>(stage.get());
+               attention != nullptr && attention->copy_bits != 0) {
+      set({attention->inputs.begin(), attention->inputs.begin() + 3}, kFewestAttentionBits);
     }
   }
   for (auto value = plan.recomputes.rbegin(); value != plan.recomputes.rend(); ++value) {
     const Step& step = *schedule.makers[value->number];
-    if (step.is_view() && read.contains(*value)) {
-      read.insert(step.inputs.begin(), step.inputs.end());
+    if (step.is_view() && fewest.contains(*value)) {
+      set(step.inputs, fewest[*value]);
     }
   }
-  return read;
+  return fewest;
 }
 
 /// The value that a normalized copy beside a sum has its bits from is the norm's, which the pass does not make.
@@ -57,7 +70,7 @@ Value normalized_by(const Plan& plan, Value output) {
 
 std::vector<SavedValue> saved_values(const Plan& plan, const Schedule& schedule) {
   const std::set<Value> products = read_by_products(plan, schedule);
-  const std::set<Value> smooth = read_by_smooth(plan, schedule);
+  const std::map<Value, int64_t> fewest = fewest_bits(plan, schedule);
   std::vector<SavedValue> values;
   for (const auto& [key, slot] : schedule.slots) {
     const auto& [value, form] = key;
@@ -65,7 +78,7 @@ std::vector<SavedValue> saved_values(const Plan& plan, const Schedule& schedule)
                      .value = value,
                      .named = value,
                      .bits = 0,
-                     .fewest = smooth.contains(value)     ? kFewestSmoothBits
+                     .fewest = fewest.contains(value)     ? fewest.at(value)
                                : products.contains(value) ? kFewestRecomputeBits
                                                           : kFewestCopyBits};
     if (form == Form::kCopy) {

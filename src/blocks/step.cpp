@@ -41,7 +41,7 @@ void Step::forward(ForwardRun& run) const {
   }
 }
 
-at::Tensor Step::copy_from_saved(BackwardRun& /*run*/) const {
+at::Tensor Step::copy_from_saved(BackwardRun& /*run*/, at::ScalarType /*dtype*/) const {
   TORCH_INTERNAL_ASSERT(false, "block: ", name(), " saves nothing that its output's copy could be computed of");
 }
 

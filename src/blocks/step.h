@@ -78,7 +78,9 @@ class KnownSizes {
 enum class LayoutRule : int8_t {
   kChannels,     ///< inputs and outputs are [N, C, ...], channels innermost in memory
   kPlain,        ///< outputs are contiguous
+  kHeads,        ///< outputs, and the first three inputs, have heads innermost
   kElementwise,  ///< all are stored alike
+  kView,         ///< outputs show the input's memory
 };
 
 class Step {
@@ -125,7 +127,7 @@ class Step {
   /// Whether the copy of its output is computed of what it saves (`needs_to_recompute`), and not of copies of its
   /// inputs, and that copy.
   virtual bool copies_from_saved() const { return false; }
-  virtual at::Tensor copy_from_saved(BackwardRun& run) const;
+  virtual at::Tensor copy_from_saved(BackwardRun& run, at::ScalarType dtype) const;
   /// Whether the copies of inputs that it reads are to be computed again from those of their makers' inputs.
   virtual bool recomputes_inputs() const { return false; }
   /// The format of the copy that the step itself packs of one of its outputs; none: the executor packs it where one is

@@ -102,6 +102,13 @@ struct alignas(16) DecodingColumn {
             may_be_nan ? power : -power};
   }
 
+  /// Copies times a weight, plus a bias; of a plain grid.
+  __device__ void scale(float weight, float bias) {
+    above *= weight;
+    below = above;
+    start = __fmaf_rn(start, weight, bias);
+  }
+
   __device__ bool may_be_nan() const { return power > 0.0F; }
   __device__ bool is_nan_group() const { return is_nan(start); }
 };

@@ -25,6 +25,9 @@ struct ColumnSource {
   const GroupParameters* parameters;
   const uint8_t* codes;
   const uint8_t* masks[2];
+  /// What copies are multiplied with and what is added, of each channel, where kernels are made for it; null: 1 and 0.
+  const float* weight = nullptr;
+  const float* bias = nullptr;
 
   ColumnSource(const uint8_t* packed, const ColumnLayout<int64_t>& own_layout)
       : layout(own_layout),
@@ -126,7 +129,7 @@ cudaError_t launch_warps(void (*kernel)(Parameters...), const WarpColumns& colum
 
 /// A tile's codes and masks and what they are decoded with, in the shared memory of a warp. All threads of the warp
 /// take part in everything; each has a channel of the strip's parameters, if there are so many.
-template <class Element, class Place>
+template <class Element, class Place, bool kAffine>
 class SavedStage {
  public:
   /// `is_linear(channel)`: whether a channel has a plain grid where others have those of sides.
@@ -190,6 +193,11 @@ class SavedStage {
       for (int group = 0; group < parts_.values.groups(); ++group, to += parts_.decoding_group) {
         const GroupParameters own = *own_parameters(group);
         *to = sided ? DecodingColumn::sided(own, dithered) : DecodingColumn::plain(own, kTypeOf<Element>, dithered);
+        if constexpr (kAffine) {
+          const int64_t channel = strip().first + lane_index();
+          to->scale(backward_.values.weight == nullptr ? 1.0F : backward_.values.weight[channel],
+                    backward_.values.bias == nullptr ? 0.0F : backward_.values.bias[channel]);
+        }
         may_be_nan = may_be_nan || to->may_be_nan();
       }
     }
@@ -267,13 +275,14 @@ __device__ ActivatedNumber activate_copy(float z, const SavedOctet& octet, int j
   return actnn::activate_copy<kFunction>(z, octet.is_above(j), octet.passes_gradient(j));
 }
 
-/// The elements of a thread. `kBothSides`: whether copies below the kink are used.
-template <class Element, bool kVectors, bool kFromX, bool kBothSides>
+/// The elements of a thread. `kBothSides`: whether copies below the kink are used; `kAffine`: whether those on plain
+/// grids have weight and bias.
+template <class Element, bool kVectors, bool kFromX, bool kBothSides, bool kAffine = false>
 class ColumnCopies {
  public:
   using Place = ColumnPlace<Element, kVectors>;
   using Row = typename Place::Row;
-  using Stage = SavedStage<Element, Place>;
+  using Stage = SavedStage<Element, Place, kAffine>;
 
   /// What belongs to channels, in shared memory.
   struct MapTable {

@@ -82,11 +82,11 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks)
   }
 }
 
-template <class Element, bool kVectors>
+template <class Element, bool kVectors, bool kAffine>
 __global__ void __launch_bounds__(kUnpackingThreads, kUnpackingBlocks)
     dequantize_columns_kernel(const Backward<Element> source, const WarpColumns columns, const StageParts parts,
                               Element* elements) {
-  using Copies = ColumnCopies<Element, kVectors, /*kFromX=*/false, /*kBothSides=*/false>;
+  using Copies = ColumnCopies<Element, kVectors, /*kFromX=*/false, /*kBothSides=*/false, kAffine>;
   using Place = typename Copies::Place;
   extern __shared__ uint4 shared[];
   wait_for_kernels_before();
@@ -163,16 +163,18 @@ cudaError_t dequantize_columns(const DequantizeColumns& arguments, cudaStream_t 
   const WarpColumns columns = warps_of_items(layout.rows, layout.channels, kUnpackingBlocks * kUnpackingThreads);
   cudaError_t error = cudaSuccess;
   with_element_type(arguments.type, [&]<class Element>(Element /*tag*/) {
-    const Backward<Element> source(
-        NormActBackward{.packed = arguments.packed, .layout = layout, .type = arguments.type});
+    Backward<Element> source(NormActBackward{.packed = arguments.packed, .layout = layout, .type = arguments.type});
+    source.values.weight = arguments.weight;
+    source.values.bias = arguments.bias;
     with_flags(
-        [&]<bool kVectors>() {
-          const auto kernel = dequantize_columns_kernel<Element, kVectors>;
+        [&]<bool kVectors, bool kAffine>() {
+          const auto kernel = dequantize_columns_kernel<Element, kVectors, kAffine>;
           const StageParts parts(columns, source);
           error = launch_warps(kernel, columns, parts, stream, source, columns, parts,
                                static_cast<Element*>(arguments.elements));
         },
-        has_packed_vectors(layout.channels, arguments.type, arguments.elements));
+        has_packed_vectors(layout.channels, arguments.type, arguments.elements),
+        arguments.weight != nullptr || arguments.bias != nullptr);
   });
   return error;
 }

@@ -30,8 +30,11 @@ bool fills_columns(c10::SymIntArrayRef size, Channels channels);
 at::Tensor pack_columns(const at::Tensor& tensor, Channels channels, const ColumnQuantization& quantization,
                         const std::optional<at::Tensor>& rng_state = std::nullopt);
 
+/// `weight` and `bias`: as of `dequantize_columns`.
 at::Tensor unpack_columns(const at::Tensor& packed, c10::SymIntArrayRef size, Channels channels, at::ScalarType dtype,
-                          const ColumnQuantization& quantization);
+                          const ColumnQuantization& quantization,
+                          const std::optional<at::Tensor>& weight = std::nullopt,
+                          const std::optional<at::Tensor>& bias = std::nullopt);
 
 /// How a tensor is packed with one bit width.
 struct PackedForm {

@@ -26,6 +26,17 @@ void check_group_rows(const char* op, int64_t group_rows) {
   TORCH_CHECK_VALUE(is_group_rows(group_rows), op, ": group_rows must be 64, 128 or 256, got ", group_rows);
 }
 
+void check_of_channels(const char* name, const std::optional<at::Tensor>& tensor, const at::Tensor& packed,
+                       const c10::SymInt& channels) {
+  if (tensor) {
+    check_floating(kDequantizeColumns, name, *tensor);
+    TORCH_CHECK_VALUE(tensor->dim() == 1 && tensor->sym_size(0) == channels, kDequantizeColumns, ": ", name,
+                      " must have shape [", channels, "], got shape ", tensor->sym_sizes());
+    TORCH_CHECK_VALUE(tensor->device() == packed.device(), kDequantizeColumns, ": ", name, " must be on ",
+                      packed.device(), ", got ", tensor->device());
+  }
+}
+
 ColumnLayout<c10::SymInt> column_layout(const c10::SymInt& rows, const c10::SymInt& channels, int64_t group_rows,
                                         int64_t bits) {
   return {.rows = rows,
@@ -50,13 +61,16 @@ QuantizedColumns check_quantize_columns(const at::Tensor& input, int64_t bits, i
 
 DequantizedColumns check_dequantize_columns(const at::Tensor& packed, const c10::SymInt& rows,
                                             const c10::SymInt& channels, at::ScalarType dtype, int64_t bits,
-                                            int64_t group_rows) {
+                                            int64_t group_rows, const std::optional<at::Tensor>& weight,
+                                            const std::optional<at::Tensor>& bias) {
   check_bits(kDequantizeColumns, bits);
   check_group_rows(kDequantizeColumns, group_rows);
   TORCH_CHECK_VALUE(rows >= 0 && channels >= 0, kDequantizeColumns, ": rows and channels must not be negative, got ",
                     rows, " and ", channels);
   const ColumnLayout<c10::SymInt> layout = column_layout(rows, channels, group_rows, bits);
   check_packed(kDequantizeColumns, "packed", packed, layout.bytes());
+  check_of_channels("weight", weight, packed, channels);
+  check_of_channels("bias", bias, packed, channels);
   return {check_element_type(kDequantizeColumns, dtype), layout};
 }
 
@@ -96,8 +110,9 @@ at::Tensor quantize_columns_meta(const at::Tensor& input, int64_t bits, int64_t 
 }
 
 at::Tensor dequantize_columns_cpu(const at::Tensor& packed, int64_t rows, int64_t channels, at::ScalarType dtype,
-                                  int64_t bits, int64_t group_rows) {
-  const DequantizedColumns how = check_dequantize_columns(packed, rows, channels, dtype, bits, group_rows);
+                                  int64_t bits, int64_t group_rows, const std::optional<at::Tensor>& weight,
+                                  const std::optional<at::Tensor>& bias) {
+  const DequantizedColumns how = check_dequantize_columns(packed, rows, channels, dtype, bits, group_rows, weight, bias);
   const ColumnLayout<int64_t> layout = with_data(how.layout);
   at::Tensor output = at::empty({rows, channels}, packed.options().dtype(dtype));
   const auto* bytes = packed.const_data_ptr<uint8_t>();
@@ -109,12 +124,19 @@ at::Tensor dequantize_columns_cpu(const at::Tensor& packed, int64_t rows, int64_
                                        .elements = output.mutable_data_ptr()};
   at::parallel_for(0, cpu::column_pieces(layout), piece_grain(layout),
                    [&](int64_t first, int64_t last) { cpu::dequantize_columns(columns, first, last); });
+  if (weight) {
+    output.mul_(with_dtype(*weight, dtype));
+  }
+  if (bias) {
+    output.add_(with_dtype(*bias, dtype));
+  }
   return output;
 }
 
 at::Tensor dequantize_columns_meta(const at::Tensor& packed, c10::SymInt rows, c10::SymInt channels,
-                                   at::ScalarType dtype, int64_t bits, int64_t group_rows) {
-  check_dequantize_columns(packed, rows, channels, dtype, bits, group_rows);
+                                   at::ScalarType dtype, int64_t bits, int64_t group_rows,
+                                   const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias) {
+  check_dequantize_columns(packed, rows, channels, dtype, bits, group_rows, weight, bias);
   return at::empty_symint({std::move(rows), std::move(channels)}, packed.options().dtype(dtype));
 }
 
@@ -126,8 +148,8 @@ TORCH_LIBRARY_FRAGMENT(actnn, m) {
       "-> Tensor",
       {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
   m.def(
-      "dequantize_columns(Tensor packed, SymInt rows, SymInt channels, ScalarType dtype, int bits, int group_rows) "
-      "-> Tensor",
+      "dequantize_columns(Tensor packed, SymInt rows, SymInt channels, ScalarType dtype, int bits, int group_rows, "
+      "Tensor? weight=None, Tensor? bias=None) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }
 
@@ -159,11 +181,12 @@ at::Tensor quantize_columns(const at::Tensor& input, const ColumnQuantization& q
 }
 
 at::Tensor dequantize_columns(const at::Tensor& packed, const c10::SymInt& rows, const c10::SymInt& channels,
-                              at::ScalarType dtype, const ColumnQuantization& quantization) {
+                              at::ScalarType dtype, const ColumnQuantization& quantization,
+                              const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias) {
   static const auto kOp =
-      find_op<at::Tensor(const at::Tensor&, c10::SymInt, c10::SymInt, at::ScalarType, int64_t, int64_t)>(
-          kDequantizeColumns);
-  return kOp.call(packed, rows, channels, dtype, quantization.bits, quantization.group_rows);
+      find_op<at::Tensor(const at::Tensor&, c10::SymInt, c10::SymInt, at::ScalarType, int64_t, int64_t,
+                         const std::optional<at::Tensor>&, const std::optional<at::Tensor>&)>(kDequantizeColumns);
+  return kOp.call(packed, rows, channels, dtype, quantization.bits, quantization.group_rows, weight, bias);
 }
 
 }  // namespace actnn

@@ -33,7 +33,8 @@ struct DequantizedColumns {
 
 DequantizedColumns check_dequantize_columns(const at::Tensor& packed, const c10::SymInt& rows,
                                             const c10::SymInt& channels, at::ScalarType dtype, int64_t bits,
-                                            int64_t group_rows);
+                                            int64_t group_rows, const std::optional<at::Tensor>& weight,
+                                            const std::optional<at::Tensor>& bias);
 
 /// The layout of a matrix with data.
 inline ColumnLayout<int64_t> with_data(const ColumnLayout<c10::SymInt>& layout) {

@@ -28,15 +28,20 @@ at::Tensor quantize_columns_cuda(const at::Tensor& input, int64_t bits, int64_t 
 }
 
 at::Tensor dequantize_columns_cuda(const at::Tensor& packed, int64_t rows, int64_t channels, at::ScalarType dtype,
-                                   int64_t bits, int64_t group_rows) {
-  const DequantizedColumns how = check_dequantize_columns(packed, rows, channels, dtype, bits, group_rows);
+                                   int64_t bits, int64_t group_rows, const std::optional<at::Tensor>& weight,
+                                   const std::optional<at::Tensor>& bias) {
+  const DequantizedColumns how = check_dequantize_columns(packed, rows, channels, dtype, bits, group_rows, weight, bias);
+  const std::optional<at::Tensor> scale = in_float(weight);
+  const std::optional<at::Tensor> shift = in_float(bias);
   const c10::cuda::CUDAGuard guard(packed.device());
   const at::Tensor bytes = aligned_bytes(packed);
   at::Tensor output = at::empty({rows, channels}, packed.options().dtype(dtype));
   check_launch(cuda::dequantize_columns({.packed = bytes.const_data_ptr<uint8_t>(),
                                          .layout = with_data(how.layout),
                                          .type = how.type,
-                                         .elements = output.mutable_data_ptr()},
+                                         .elements = output.mutable_data_ptr(),
+                                         .weight = scale ? scale->const_data_ptr<float>() : nullptr,
+                                         .bias = shift ? shift->const_data_ptr<float>() : nullptr},
                                         current_stream()));
   return output;
 }

@@ -13,6 +13,8 @@
 
 #include "src/ops/checks.h"
 #include "src/ops/dispatch.h"
+#include "src/ops/row_kernels.h"
+#include "src/ops/rows.h"
 #include "src/ops/tensors.h"
 
 namespace actnn {
@@ -25,10 +27,13 @@ constexpr const char* kName = "actnn::linear_cross_entropy_forward";
 constexpr int64_t kFewestRows = 128;
 constexpr int64_t kFewestLogits = int64_t{1} << 22;  // fewer are quicker computed than launched
 
-/// The rows whose logits, in float32 and in a type of 16 bits, with their gradients in the latter, are as large as the
-/// weight in float32, or more where these are few.
-int64_t rows_at_a_time(int64_t features, int64_t classes) {
-  return std::max({features / 2, kFewestRows, kFewestLogits / std::max<int64_t>(classes, 1)});
+/// The rows whose logits are as large as the weight in float32, or more where these are few: with fewer, adding to the
+/// gradient of the weight would take longer than the products. On the CPU logits are there in float32 and in a type of
+/// 16 bits, with their gradients in the latter.
+int64_t rows_at_a_time(const at::Tensor& input, int64_t classes) {
+  const int64_t features = input.size(1);
+  const int64_t alike = input.is_cuda() ? features * 4 / input.element_size() : features / 2;
+  return std::max({alike, kFewestRows, kFewestLogits / std::max<int64_t>(classes, 1)});
 }
 
 /// Adds gradient^T x to the sum.
@@ -71,6 +76,37 @@ void check_rows(const at::Tensor& input, const at::Tensor& weight, const Optiona
   TORCH_CHECK_VALUE(input.dim() == 2, kName, ": input must have shape [rows, features], got shape ", input.sym_sizes());
 }
 
+/// By torch's operations, in float32: logits become their gradient.
+at::Tensor cross_entropy_rows(at::Tensor& logits, const at::Tensor& target, const CrossEntropy& how,
+                              bool writes_gradient) {
+  const at::Tensor ignored = target.eq(how.ignore_index).unsqueeze(1);
+  const at::Tensor label = target.unsqueeze(1).masked_fill(ignored, 0);
+  logits = with_dtype(logits, at::kFloat);
+  const at::Tensor log_sum = at::logsumexp(logits, {1}, /*keepdim=*/true);
+  at::Tensor loss = log_sum - logits.gather(1, label) * (1.0 - how.label_smoothing);
+  if (how.label_smoothing != 0.0) {
+    loss.sub_(logits.mean(1, /*keepdim=*/true), how.label_smoothing);
+  }
+  if (how.z_loss != 0.0) {
+    loss.add_(log_sum.square(), how.z_loss);
+  }
+  // What is ignored counts for nothing, whatever it is.
+  loss.masked_fill_(ignored, 0.0);
+  if (!writes_gradient) {
+    return loss;
+  }
+  logits.sub_(log_sum).exp_();
+  if (how.z_loss != 0.0) {
+    logits.mul_(log_sum * (2.0 * how.z_loss) + 1.0);
+  }
+  if (how.label_smoothing != 0.0) {
+    logits.sub_(how.label_smoothing / static_cast<double>(logits.size(1)));
+  }
+  logits.scatter_(1, label, logits.gather(1, label).add_(how.label_smoothing - 1.0));
+  logits.masked_fill_(ignored, 0.0);
+  return loss;
+}
+
 Tensors forward(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias, const at::Tensor& target,
                 std::array<bool, 3> wanted, int64_t ignore_index, double label_smoothing, double z_loss, bool mean) {
   check_rows(input, weight, bias, target, label_smoothing, z_loss);
@@ -79,45 +115,24 @@ Tensors forward(const at::Tensor& input, const at::Tensor& weight, const Optiona
   check_targets(target, classes, ignore_index);
   auto results = results_of(input, weight, wanted);
   auto& [loss, scale, grad_input, grad_weight, grad_bias] = results;
-  const at::Tensor ignored = target.eq(ignore_index).unsqueeze(1);
-  const at::Tensor labels = target.unsqueeze(1).masked_fill(ignored, 0);
-  const int64_t step = rows_at_a_time(input.size(1), classes);
+  const CrossEntropy how{ignore_index, label_smoothing, z_loss};
+  const bool has_gradients = wanted[0] || wanted[1] || wanted[2];
+  const int64_t step = rows_at_a_time(input, classes);
   for (int64_t first = 0; first < rows; first += step) {
     const int64_t count = std::min(step, rows - first);
     const at::Tensor x = input.narrow(0, first, count);
-    const at::Tensor label = labels.narrow(0, first, count);
-    const at::Tensor without = ignored.narrow(0, first, count);
-    at::Tensor product = bias ? at::addmm(*bias, x, weight.t()) : x.mm(weight.t());
-    // In place from here on: logits, probabilities, their gradient.
-    at::Tensor logits = with_dtype(product, at::kFloat);
-    product.reset();
-    const at::Tensor log_sum = at::logsumexp(logits, {1}, /*keepdim=*/true);
-    at::Tensor of_rows = log_sum - logits.gather(1, label) * (1.0 - label_smoothing);
-    if (label_smoothing != 0.0) {
-      of_rows.sub_(logits.mean(1, /*keepdim=*/true), label_smoothing);
-    }
-    if (z_loss != 0.0) {
-      of_rows.add_(log_sum.square(), z_loss);
-    }
-    // What is ignored counts for nothing, whatever it is.
-    loss.add_(of_rows.masked_fill_(without, 0.0).sum());
-    if (!wanted[0] && !wanted[1] && !wanted[2]) {
+    at::Tensor logits = bias ? at::addmm(*bias, x, weight.t()) : x.mm(weight.t());
+    const at::Tensor of_target = target.narrow(0, first, count);
+    loss.add_(logits.is_cuda() ? cross_entropy_rows_cuda(logits, of_target, how, has_gradients).sum()
+                               : cross_entropy_rows(logits, of_target, how, has_gradients).sum());
+    if (!has_gradients) {
       continue;
-    }
-    logits.sub_(log_sum).exp_();
-    if (z_loss != 0.0) {
-      logits.mul_(log_sum * (2.0 * z_loss) + 1.0);
-    }
-    if (label_smoothing != 0.0) {
-      logits.sub_(label_smoothing / static_cast<double>(classes));
-    }
-    logits.scatter_(1, label, logits.gather(1, label).add_(label_smoothing - 1.0));
-    logits.masked_fill_(without, 0.0);
-    if (wanted[2]) {
-      grad_bias.add_(logits.sum(0));
     }
     const at::Tensor gradient = with_dtype(logits, input.scalar_type());
     logits.reset();
+    if (wanted[2]) {
+      grad_bias.add_(gradient.is_cuda() ? sum_rows(gradient) : gradient.sum(0, /*keepdim=*/false, at::kFloat));
+    }
     if (wanted[0]) {
       at::Tensor of_input = grad_input.narrow(0, first, count);
       at::mm_out(of_input, gradient, weight);
@@ -128,7 +143,7 @@ Tensors forward(const at::Tensor& input, const at::Tensor& weight, const Optiona
   }
   if (mean) {
     // Of no rows the mean is NaN, and its gradient 0, as torch has it.
-    const at::Tensor counted = ignored.logical_not().sum().to(at::kFloat);
+    const at::Tensor counted = target.ne(ignore_index).sum().to(at::kFloat);
     loss.div_(counted);
     scale = counted.clamp_min(1.0).reciprocal_();
   } else {

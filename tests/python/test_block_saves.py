@@ -77,8 +77,11 @@ def test_one_copy_serves_all_readers():
     gate = program.steps[11]["inputs"][1]
     assert (gate, "exact", None) in saves(program, "exact", exact=[gate])[0]
     program = attention_half()
-    exact = [value for value, *_ in saves(program, "exact")[0]]
+    exact = [value for value, *_ in saves(program, "exact", attention_bits=0)[0]]
     assert set(exact) == {*program.steps[5]["inputs"], 8}
+    assert not saves(program, "exact")[0]
+    copies = {value: bits for value, _, bits in saves(program, *COPIES)[0]}
+    assert copies[8] == 4 and 6 in copies.values()
 
 
 def described_bytes(program, values, **options):

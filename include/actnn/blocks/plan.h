@@ -34,6 +34,8 @@ enum class Form : int8_t {
 enum class Layout : int8_t {
   kPlain,     ///< contiguous
   kChannels,  ///< [N, C, ...] with channels innermost: channels_last
+  kHeads,     ///< [batch, heads, length, size] with [heads, size] innermost, as products make heads; else contiguous
+  kStrided,   ///< a view's, which only views read: as the value that it shows has it
 };
 
 /// How an unbiased copy is kept.
@@ -59,11 +61,17 @@ struct Import {
   CopyFormat format;
 };
 
+/// With fewer bits of query and key the gradients of attention are biased (docs/accuracy.md).
+inline constexpr int64_t kAttentionBits = 6;
+
 struct PlanOptions {
   int64_t bits = 4;         ///< of copies, 2..8; the side of a ReLU is one of them
   int64_t output_bits = 4;  ///< of copies of sums, 2..8
   /// Of copies that backward computes a smooth activation and its derivative from, 2..8.
   int64_t smooth_bits = kSmoothBits;
+  /// Of copies of query, key and value that attention is computed again from, 5..8; 0: they are kept exactly, and so is
+  /// its result.
+  int64_t attention_bits = kAttentionBits;
   int64_t group_rows = kDefaultGroupRows;  ///< of copies in column groups: 64, 128 or 256
   /// Norms in front of a sum: their input is computed again in backward, by the convolution that made it, instead of
   /// saved. Copies of 2 bits are too coarse for that, and the norm saves a copy of its own then.
@@ -75,8 +83,8 @@ struct PlanOptions {
   /// Values whose copies are the values themselves, because they are small.
   std::set<Value> exact = {};
 
-  /// Copies of so many bits, and what goes with them: the copy of a smooth activation has `kSmoothBits` or more, a
-  /// normalized input one bit fewer. Two fewer would be most of a deep network's noise (docs/accuracy.md).
+  /// Copies of so many bits, and what goes with them: the copy of a smooth activation has `kSmoothBits` or more, those
+  /// of attention `kAttentionBits` or more, a normalized input one bit fewer. Two fewer would be most of a deep network's noise (docs/accuracy.md).
   static PlanOptions of_bits(int64_t bits);
 
   /// The bits of what is saved of a value.

@@ -29,7 +29,9 @@ struct DequantizeColumns {
   const uint8_t* packed;
   ColumnLayout<int64_t> layout;
   ElementType type;
-  void* elements;  ///< out
+  void* elements;                 ///< out
+  const float* weight = nullptr;  ///< [channels], which elements are multiplied with, before they are rounded
+  const float* bias = nullptr;    ///< [channels], which is added then
 };
 
 cudaError_t dequantize_columns(const DequantizeColumns& arguments, cudaStream_t stream);

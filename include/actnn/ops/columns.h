@@ -36,8 +36,11 @@ struct ColumnQuantization {
 at::Tensor quantize_columns(const at::Tensor& input, const ColumnQuantization& quantization,
                             const std::optional<at::Tensor>& rng_state = std::nullopt);
 
-/// Unpacks into a new contiguous tensor [rows, channels] of `dtype`.
+/// Unpacks into a new contiguous tensor [rows, channels] of `dtype`; times `weight`, plus `bias`, both [channels] and
+/// floating, if they are given.
 at::Tensor dequantize_columns(const at::Tensor& packed, const c10::SymInt& rows, const c10::SymInt& channels,
-                              at::ScalarType dtype, const ColumnQuantization& quantization);
+                              at::ScalarType dtype, const ColumnQuantization& quantization,
+                              const std::optional<at::Tensor>& weight = std::nullopt,
+                              const std::optional<at::Tensor>& bias = std::nullopt);
 
 }  // namespace actnn

@@ -28,6 +28,8 @@ class BlockOptions:
             2 at least.
         smooth_bits: of the copy that backward computes GELU, SiLU or, behind a norm, hardswish and their derivatives
             from, 2..8; None: 5, or as many as `bits` if those are more.
+        attention_bits: of the copies of query, key and value that attention is computed again from, 5..8; 0: they and
+            its result are kept exactly; None: 6, or as many as `bits` if those are more.
         group_rows: rows whose elements of a channel have a grid of their own, where channels are innermost in memory:
             64, 128 or 256. Fewer have less noise, and more parameters (32 bits a group).
     """
@@ -37,12 +39,15 @@ class BlockOptions:
     recompute: bool = True
     norm_bits: int | None = None
     smooth_bits: int | None = None
+    attention_bits: int | None = None
     group_rows: int = 256
 
     def __post_init__(self) -> None:
         for name in ("bits", "output_bits", "smooth_bits"):
             if getattr(self, name) is not None:
                 _checks.integer("BlockOptions", name, getattr(self, name), 2, 8)
+        if self.attention_bits not in (None, 0):
+            _checks.integer("BlockOptions", "attention_bits", self.attention_bits, 5, 8)
         if self.norm_bits is not None:
             _checks.integer("BlockOptions", "norm_bits", self.norm_bits, 1, 8)
         _checks.switch("BlockOptions", "recompute", self.recompute)

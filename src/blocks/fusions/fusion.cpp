@@ -25,6 +25,12 @@ std::optional<size_t> Window::sole_reader(Value value) const {
   return readers.size() == 1 && !is_result ? std::optional(readers.front()) : std::nullopt;
 }
 
+bool Window::is_input(Value value) const {
+  const Step* const maker = producers_[value.number];
+  return maker == nullptr || (maker->is_view() && std::any_of(maker->inputs.begin(), maker->inputs.end(),
+                                                              [&](Value input) { return is_input(input); }));
+}
+
 bool Window::have_one_dtype(const std::vector<Value>& values) const {
   return program.dtypes.empty() || std::all_of(values.begin(), values.end(), [&](Value value) {
            return program.dtypes[value.number] == program.dtypes[values.front().number];

@@ -36,6 +36,8 @@ class Window {
     const std::optional<size_t> reader = sole_reader(value);
     return reader ? dynamic_cast<const Kind*>(program.steps[*reader].get()) : nullptr;
   }
+  /// Whether a value is an input of the program, or a view of one: its copy is perhaps somebody else's.
+  bool is_input(Value value) const;
   /// Whether values have one dtype.
   bool have_one_dtype(const std::vector<Value>& values) const;
 
@@ -58,5 +60,8 @@ struct FusedPass {
 /// The passes of batch norms, of residual additions and of piecewise linear activations (fusions/norm_act.h), in the
 /// program's order.
 std::vector<FusedPass> find_norm_act_passes(const Window& window);
+
+/// Products of a smooth activation of what this program computes, and a gate (fusions/gated_activation.h).
+std::vector<FusedPass> find_gated_activations(const Window& window);
 
 }  // namespace actnn::blocks

@@ -1,7 +1,10 @@
 #include "src/blocks/fusions/kept_input.h"
 
+#include <utility>
+
 #include "src/blocks/run.h"
 #include "src/ops/activation_functions.h"
+#include "src/ops/rows.h"
 #include "src/ops/tensors.h"
 
 namespace actnn::blocks {
@@ -18,14 +21,15 @@ std::vector<at::Tensor> KeptInputActivation::compute(Operands& operands) const {
   return {activate(kind, with_dtype(operands.value(inputs[0]), operands.dtype(output())))};
 }
 
-at::Tensor KeptInputActivation::copy_from_saved(BackwardRun& run) const {
-  return activate(kind, with_dtype(run.copy(inputs[0]), run.dtype(output())));
+at::Tensor KeptInputActivation::copy_from_saved(BackwardRun& run, at::ScalarType dtype) const {
+  return activate(kind, run.copy(inputs[0], dtype));
 }
 
 void KeptInputActivation::backward(BackwardRun& run) const {
-  const at::Tensor grad = run.take_joined(output());
+  at::Tensor grad = run.take_joined(output());
   if (run.wants(inputs[0])) {
-    run.add(inputs[0], smooth_gradient(kind, grad, with_dtype(run.copy(inputs[0]), grad.scalar_type()), {}));
+    const at::Tensor input = run.copy(inputs[0], grad.scalar_type());
+    run.add(inputs[0], activate_rows_backward(kind, input, std::move(grad)));
   }
 }
 

@@ -23,7 +23,7 @@ struct KeptInputActivation : StepOf<KeptInputActivation> {
   std::vector<Need> needs(const Wants& wants) const override;
   std::vector<Need> needs_to_recompute() const override { return {input_copy()}; }
   bool copies_from_saved() const override { return true; }
-  at::Tensor copy_from_saved(BackwardRun& run) const override;
+  at::Tensor copy_from_saved(BackwardRun& run, at::ScalarType dtype) const override;
   std::vector<at::Tensor> compute(Operands& operands) const override;
   void backward(BackwardRun& run) const override;
 

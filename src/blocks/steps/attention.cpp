@@ -85,17 +85,23 @@ std::vector<Need> Attention::needs(const Wants& wants) const {
     return {};
   }
   std::vector<Need> needs;
-  for (const Value input : inputs) {
+  for (size_t place = 0; place < inputs.size(); ++place) {
+    const Value input = inputs[place];
     if (std::none_of(needs.begin(), needs.end(), [&](const Need& need) { return need.value == input; })) {
-      needs.push_back({input, Form::kExact});
+      needs.push_back({.value = input, .form = saved_form(place), .bits = copy_bits});
     }
   }
-  needs.push_back({output(), Form::kExact});
+  needs.push_back({output(), saved_form_of_output()});
   needs.push_back({output(), Form::kStatistics});
   if (probability > 0.0) {
     needs.push_back({output(), Form::kRandomState, AttentionRandomState::kTensors});
   }
   return needs;
+}
+
+/// A mask is saved as it is.
+Form Attention::saved_form(size_t place) const {
+  return copy_bits == 0 || place >= kMask ? Form::kExact : Form::kCopy;
 }
 
 std::vector<at::Tensor> Attention::compute(Operands& operands) const {
@@ -113,10 +119,14 @@ void Attention::forward(ForwardRun& run) const {
   AttentionResult result = attention_forward(arguments, trains);
   result.output = in_layout(result.output, run.layout(output()));
   if (trains) {
-    for (const Value input : inputs) {
-      run.save(input, Form::kExact, {run.value(input)});
+    for (size_t place = 0; place < inputs.size(); ++place) {
+      if (saved_form(place) == Form::kExact) {
+        run.save(inputs[place], Form::kExact, {run.value(inputs[place])});
+      }
     }
-    run.save(output(), Form::kExact, {result.output});
+    if (copy_bits == 0) {
+      run.save(output(), Form::kExact, {result.output});
+    }
     run.save(output(), Form::kStatistics, {std::move(result.log_sum_exp)});
     if (probability > 0.0) {
       run.save(output(), Form::kRandomState, std::move(result.random_state).tensors());
@@ -132,9 +142,12 @@ void Attention::backward(BackwardRun& run) const {
   if (!wanted[0] && !wanted[1] && !wanted[2]) {
     return;
   }
+  const auto saved = [&](Value value, Form form) {
+    return form == Form::kCopy ? run.copy(value) : run.saved(value, Form::kExact)[0];
+  };
   const AttentionArguments arguments =
-      attention_arguments(*this, dtype, [&](size_t place) { return run.saved(inputs[place], Form::kExact)[0]; });
-  AttentionResult result{.output = run.saved(output(), Form::kExact)[0],
+      attention_arguments(*this, dtype, [&](size_t place) { return saved(inputs[place], saved_form(place)); });
+  AttentionResult result{.output = with_dtype(saved(output(), saved_form_of_output()), dtype),
                          .log_sum_exp = run.saved(output(), Form::kStatistics)[0]};
   if (probability > 0.0) {
     result.random_state = AttentionRandomState::from(run.saved(output(), Form::kRandomState));

@@ -6,10 +6,14 @@
 
 namespace actnn::blocks {
 
+/// Of copies that attention is computed again from: with fewer, probabilities are no longer normalized.
+inline constexpr int64_t kFewestAttentionBits = 5;
+
 /// `torch.nn.functional.scaled_dot_product_attention` of query, key, value [..., heads, length, head size] and perhaps
-/// a mask, boolean or added to scores, by the kernel that torch takes. It saves its inputs and its output exactly, as
-/// torch does, and the logarithm of the sum of each row's exponentials, so that any kernel's backward serves any
-/// kernel's forward. A mask gets no gradient.
+/// a mask, boolean or added to scores, by the kernel that torch takes. It saves the logarithm of the sum of each row's
+/// exponentials, so that any kernel's backward serves any kernel's forward, and its inputs and its output: as copies,
+/// of which backward computes the weights again, or exactly, as torch does. Copies bias gradients of query and key, by
+/// as much as their noise squared. A mask gets no gradient.
 struct Attention : StepOf<Attention> {
   static constexpr const char* kName = "attention";
 
@@ -17,10 +21,12 @@ struct Attention : StepOf<Attention> {
   bool causal = false;                         ///< a position sees itself and those before it
   std::optional<double> scale = std::nullopt;  ///< none: 1 / sqrt(head size)
   bool grouped = false;                        ///< several heads of the query share one of key and value
+  /// The fewest bits of copies of query, key and value; 0: they are saved exactly. No field: the planner's.
+  int64_t copy_bits = 0;
 
   void visit_fields(FieldVisitor& fields) override;
   void check() const override;
-  LayoutRule layout_rule() const override { return LayoutRule::kPlain; }
+  LayoutRule layout_rule() const override { return LayoutRule::kHeads; }
   bool is_of_rows() const override { return true; }
   std::vector<Sizes> infer_sizes(const KnownSizes& known) const override;
   std::vector<Need> needs(const Wants& wants) const override;
@@ -30,6 +36,8 @@ struct Attention : StepOf<Attention> {
 
  private:
   bool has_mask() const { return inputs.size() == 4; }
+  Form saved_form(size_t place) const;
+  Form saved_form_of_output() const { return copy_bits == 0 ? Form::kExact : Form::kCopy; }
 };
 
 }  // namespace actnn::blocks

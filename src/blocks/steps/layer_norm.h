@@ -2,12 +2,12 @@
 
 #include <optional>
 
-#include "src/blocks/steps/normalized.h"
+#include "src/blocks/steps/row_norm.h"
 
 namespace actnn::blocks {
 
 /// `torch.nn.LayerNorm`.
-struct LayerNorm : NormOf<LayerNorm> {
+struct LayerNorm : RowNormOf<LayerNorm> {
   static constexpr const char* kName = "layer_norm";
 
   std::optional<ParameterIndex> weight = std::nullopt;
@@ -17,12 +17,8 @@ struct LayerNorm : NormOf<LayerNorm> {
 
   void visit_fields(FieldVisitor& fields) override;
   void check() const override;
-  LayoutRule layout_rule() const override { return LayoutRule::kPlain; }
-  bool is_of_rows() const override { return true; }
   NormOperands norm_operands() const override { return {inputs[0], weight, bias}; }
-  std::vector<at::Tensor> compute(Operands& operands) const override;
-  void forward(ForwardRun& run) const override;
-  void backward(BackwardRun& run) const override;
+  RowStatistics statistics() const override { return {.is_centered = true, .eps = eps, .dimensions = dimensions}; }
 };
 
 }  // namespace actnn::blocks

@@ -1,11 +1,16 @@
 #include "src/blocks/steps/linear.h"
 
 #include <ATen/ops/linear.h>
+#include <ATen/ops/addmm.h>
 #include <c10/util/Exception.h>
+
+#include <optional>
+#include <utility>
 
 #include "src/blocks/registry.h"
 #include "src/blocks/run.h"
 #include "src/blocks/steps/broadcast.h"
+#include "src/ops/rows.h"
 #include "src/ops/tensors.h"
 
 namespace actnn::blocks {
@@ -51,13 +56,22 @@ void Linear::backward(BackwardRun& run) const {
   const at::ScalarType dtype = run.dtype(output());
   const at::Tensor grad = rows_of(with_dtype(run.take_joined(output()), dtype));
   if (run.wants(weight)) {
-    run.add(weight, grad.t().mm(rows_of(with_dtype(run.copy(inputs[0]), dtype))));
+    run.add(weight, grad.t().mm(rows_of(run.copy(inputs[0], dtype))));
   }
   if (run.wants(bias)) {
-    run.add(*bias, grad.sum(0));
+    run.add(*bias, sum_rows(grad));
   }
   if (run.wants(inputs[0])) {
-    run.add(inputs[0], grad.mm(run.parameter(weight)).reshape_symint(run.sizes(inputs[0])));
+    // Several linear layers of one input add their gradients up in the products.
+    std::optional<at::Tensor> sum = run.take_owned(inputs[0]);
+    const bool is_summand = sum && sum->scalar_type() == dtype && sum->is_contiguous();
+    if (sum && !is_summand) {
+      run.add(inputs[0], *std::exchange(sum, std::nullopt));
+    }
+    run.add(inputs[0], sum ? sum->view_symint({-1, sum->sym_size(-1)})
+                                 .addmm_(grad, run.parameter(weight))
+                                 .view_symint(run.sizes(inputs[0]))
+                           : grad.mm(run.parameter(weight)).reshape_symint(run.sizes(inputs[0])));
   }
 }
 

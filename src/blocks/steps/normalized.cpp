@@ -27,26 +27,12 @@ std::optional<at::Tensor> norm_parameter(const std::optional<at::Tensor>& parame
   return (stays ? *parameter : with_dtype(*parameter, input.scalar_type())).contiguous();
 }
 
-at::Tensor copy_from_normalized(BackwardRun& run, Value output, const NormOperands& norm) {
-  const Sizes& sizes = run.sizes(output);
-  const at::ScalarType dtype = run.dtype(output);
-  at::Tensor copy =
-      unpack_copy(run.saved(output, Form::kNormalized), run.saved_format(output), sizes, run.layout(output), dtype);
-  const auto broadcast = [&](const at::Tensor& parameter) {
-    if (run.layout(output) == Layout::kPlain) {
-      return with_dtype(parameter, dtype);
-    }
-    Sizes per_channel(sizes.size(), 1);
-    per_channel[1] = sizes[1];
-    return with_dtype(parameter, dtype).view_symint(per_channel);
-  };
-  if (norm.weight) {
-    copy.mul_(broadcast(run.parameter(*norm.weight)));
-  }
-  if (norm.bias) {
-    copy.add_(broadcast(run.parameter(*norm.bias)));
-  }
-  return copy;
+at::Tensor copy_from_normalized(BackwardRun& run, Value output, const NormOperands& norm, at::ScalarType dtype) {
+  return with_dtype(
+      unpack_affine_copy(run.saved(output, Form::kNormalized), run.saved_format(output), run.sizes(output),
+                         run.layout(output), decoding_dtype(run.dtype(output), dtype), run.parameter(norm.weight),
+                         run.parameter(norm.bias)),
+      dtype);
 }
 
 void save_normalized_copy(ForwardRun& run, Value output, const at::Tensor& normalized) {

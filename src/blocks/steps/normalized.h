@@ -36,7 +36,7 @@ std::optional<at::Tensor> norm_parameter(const std::optional<at::Tensor>& parame
 
 /// The copy of the output: that of x-hat with the norm's weight and bias, which are of the last dimensions, or of
 /// channels.
-at::Tensor copy_from_normalized(BackwardRun& run, Value output, const NormOperands& norm);
+at::Tensor copy_from_normalized(BackwardRun& run, Value output, const NormOperands& norm, at::ScalarType dtype);
 
 /// What the norms share: a copy of the output is computed of x-hat's.
 template <class Derived>
@@ -48,8 +48,8 @@ class NormOf : public StepOf<Derived> {
   std::vector<Need> needs(const Wants& wants) const override { return norm_operands().needs(this->output(), wants); }
   std::vector<Need> needs_to_recompute() const override { return {{this->output(), Form::kNormalized}}; }
   bool copies_from_saved() const override { return true; }
-  at::Tensor copy_from_saved(BackwardRun& run) const override {
-    return copy_from_normalized(run, this->output(), norm_operands());
+  at::Tensor copy_from_saved(BackwardRun& run, at::ScalarType dtype) const override {
+    return copy_from_normalized(run, this->output(), norm_operands(), dtype);
   }
 };
 

@@ -14,13 +14,11 @@ struct Permute : ViewOf<Permute> {
 
   void visit_fields(FieldVisitor& fields) override { fields.required("dimensions", dimensions); }
   void check() const override;
-  LayoutRule layout_rule() const override { return LayoutRule::kPlain; }
+  LayoutRule layout_rule() const override { return LayoutRule::kView; }
   std::vector<Sizes> infer_sizes(const KnownSizes& known) const override;
   std::vector<at::Tensor> compute(Operands& operands) const override;
   void backward(BackwardRun& run) const override;
-
- private:
-  /// None of them negative.
+  /// The dimensions, none of them negative.
   std::vector<int64_t> order() const;
 };
 

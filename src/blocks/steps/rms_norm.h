@@ -1,13 +1,14 @@
 #pragma once
 
+#include <limits>
 #include <optional>
 
-#include "src/blocks/steps/normalized.h"
+#include "src/blocks/steps/row_norm.h"
 
 namespace actnn::blocks {
 
 /// `torch.nn.RMSNorm`.
-struct RmsNorm : NormOf<RmsNorm> {
+struct RmsNorm : RowNormOf<RmsNorm> {
   static constexpr const char* kName = "rms_norm";
 
   std::optional<ParameterIndex> weight = std::nullopt;
@@ -16,12 +17,12 @@ struct RmsNorm : NormOf<RmsNorm> {
 
   void visit_fields(FieldVisitor& fields) override;
   void check() const override;
-  LayoutRule layout_rule() const override { return LayoutRule::kPlain; }
-  bool is_of_rows() const override { return true; }
   NormOperands norm_operands() const override { return {.input = inputs[0], .weight = weight}; }
-  std::vector<at::Tensor> compute(Operands& operands) const override;
-  void forward(ForwardRun& run) const override;
-  void backward(BackwardRun& run) const override;
+  RowStatistics statistics() const override {
+    return {.is_centered = false,
+            .eps = eps.value_or(std::numeric_limits<float>::epsilon()),
+            .dimensions = dimensions};
+  }
 };
 
 }  // namespace actnn::blocks

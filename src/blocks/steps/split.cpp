@@ -1,13 +1,14 @@
 #include "src/blocks/steps/split.h"
 
 #include <ATen/ops/cat.h>
+#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/select_backward.h>
-#include <ATen/ops/stack.h>
 #include <c10/core/WrapDimMinimal.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "src/blocks/registry.h"
 #include "src/blocks/run.h"
@@ -141,7 +142,11 @@ std::vector<at::Tensor> Unbind::compute(Operands& operands) const {
 void Unbind::backward(BackwardRun& run) const {
   const std::vector<at::Tensor> grads = take_parts(run, outputs);
   if (!grads.empty() && run.wants(inputs[0])) {
-    run.add(inputs[0], at::stack(grads, dimension));
+    at::Tensor grad = at::empty_strided_symint(run.sizes(inputs[0]), run.strides(inputs[0]), grads[0].options());
+    for (int64_t part = 0; part < count; ++part) {
+      grad.select(dimension, part).copy_(grads[part]);
+    }
+    run.add(inputs[0], std::move(grad));
   }
 }
 

@@ -54,7 +54,7 @@ struct Unbind : ViewOf<Unbind> {
   void visit_fields(FieldVisitor& fields) override;
   size_t output_count() const override { return static_cast<size_t>(count); }
   void check() const override;
-  LayoutRule layout_rule() const override { return LayoutRule::kPlain; }
+  LayoutRule layout_rule() const override { return LayoutRule::kView; }
   std::vector<Sizes> infer_sizes(const KnownSizes& known) const override;
   std::vector<at::Tensor> compute(Operands& operands) const override;
   void backward(BackwardRun& run) const override;
@@ -69,7 +69,7 @@ struct Select : ViewOf<Select> {
 
   void visit_fields(FieldVisitor& fields) override;
   void check() const override;
-  LayoutRule layout_rule() const override { return LayoutRule::kPlain; }
+  LayoutRule layout_rule() const override { return LayoutRule::kView; }
   std::vector<Sizes> infer_sizes(const KnownSizes& known) const override;
   std::vector<at::Tensor> compute(Operands& operands) const override;
   void backward(BackwardRun& run) const override;

@@ -85,6 +85,8 @@ TEST(Planner, GivesOtherCopiesTheBitsThatGoWithThose) {
   EXPECT_EQ(eight.smooth_bits, 8);
   EXPECT_EQ(eight.norm_bits, 7);
   EXPECT_EQ(PlanOptions::of_bits(2).smooth_bits, 5);
+  EXPECT_EQ(eight.attention_bits, 8);
+  EXPECT_EQ(PlanOptions::of_bits(2).attention_bits, 6);
   EXPECT_EQ(PlanOptions::of_bits(2).norm_bits, 2);
   EXPECT_EQ(PlanOptions::of_bits(4).norm_bits, PlanOptions{}.norm_bits);
 }
@@ -175,7 +177,7 @@ TEST(Planner, HasOneFineCopyOfANormBehindWhichIsASmoothActivation) {
   EXPECT_EQ(plan.saves.at({{1}, Form::kNormalized}).bits, 5);
 }
 
-TEST(Planner, ReadsBothHalvesOfAGateFromOneFineCopy) {
+TEST(Planner, ComputesAGateAgainFromOneFineCopyOfItsHalves) {
   const Plan plan = plan_of(R"({"inputs": 1, "results": [6], "steps": [
       {"op": "linear", "inputs": [0], "weight": 0},
       {"op": "split", "inputs": [1], "sizes": [8, 8], "dimension": -1},
@@ -183,8 +185,37 @@ TEST(Planner, ReadsBothHalvesOfAGateFromOneFineCopy) {
       {"op": "multiply", "inputs": [4, 3]},
       {"op": "linear", "inputs": [5], "weight": 1}]})");
   EXPECT_EQ(plan.copies.at({1}).bits, 5);
-  EXPECT_EQ(numbers(plan.recomputes), (Values{2, 3, 4}));
-  EXPECT_EQ(copies(plan), (Values{0, 1, 5}));
+  EXPECT_EQ(numbers(plan.recomputes), (Values{2, 3, 5}));
+  EXPECT_EQ(copies(plan), (Values{0, 1}));
+  ASSERT_EQ(plan.fusions.size(), 1);
+  EXPECT_EQ(plan.fusions[0].name, "gated_activation");
+}
+
+TEST(Planner, KeepsAGateOfAnInputApart) {
+  // Its copy is perhaps somebody else's, and coarse.
+  EXPECT_TRUE(plan_of(R"({"inputs": 2, "results": [4], "steps": [
+      {"op": "activation", "inputs": [0], "kind": "silu"},
+      {"op": "multiply", "inputs": [2, 1]},
+      {"op": "linear", "inputs": [3], "weight": 0}]})")
+                  .fusions.empty());
+}
+
+constexpr const char* kAttention = R"({"inputs": 1, "results": [5], "steps": [
+    {"op": "linear", "inputs": [0], "weight": 0},
+    {"op": "linear", "inputs": [0], "weight": 1},
+    {"op": "linear", "inputs": [0], "weight": 2},
+    {"op": "attention", "inputs": [1, 2, 3]},
+    {"op": "linear", "inputs": [4], "weight": 3}]})";
+
+TEST(Planner, ComputesAttentionAgainFromFineCopies) {
+  const Plan plan = plan_of(kAttention);
+  for (const int64_t value : {1, 2, 3}) {
+    EXPECT_EQ(plan.copies.at({value}).bits, kAttentionBits);
+  }
+  EXPECT_EQ(plan.copies.at({4}).bits, 4);  // for both readers
+  const Plan exact = plan_of(kAttention, {.attention_bits = 0});
+  EXPECT_EQ(copies(exact), (Values{0, 4}));
+  EXPECT_THROW(plan_of(kAttention, {.attention_bits = 4}), c10::ValueError);
 }
 
 TEST(Planner, SavesNoCopyOfAnImportedInput) {

@@ -1,0 +1,42 @@
+#pragma once
+
+#include "src/blocks/steps/normalized.h"
+#include "src/ops/rows.h"
+
+/// \file
+/// Norms of rows, the last dimensions: layer norm, and that by the root mean square.
+
+namespace actnn::blocks {
+
+/// The norm without its parameters.
+struct RowStatistics {
+  bool is_centered;
+  double eps;
+  int64_t dimensions;
+};
+
+at::Tensor row_norm(Operands& operands, Value output, const RowStatistics& statistics, const NormOperands& norm);
+void row_norm_forward(ForwardRun& run, Value output, const RowStatistics& statistics, const NormOperands& norm);
+/// The gradient of the input that is there already is added in the same pass.
+void row_norm_backward(BackwardRun& run, Value output, const RowStatistics& statistics, const NormOperands& norm);
+
+/// What both norms share.
+template <class Derived>
+class RowNormOf : public NormOf<Derived> {
+ public:
+  virtual RowStatistics statistics() const = 0;
+
+  LayoutRule layout_rule() const override { return LayoutRule::kPlain; }
+  bool is_of_rows() const override { return true; }
+  std::vector<at::Tensor> compute(Operands& operands) const override {
+    return {row_norm(operands, this->output(), statistics(), this->norm_operands())};
+  }
+  void forward(ForwardRun& run) const override {
+    row_norm_forward(run, this->output(), statistics(), this->norm_operands());
+  }
+  void backward(BackwardRun& run) const override {
+    row_norm_backward(run, this->output(), statistics(), this->norm_operands());
+  }
+};
+
+}  // namespace actnn::blocks

@@ -1,0 +1,87 @@
+#include "actnn/cuda/rows.h"
+#include "src/cuda/row_teams.cuh"
+
+namespace actnn::cuda {
+namespace {
+
+constexpr int kMostSums = 2;
+constexpr int kColumns = 32;  // of a block
+constexpr int kShares = 16;   // of a column's rows, one for each warp
+
+struct Targets {
+  float* of[kMostSums];
+};
+
+__global__ void __launch_bounds__(kColumns* kShares)
+    join_column_sums_kernel(const float* workspace, int rows, int64_t columns, int channels, Targets targets) {
+  __shared__ float shared[kShares][kColumns];
+  wait_for_kernels_before();
+  const int64_t column = int64_t{blockIdx.x} * kColumns + threadIdx.x % kColumns;
+  const int share = static_cast<int>(threadIdx.x) / kColumns;
+  float sum = 0.0F;
+  if (column < columns) {
+#pragma unroll 4
+    for (int row = share; row < rows; row += kShares) {
+      sum += workspace[row * columns + column];
+    }
+  }
+  shared[share][threadIdx.x % kColumns] = sum;
+  __syncthreads();
+  if (share != 0 || column >= columns) {
+    return;
+  }
+#pragma unroll
+  for (int other = 1; other < kShares; ++other) {
+    sum += shared[other][threadIdx.x];
+  }
+  float* const target = targets.of[column / channels];
+  if (target != nullptr) {
+    target[column % channels] = sum;
+  }
+}
+
+template <int kPieces>
+__global__ void __launch_bounds__(kMostTeam) sum_rows_kernel(const SumRows arguments, const RowTeams teams) {
+  __shared__ Piece shared[kTeamBlock];
+  wait_for_kernels_before();
+  const TeamMember<kPieces> member(teams);
+  Piece sums[kPieces] = {};
+  member.for_each_row([&](int64_t row, bool exists) {
+    Piece x[kPieces];
+    member.load(arguments.matrix, row, x);
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+#pragma unroll
+      for (int k = 0; k < kPiece; ++k) {
+        sums[p].x[k] += exists ? x[p].x[k] : 0.0F;
+      }
+    }
+  });
+  write_column_sums(member, sums, arguments.workspace, 0, 1, shared);
+}
+
+}  // namespace
+
+cudaError_t join_column_sums(const float* workspace, const RowTeams& teams, int count, float* const* targets,
+                             cudaStream_t stream) {
+  Targets given{};
+  std::copy_n(targets, count, given.of);
+  const int64_t columns = int64_t{count} * teams.channels;
+  return launch_kernel(join_column_sums_kernel, blocks_for(columns, kColumns), kColumns * kShares, 0, stream, workspace,
+                       static_cast<int>(teams.blocks), columns, teams.channels, given);
+}
+
+int64_t column_sums_workspace(int64_t rows, int64_t channels, int sums) {
+  return int64_t{RowTeams(rows, channels, false).blocks} * sums * channels;
+}
+
+cudaError_t sum_rows(const SumRows& arguments, cudaStream_t stream) {
+  const RowTeams teams(arguments.rows, arguments.channels, begin_at_vectors(arguments.matrix));
+  cudaError_t error = cudaSuccess;
+  with_pieces(teams, [&]<int kPieces>() {
+    error = launch_kernel(sum_rows_kernel<kPieces>, teams.blocks, teams.threads(), 0, stream, arguments, teams);
+  });
+  return error == cudaSuccess ? join_column_sums(arguments.workspace, teams, 1, &arguments.sums, stream) : error;
+}
+
+}  // namespace actnn::cuda

@@ -1,0 +1,32 @@
+#pragma once
+
+#include "src/ops/rows.h"
+
+/// \file
+/// The passes of rows.h on a GPU.
+
+namespace actnn {
+
+/// Whether there are kernels for this tensor's rows of `channels` channels, and nobody traces it.
+bool has_row_kernels(const at::Tensor& tensor, const c10::SymInt& channels);
+
+NormalizedRows normalize_rows_cuda(const RowNorm& norm, const at::Tensor& input, at::ScalarType dtype,
+                                   bool keeps_normalized, bool keeps_rstd);
+RowNormGradients normalize_rows_backward_cuda(const RowNorm& norm, const RowNormSaved& saved,
+                                              std::array<bool, 3> wanted);
+at::Tensor activate_rows_backward_cuda(ActivationKind kind, const at::Tensor& x, at::Tensor grad);
+at::Tensor gate_rows_cuda(ActivationKind kind, const at::Tensor& x, const at::Tensor& gate);
+GatedGradients gate_rows_backward_cuda(ActivationKind kind, at::Tensor x, at::Tensor gate, const at::Tensor& grad);
+at::Tensor sum_rows_cuda(const at::Tensor& matrix);
+
+/// How rows of logits become losses, and gradients of the sum of rows.
+struct CrossEntropy {
+  int64_t ignore_index;
+  double label_smoothing;
+  double z_loss;
+};
+/// The losses, float32 [rows]. `logits`, [rows, classes] and contiguous, becomes their gradient, if `writes_gradient`.
+at::Tensor cross_entropy_rows_cuda(at::Tensor& logits, const at::Tensor& target, const CrossEntropy& how,
+                                   bool writes_gradient);
+
+}  // namespace actnn

@@ -1,0 +1,38 @@
+/// Of a build without CUDA.
+
+#include <c10/util/Exception.h>
+
+#include "src/ops/row_kernels.h"
+
+namespace actnn {
+namespace {
+
+[[noreturn]] void refuse() { TORCH_INTERNAL_ASSERT(false, "this build has no CUDA kernels"); }
+
+}  // namespace
+
+bool has_row_kernels(const at::Tensor& /*tensor*/, const c10::SymInt& /*channels*/) { return false; }
+
+NormalizedRows normalize_rows_cuda(const RowNorm& /*norm*/, const at::Tensor& /*input*/, at::ScalarType /*dtype*/,
+                                   bool /*keeps_normalized*/, bool /*keeps_rstd*/) {
+  refuse();
+}
+RowNormGradients normalize_rows_backward_cuda(const RowNorm& /*norm*/, const RowNormSaved& /*saved*/,
+                                              std::array<bool, 3> /*wanted*/) {
+  refuse();
+}
+at::Tensor activate_rows_backward_cuda(ActivationKind /*kind*/, const at::Tensor& /*x*/, at::Tensor /*grad*/) {
+  refuse();
+}
+at::Tensor gate_rows_cuda(ActivationKind /*kind*/, const at::Tensor& /*x*/, const at::Tensor& /*gate*/) { refuse(); }
+GatedGradients gate_rows_backward_cuda(ActivationKind /*kind*/, at::Tensor /*x*/, at::Tensor /*gate*/,
+                                       const at::Tensor& /*grad*/) {
+  refuse();
+}
+at::Tensor sum_rows_cuda(const at::Tensor& /*matrix*/) { refuse(); }
+at::Tensor cross_entropy_rows_cuda(at::Tensor& /*logits*/, const at::Tensor& /*target*/, const CrossEntropy& /*how*/,
+                                   bool /*writes_gradient*/) {
+  refuse();
+}
+
+}  // namespace actnn

@@ -1,0 +1,203 @@
+#include "src/ops/rows.h"
+
+#include <ATen/ops/add.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/native_layer_norm.h>
+#include <ATen/ops/native_layer_norm_backward.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/rms_norm.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/ScalarType.h>
+
+#include <numeric>
+#include <tuple>
+#include <utility>
+
+#include "src/ops/activation_functions.h"
+#include "src/ops/row_kernels.h"
+#include "src/ops/tensors.h"
+
+namespace actnn {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+using Sizes = std::vector<c10::SymInt>;
+
+/// Sizes of a row.
+Sizes row_of(const RowNorm& norm, const at::Tensor& tensor) {
+  const auto size = tensor.sym_sizes();
+  return {size.end() - norm.dimensions, size.end()};
+}
+
+/// Sizes of a number per row.
+Sizes per_row(const RowNorm& norm, const at::Tensor& tensor) {
+  Sizes size = tensor.sym_sizes().vec();
+  std::fill(size.end() - norm.dimensions, size.end(), c10::SymInt(1));
+  return size;
+}
+
+std::vector<int64_t> last_dimensions(const RowNorm& norm) {
+  std::vector<int64_t> dimensions(norm.dimensions);
+  std::iota(dimensions.begin(), dimensions.end(), -norm.dimensions);
+  return dimensions;
+}
+
+/// A parameter as torch's kernels take it: on the CPU it may stay in float32 where the input does not.
+OptionalTensor parameter_for(const OptionalTensor& parameter, const at::Tensor& input) {
+  if (!parameter) {
+    return std::nullopt;
+  }
+  const bool stays = input.is_cpu() && parameter->scalar_type() == at::kFloat;
+  return (stays ? *parameter : with_dtype(*parameter, input.scalar_type())).contiguous();
+}
+
+OptionalTensor parameter_like(const OptionalTensor& parameter, const at::Tensor& like) {
+  return parameter ? OptionalTensor(with_dtype(*parameter, like.scalar_type()).contiguous()) : std::nullopt;
+}
+
+NormalizedRows normalize_by_deviation(const RowNorm& norm, const at::Tensor& input, bool keeps_normalized) {
+  const Sizes row = row_of(norm, input);
+  auto [output, mean, rstd] = at::native_layer_norm_symint(input, row, parameter_for(norm.weight, input),
+                                                           parameter_for(norm.bias, input), norm.eps);
+  at::Tensor normalized;
+  if (keeps_normalized) {
+    normalized = norm.weight || norm.bias
+                     ? std::get<0>(at::native_layer_norm_symint(input, row, std::nullopt, std::nullopt, norm.eps))
+                     : output;
+  }
+  return {std::move(output), std::move(normalized), std::move(rstd)};
+}
+
+NormalizedRows normalize_by_mean_square(const RowNorm& norm, const at::Tensor& input, bool keeps_normalized,
+                                        bool keeps_rstd) {
+  const Sizes row = row_of(norm, input);
+  NormalizedRows result{.output = at::rms_norm_symint(input, row, parameter_for(norm.weight, input), norm.eps),
+                        .normalized = {},
+                        .rstd = {}};
+  if (keeps_normalized) {
+    result.normalized = norm.weight ? at::rms_norm_symint(input, row, std::nullopt, norm.eps) : result.output;
+  }
+  if (keeps_rstd) {
+    result.rstd =
+        at::linalg_vector_norm(input, 2, last_dimensions(norm), /*keepdim=*/true, /*dtype=*/at::kFloat)
+            .square_()
+            .div_(c10::Scalar(element_count(row)))
+            .add_(norm.eps)
+            .rsqrt_();
+  }
+  return result;
+}
+
+/// Over all dimensions but the row's.
+at::Tensor sum_to_row(const RowNorm& norm, const at::Tensor& tensor) {
+  const int64_t others = tensor.dim() - norm.dimensions;
+  std::vector<int64_t> dimensions(others);
+  std::iota(dimensions.begin(), dimensions.end(), 0);
+  return others == 0 ? tensor : tensor.sum(dimensions);
+}
+
+/// But for the division by the root mean square.
+std::pair<at::Tensor, at::Tensor> mean_square_gradients(const RowNorm& norm, const at::Tensor& grad,
+                                                        const at::Tensor& normalized, std::array<bool, 3> wanted) {
+  std::pair<at::Tensor, at::Tensor> result;
+  if (wanted[1]) {
+    result.second = sum_to_row(norm, grad.mul(normalized));
+  }
+  if (wanted[0]) {
+    const OptionalTensor weight = parameter_like(norm.weight, grad);
+    const at::Tensor weighted = weight ? grad.mul(*weight) : grad;
+    result.first = weighted.sub(normalized.mul(weighted.mul(normalized).mean(last_dimensions(norm), /*keepdim=*/true)));
+  }
+  return result;
+}
+
+bool are_rows(const RowNorm& norm, const at::Tensor& tensor) {
+  return has_row_kernels(tensor, element_count(row_of(norm, tensor)));
+}
+
+bool are_rows(const at::Tensor& tensor) { return tensor.dim() > 0 && has_row_kernels(tensor, tensor.sym_size(-1)); }
+
+}  // namespace
+
+NormalizedRows normalize_rows(const RowNorm& norm, const at::Tensor& input, at::ScalarType dtype, bool keeps_normalized,
+                              bool keeps_rstd) {
+  if (are_rows(norm, input)) {
+    return normalize_rows_cuda(norm, input, dtype, keeps_normalized, keeps_rstd);
+  }
+  const at::Tensor x = with_dtype(input, c10::promoteTypes(input.scalar_type(), dtype)).contiguous();
+  NormalizedRows result = norm.is_centered ? normalize_by_deviation(norm, x, keeps_normalized)
+                                           : normalize_by_mean_square(norm, x, keeps_normalized, keeps_rstd);
+  result.output = with_dtype(result.output, dtype);
+  result.normalized = keeps_normalized ? with_dtype(result.normalized, dtype) : at::Tensor();
+  result.rstd = keeps_rstd ? with_dtype(result.rstd, at::kFloat) : at::Tensor();
+  return result;
+}
+
+RowNormGradients normalize_rows_backward(const RowNorm& norm, const RowNormSaved& saved, std::array<bool, 3> wanted) {
+  if (are_rows(norm, saved.grad)) {
+    return normalize_rows_backward_cuda(norm, saved, wanted);
+  }
+  const at::Tensor sum = saved.second_grad.defined() ? at::add(saved.grad, saved.second_grad) : saved.grad;
+  // The CPU computes in float32; CUDA's kernels do so themselves.
+  const at::ScalarType dtype = sum.is_cuda() ? saved.normalized.scalar_type() : at::kFloat;
+  const at::Tensor grad = with_dtype(sum, dtype).contiguous();
+  RowNormGradients result;
+  if (!wanted[0] && !wanted[1]) {
+    result.bias = sum_to_row(norm, with_dtype(grad, at::kFloat));
+    return result;
+  }
+  const at::Tensor normalized = with_dtype(saved.normalized, dtype);
+  if (norm.is_centered) {
+    const auto statistics = grad.options().dtype(at::kFloat);
+    const Sizes rows = per_row(norm, grad);
+    std::tie(result.input, result.weight, result.bias) = at::native_layer_norm_backward_symint(
+        grad, normalized, row_of(norm, grad), at::zeros_symint(rows, statistics), at::ones_symint(rows, statistics),
+        parameter_like(norm.weight, grad), parameter_like(norm.bias, grad), wanted);
+  } else {
+    std::tie(result.input, result.weight) = mean_square_gradients(norm, grad, normalized, wanted);
+  }
+  if (wanted[0]) {
+    result.input.mul_(saved.rstd);
+    if (saved.residual_grad.defined()) {
+      result.input = at::add(result.input, saved.residual_grad);
+    }
+    result.input = with_dtype(result.input, saved.dtype);
+  }
+  return result;
+}
+
+at::Tensor activate_rows_backward(ActivationKind kind, const at::Tensor& x, at::Tensor grad) {
+  if (are_rows(x)) {
+    return activate_rows_backward_cuda(kind, x, std::move(grad));
+  }
+  return smooth_gradient(kind, grad, with_dtype(x, grad.scalar_type()), {});
+}
+
+at::Tensor gate_rows(ActivationKind kind, const at::Tensor& x, const at::Tensor& gate) {
+  return are_rows(x) ? gate_rows_cuda(kind, x, gate) : activate(kind, x).mul_(gate);
+}
+
+GatedGradients gate_rows_backward(ActivationKind kind, at::Tensor x, at::Tensor gate, const at::Tensor& grad) {
+  if (are_rows(x)) {
+    return gate_rows_backward_cuda(kind, std::move(x), std::move(gate), grad);
+  }
+  return {smooth_gradient(kind, at::mul(grad, gate), x, {}), activate(kind, x).mul_(grad)};
+}
+
+at::Tensor rotate(const at::Tensor& x, const at::Tensor& cosines, const at::Tensor& sines, bool back) {
+  // Turning back is (g sin) with its halves exchanged and the first negated.
+  const at::Tensor turned = back ? at::mul(x, sines) : x;
+  const c10::SymInt half = x.sym_size(-1) / 2;
+  const at::Tensor first = turned.slice_symint(-1, 0, half);
+  const at::Tensor second = turned.slice_symint(-1, half);
+  const at::Tensor exchanged = back ? at::cat({second, first.neg()}, -1) : at::cat({second.neg(), first}, -1);
+  return with_dtype(at::mul(x, cosines).add_(back ? exchanged : at::mul(exchanged, sines)), x.scalar_type());
+}
+
+at::Tensor sum_rows(const at::Tensor& matrix) {
+  return are_rows(matrix) ? sum_rows_cuda(matrix) : matrix.flatten(0, -2).sum(0);
+}
+
+}  // namespace actnn

@@ -1,0 +1,78 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+
+#include "src/ops/activation_names.h"
+
+/// \file
+/// What transformers do to rows between their products, each as one pass over memory where there is a GPU
+/// (actnn/cuda/rows.h), and by torch's operations elsewhere. Tensors are float32, float16 or bfloat16; what is computed
+/// is rounded once. None of these functions is differentiable.
+
+namespace actnn {
+
+/// A norm by the statistics of rows of the last `dimensions` dimensions.
+struct RowNorm {
+  bool is_centered;  ///< layer norm; else by the root mean square
+  double eps;
+  int64_t dimensions;
+  std::optional<at::Tensor> weight;
+  std::optional<at::Tensor> bias;
+};
+
+/// The others are undefined unless they are asked for.
+struct NormalizedRows {
+  at::Tensor output;
+  at::Tensor normalized;  ///< before weight and bias, in the output's dtype
+  at::Tensor rstd;        ///< 1 / deviation of each row, or 1 / root mean square; float32, [..., 1]
+};
+
+/// `keeps_normalized`, `keeps_rstd`: what is asked for. Results are contiguous.
+NormalizedRows normalize_rows(const RowNorm& norm, const at::Tensor& input, at::ScalarType dtype, bool keeps_normalized,
+                              bool keeps_rstd);
+
+/// Undefined unless wanted.
+struct RowNormGradients {
+  at::Tensor input;
+  at::Tensor weight;  ///< float32 or the dtype of the gradient
+  at::Tensor bias;
+};
+
+/// What a norm's backward reads.
+struct RowNormSaved {
+  at::Tensor grad;
+  at::Tensor second_grad;  ///< added to it; may be undefined
+  at::Tensor normalized;
+  at::Tensor rstd;           ///< read for the gradient of the input
+  at::Tensor residual_grad;  ///< added to the gradient of the input; may be undefined
+  at::ScalarType dtype;      ///< of the gradient of the input
+};
+
+/// `wanted`: input, weight, bias.
+RowNormGradients normalize_rows_backward(const RowNorm& norm, const RowNormSaved& saved, std::array<bool, 3> wanted);
+
+/// The gradient of x of activation(x) for GELU, its approximation by tanh, or SiLU, perhaps in the memory of `grad`.
+at::Tensor activate_rows_backward(ActivationKind kind, const at::Tensor& x, at::Tensor grad);
+
+/// activation(x) gate, of one size and dtype.
+at::Tensor gate_rows(ActivationKind kind, const at::Tensor& x, const at::Tensor& gate);
+
+/// Its backward, and the result again; perhaps in the memory of x and gate.
+struct GatedGradients {
+  at::Tensor x;
+  at::Tensor gate;
+};
+GatedGradients gate_rows_backward(ActivationKind kind, at::Tensor x, at::Tensor gate, const at::Tensor& grad);
+
+/// x cos + (-second half of x, first half) sin, over the last dimension, in x's dtype and strides; or the transposed map,
+/// which turns `back`. Cosines and sines broadcast to x.
+at::Tensor rotate(const at::Tensor& x, const at::Tensor& cosines, const at::Tensor& sines, bool back);
+
+/// The sum over all dimensions but the last.
+at::Tensor sum_rows(const at::Tensor& matrix);
+
+}  // namespace actnn

@@ -1,0 +1,318 @@
+#include "actnn/cuda/rows.h"
+
+#include <cmath>
+
+#include "actnn/core/dropout.h"
+#include "actnn/core/layout.h"
+#include "tests/cpp/cpu/test_data.h"
+#include "tests/cpp/cuda/gpu_test.h"
+
+namespace actnn::cuda {
+namespace {
+
+using cpu::as_elements;
+using cpu::random_values;
+using Numbers = std::vector<double>;
+
+constexpr RandomState kState{77, 5};
+
+/// Numbers as they are in a type, in GPU memory and as they should be.
+struct Matrix {
+  Matrix(int64_t count, ElementType own_type, uint64_t seed)
+      : type(own_type), elements(as_elements(random_values(count, seed, false), type)), memory(elements) {}
+
+  RowSource source() const { return {memory.as<void>(), type}; }
+  Numbers numbers() const { return numbers_of(elements, type); }
+
+  static Numbers numbers_of(const std::vector<uint8_t>& elements, ElementType type) {
+    Numbers numbers;
+    for (size_t i = 0; i < elements.size() / static_cast<size_t>(element_size(type)); ++i) {
+      if (type == ElementType::kFloat32) {
+        numbers.push_back(reinterpret_cast<const float*>(elements.data())[i]);
+      } else {
+        const uint16_t bits = reinterpret_cast<const uint16_t*>(elements.data())[i];
+        numbers.push_back(type == ElementType::kFloat16 ? to_float(Float16{bits}) : to_float(BFloat16{bits}));
+      }
+    }
+    return numbers;
+  }
+
+  ElementType type;
+  std::vector<uint8_t> elements;
+  GpuBytes memory;
+};
+
+struct Result {
+  Result(int64_t count, ElementType own_type)
+      : type(own_type), memory(static_cast<size_t>(count * element_size(own_type))) {}
+
+  RowTarget target() const { return {memory.as<void>(), type}; }
+
+  ElementType type;
+  GpuBytes memory;
+};
+
+/// A rounding of the type, and what sums in float32 lose.
+void expect_near(const Result& result, const Numbers& expected, const std::string& what, double scale = 1.0) {
+  const Numbers found = Matrix::numbers_of(result.memory.read(), result.type);
+  const double relative = result.type == ElementType::kFloat32   ? 2e-5
+                          : result.type == ElementType::kFloat16 ? 1e-3
+                                                                 : 8e-3;
+  ASSERT_EQ(found.size(), expected.size());
+  for (size_t i = 0; i < found.size(); ++i) {
+    ASSERT_NEAR(found[i], expected[i], relative * (std::abs(expected[i]) + 0.05 * scale)) << what << ", element " << i;
+  }
+}
+
+void expect_near(const GpuArray<float>& found, const Numbers& expected, double scale, const std::string& what) {
+  const std::vector<float> numbers = found.read();
+  for (size_t i = 0; i < expected.size(); ++i) {
+    ASSERT_NEAR(numbers[i], expected[i], 1e-4 * scale) << what << ", channel " << i;
+  }
+}
+
+struct Case {
+  int64_t rows;
+  int64_t channels;
+  ElementType stream;  ///< of sums, and of the gradient of the input
+  ElementType branch;  ///< of products
+};
+
+std::ostream& operator<<(std::ostream& out, const Case& one) {
+  return out << one.rows << "x" << one.channels << " " << static_cast<int>(one.stream) << static_cast<int>(one.branch);
+}
+
+constexpr auto kFloat = ElementType::kFloat32;
+constexpr auto kHalf = ElementType::kFloat16;
+constexpr auto kBrain = ElementType::kBFloat16;
+
+using Rows = GpuTestOf<Case>;
+INSTANTIATE_TEST_SUITE_P(All, Rows,
+                         testing::Values(Case{1, 8, kFloat, kFloat}, Case{70, 64, kFloat, kBrain},
+                                         Case{301, 96, kBrain, kBrain}, Case{33, 100, kHalf, kHalf},
+                                         Case{19, 1023, kFloat, kHalf}, Case{1000, 768, kBrain, kBrain},
+                                         Case{517, 1024, kFloat, kBrain}, Case{40, 5120, kBrain, kBrain},
+                                         Case{9, 16384, kFloat, kBrain}));
+
+TEST_P(Rows, AreNormalized) {
+  const auto [rows, channels, stream, branch] = GetParam();
+  const int64_t count = rows * channels;
+  const Matrix x(count, branch, 1);
+  const Matrix residual(count, stream, 2);
+  const Matrix weight(channels, kFloat, 3);
+  const Matrix bias(channels, kFloat, 4);
+  const double dropout = channels % kDropoutQuad == 0 ? 0.25 : 0.0;
+  for (const bool is_centered : {true, false}) {
+    const Result sum(count, stream);
+    const Result normalized(count, branch);
+    const Result output(count, stream);
+    const Result second_output(count, branch);
+    const GpuArray<float> rstd(rows);
+    check(normalize_rows({.rows = rows,
+                          .channels = channels,
+                          .is_centered = is_centered,
+                          .eps = 1e-5,
+                          .x = x.source(),
+                          .residual = residual.source(),
+                          .dropout = dropout,
+                          .random = {.shift = kState},
+                          .weight = weight.source(),
+                          .bias = bias.source(),
+                          .sum = sum.target(),
+                          .normalized = normalized.target(),
+                          .output = output.target(),
+                          .second_output = second_output.target(),
+                          .rstd = rstd.data()},
+                         nullptr));
+    // The sums are those that were stored.
+    const DropoutScale scale(dropout);
+    Numbers sums = residual.numbers();
+    const Numbers numbers = x.numbers();
+    for (size_t i = 0; i < sums.size(); ++i) {
+      const PhiloxBlock block = kState.block(i / kDropoutQuad);
+      const auto number = static_cast<float>(numbers[i]);
+      sums[i] += dropout > 0.0 ? scale.apply(number, block.word[i % kDropoutQuad]) : number;
+    }
+    expect_near(sum, sums, "sum", 20.0);
+    const Numbers stored = Matrix::numbers_of(sum.memory.read(), stream);
+    Numbers expected;
+    Numbers expected_output;
+    Numbers expected_rstd;
+    const Numbers weights = weight.numbers();
+    const Numbers biases = bias.numbers();
+    for (int64_t row = 0; row < rows; ++row) {
+      const auto begin = stored.begin() + row * channels;
+      double mean = 0.0;
+      for (int64_t c = 0; c < channels; ++c) {
+        mean += is_centered ? begin[c] / static_cast<double>(channels) : 0.0;
+      }
+      double square = 0.0;
+      for (int64_t c = 0; c < channels; ++c) {
+        square += (begin[c] - mean) * (begin[c] - mean) / static_cast<double>(channels);
+      }
+      expected_rstd.push_back(1.0 / std::sqrt(square + 1e-5));
+      for (int64_t c = 0; c < channels; ++c) {
+        expected.push_back((begin[c] - mean) * expected_rstd.back());
+        expected_output.push_back(expected.back() * weights[static_cast<size_t>(c)] + biases[static_cast<size_t>(c)]);
+      }
+    }
+    expect_near(normalized, expected, "normalized");
+    expect_near(output, expected_output, "output");
+    expect_near(second_output, expected_output, "second output");
+    expect_near(rstd, expected_rstd, 1.0 + *std::max_element(expected_rstd.begin(), expected_rstd.end()), "rstd");
+  }
+}
+
+TEST_P(Rows, HaveGradientsThroughNorms) {
+  const auto [rows, channels, stream, branch] = GetParam();
+  const int64_t count = rows * channels;
+  const Matrix grad(count, branch, 1);
+  const Matrix second(count, stream, 2);
+  const Matrix normalized(count, branch, 3);
+  const Matrix weight(channels, kFloat, 4);
+  const Matrix residual(count, stream, 5);
+  const Matrix rstd(rows, kFloat, 6);
+  for (const bool is_centered : {true, false}) {
+    const Result grad_input(count, stream);
+    const GpuArray<float> grad_weight(channels);
+    const GpuArray<float> grad_bias(channels);
+    const GpuArray<float> workspace(column_sums_workspace(rows, channels, 2));
+    check(normalize_rows_backward({.rows = rows,
+                                   .channels = channels,
+                                   .is_centered = is_centered,
+                                   .grad = grad.source(),
+                                   .second_grad = second.source(),
+                                   .normalized = normalized.source(),
+                                   .weight = weight.source(),
+                                   .rstd = rstd.memory.as<float>(),
+                                   .residual_grad = residual.source(),
+                                   .grad_input = grad_input.target(),
+                                   .grad_weight = grad_weight.data(),
+                                   .grad_bias = grad_bias.data(),
+                                   .workspace = workspace.data()},
+                                  nullptr));
+    const Numbers g = grad.numbers();
+    const Numbers g2 = second.numbers();
+    const Numbers n = normalized.numbers();
+    const Numbers w = weight.numbers();
+    const Numbers added = residual.numbers();
+    const Numbers r = rstd.numbers();
+    Numbers input;
+    Numbers weights(static_cast<size_t>(channels), 0.0);
+    Numbers biases(static_cast<size_t>(channels), 0.0);
+    for (int64_t row = 0; row < rows; ++row) {
+      double mean = 0.0;
+      double slope = 0.0;
+      for (int64_t c = 0; c < channels; ++c) {
+        const auto i = static_cast<size_t>(row * channels + c);
+        const double sum = g[i] + g2[i];
+        weights[static_cast<size_t>(c)] += sum * n[i];
+        biases[static_cast<size_t>(c)] += sum;
+        mean += is_centered ? sum * w[static_cast<size_t>(c)] / static_cast<double>(channels) : 0.0;
+        slope += sum * w[static_cast<size_t>(c)] * n[i] / static_cast<double>(channels);
+      }
+      for (int64_t c = 0; c < channels; ++c) {
+        const auto i = static_cast<size_t>(row * channels + c);
+        input.push_back(r[static_cast<size_t>(row)] *
+                            ((g[i] + g2[i]) * w[static_cast<size_t>(c)] - mean - n[i] * slope) +
+                        added[i]);
+      }
+    }
+    expect_near(grad_input, input, "gradient", 30.0);
+    expect_near(grad_weight, weights, 10.0 + static_cast<double>(rows), "weight");
+    expect_near(grad_bias, biases, 10.0 + static_cast<double>(rows), "bias");
+  }
+}
+
+struct Number {
+  double y;
+  double derivative;
+};
+
+Number activated(ActivationKind kind, double x) {
+  const double pi = 3.14159265358979323846;
+  if (kind == ActivationKind::kGELU) {
+    const double share = 0.5 * (1.0 + std::erf(x / std::sqrt(2.0)));
+    return {x * share, share + x * std::exp(-0.5 * x * x) / std::sqrt(2.0 * pi)};
+  }
+  if (kind == ActivationKind::kGELUTanh) {
+    const double t = std::tanh(std::sqrt(2.0 / pi) * (x + 0.044715 * x * x * x));
+    return {0.5 * x * (1.0 + t),
+            0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * std::sqrt(2.0 / pi) * (1.0 + 3.0 * 0.044715 * x * x)};
+  }
+  const double share = 1.0 / (1.0 + std::exp(-x));
+  return {x * share, share * (1.0 + x * (1.0 - share))};
+}
+
+TEST_P(Rows, HaveGradientsThroughActivationsAndGates) {
+  const auto [rows, channels, stream, branch] = GetParam();
+  const int64_t count = rows * channels;
+  const Matrix x(count, branch, 1);
+  const Matrix gate(count, branch, 2);
+  const Matrix grad(count, stream, 3);
+  for (const ActivationKind kind : {ActivationKind::kGELU, ActivationKind::kGELUTanh, ActivationKind::kSiLU}) {
+    for (const bool is_gated : {false, true}) {
+      const Result output(count, branch);
+      const Result grad_x(count, branch);
+      const Result grad_gate(count, branch);
+      const GpuArray<float> grad_bias(channels);
+      const GpuArray<float> workspace(column_sums_workspace(rows, channels, 1));
+      check(activate_rows_backward({.rows = rows,
+                                    .channels = channels,
+                                    .kind = kind,
+                                    .x = x.source(),
+                                    .gate = is_gated ? gate.source() : RowSource{},
+                                    .grad = grad.source(),
+                                    .output = output.target(),
+                                    .grad_x = grad_x.target(),
+                                    .grad_gate = is_gated ? grad_gate.target() : RowTarget{},
+                                    .grad_bias = grad_bias.data(),
+                                    .workspace = workspace.data()},
+                                   nullptr));
+      const Numbers numbers = x.numbers();
+      const Numbers gates = gate.numbers();
+      const Numbers gradients = grad.numbers();
+      Numbers y;
+      Numbers dx;
+      Numbers dgate;
+      for (size_t i = 0; i < numbers.size(); ++i) {
+        const Number number = activated(kind, numbers[i]);
+        const double factor = is_gated ? gates[i] : 1.0;
+        y.push_back(number.y * factor);
+        dx.push_back(number.derivative * factor * gradients[i]);
+        dgate.push_back(number.y * gradients[i]);
+      }
+      expect_near(output, y, "output", 10.0);
+      expect_near(grad_x, dx, "gradient", 30.0);
+      if (is_gated) {
+        expect_near(grad_gate, dgate, "gradient of the gate", 30.0);
+        const Result product(count, branch);
+        check(gate_rows({rows, channels, kind, x.source(), gate.source(), product.target()}, nullptr));
+        EXPECT_EQ(product.memory.read(), output.memory.read());
+      }
+      Numbers biases(static_cast<size_t>(channels), 0.0);
+      const Numbers rounded = Matrix::numbers_of(grad_x.memory.read(), branch);
+      for (size_t i = 0; i < rounded.size(); ++i) {
+        biases[i % static_cast<size_t>(channels)] += rounded[i];
+      }
+      expect_near(grad_bias, biases, 10.0 + static_cast<double>(rows), "bias");
+    }
+  }
+}
+
+TEST_P(Rows, AreSummed) {
+  const auto [rows, channels, stream, branch] = GetParam();
+  const Matrix matrix(rows * channels, branch, 1);
+  const GpuArray<float> sums(channels);
+  const GpuArray<float> workspace(column_sums_workspace(rows, channels, 1));
+  check(sum_rows({rows, channels, matrix.source(), sums.data(), workspace.data()}, nullptr));
+  const Numbers numbers = matrix.numbers();
+  Numbers expected(static_cast<size_t>(channels), 0.0);
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    expected[i % static_cast<size_t>(channels)] += numbers[i];
+  }
+  expect_near(sums, expected, 10.0 + static_cast<double>(rows), "sum");
+}
+
+}  // namespace
+}  // namespace actnn::cuda
