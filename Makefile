@@ -40,6 +40,7 @@ build: bootstrap $(BUILD)/build.ninja ## the library, the program, tests and ben
 
 .PHONY: test
 test: build ## all C++ and Python tests; TORCH=2.15.0: with that version
+	@tools/bootstrap models
 	@status=0; \
 	echo "== C++ tests"; ctest --test-dir $(BUILD) --output-on-failure --parallel $(JOBS) --no-tests=error || status=1; \
 	echo "== Python tests"; ACTNN_BUILD_DIR=$(BUILD) $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST) || status=1; \

@@ -104,6 +104,11 @@ def _activation(x, kind, dtype, slope=0.01):
     return functions[kind](x.to(dtype))
 
 
+def _rotary(x, cos, sin, dtype):
+    first, second = x.chunk(2, -1)
+    return (x * cos + torch.cat((-second, first), -1) * sin).to(dtype)
+
+
 def _pool(kind):
     def run(x, kernel_size, dtype, **fields):
         return getattr(F, f"{kind}_pool{len(kernel_size)}d")(x, kernel_size, **_without_absent(fields))
@@ -161,4 +166,5 @@ STEPS = {
     "upsample": _upsample,
     "dropout": lambda x, probability, dtype: F.dropout(x, probability),
     "attention": _attention,
+    "rotary": _rotary,
 }

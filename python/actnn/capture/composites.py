@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx
 
 from .modes import computed, nodes_in_their_modes
-from .values import example
+from .values import PATH, example
 
 
 class Recorder:
@@ -32,7 +32,7 @@ class Recorder:
             made = self.graph.create_node(op, target, args, kwargs)
         self.made.append(made)
         made.meta["example_value"] = computed(function, args, kwargs)
-        for key in ("nn_module_stack", "stack_trace", "source_fn_stack"):
+        for key in ("nn_module_stack", "stack_trace", "source_fn_stack", PATH):
             if key in self.node.meta:
                 made.meta[key] = self.node.meta[key]
         return made

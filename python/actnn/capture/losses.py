@@ -14,7 +14,7 @@ from .composites import Recorder
 from .functions import name_of_target
 from .modes import nodes_in_their_modes
 from .values import UnsupportedError, example, floating
-from .writes import disturbs
+from .writes import disturbs_between
 
 _LOSS = torch.ops.actnn.linear_cross_entropy.default
 _CASTS = {"float", "contiguous"}
@@ -33,7 +33,7 @@ def join_losses(graph: fx.Graph, is_exact: Callable[[fx.Node], bool]) -> dict[fx
             continue
         options = _options(*node.args, **node.kwargs)
         chain = _chain(options.pop("logits")) if options else []
-        if not chain or is_exact(chain[0]) or _is_disturbed(chain[0], node):
+        if not chain or is_exact(chain[0]) or disturbs_between([*chain, node]):
             continue
         if (loss := _joined(node, chain, options)) is None:
             continue
@@ -42,18 +42,6 @@ def join_losses(graph: fx.Graph, is_exact: Callable[[fx.Node], bool]) -> dict[fx
             graph.erase_node(gone)
         joined[loss] = name_of_target(node)
     return joined
-
-
-def _is_disturbed(first: fx.Node, last: fx.Node) -> bool:
-    """Whether the first cannot be computed in the place of the last: between them something is written, or another mode
-    begins."""
-    order = {node: i for i, node in enumerate(first.graph.nodes)}
-    node = first.next
-    while node is not last:
-        if disturbs(node, {first: None}, order):  # what it reads must not be written
-            return True
-        node = node.next
-    return False
 
 
 def _options(

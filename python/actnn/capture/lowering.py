@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from . import function_steps, layer_steps  # noqa: F401  (they fill the tables of steps)
+from . import function_steps, layer_steps, written_out  # noqa: F401  (they fill the tables of steps)
 from .block_bits import BlockBits
 from .composites import expand_composites
 from .factories import make_without_models
 from .functions import name_of_target, replace_functions
 from .losses import join_losses
 from .partition import Reasons, Steps, find_programs
+from .patterns import join_patterns
 from .programs import Program, common_path, program_of, put_into_graph
 from .sharing import share_copies
 from .sizes import Sizes, read_from_inputs
@@ -98,6 +99,8 @@ def lower(graph_module: fx.GraphModule, options: LoweringOptions) -> Lowered:
     graph = module.graph
     expand_composites(graph)
     make_without_models(graph)
+    if options.makes_programs or options.replaces_functions:
+        join_patterns(graph, lambda node: _is_skipped(node, options))
     joined = join_losses(graph, lambda node: _is_skipped(node, options)) if options.replaces_functions else {}
     sizes = read_from_inputs(graph)
     # Without programs nothing is asked of steps: what failed with them is tried again without.

@@ -142,7 +142,7 @@ def _check(node: fx.Node, step: Step) -> None:
             raise UnsupportedError("its result is not float32, float16 or bfloat16")
         if any(value.device != result.device for value in (*values, *others)):
             raise UnsupportedError("its arguments are on several devices")
-        if step.in_place and any(value.dtype != result.dtype for value in values):
+        if step.in_place and values[0].dtype != result.dtype:
             raise UnsupportedError("it overwrites a value of another dtype")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
@@ -31,6 +32,19 @@ def disturbs(node: fx.Node, steps: dict[fx.Node, Step], order: dict[fx.Node, int
     """Whether no program may reach from before this node, which is no step, to behind it."""
     is_call = node.op in ("call_function", "call_method", "call_module")
     return is_call and (overwrites(node, steps, order) or _changes_a_mode(node))
+
+
+def disturbs_between(nodes: Collection[fx.Node]) -> bool:
+    """Whether the first of these nodes cannot be computed in the place of the last: between them something is written
+    that one of them may have read, or another mode begins."""
+    order = {node: i for i, node in enumerate(next(iter(nodes)).graph.nodes)}
+    steps, last = dict.fromkeys(nodes), max(nodes, key=order.__getitem__)
+    node = min(nodes, key=order.__getitem__)
+    while node is not last:
+        if node not in steps and disturbs(node, steps, order):
+            return True
+        node = node.next
+    return False
 
 
 def overwrites(node: fx.Node, steps: dict[fx.Node, Step], order: dict[fx.Node, int]) -> bool:

@@ -1,0 +1,98 @@
+"""Functions that a model writes out in several calls, put back as the one call that they are.
+
+Results are equal up to rounding: where the model rounds between two calls, the one call does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import fx
+
+from . import attention_patterns, elementwise_patterns, norm_patterns
+from .composites import Recorder
+from .modes import nodes_in_their_modes
+from .pattern_nodes import CASTS, Match, cast_value, key_of
+from .values import UnsupportedError, example, floating, tensor
+from .writes import disturbs_between
+
+Matcher = Callable[[fx.Node], "Match | None"]
+PRODUCTS = frozenset({F.linear, torch.conv1d, torch.conv2d, torch.conv3d})
+
+
+def wide_input(cast: fx.Node) -> Match | None:
+    """A conversion to a wider type, of what only products read that autocast has in the type it had before."""
+    value = cast_value(cast)
+    if value is None or not all(user.target in PRODUCTS and user.args[0] is cast for user in cast.users):
+        return None
+    before, after = example(value).dtype, example(cast).dtype
+    is_wider = before != after and torch.promote_types(before, after) == after
+    if not is_wider or any(example(user).dtype != before or cast in user.args[1:] for user in cast.users):
+        return None
+    return Match(cast, (value,), lambda record: value, before)
+
+
+MATCHERS: dict[object, Matcher] = {
+    **dict.fromkeys(CASTS, wide_input),
+    **dict.fromkeys((torch.rsqrt, "rsqrt"), norm_patterns.rms_norm),
+    **dict.fromkeys(elementwise_patterns.ANCHORS, elementwise_patterns.activation),
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), attention_patterns.rotary_embedding),
+    F.scaled_dot_product_attention: attention_patterns.attention,
+}
+"""By a call that the function has in it."""
+
+
+def join_patterns(graph: fx.Graph, is_exact: Callable[[fx.Node], bool]) -> None:
+    """Puts one node in the place of each function that is written out, where its last call stands.
+
+    What the calls compute on the way may have no other reader, nothing between them may write or change a mode, and
+    none may be one that stays exact.
+    """
+    anchors: dict[fx.Node, fx.Node] = {}
+    for node in nodes_in_their_modes(graph):
+        if (match := _match(node)) is not None:
+            anchors.setdefault(match.result, node)
+        match = _match(anchors.pop(node, None))  # again: what it reads may have become another node
+        if match is not None and match.result is node and not any(map(is_exact, match.inside)):
+            _replace(match)
+
+
+def _match(anchor: fx.Node | None) -> Match | None:
+    matcher = MATCHERS.get(key_of(anchor))
+    if matcher is None:
+        return None
+    try:
+        match = matcher(anchor)
+        if match is None or not match.is_closed or disturbs_between(match.inside):
+            return None
+        floating(match.result)
+        for value in match.inputs:
+            tensor(value)
+    except (UnsupportedError, AttributeError, IndexError, TypeError):  # arguments of another kind than was looked for
+        return None
+    return match
+
+
+def _replace(match: Match) -> None:
+    graph, record = match.result.graph, Recorder(match.result)
+    try:
+        made = match.make(record)
+        found, wanted = example(made), example(match.result)
+        is_alike = (found.dtype, found.shape, found.requires_grad) == (
+            match.dtype or wanted.dtype,
+            wanted.shape,
+            wanted.requires_grad,
+        )
+    except (RuntimeError, TypeError, ValueError):
+        is_alike = False
+    if not is_alike:
+        for node in reversed(record.made):
+            graph.erase_node(node)
+        return
+    match.result.replace_all_uses_with(made)
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in sorted(match.inside, key=order.__getitem__, reverse=True):
+        graph.erase_node(node)
+    match.settle()

@@ -1,0 +1,49 @@
+"""Functions that torch has none of, and models write out: where one is a single call, it is a step."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, fx
+
+from .steps import Step, step_reader
+from .values import UnsupportedError, any_requires_grad, tensor
+
+ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu}
+"""By their names in programs."""
+
+
+def rms_norm(input: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
+    """Of the last dimension, in another floating type than the input's."""
+    return F.rms_norm(input.to(dtype), input.shape[-1:], weight, eps)
+
+
+@step_reader(rms_norm)
+def _rms_norm(input, weight, eps, dtype):
+    return Step("rms_norm", (input,), {"dimensions": 1, "eps": eps}, {"weight": weight})
+
+
+def activation(input: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
+    """In another floating type than the input's."""
+    return ACTIVATIONS[kind](input.to(dtype))
+
+
+@step_reader(activation)
+def _activation(input, kind, dtype):
+    return Step("activation", (input,), {"kind": kind})
+
+
+def rotary_embedding(input: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`input`, [..., n], with its pairs (i, i + n / 2) turned by angles; the factors broadcast to its sizes. The result
+    has its type (RoFormer, arXiv 2104.09864, with the halves of GPT-NeoX)."""
+    first, second = input.chunk(2, -1)
+    return (input * cos + torch.cat((-second, first), -1) * sin).to(input.dtype)
+
+
+@step_reader(rotary_embedding)
+def _rotary_embedding(input: fx.Node, cos: fx.Node, sin: fx.Node) -> Step:
+    if any_requires_grad([cos, sin]):
+        raise UnsupportedError("its angles want a gradient")
+    if tensor(input).dim() < max(tensor(cos).dim(), tensor(sin).dim()):
+        raise UnsupportedError("its angles have more dimensions than what it turns")
+    return Step("rotary", (input, cos, sin))

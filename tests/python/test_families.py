@@ -1,0 +1,62 @@
+"""Transformers of Hugging Face, torchvision, timm and torch, converted: what is in blocks, results, gradients."""
+
+import copy
+import re
+
+import actnn
+import pytest
+import torch
+from configurations import one_thread  # noqa: F401
+from model_families import FAMILIES
+from torch import nn
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+DRAWS = 24
+OF_ITS_PARENT = nn.modules.linear.NonDynamicallyQuantizableLinear
+"""A part of nn.MultiheadAttention, which calls a function with its parameters."""
+
+
+def loss_of(result):
+    """A number for each result, which weighs its elements differently."""
+    result = getattr(result, "logits", result)
+    return (result * torch.linspace(-1, 1, result.numel()).reshape(result.shape)).sum() if result.dim() else result
+
+
+def gradient(model, inputs):
+    model.zero_grad()
+    loss = loss_of(model(*inputs))
+    loss.backward()
+    return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family(name):
+    torch.manual_seed(0)
+    family = FAMILIES[name]
+    model, inputs = family.make().train(), family.inputs()
+    exact = copy.deepcopy(model)
+    report = actnn.convert(model, blocks=actnn.BlockOptions(bits=8))
+    expected_loss, expected = gradient(exact, inputs)
+    projections = []
+    for seed in range(DRAWS):
+        torch.manual_seed(seed)
+        loss, drawn = gradient(model, inputs)
+        torch.testing.assert_close(loss, expected_loss, rtol=1e-4, atol=1e-5)
+        projections.append(drawn @ expected / (expected @ expected))
+    deviation, mean = torch.std_mean(torch.stack(projections))
+    # What a norm's statistics share with its input leaves a bias of the order of 1 / rows.
+    assert deviation > 0 and abs(mean - 1) < 4 * deviation / DRAWS**0.5 + 5e-3
+
+    assert len(report.graphs) == 1 and not report.record.breaks
+    in_layers = re.compile(rf"{family.layers}(?:\.|(?=: )|$)")
+    places = [(in_layers.match(place), place) for place in report.without_blocks]
+    assert {place[match.end() :] for match, place in places if match} == family.exact
+    steps = [step.partition(": ") for block in report.blocks for step in block.steps]
+    in_blocks = {path for path, _, _ in steps}
+    called = {path: module for path, module in model.named_modules() if not isinstance(module, OF_ITS_PARENT)}
+    with_parameters = [path for path, module in called.items() if [*module.parameters(recurse=False)]]
+    alone = [path for path in with_parameters if in_layers.match(path) and path not in in_blocks]
+    assert {path[in_layers.match(path).end() :] for path in alone} == family.alone
+    attentions = [path for path, _, op in steps if in_layers.match(path) and op == "attention"]
+    assert len(attentions) == family.attentions

@@ -1,0 +1,306 @@
+"""Functions that models write out in several calls: each becomes one step, or stays what it is."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from configurations import one_thread  # noqa: F401
+from lowering_checks import assert_computes_the_same, captured, outside, programs
+from torch import nn
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WIDTH, HEADS = 8, 4
+
+
+class Written(nn.Module):
+    """A function between two layers, with a weight or an offset of it."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.randn(WIDTH))
+        self.before, self.behind = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        return self.behind(self.function(self.before(x), self.weight))
+
+
+def llama(x, weight):
+    before = x.dtype
+    x = x.to(torch.float32)
+    variance = x.pow(2).mean(-1, keepdim=True)
+    return weight * (x * torch.rsqrt(variance + 1e-6)).to(before)
+
+
+def t5(x, weight):
+    variance = x.to(torch.float32).pow(2).mean(-1, keepdim=True)
+    x = x * torch.rsqrt(variance + 1e-6)
+    return weight * x.to(weight.dtype)
+
+
+def gemma(x, weight):
+    y = x.float()
+    y = y * torch.rsqrt(1e-6 + torch.mean(torch.square(y), dim=-1, keepdim=True))
+    return (y * (1 + weight.float())).type_as(x)
+
+
+def of_products(x, weight):
+    return torch.rsqrt((x * x).mean(dim=x.dim() - 1, keepdim=True).add(1e-6)).mul(x) * weight
+
+
+def without_weight(x, weight):
+    return x * torch.rsqrt((x**2).mean((-1,), True) + 1e-6)
+
+
+NORMS = [llama, t5, gemma, of_products, without_weight]
+
+
+@pytest.mark.parametrize("function", NORMS, ids=lambda function: function.__name__)
+def test_an_rms_norm_is_one_step(function):
+    lowered = assert_computes_the_same(Written(function), torch.randn(3, 5, WIDTH))
+    assert programs(lowered) == ["before rms_norm behind"]
+
+
+@pytest.mark.parametrize(
+    ("function", "weight", "wanted"),
+    [(llama, torch.bfloat16, torch.bfloat16), (llama, torch.float32, torch.float32),
+     (gemma, torch.bfloat16, torch.bfloat16), (t5, torch.float32, torch.float32)],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+def test_a_norm_of_a_narrow_input_has_the_type_of_the_models(function, weight, wanted):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(WIDTH, WIDTH).bfloat16()
+            self.weight = nn.Parameter(torch.randn(WIDTH, dtype=weight))
+
+        def forward(self, x):
+            return function(self.layer(x), self.weight)
+
+    model = Model()
+    call, lowered = captured(model)
+    x = torch.randn(3, WIDTH).bfloat16()
+    assert call(x).dtype == wanted
+    torch.testing.assert_close(call(x), model(x), rtol=1e-2, atol=1e-2)
+    assert programs(lowered) == ["layer rms_norm"]
+
+
+def read_twice(x, weight):
+    variance = x.pow(2).mean(-1, keepdim=True)
+    return weight * (x * torch.rsqrt(variance + 1e-6)) + variance
+
+
+def of_rows(x, weight):
+    return weight * (x * torch.rsqrt(x.pow(2).mean(0, keepdim=True) + 1e-6))
+
+
+def of_cubes(x, weight):
+    return weight * (x * torch.rsqrt(x.abs().pow(3).mean(-1, keepdim=True) + 1e-6))
+
+
+def of_another(x, weight):
+    return weight * (x.tanh() * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+def written_between(x, weight):
+    y = x.clone()
+    variance = y.pow(2).mean(-1, keepdim=True)
+    with torch.no_grad():
+        y.mul_(2)
+    return weight * (y * torch.rsqrt(variance + 1e-6))
+
+
+def partly_without_gradients(x, weight):
+    with torch.no_grad():
+        factor = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+    return weight * (x * factor)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [read_twice, of_rows, of_cubes, of_another, written_between, partly_without_gradients],
+    ids=lambda function: function.__name__,
+)
+def test_what_only_resembles_an_rms_norm_stays(function):
+    model, x = Written(function), torch.randn(3, 5, WIDTH)
+    call, lowered = captured(model)
+    if function is written_between:  # whose backward is an error, as torch's
+        torch.testing.assert_close(call(x), model(x))
+    else:
+        lowered = assert_computes_the_same(model, x)
+    assert "rms_norm" not in lowered[0].module.code and "rms_norm" not in str(programs(lowered))
+
+
+def test_a_norm_that_is_to_stay_exact_does():
+    model = Written(llama)
+    call, lowered = captured(model, skipped=lambda path: path == "")
+    call(torch.randn(3, WIDTH))
+    assert "rms_norm" not in lowered[0].module.code
+
+
+ROOT = math.sqrt(2 / math.pi)
+ACTIVATIONS = {
+    "of GPT-2": ("gelu_tanh", lambda x: 0.5 * x * (1.0 + torch.tanh(ROOT * (x + 0.044715 * torch.pow(x, 3.0))))),
+    "fast": ("gelu_tanh", lambda x: 0.5 * x * (1.0 + torch.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x)))),
+    "of erf": ("gelu", lambda x: x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0)))),
+    "swish": ("silu", lambda x: x * torch.sigmoid(x)),
+    "swish in float32": ("silu", lambda x: (x.float() * x.float().sigmoid()).to(x.dtype)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_is_one_step(name):
+    kind, function = ACTIVATIONS[name]
+    lowered = assert_computes_the_same(Written(lambda x, weight: function(x)), torch.randn(3, 5, WIDTH))
+    assert programs(lowered) == [f"before {kind} behind"]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: x * torch.sigmoid(1.702 * x), lambda x: x * torch.sigmoid(x + 0.01),
+     lambda x: 0.5 * x * (1 + torch.tanh(0.79 * (x + 0.044715 * x**3)))],
+)  # fmt: skip
+def test_other_activations_stay(function):
+    lowered = assert_computes_the_same(Written(lambda x, weight: function(x)), torch.randn(3, 5, WIDTH))
+    assert not {"silu", "gelu", "gelu_tanh"} & set(" ".join(programs(lowered)).split())
+
+
+def test_an_activation_may_be_wider_than_its_input():
+    """As autocast has powers in float32."""
+    model = Written(lambda x, weight: 0.5 * x * (1 + torch.tanh(ROOT * (x + 0.044715 * x.float().pow(3)))))
+    call, lowered = captured(model)
+    x = torch.randn(3, WIDTH)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(call(x), model(x), rtol=2e-2, atol=2e-2)
+    assert programs(lowered) == ["before gelu_tanh behind"]
+    assert lowered[0].programs[0].body["program"]["dtypes"] == ["float32", "bfloat16", "float32", "bfloat16"]
+
+
+def test_products_read_what_was_there_before_it_was_widened():
+    model = Written(lambda x, weight: torch.relu(x).to(weight.dtype))
+    call, lowered = captured(model)
+    x = torch.randn(3, WIDTH)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(call(x), model(x))
+    assert programs(lowered) == ["before relu behind"] and not outside(lowered)
+
+
+def test_a_sum_may_overwrite_a_value_of_another_type():
+    def add(x, weight):
+        y = weight * x
+        y += x
+        return y
+
+    model = Written(add)
+    call, lowered = captured(model)
+    x = torch.randn(3, WIDTH)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(call(x), model(x))
+    assert programs(lowered) == ["before multiply add behind"] and not outside(lowered)
+
+
+def rotate_half(x):
+    return torch.cat((-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]), dim=-1)
+
+
+def rotate_chunks(x):
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def rotate_pairs(x):
+    return torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+
+
+class Attention(nn.Module):
+    """Self-attention with rotary embeddings, and fewer heads of keys and values than of queries."""
+
+    def __init__(self, rotate=rotate_half, groups=1, mask=False, learned=False, scale=1.0):
+        super().__init__()
+        self.rotate, self.groups, self.mask, self.scale = rotate, groups, mask, scale
+        self.q, self.o = nn.Linear(WIDTH, HEADS * WIDTH), nn.Linear(HEADS * WIDTH, WIDTH)
+        self.k, self.v = (nn.Linear(WIDTH, HEADS // groups * WIDTH) for _ in range(2))
+        angles = torch.randn(7, WIDTH)
+        self.cos = nn.Parameter(angles.cos(), requires_grad=learned)
+        self.sin = nn.Parameter(angles.sin(), requires_grad=learned)
+
+    def turned(self, x):
+        if self.rotate is None:
+            return x
+        return x * self.cos + self.rotate(x) * self.sin
+
+    def repeated(self, x):
+        b, h, n, d = x.shape
+        return x if self.groups == 1 else x[:, :, None].expand(b, h, self.groups, n, d).reshape(b, -1, n, d)
+
+    def forward(self, x):
+        q, k, v = (layer(x).view(*x.shape[:2], -1, WIDTH).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k = self.turned(q), self.turned(k)
+        if self.scale != 1:
+            q = (q * self.scale).contiguous()
+        mask = x.new_ones(7, 7).tril().bool() if self.mask else None
+        y = F.scaled_dot_product_attention(q, self.repeated(k), self.repeated(v), attn_mask=mask)
+        return x + self.o(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("rotate", [rotate_half, rotate_chunks])
+def test_a_rotary_embedding_is_one_step(rotate):
+    lowered = assert_computes_the_same(Attention(rotate), torch.randn(2, 7, WIDTH))
+    assert programs(lowered) == ["q k v rotary rotary attention o add"] and not outside(lowered)
+
+
+@pytest.mark.parametrize("options", [{"rotate": rotate_pairs}, {"learned": True}], ids=str)
+def test_other_rotations_stay(options):
+    lowered = assert_computes_the_same(Attention(**options), torch.randn(2, 7, WIDTH))
+    assert "rotary" not in str(programs(lowered)) and "rotary_embedding" not in lowered[0].module.code
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_angles_of_another_type_leave_autocasts_to_attention(groups):
+    model, x = Attention(groups=groups, mask=True), torch.randn(2, 7, WIDTH)
+    call, lowered = captured(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(call(x), model(x), rtol=2e-2, atol=2e-2)
+    assert len(programs(lowered)) == 1 and programs(lowered)[0].count("rotary") == 2 and not outside(lowered)
+    assert set(lowered[0].programs[0].body["program"]["dtypes"][1:]) == {"float32", "bfloat16", "bool"}
+
+
+@pytest.mark.parametrize(("mask", "heads"), [(False, "attention"), (True, "concatenate concatenate attention")])
+def test_heads_of_groups(mask, heads):
+    lowered = assert_computes_the_same(Attention(None, 2, mask), torch.randn(2, 7, WIDTH))
+    assert programs(lowered) == [f"q k v {heads} o add"] and not outside(lowered)
+    (attention,) = [s for s in lowered[0].programs[0].body["program"]["steps"] if s["op"] == "attention"]
+    assert attention["grouped"] == (not mask)
+
+
+def test_heads_of_any_number_and_length():
+    model = Attention(None, 2, False)
+    call, lowered = captured(model)
+    x = torch.randn(2, 7, WIDTH)
+    for dimension in (0, 1):
+        torch._dynamo.mark_dynamic(x, dimension)
+    for one in (x, torch.randn(3, 5, WIDTH)):
+        torch.testing.assert_close(call(one), model(one))
+    assert len(lowered) == 1 and programs(lowered) == ["q k v attention o add"]
+
+
+def test_a_query_that_is_scaled():
+    lowered = assert_computes_the_same(Attention(None, scale=0.3), torch.randn(2, 7, WIDTH))
+    assert programs(lowered) == ["q k v attention o add"] and not outside(lowered)
+    (attention,) = [s for s in lowered[0].programs[0].body["program"]["steps"] if s["op"] == "attention"]
+    assert attention["scale"] == pytest.approx(0.3 / math.sqrt(WIDTH))
+
+
+def test_a_query_that_is_scaled_by_a_negative_number_or_reinterpreted_stays():
+    class Model(Attention):
+        def forward(self, x):
+            q = self.q(x).unflatten(-1, (-1, WIDTH)).transpose(1, 2)
+            q = (q * 0.5).view(torch.int32).view(torch.float32)
+            return self.o(F.scaled_dot_product_attention(q, q, q * -1).transpose(1, 2).flatten(2))
+
+    model, x = Model(None), torch.randn(2, 7, WIDTH)
+    call, lowered = captured(model)
+    torch.testing.assert_close(call(x), model(x))
+    assert "int32" in lowered[0].module.code
