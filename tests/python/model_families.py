@@ -89,6 +89,19 @@ def whisper_encoder():
     )  # fmt: skip
 
 
+def with_lora(name):
+    """Adapters of all linear layers of a decoder's, with weights that are not zero."""
+
+    def make():
+        peft = pytest.importorskip("peft")
+        config = peft.LoraConfig(r=2, lora_alpha=3, target_modules="all-linear", init_lora_weights=False)
+        model = decoder(name)()
+        model.model = peft.get_peft_model(model.model, config)
+        return model
+
+    return make
+
+
 class LastState(nn.Module):
     """The tensor of an encoder's output."""
 
@@ -105,7 +118,6 @@ GPT2 = {"n_embd": WIDTH, "n_layer": 2, "n_head": 2, "n_positions": 2 * LENGTH, "
 T5 = {"d_model": WIDTH, "d_kv": WIDTH // 2, "d_ff": 2 * WIDTH, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0,
       "decoder_start_token_id": 0, "use_cache": False}  # fmt: skip
 DECODER, BERT = r"model\.model\.layers\.\d", r"model\.{}\.encoder\.layer\.\d"
-OF_WEIGHTS = {f"{norm}_layernorm: add" for norm in ("input", "post_attention")}  # Gemma's are 1 + weight
 T5_EXACT = {"layer.0.SelfAttention: where", "layer.0.SelfAttention: scaled_dot_product_attention"}
 """The mask of its self-attention is learned."""
 T5_ALONE = {"layer.0.layer_norm", *(f"layer.0.SelfAttention.{part}" for part in ("q", "k", "v")),
@@ -134,7 +146,7 @@ def timm(name, **options):
     return make
 
 
-SWIN_EXACT = {"attn: mul", "attn: matmul", "attn: add"}
+SWIN_EXACT = {"attn: matmul", "attn: add"}
 """The bias of its attention is learned."""
 TORCHVISION_SWIN = SWIN_EXACT | {"attn: pad", "attn: roll"}, {"norm1", "attn", "attn.qkv", "attn.proj"}
 TIMM_SWIN = SWIN_EXACT | {": pad", ": roll"}, {"norm1", "attn", "attn.qkv", "attn.proj"}
@@ -211,7 +223,8 @@ FAMILIES = {
     "Qwen2": Family(decoder("Qwen2"), words, DECODER, 2),
     "Qwen3": Family(decoder("Qwen3"), words, DECODER, 2),
     "Mistral": Family(decoder("Mistral"), words, DECODER, 2),
-    "Gemma": Family(decoder("Gemma"), words, DECODER, 2, OF_WEIGHTS),
+    "Llama with LoRA": Family(with_lora("Llama"), words, r"model\.base_model\.model\.model\.layers\.\d", 2),
+    "Gemma": Family(decoder("Gemma"), words, DECODER, 2),
     "T5": Family(
         language_model("T5ForConditionalGeneration", "T5Config", **T5), words, r"model\.(?:en|de)coder\.block\.\d",
         2, T5_EXACT, T5_ALONE,

@@ -144,6 +144,30 @@ def test_what_a_forward_notes_is_there(where):
     assert len(notes) == (2 if where == "deque" else 3) and all(type(note) is torch.Tensor for note in notes)
 
 
+def test_a_list_of_the_object_may_hide_the_classs():
+    """As in PEFT's layers, which undo merged adapters in forward."""
+
+    class Merging(Net):
+        merged: ClassVar = []
+
+        def __init__(self):
+            super().__init__()
+            self.merged = []
+
+        def forward(self, x):
+            y = super().forward(x)
+            while self.merged:
+                y = y * self.merged.pop()
+            return y
+
+    exact, converted, report = pair(Merging)
+    for numbers in ([], [3.0], [2.0, 5.0], []):
+        exact.merged, converted.merged = list(numbers), list(numbers)
+        check_same(exact, converted, images())
+        assert not exact.merged and not converted.merged
+    assert report.graphs and not report.record.fallback
+
+
 @pytest.mark.filterwarnings("ignore:actnn. Counted runs without blocks")
 def test_class_attributes_that_are_read_through_the_class_may_change():
     class Counted(Net):

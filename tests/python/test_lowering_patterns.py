@@ -304,3 +304,44 @@ def test_a_query_that_is_scaled_by_a_negative_number_or_reinterpreted_stays():
     call, lowered = captured(model)
     torch.testing.assert_close(call(x), model(x))
     assert "int32" in lowered[0].module.code
+
+
+class Adapted(nn.Module):
+    """A frozen layer with an adapter of low rank, as PEFT writes it."""
+
+    def __init__(self, drop=0.0):
+        super().__init__()
+        self.base = nn.Linear(4 * WIDTH, 4 * WIDTH).requires_grad_(False)
+        self.a, self.b = nn.Linear(4 * WIDTH, 2, bias=False), nn.Linear(2, 4 * WIDTH, bias=False)
+        self.drop = nn.Dropout(drop) if drop else nn.Identity()
+
+    def forward(self, x):
+        y = self.base(x)
+        z = y + self.b(self.a(self.drop(x.to(self.a.weight.dtype)))) * 1.5
+        return z.to(y.dtype)
+
+
+@pytest.mark.parametrize(
+    ("drop", "base", "autocast"),
+    [(0.0, torch.float32, False), (0.5, torch.float32, False), (0.0, torch.float32, True), (0.5, torch.float32, True),
+     (0.0, torch.bfloat16, False)],
+)  # fmt: skip
+def test_an_adapter_is_in_the_program_of_its_layer(drop, base, autocast):
+    model, x = nn.Sequential(Adapted(), nn.ReLU(), Adapted(drop)), torch.randn(64, 4 * WIDTH).to(base)
+    for layer in (model[0], model[2]):
+        layer.base.to(base)
+    call, lowered = captured(model)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found, expected = call(x), model(x)
+    assert found.dtype == expected.dtype
+    if not drop:
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    dropout = "2.drop " if drop else ""
+    assert " ".join(programs(lowered)) == f"0.base 0.a 0.b add 1 2.base {dropout}2.a 2.b add"
+    assert not outside(lowered)
+
+
+def test_a_weight_that_is_larger_than_the_result_is_not_multiplied():
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU()), torch.randn(2, 8)
+    lowered = assert_computes_the_same(nn.Sequential(Written(lambda x, weight: x * 2.0), *model), x)
+    assert "mul" in lowered[0].module.code and len(lowered[0].programs) == 1

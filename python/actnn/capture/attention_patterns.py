@@ -6,14 +6,24 @@ import operator
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, fx
+from torch import fx
 
 from . import written_out
-from .modes import computed
-from .pattern_nodes import PRODUCTS, SUMS, Match, is_number, is_tensor, key_of, only_user, operands, other_factor
+from .pattern_nodes import (
+    PRODUCTS,
+    SUMS,
+    VIEWS,
+    Match,
+    is_number,
+    is_tensor,
+    key_of,
+    only_user,
+    operands,
+    other_factor,
+    readers_in,
+)
 from .values import any_requires_grad, example
 
-VIEWS = frozenset({"view", "reshape", "transpose", "permute", "contiguous", "expand", "unsqueeze"})
 _FULL = slice(None)
 
 
@@ -32,19 +42,14 @@ def rotary_embedding(rotated: fx.Node) -> Match | None:
     found, wanted = example(input), example(result)
     if found.shape != wanted.shape:
         return None
-    views: list[fx.Node] = []
-    if found.dtype != wanted.dtype and not _only_attention_reads(result, found.dtype, views):
+    readers = [] if found.dtype == wanted.dtype else readers_in(found.dtype, result)
+    if readers is None:
         return None
 
     def make(record):
         return record.call(written_out.rotary_embedding, input, cos, sin)
 
-    def settle():
-        for view in views:
-            function = getattr(Tensor, view.target) if view.op == "call_method" else view.target
-            view.meta["example_value"] = computed(function, view.args, view.kwargs)
-
-    return Match(result, (input, cos, sin), make, found.dtype, settle)
+    return Match(result, (input, cos, sin), make, found.dtype, readers=readers)
 
 
 def _rotated(tensors, dim=0) -> fx.Node | None:
@@ -78,22 +83,6 @@ def _half(node: object) -> tuple[fx.Node, int] | None:
 
 def _is_in_halves(input, chunks=None, dim=0) -> bool:
     return chunks == 2 and dim in (-1, example(input).dim() - 1) and example(input).shape[-1] % 2 == 0
-
-
-def _only_attention_reads(node: fx.Node, dtype: torch.dtype, views: list[fx.Node]) -> bool:
-    """Whether whoever reads a value, or a view of it, is an attention that converts it to this type, as autocast has
-    it. The views are added to the list."""
-    for user in node.users:
-        if user.target is F.scaled_dot_product_attention:
-            if node not in user.args[:3] or example(user).dtype != dtype:
-                return False
-        elif user.target in VIEWS or user.target is operator.getitem:
-            views.append(user)
-            if example(user).dtype != example(node).dtype or not _only_attention_reads(user, dtype, views):
-                return False
-        else:
-            return False
-    return bool(node.users)
 
 
 def attention(node: fx.Node) -> Match | None:

@@ -15,10 +15,11 @@ from .values import PATH, example
 
 
 class Recorder:
-    """Adds nodes in the place of one, with examples as TorchDynamo would have computed them."""
+    """Adds nodes in the place of one, with examples as TorchDynamo would have computed them, as calls of the module
+    that calls it, or of another one's."""
 
-    def __init__(self, node: fx.Node) -> None:
-        self.node, self.graph = node, node.graph
+    def __init__(self, node: fx.Node, caller: fx.Node | None = None) -> None:
+        self.node, self.graph, self.caller = node, node.graph, caller or node
         self.made: list[fx.Node] = []
 
     def call(self, function: Callable, *args: Any, **kwargs: Any) -> fx.Node:
@@ -33,8 +34,8 @@ class Recorder:
         self.made.append(made)
         made.meta["example_value"] = computed(function, args, kwargs)
         for key in ("nn_module_stack", "stack_trace", "source_fn_stack", PATH):
-            if key in self.node.meta:
-                made.meta[key] = self.node.meta[key]
+            if key in self.caller.meta:
+                made.meta[key] = self.caller.meta[key]
         return made
 
 

@@ -17,6 +17,7 @@ from .factories import make_without_models
 from .functions import name_of_target, replace_functions
 from .losses import join_losses
 from .partition import Reasons, Steps, find_programs
+from .pattern_nodes import PRODUCTS, SUMS, is_number, operands
 from .patterns import join_patterns
 from .programs import Program, common_path, program_of, put_into_graph
 from .sharing import share_copies
@@ -212,12 +213,14 @@ def _outside(
     graph: fx.Graph, run: Callable, steps: Steps, names: Mapping[fx.Node, str], reasons: Reasons,
     replaced: Mapping[fx.Node, str], options: LoweringOptions,
 ) -> list[Outside]:  # fmt: skip
-    """The calls that may keep something for backward: not those without a gradient, and no views."""
+    """The calls that may keep something for backward: not those without a gradient, no views, and no products and sums
+    with numbers."""
     found = []
     for node in graph.nodes:
         is_call = node.op in ("call_function", "call_method") and node.target is not run
         is_view = (node in steps and steps[node].is_view) or names.get(node) in VIEWS_OF_TORCH
-        if is_call and not is_view and requires_grad(node) and not _is_output(node):
+        keeps_nothing = is_view or _is_output(node) or _is_with_number(node)
+        if is_call and requires_grad(node) and not keeps_nothing:
             reason = reasons.get(node, "programs have no such step")
             found.append(Outside(node.name, names[node], path_of(node, options.root), reason, node in replaced))
     return found
@@ -225,6 +228,11 @@ def _outside(
 
 def _is_output(node: fx.Node) -> bool:
     return node.target is operator.getitem and not isinstance(example(node.args[0]), Tensor)
+
+
+def _is_with_number(node: fx.Node) -> bool:
+    terms = operands(node, PRODUCTS | SUMS)
+    return terms is not None and any(map(is_number, terms))
 
 
 VIEWS_OF_TORCH = frozenset({"t", "expand", "expand_as", "view", "view_as", "getitem", "detach", "narrow", "movedim"})

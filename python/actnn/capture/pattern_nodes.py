@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx
 
 from .composites import Recorder
@@ -14,6 +15,8 @@ from .values import example
 
 PRODUCTS = frozenset({operator.mul, torch.mul, torch.multiply, "mul", "multiply", "__mul__", "__rmul__"})
 SUMS = frozenset({operator.add, torch.add, "add", "__add__", "__radd__"})
+VIEWS = frozenset({"view", "reshape", "transpose", "permute", "contiguous", "expand", "unsqueeze"})
+IN_AUTOCASTS_TYPE = frozenset({F.linear, torch.conv1d, torch.conv2d, torch.conv3d})
 CASTS = frozenset({"to", "float", "half", "bfloat16", "type", "type_as"})
 
 
@@ -28,8 +31,10 @@ class Match:
     """Adds the one call."""
     dtype: torch.dtype | None = None
     """The type of what is made; None: the same as before."""
-    settle: Callable[[], None] = lambda: None
-    """What is left to do when it is there."""
+    caller: fx.Node | None = None
+    """The call whose module the one call is said to be in; None: the last one."""
+    readers: Sequence[fx.Node] = ()
+    """Views of the result, and the like, which have that type, too, then; in their order."""
 
     @property
     def inside(self) -> frozenset[fx.Node]:
@@ -125,3 +130,23 @@ def best_result(candidates: list[fx.Node], input: fx.Node) -> fx.Node | None:
     alike = [node for node in candidates if example(node).dtype == before]
     wider = [node for node in candidates if torch.promote_types(example(node).dtype, before) == example(node).dtype]
     return alike[-1] if alike else (wider[0] if wider else None)
+
+
+def readers_in(dtype: torch.dtype, node: fx.Node) -> list[fx.Node] | None:
+    """The views and dropouts of a value, if behind them it is only read by products that autocast has in this type;
+    None if anybody else reads it."""
+    found: list[fx.Node] = []
+    for user in node.users:
+        is_alike = example(user).dtype == example(node).dtype if is_tensor(user) else False
+        if user.target is F.scaled_dot_product_attention or user.target in IN_AUTOCASTS_TYPE:
+            count = 3 if user.target is F.scaled_dot_product_attention else 1
+            if user.all_input_nodes.count(node) != 1 or node not in user.args[:count] or example(user).dtype != dtype:
+                return None
+        elif is_alike and (user.target in VIEWS or user.target in (operator.getitem, F.dropout)):
+            behind = readers_in(dtype, user)
+            if behind is None:
+                return None
+            found += [user, *behind]
+        else:
+            return None
+    return found

@@ -9,33 +9,19 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import fx
+from torch import Tensor, fx
 
-from . import attention_patterns, elementwise_patterns, norm_patterns
+from . import attention_patterns, elementwise_patterns, linear_patterns, norm_patterns
 from .composites import Recorder
-from .modes import nodes_in_their_modes
-from .pattern_nodes import CASTS, Match, cast_value, key_of
+from .modes import computed, nodes_in_their_modes
+from .pattern_nodes import CASTS, Match, key_of
 from .values import UnsupportedError, example, floating, tensor
 from .writes import disturbs_between
 
 Matcher = Callable[[fx.Node], "Match | None"]
-PRODUCTS = frozenset({F.linear, torch.conv1d, torch.conv2d, torch.conv3d})
-
-
-def wide_input(cast: fx.Node) -> Match | None:
-    """A conversion to a wider type, of what only products read that autocast has in the type it had before."""
-    value = cast_value(cast)
-    if value is None or not all(user.target in PRODUCTS and user.args[0] is cast for user in cast.users):
-        return None
-    before, after = example(value).dtype, example(cast).dtype
-    is_wider = before != after and torch.promote_types(before, after) == after
-    if not is_wider or any(example(user).dtype != before or cast in user.args[1:] for user in cast.users):
-        return None
-    return Match(cast, (value,), lambda record: value, before)
-
-
 MATCHERS: dict[object, Matcher] = {
-    **dict.fromkeys(CASTS, wide_input),
+    **dict.fromkeys(CASTS, linear_patterns.converted),
+    F.linear: linear_patterns.linear,
     **dict.fromkeys((torch.rsqrt, "rsqrt"), norm_patterns.rms_norm),
     **dict.fromkeys(elementwise_patterns.ANCHORS, elementwise_patterns.activation),
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), attention_patterns.rotary_embedding),
@@ -76,7 +62,7 @@ def _match(anchor: fx.Node | None) -> Match | None:
 
 
 def _replace(match: Match) -> None:
-    graph, record = match.result.graph, Recorder(match.result)
+    graph, record = match.result.graph, Recorder(match.result, match.caller)
     try:
         made = match.make(record)
         found, wanted = example(made), example(match.result)
@@ -95,4 +81,6 @@ def _replace(match: Match) -> None:
     order = {node: i for i, node in enumerate(graph.nodes)}
     for node in sorted(match.inside, key=order.__getitem__, reverse=True):
         graph.erase_node(node)
-    match.settle()
+    for reader in match.readers:
+        function = getattr(Tensor, reader.target) if reader.op == "call_method" else reader.target
+        reader.meta["example_value"] = computed(function, reader.args, reader.kwargs)

@@ -23,7 +23,12 @@ def why_capture_is_wrong(model: nn.Module) -> str:
     """
     if IS_CURRENT:
         return ""
-    for kind in {type(module) for module in model.modules()}:
+    # An attribute of the object hides the class's: what a forward changes is the object's, which is captured rightly.
+    shadowed: dict[type, set[str]] = {}
+    for module in model.modules():
+        own = vars(module).keys()
+        shadowed[type(module)] = shadowed.get(type(module), own) & own
+    for kind, hidden in shadowed.items():
         if kind.__module__.partition(".")[0] == "torch":
             continue
         attributes = _attributes(kind)
@@ -31,7 +36,8 @@ def why_capture_is_wrong(model: nn.Module) -> str:
             names = set(code.co_names)
             if found := sorted(_read_through_class(code) & attributes.keys()):
                 return _sentence(kind, found[0], "reads it through the class")
-            if (names & _CHANGES) and (found := [n for n in sorted(names & attributes.keys()) if attributes[n]]):
+            changeable = {name for name, can_change in attributes.items() if can_change} - hidden
+            if (names & _CHANGES) and (found := sorted(names & changeable)):
                 return _sentence(kind, found[0], "changes it")
     return ""
 

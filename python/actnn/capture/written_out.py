@@ -23,6 +23,26 @@ def _rms_norm(input, weight, eps, dtype):
     return Step("rms_norm", (input,), {"dimensions": 1, "eps": eps}, {"weight": weight})
 
 
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """In another floating type than the input's."""
+    return F.linear(input.to(dtype), weight, bias)
+
+
+@step_reader(linear)
+def _linear(input, weight, bias, dtype):
+    return Step("linear", (input,), {}, {"weight": weight, "bias": bias})
+
+
+def add(first: Tensor, second: Tensor, dtype: torch.dtype) -> Tensor:
+    """In a narrower type than theirs."""
+    return (first + second).to(dtype)
+
+
+@step_reader(add)
+def _add(first, second, dtype):
+    return Step("add", (first, second))
+
+
 def activation(input: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
     """In another floating type than the input's."""
     return ACTIVATIONS[kind](input.to(dtype))

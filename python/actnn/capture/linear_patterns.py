@@ -1,0 +1,70 @@
+"""Linear layers of low rank (LoRA, arXiv 2106.09685) and others: what is multiplied or converted around them."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import fx
+
+from . import written_out
+from .pattern_nodes import PRODUCTS, SUMS, Match, cast_value, is_number, is_tensor, only_user, operands, readers_in
+from .values import elements, example
+
+SMALL = 4
+"""A weight with this many times fewer elements than the result is multiplied in the result's place."""
+
+
+def linear(node: fx.Node) -> Match | None:
+    """A linear layer of an input that is converted to a wider type for it, or whose result is a number's multiple."""
+    return _linear(node, *node.args, **node.kwargs)
+
+
+def _linear(node: fx.Node, input: fx.Node, weight: fx.Node, bias: fx.Node | None = None) -> Match | None:
+    dtype = example(node).dtype
+    narrow = cast_value(input)
+    is_widened = narrow is not None and _is_wider(dtype, example(narrow).dtype) and example(input).dtype == dtype
+    product, factor = _scaled(node, weight)
+    if not is_widened and product is None:
+        return None
+    value = narrow if is_widened else input
+
+    def make(record):
+        parameters = [weight, bias]
+        if product is not None:
+            parameters = [None if p is None else record.call(operator.mul, p, factor) for p in parameters]
+        if is_widened:
+            return record.call(written_out.linear, value, *parameters, dtype)
+        return record.call(F.linear, value, *parameters)
+
+    return Match(product or node, (value, weight, *([] if bias is None else [bias])), make, caller=node)
+
+
+def _scaled(node: fx.Node, weight: fx.Node) -> tuple[fx.Node | None, float]:
+    product = only_user(node)
+    factors = operands(product, PRODUCTS)
+    number = next(filter(is_number, factors), None) if factors else None
+    if number is None or example(product).dtype != example(node).dtype or elements(weight) * SMALL > elements(node):
+        return None, 1.0
+    return product, number
+
+
+def converted(cast: fx.Node) -> Match | None:
+    """A conversion to a wider type, of what only products read that autocast has in the type that it had before; or
+    one to a narrower type, of a sum."""
+    value = cast_value(cast)
+    if value is None:
+        return None
+    before, after = example(value).dtype, example(cast).dtype
+    if _is_wider(after, before):
+        readers = readers_in(before, cast)
+        return None if readers is None else Match(cast, (value,), lambda record: value, before, readers=readers)
+    terms = operands(value, SUMS) if _is_wider(before, after) else None
+    if terms is None or not all(map(is_tensor, terms)):
+        return None
+    return Match(cast, terms, lambda record: record.call(written_out.add, *terms, after))
+
+
+def _is_wider(dtype: torch.dtype, other: torch.dtype) -> bool:
+    return dtype != other and torch.promote_types(dtype, other) == dtype
