@@ -96,9 +96,12 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_rows_kernel(const Cros
   __shared__ LogSum shared[kWarps];
   wait_for_kernels_before();
   const int64_t number = blockIdx.x;
-  const LogitRow<Element> row(static_cast<Element*>(arguments.logits) + number * arguments.classes, arguments.classes);
+  const LogitRow<Element> row(static_cast<Element*>(arguments.logits) + number * arguments.pitch, arguments.classes);
   const int64_t target = arguments.target[number];
   constexpr int kCount = kVectorElements<Element>;
+  if (arguments.writes_gradient && threadIdx.x < arguments.pitch - arguments.classes) {
+    store_rounded(0.0F, row.first + arguments.classes + threadIdx.x);
+  }
   if (target == arguments.ignore_index) {
     if (arguments.writes_gradient) {
       row.visit([](Element* vector, int64_t /*at*/) { store(vector, Vector{}); },

@@ -2,6 +2,8 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/mm.h>
@@ -21,7 +23,7 @@ namespace actnn {
 namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
-using Tensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using Tensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 constexpr const char* kName = "actnn::linear_cross_entropy_forward";
 constexpr int64_t kFewestRows = 128;
@@ -51,12 +53,16 @@ void add_weight_gradient(at::Tensor& sum, const at::Tensor& gradient, const at::
 
 at::Tensor scalar(const at::Tensor& like) { return at::zeros({}, like.options().dtype(at::kFloat)); }
 
-/// The gradients wanted, of the sizes that they have, or none.
-Tensors results_of(const at::Tensor& input, const at::Tensor& weight, std::array<bool, 3> wanted) {
+/// The gradients wanted, of the sizes that they have, or none, and room for the logits.
+Tensors results_of(const at::Tensor& input, const at::Tensor& weight, std::array<bool, 3> wanted,
+                   const c10::SymInt& classes, bool returns_logits) {
   const auto floats = input.options().dtype(at::kFloat);
-  return {scalar(input), scalar(input), wanted[0] ? at::empty_like(input, at::MemoryFormat::Contiguous) : at::Tensor(),
+  return {scalar(input),
+          scalar(input),
+          wanted[0] ? at::empty_like(input, at::MemoryFormat::Contiguous) : at::Tensor(),
           wanted[1] ? at::zeros_symint(weight.sym_sizes(), floats) : at::Tensor(),
-          wanted[2] ? at::zeros_symint({weight.sym_size(0)}, floats) : at::Tensor()};
+          wanted[2] ? at::zeros_symint({weight.sym_size(0)}, floats) : at::Tensor(),
+          returns_logits ? at::empty_symint({input.sym_size(0), classes}, input.options()) : at::Tensor()};
 }
 
 void check_targets(const at::Tensor& target, int64_t classes, int64_t ignore_index) {
@@ -107,23 +113,38 @@ at::Tensor cross_entropy_rows(at::Tensor& logits, const at::Tensor& target, cons
   return loss;
 }
 
+/// The classes rounded up to what tensor cores read in whole vectors.
+int64_t padded_classes(const at::Tensor& weight) {
+  constexpr int64_t kAlignment = 8;
+  const int64_t classes = weight.size(0);
+  return weight.is_cuda() ? (classes + kAlignment - 1) / kAlignment * kAlignment : classes;
+}
+
 Tensors forward(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias, const at::Tensor& target,
-                std::array<bool, 3> wanted, int64_t ignore_index, double label_smoothing, double z_loss, bool mean) {
+                std::array<bool, 3> wanted, int64_t ignore_index, double label_smoothing, double z_loss, bool mean,
+                bool returns_logits) {
   check_rows(input, weight, bias, target, label_smoothing, z_loss);
   const int64_t rows = input.size(0);
   const int64_t classes = weight.size(0);
   check_targets(target, classes, ignore_index);
-  auto results = results_of(input, weight, wanted);
-  auto& [loss, scale, grad_input, grad_weight, grad_bias] = results;
+  const int64_t columns = padded_classes(weight);
+  const at::Tensor weights = columns == classes ? weight : at::constant_pad_nd(weight, {0, 0, 0, columns - classes});
+  const OptionalTensor biases =
+      bias && columns != classes ? OptionalTensor(at::constant_pad_nd(*bias, {0, columns - classes})) : bias;
+  auto results = results_of(input, weights, wanted, classes, returns_logits);
+  auto& [loss, scale, grad_input, grad_weight, grad_bias, all_logits] = results;
   const CrossEntropy how{ignore_index, label_smoothing, z_loss};
   const bool has_gradients = wanted[0] || wanted[1] || wanted[2];
   const int64_t step = rows_at_a_time(input, classes);
   for (int64_t first = 0; first < rows; first += step) {
     const int64_t count = std::min(step, rows - first);
     const at::Tensor x = input.narrow(0, first, count);
-    at::Tensor logits = bias ? at::addmm(*bias, x, weight.t()) : x.mm(weight.t());
+    at::Tensor logits = biases ? at::addmm(*biases, x, weights.t()) : x.mm(weights.t());
+    if (returns_logits) {
+      all_logits.narrow(0, first, count).copy_(logits.narrow(1, 0, classes));
+    }
     const at::Tensor of_target = target.narrow(0, first, count);
-    loss.add_(logits.is_cuda() ? cross_entropy_rows_cuda(logits, of_target, how, has_gradients).sum()
+    loss.add_(logits.is_cuda() ? cross_entropy_rows_cuda(logits, classes, of_target, how, has_gradients).sum()
                                : cross_entropy_rows(logits, of_target, how, has_gradients).sum());
     if (!has_gradients) {
       continue;
@@ -135,11 +156,19 @@ Tensors forward(const at::Tensor& input, const at::Tensor& weight, const Optiona
     }
     if (wanted[0]) {
       at::Tensor of_input = grad_input.narrow(0, first, count);
-      at::mm_out(of_input, gradient, weight);
+      at::mm_out(of_input, gradient, weights);
     }
     if (wanted[1]) {
       add_weight_gradient(grad_weight, gradient, x);
     }
+  }
+  if (wanted[1]) {
+    // What is kept until backward; in float16 the sum of many rows might be infinite.
+    grad_weight = with_dtype(grad_weight.narrow(0, 0, classes),
+                             weight.scalar_type() == at::kBFloat16 ? at::kBFloat16 : at::kFloat);
+  }
+  if (wanted[2]) {
+    grad_bias = grad_bias.narrow(0, 0, classes);
   }
   if (mean) {
     // Of no rows the mean is NaN, and its gradient 0, as torch has it.
@@ -154,9 +183,13 @@ Tensors forward(const at::Tensor& input, const at::Tensor& weight, const Optiona
 
 Tensors forward_meta(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                      const at::Tensor& target, std::array<bool, 3> wanted, int64_t /*ignore_index*/,
-                     double label_smoothing, double z_loss, bool /*mean*/) {
+                     double label_smoothing, double z_loss, bool /*mean*/, bool returns_logits) {
   check_rows(input, weight, bias, target, label_smoothing, z_loss);
-  return results_of(input, weight, wanted);
+  auto results = results_of(input, weight, wanted, weight.sym_size(0), returns_logits);
+  if (wanted[1] && weight.scalar_type() == at::kBFloat16) {
+    std::get<3>(results) = std::get<3>(results).to(at::kBFloat16);
+  }
+  return results;
 }
 
 }  // namespace
@@ -197,7 +230,8 @@ void check_linear_cross_entropy(const char* op, const at::Tensor& input, const a
 TORCH_LIBRARY_FRAGMENT(actnn, m) {
   m.def(
       "linear_cross_entropy_forward(Tensor input, Tensor weight, Tensor? bias, Tensor target, bool[3] wanted, "
-      "int ignore_index, float label_smoothing, float z_loss, bool mean) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+      "int ignore_index, float label_smoothing, float z_loss, bool mean, bool returns_logits) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
 }
 TORCH_LIBRARY_IMPL(actnn, CPU, m) { m.impl("linear_cross_entropy_forward", forward); }
@@ -207,11 +241,11 @@ TORCH_LIBRARY_IMPL(actnn, Meta, m) { m.impl("linear_cross_entropy_forward", forw
 LinearCrossEntropy linear_cross_entropy_forward(const at::Tensor& input, const at::Tensor& weight,
                                                 const OptionalTensor& bias, const at::Tensor& target,
                                                 std::array<bool, 3> wanted, int64_t ignore_index,
-                                                double label_smoothing, double z_loss, bool mean) {
+                                                double label_smoothing, double z_loss, bool mean, bool returns_logits) {
   static const auto kHandle = find_op<decltype(forward)>(kName);
-  auto [loss, scale, grad_input, grad_weight, grad_bias] =
-      kHandle.call(input, weight, bias, target, wanted, ignore_index, label_smoothing, z_loss, mean);
-  return {loss, scale, grad_input, grad_weight, grad_bias};
+  auto [loss, scale, grad_input, grad_weight, grad_bias, logits] =
+      kHandle.call(input, weight, bias, target, wanted, ignore_index, label_smoothing, z_loss, mean, returns_logits);
+  return {loss, scale, grad_input, grad_weight, grad_bias, logits};
 }
 
 }  // namespace actnn

@@ -18,8 +18,9 @@ struct LinearCrossEntropy {
   at::Tensor loss;   ///< float32 scalar
   at::Tensor scale;  ///< of the sum of rows in the loss: float32 scalar
   at::Tensor grad_input;
-  at::Tensor grad_weight;  ///< float32
+  at::Tensor grad_weight;  ///< float32, or bfloat16 where the weight is
   at::Tensor grad_bias;    ///< float32
+  at::Tensor logits;       ///< [rows, classes], in the input's dtype; undefined if not returned
 };
 
 /// The op `actnn::linear_cross_entropy_forward`; `wanted`: gradients of input, weight and bias. `input`: [rows,
@@ -27,6 +28,6 @@ struct LinearCrossEntropy {
 LinearCrossEntropy linear_cross_entropy_forward(const at::Tensor& input, const at::Tensor& weight,
                                                 const std::optional<at::Tensor>& bias, const at::Tensor& target,
                                                 std::array<bool, 3> wanted, int64_t ignore_index,
-                                                double label_smoothing, double z_loss, bool mean);
+                                                double label_smoothing, double z_loss, bool mean, bool returns_logits);
 
 }  // namespace actnn

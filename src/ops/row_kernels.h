@@ -25,8 +25,9 @@ struct CrossEntropy {
   double label_smoothing;
   double z_loss;
 };
-/// The losses, float32 [rows]. `logits`, [rows, classes] and contiguous, becomes their gradient, if `writes_gradient`.
-at::Tensor cross_entropy_rows_cuda(at::Tensor& logits, const at::Tensor& target, const CrossEntropy& how,
-                                   bool writes_gradient);
+/// The losses, float32 [rows]. `logits`, [rows, classes and up to 8 more columns] and contiguous, becomes their gradient,
+/// if `writes_gradient`; that of the columns more is 0.
+at::Tensor cross_entropy_rows_cuda(at::Tensor& logits, int64_t classes, const at::Tensor& target,
+                                   const CrossEntropy& how, bool writes_gradient);
 
 }  // namespace actnn

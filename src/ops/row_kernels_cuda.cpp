@@ -200,13 +200,14 @@ at::Tensor sum_rows_cuda(const at::Tensor& matrix) {
   return sums;
 }
 
-at::Tensor cross_entropy_rows_cuda(at::Tensor& logits, const at::Tensor& target, const CrossEntropy& how,
-                                   bool writes_gradient) {
+at::Tensor cross_entropy_rows_cuda(at::Tensor& logits, int64_t classes, const at::Tensor& target,
+                                   const CrossEntropy& how, bool writes_gradient) {
   const c10::cuda::CUDAGuard guard(logits.device());
   const at::Tensor labels = target.contiguous();
   at::Tensor loss = floats(logits, {logits.size(0)});
   check_launch(cuda::cross_entropy_rows({.rows = logits.size(0),
-                                         .classes = logits.size(1),
+                                         .classes = classes,
+                                         .pitch = logits.size(1),
                                          .logits = logits.mutable_data_ptr(),
                                          .type = check_element_type(kName, logits.scalar_type()),
                                          .target = labels.const_data_ptr<int64_t>(),

@@ -30,8 +30,8 @@ GatedGradients gate_rows_backward_cuda(ActivationKind /*kind*/, at::Tensor /*x*/
   refuse();
 }
 at::Tensor sum_rows_cuda(const at::Tensor& /*matrix*/) { refuse(); }
-at::Tensor cross_entropy_rows_cuda(at::Tensor& /*logits*/, const at::Tensor& /*target*/, const CrossEntropy& /*how*/,
-                                   bool /*writes_gradient*/) {
+at::Tensor cross_entropy_rows_cuda(at::Tensor& /*logits*/, int64_t /*classes*/, const at::Tensor& /*target*/,
+                                   const CrossEntropy& /*how*/, bool /*writes_gradient*/) {
   refuse();
 }
 

@@ -152,11 +152,16 @@ SAMPLES = {
         lambda: (grad(2, 3, 5), grad(9, 5), torch.randint(9, (2, 3)), None, 0, 0.1, 0.01, "sum"),
         lambda: (torch.randn(6, 5), torch.randn(9, 5), torch.randint(9, (6,))),
     ],
+    "linear_cross_entropy_and_logits": [
+        lambda: (grad(6, 5), grad(9, 5), torch.randint(9, (6,)), grad(9)),
+        lambda: (grad(2, 3, 5), grad(9, 5), torch.randint(9, (2, 3)), None, 0, 0.1, 0.01, "sum"),
+        lambda: (torch.randn(6, 5), torch.randn(9, 5), torch.randint(9, (6,))),
+    ],
     "linear_cross_entropy_forward": [
         lambda: (torch.randn(6, 5), torch.randn(9, 5), torch.randn(9), torch.randint(9, (6,)), [True] * 3, 0, 0.1, 0.01,
-                 True),
+                 True, True),
         lambda: (torch.randn(6, 5).bfloat16(), torch.randn(9, 5).bfloat16(), None, torch.randint(9, (6,)),
-                 [False, True, False], 0, 0.0, 0.0, False),
+                 [False, True, False], 0, 0.0, 0.0, False, False),
     ],
     "linear": [lambda: (grad(2, 3, 5), grad(4, 5), grad(4), 4, 256, "dithered", rng()),
                lambda: (grad(6, 5), torch.randn(4, 5), None, 4, 256, "dithered", rng()),

@@ -15,7 +15,8 @@ namespace actnn::cuda {
 struct CrossEntropyRows {
   int64_t rows;
   int64_t classes;
-  void* logits;  ///< [rows, classes], row-major; out: their gradient, of the sum of rows, if `writes_gradient`
+  int64_t pitch;  ///< elements from a row to the next; gradients of those behind the classes are 0
+  void* logits;   ///< [rows, pitch], row-major; out: their gradient, of the sum of rows, if `writes_gradient`
   ElementType type;
   const int64_t* target;  ///< [rows]; not in 0..classes - 1 and not `ignore_index`: the kernel traps
   int64_t ignore_index;   ///< such a row has no loss and no gradient

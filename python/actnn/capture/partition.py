@@ -231,11 +231,17 @@ def _is_in_front_of_weights(piece: Sequence[fx.Node], steps: Steps) -> bool:
 
 
 def _trimmed(piece: list[fx.Node], steps: Steps) -> list[fx.Node]:
-    """Without the views at its end, whose strides the nodes behind may depend on: they run as they are."""
+    """Without the views at its end, whose strides the nodes behind may depend on, and without inputs under another
+    name that others need, too: they run as they are."""
     end = len(piece)
     while end and steps[piece[end - 1]].is_view:
         end -= 1
-    return piece[:end]
+    inside = set(piece[:end])
+    for node in piece[:end]:
+        is_input = steps[node].op == "identity" and steps[node].operands[0] not in inside
+        if is_input and any(user not in inside for user in node.users):
+            inside.remove(node)
+    return [node for node in piece[:end] if node in inside]
 
 
 def _why_not(piece: Sequence[fx.Node], steps: Steps, order: dict[fx.Node, int]) -> str:
