@@ -6,6 +6,7 @@
 
 #include "src/blocks/cast_parameters.h"
 #include "src/blocks/run.h"
+#include "src/blocks/steps/linear.h"
 #include "src/blocks/steps/permute.h"
 #include "src/blocks/value_sizes.h"
 #include "src/ops/cast_together.h"
@@ -70,13 +71,18 @@ class Backward : public BackwardRun {
 
   bool wants(Value value) const override { return wanted_values_[value.number]; }
   bool wants(ParameterIndex index) const override { return wanted_[plan_.program.inputs + index.number]; }
+  using Wants::wants;
 
   Gradient take(Value value) override { return std::exchange(gradients_[value.number], {}); }
-  void add(Value value, at::Tensor gradient) override { gradients_[value.number].add(std::move(gradient)); }
-  std::optional<at::Tensor> take_owned(Value value) override {
-    Gradient& gradient = gradients_[value.number];
-    const bool is_owned_part = gradient.defined() && !gradient.second.defined() && is_owned(gradient.first);
-    return is_owned_part ? std::optional(std::exchange(gradient, {}).first) : std::nullopt;
+  void add(Value value, SummedGradient gradient) override {
+    gradients_[value.number].add(std::move(gradient.grad), std::move(gradient.sums));
+  }
+  bool reads_sums(Value value) const override {
+    const auto* const linear = dynamic_cast<const Linear*>(schedule_.makers[value.number]);
+    return linear != nullptr && wants(linear->bias);
+  }
+  std::optional<at::Tensor> take_owned(Value value, at::ScalarType dtype) override {
+    return gradients_[value.number].take_owned(dtype);
   }
   /// A parameter may be used by several steps.
   void add(ParameterIndex index, at::Tensor gradient) override {

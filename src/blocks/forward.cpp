@@ -19,6 +19,7 @@ class Forward : public ForwardRun {
         arguments_(arguments),
         parameters_(arguments.parameters),
         values_(plan.program.values()),
+        seconds_(plan.program.values()),
         saved_(schedule.saved_tensors) {
     cast_parameters(plan.program, parameters_, arguments.dtype);
   }
@@ -50,6 +51,18 @@ class Forward : public ForwardRun {
   }
 
   at::Tensor value(Value value) override { return values_[value.number]; }
+  at::Tensor value(Value value, at::ScalarType dtype) override {
+    const at::Tensor& as_it_is = values_[value.number];
+    if (as_it_is.scalar_type() == dtype) {
+      return as_it_is;
+    }
+    // Several products may read it so.
+    at::Tensor& second = seconds_[value.number];
+    if (!second.defined() || second.scalar_type() != dtype) {
+      second = as_it_is.to(dtype);
+    }
+    return second;
+  }
   const at::Tensor& parameter(ParameterIndex index) const override { return parameters_[index.number]; }
   at::ScalarType dtype(Value value) const override { return dtype_of(plan_.program, value, arguments_.dtype); }
   c10::SymInt integer(IntegerIndex index) const override { return arguments_.integers[index.number]; }
@@ -74,6 +87,11 @@ class Forward : public ForwardRun {
   Layout layout(Value value) const override { return plan_.layouts[value.number]; }
   Rounding rounding() const override { return plan_.options.rounding; }
   CopyFormat saved_format(Value output) const override { return plan_.saved_format(output); }
+  std::optional<at::ScalarType> second_dtype(Value output) const override {
+    const auto found = plan_.second_dtypes.find(output);
+    return found == plan_.second_dtypes.end() ? std::nullopt : std::optional(found->second);
+  }
+  void set_second(Value output, at::Tensor tensor) override { seconds_[output.number] = std::move(tensor); }
 
  private:
   /// The copy of a value that no pass packs.
@@ -89,6 +107,7 @@ class Forward : public ForwardRun {
   void release(Value value) {
     if (schedule_.last_reader[value.number] <= stage_) {
       values_[value.number].reset();
+      seconds_[value.number].reset();
     }
   }
 
@@ -97,6 +116,7 @@ class Forward : public ForwardRun {
   const ForwardArguments& arguments_;
   std::vector<at::Tensor> parameters_;  // those that are cast in the dtype of their steps
   std::vector<at::Tensor> values_;
+  std::vector<at::Tensor> seconds_;  // in another dtype
   std::vector<at::Tensor> saved_;
   size_t stage_ = 0;
 };

@@ -12,7 +12,8 @@ bool is_owned(const at::Tensor& tensor) {
          at::has_internal_overlap(tensor) != at::MemOverlap::Yes;
 }
 
-void Gradient::add(at::Tensor part) {
+void Gradient::add(at::Tensor part, at::Tensor sums_of_part) {
+  sums = first.defined() ? at::Tensor() : std::move(sums_of_part);
   if (!first.defined()) {
     first = std::move(part);
   } else if (!second.defined()) {
@@ -32,6 +33,21 @@ void Gradient::join() {
         is_owned(first) && first.scalar_type() == second.scalar_type() ? first.add_(second) : at::add(first, second);
     second.reset();
   }
+}
+
+std::optional<at::Tensor> Gradient::take_owned(at::ScalarType dtype) {
+  for (at::Tensor* const part : {&second, &first}) {
+    if (part->defined() && part->scalar_type() == dtype && is_owned(*part)) {
+      at::Tensor taken = std::move(*part);
+      if (part == &first) {
+        first = std::move(second);
+      }
+      second.reset();
+      sums.reset();
+      return taken;
+    }
+  }
+  return std::nullopt;
 }
 
 }  // namespace actnn::blocks

@@ -7,6 +7,7 @@
 
 #include "actnn/core/bit_packing.h"
 #include "src/autograd/saved_activation.h"
+#include "src/blocks/fusions/dropout_add.h"
 #include "src/blocks/fusions/fusion.h"
 #include "src/blocks/fusions/kept_input.h"
 #include "src/blocks/layouts.h"
@@ -14,6 +15,8 @@
 #include "src/blocks/steps/add.h"
 #include "src/blocks/steps/attention.h"
 #include "src/blocks/steps/dropout.h"
+#include "src/blocks/steps/layer_norm.h"
+#include "src/blocks/steps/rms_norm.h"
 
 namespace actnn::blocks {
 namespace {
@@ -30,6 +33,7 @@ class Planner {
       : plan_{.program = std::move(program), .options = options, .stages = {}, .fusions = {}, .layouts = {}} {
     plan_.imports = std::move(imports);
     plan_.layouts = infer_layouts(plan_.program);
+    cast_outputs_of_norms();
   }
 
   Plan plan() {
@@ -56,12 +60,43 @@ class Planner {
   }
 
  private:
+  /// Under autocast norms compute in float32, and products cast what they read: the norms' passes write it as that. Where
+  /// nobody else reads it, it is nothing else.
+  void cast_outputs_of_norms() {
+    Program& program = plan_.program;
+    for (const StepPointer& norm : program.steps) {
+      if (program.dtypes.empty() || (dynamic_cast<const LayerNorm*>(norm.get()) == nullptr &&
+                                     dynamic_cast<const RmsNorm*>(norm.get()) == nullptr)) {
+        continue;
+      }
+      const Value output = norm->output();
+      const at::ScalarType own = program.dtypes[output.number];
+      std::optional<at::ScalarType> second;
+      bool is_read_otherwise =
+          std::find(program.results.begin(), program.results.end(), output) != program.results.end();
+      for (const StepPointer& reader : program.steps) {
+        if (std::find(reader->inputs.begin(), reader->inputs.end(), output) == reader->inputs.end()) {
+          continue;
+        }
+        const at::ScalarType of_reader = program.dtypes[reader->output().number];
+        const bool casts = reader->is_product() && of_reader != own && second.value_or(of_reader) == of_reader;
+        second = casts ? of_reader : second;
+        is_read_otherwise = is_read_otherwise || !casts;
+      }
+      if (second && !is_read_otherwise) {
+        program.dtypes[output.number] = *second;
+      } else if (second) {
+        plan_.second_dtypes[output] = *second;
+      }
+    }
+  }
+
   void make_stages() {
     const Program& program = plan_.program;
     const Window window(program, plan_.options, plan_.layouts);
     std::vector<bool> fused(program.steps.size());
     std::vector<StepPointer> passes(program.steps.size());
-    for (const auto& find : {find_norm_act_passes, find_gated_activations}) {
+    for (const auto& find : {find_norm_act_passes, find_gated_activations, find_dropout_adds}) {
       for (FusedPass& found : find(window)) {
         if (std::any_of(found.steps.begin(), found.steps.end(), [&](size_t step) { return fused[step]; })) {
           continue;  // it is part of another pass
@@ -157,7 +192,9 @@ class Planner {
            !is_linear_in_copies(stage, plan_.options);
   }
 
-  static bool is_sum(const Step& stage) { return dynamic_cast<const Add*>(&stage) != nullptr; }
+  static bool is_sum(const Step& stage) {
+    return dynamic_cast<const Add*>(&stage) != nullptr || dynamic_cast<const DropoutAdd*>(&stage) != nullptr;
+  }
 
   /// That backward reads the copy of a value, of `fewest_bits` at least.
   void demand(Value value, int64_t fewest_bits) {

@@ -3,11 +3,13 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "src/blocks/copy_format.h"
 #include "src/blocks/gradient.h"
 #include "src/blocks/step.h"
+#include "src/ops/rows.h"
 
 /// \file
 /// What a step sees of a run: values, parameters, what is saved, gradients.
@@ -25,6 +27,9 @@ class ForwardRun : public Operands, public Wants {
   virtual Rounding rounding() const = 0;  ///< of copies
   /// Of what the step saves of an output besides its copy: a normalized value, a derivative.
   virtual CopyFormat saved_format(Value output) const = 0;
+  /// Another dtype in which products read an output, and the output in it, where the step has both at once.
+  virtual std::optional<at::ScalarType> second_dtype(Value output) const = 0;
+  virtual void set_second(Value output, at::Tensor tensor) = 0;
 
  private:
   /// Forward has not saved anything that its own steps read.
@@ -37,10 +42,13 @@ class BackwardRun : public Wants {
   /// The gradient of an output; whoever takes it owns it. Undefined if nobody gave one.
   virtual Gradient take(Value value) = 0;
   /// Adds to the gradient of an input, or of a parameter; of any floating dtype.
-  virtual void add(Value value, at::Tensor gradient) = 0;
-  /// The gradient of an input so far, to be added to in place and given back by `add`: none if there is none yet, or
-  /// others see it.
-  virtual std::optional<at::Tensor> take_owned(Value value) = 0;
+  void add(Value value, at::Tensor gradient) { add(value, SummedGradient{std::move(gradient), {}}); }
+  virtual void add(Value value, SummedGradient gradient) = 0;
+  /// Whether the step that made a value asks for the sums of its gradient: `SummedGradient` then has them.
+  virtual bool reads_sums(Value value) const = 0;
+  /// The gradient of an input so far, or a part of it, to be added to in place and given back by `add`: none if there is
+  /// none of this dtype yet, or others see it.
+  virtual std::optional<at::Tensor> take_owned(Value value, at::ScalarType dtype) = 0;
   virtual void add(ParameterIndex index, at::Tensor gradient) = 0;
 
   /// An unbiased copy, the caller's own if nobody reads it later.

@@ -8,6 +8,7 @@
 
 #include "src/blocks/indices.h"
 #include "src/blocks/run.h"
+#include "src/ops/tensors.h"
 
 namespace actnn::blocks {
 namespace {
@@ -48,6 +49,8 @@ at::Tensor Step::copy_from_saved(BackwardRun& /*run*/, at::ScalarType /*dtype*/)
 const std::vector<at::Tensor>& ForwardRun::saved(Value value, Form /*form*/) const {
   TORCH_INTERNAL_ASSERT(false, "block: forward asked for what it saved of value ", value.number);
 }
+
+at::Tensor Operands::value(Value value, at::ScalarType dtype) { return with_dtype(this->value(value), dtype); }
 
 at::Tensor BackwardRun::take_joined(Value value) {
   Gradient gradient = take(value);

@@ -48,6 +48,8 @@ class Operands {
  public:
   virtual ~Operands() = default;
   virtual at::Tensor value(Value value) = 0;
+  /// ... in a dtype.
+  virtual at::Tensor value(Value value, at::ScalarType dtype);
   /// In the dtype of the step's output if the step casts it (`Step::cast_parameters`), else as it is.
   virtual const at::Tensor& parameter(ParameterIndex index) const = 0;
   virtual at::ScalarType dtype(Value value) const = 0;

@@ -1,31 +1,8 @@
-#include "actnn/core/dropout.h"
 #include "actnn/cuda/rows.h"
 #include "src/cuda/row_teams.cuh"
 
 namespace actnn::cuda {
 namespace {
-
-/// What is dropped of the pieces of a row, whose elements are counted through the matrix. Rounded, as dropout on its
-/// own would be.
-template <int kPieces>
-__device__ void drop(const TeamMember<kPieces>& member, int64_t row, const DropoutScale& scale,
-                     const RandomState& random, ElementType type, Piece (&x)[kPieces]) {
-  static_assert(kPiece == 2 * kDropoutQuad);
-#pragma unroll
-  for (int p = 0; p < kPieces; ++p) {
-    const auto quad = static_cast<uint64_t>((row * member.teams().channels + member.channel(p)) / kDropoutQuad);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const PhiloxBlock block = random.block(quad + half);
-#pragma unroll
-      for (int k = 0; k < kDropoutQuad; ++k) {
-        float& number = x[p].x[half * kDropoutQuad + k];
-        number = scale.apply(number, block.word[k]);
-      }
-    }
-    round_to(type, x[p]);
-  }
-}
 
 template <int kPieces>
 __global__ void __launch_bounds__(kMostTeam)

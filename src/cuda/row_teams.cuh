@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "actnn/core/dropout.h"
 #include "actnn/cuda/rows.h"
 #include "src/cuda/launch.cuh"
 #include "src/cuda/vector.cuh"
@@ -98,6 +99,55 @@ __device__ inline void round_to(ElementType type, Piece& piece) {
   }
 }
 
+/// Elements at a multiple of 16 bytes.
+__device__ inline void load_whole_piece(const RowSource& source, int64_t at, Piece& piece) {
+  if (source.type == ElementType::kFloat32) {
+    const auto* from = reinterpret_cast<const float4*>(static_cast<const float*>(source.elements) + at);
+    const float4 low = from[0];
+    const float4 high = from[1];
+    piece = {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
+  } else {
+    const Vector v = as_vector(*reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(source.elements) + at));
+    source.type == ElementType::kBFloat16 ? set_from<BFloat16>(v, piece) : set_from<Float16>(v, piece);
+  }
+}
+
+__device__ inline void store_whole_piece(const RowTarget& target, int64_t at, const Piece& piece) {
+  if (target.type == ElementType::kFloat32) {
+    auto* to = reinterpret_cast<float4*>(static_cast<float*>(target.elements) + at);
+    to[0] = make_float4(piece.x[0], piece.x[1], piece.x[2], piece.x[3]);
+    to[1] = make_float4(piece.x[4], piece.x[5], piece.x[6], piece.x[7]);
+  } else {
+    store(static_cast<uint16_t*>(target.elements) + at, target.type == ElementType::kBFloat16
+                                                            ? rounded_vector<BFloat16>(piece)
+                                                            : rounded_vector<Float16>(piece));
+  }
+}
+
+__device__ inline float load_number(const RowSource& source, int64_t i) {
+  switch (source.type) {
+    case ElementType::kBFloat16:
+      return to_float(static_cast<const BFloat16*>(source.elements)[i]);
+    case ElementType::kFloat16:
+      return to_float(static_cast<const Float16*>(source.elements)[i]);
+    default:
+      return static_cast<const float*>(source.elements)[i];
+  }
+}
+
+__device__ inline void store_number(const RowTarget& target, int64_t i, float x) {
+  switch (target.type) {
+    case ElementType::kBFloat16:
+      store_rounded(x, static_cast<BFloat16*>(target.elements) + i);
+      break;
+    case ElementType::kFloat16:
+      store_rounded(x, static_cast<Float16*>(target.elements) + i);
+      break;
+    default:
+      static_cast<float*>(target.elements)[i] = x;
+  }
+}
+
 /// The thread's place in its team, and the walk over rows.
 template <int kPieces>
 class TeamMember {
@@ -146,14 +196,8 @@ class TeamMember {
       for (int k = 0; k < kPiece; ++k) {
         piece.x[k] = k < count ? load_number(source, at + k) : 0.0F;
       }
-    } else if (source.type == ElementType::kFloat32) {
-      const auto* from = reinterpret_cast<const float4*>(static_cast<const float*>(source.elements) + at);
-      const float4 low = from[0];
-      const float4 high = from[1];
-      piece = {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
     } else {
-      const Vector v = as_vector(*reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(source.elements) + at));
-      source.type == ElementType::kBFloat16 ? set_from<BFloat16>(v, piece) : set_from<Float16>(v, piece);
+      load_whole_piece(source, at, piece);
     }
   }
 
@@ -170,45 +214,38 @@ class TeamMember {
           store_number(target, at + k, piece.x[k]);
         }
       }
-    } else if (target.type == ElementType::kFloat32) {
-      auto* to = reinterpret_cast<float4*>(static_cast<float*>(target.elements) + at);
-      to[0] = make_float4(piece.x[0], piece.x[1], piece.x[2], piece.x[3]);
-      to[1] = make_float4(piece.x[4], piece.x[5], piece.x[6], piece.x[7]);
     } else {
-      actnn::cuda::store(static_cast<uint16_t*>(target.elements) + at, target.type == ElementType::kBFloat16
-                                                                           ? rounded_vector<BFloat16>(piece)
-                                                                           : rounded_vector<Float16>(piece));
+      store_whole_piece(target, at, piece);
     }
   }
 
  private:
-  __device__ static float load_number(const RowSource& source, int64_t i) {
-    switch (source.type) {
-      case ElementType::kBFloat16:
-        return to_float(static_cast<const BFloat16*>(source.elements)[i]);
-      case ElementType::kFloat16:
-        return to_float(static_cast<const Float16*>(source.elements)[i]);
-      default:
-        return static_cast<const float*>(source.elements)[i];
-    }
-  }
-  __device__ static void store_number(const RowTarget& target, int64_t i, float x) {
-    switch (target.type) {
-      case ElementType::kBFloat16:
-        store_rounded(x, static_cast<BFloat16*>(target.elements) + i);
-        break;
-      case ElementType::kFloat16:
-        store_rounded(x, static_cast<Float16*>(target.elements) + i);
-        break;
-      default:
-        static_cast<float*>(target.elements)[i] = x;
-    }
-  }
-
   const RowTeams& teams_;
   int member_;
   int team_;
 };
+
+/// What is dropped of the pieces of a row, whose elements are counted through the matrix. Rounded, as dropout on its
+/// own would be.
+template <int kPieces>
+__device__ void drop(const TeamMember<kPieces>& member, int64_t row, const DropoutScale& scale,
+                     const RandomState& random, ElementType type, Piece (&x)[kPieces]) {
+  static_assert(kPiece == 2 * kDropoutQuad);
+#pragma unroll
+  for (int p = 0; p < kPieces; ++p) {
+    const auto quad = static_cast<uint64_t>((row * member.teams().channels + member.channel(p)) / kDropoutQuad);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const PhiloxBlock block = random.block(quad + half);
+#pragma unroll
+      for (int k = 0; k < kDropoutQuad; ++k) {
+        float& number = x[p].x[half * kDropoutQuad + k];
+        number = scale.apply(number, block.word[k]);
+      }
+    }
+    round_to(type, x[p]);
+  }
+}
 
 /// Sums of a number of each thread of a team, for all of them. `shared`: two rooms of a block's warps times kNumbers
 /// floats. All threads of a block take part.

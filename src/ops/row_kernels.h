@@ -10,14 +10,19 @@ namespace actnn {
 /// Whether there are kernels for this tensor's rows of `channels` channels, and nobody traces it.
 bool has_row_kernels(const at::Tensor& tensor, const c10::SymInt& channels);
 
-NormalizedRows normalize_rows_cuda(const RowNorm& norm, const at::Tensor& input, at::ScalarType dtype,
-                                   bool keeps_normalized, bool keeps_rstd);
+NormalizedRows normalize_rows_cuda(const RowNorm& norm, const at::Tensor& input, const NormalizedForms& forms);
 RowNormGradients normalize_rows_backward_cuda(const RowNorm& norm, const RowNormSaved& saved,
                                               std::array<bool, 3> wanted);
-at::Tensor activate_rows_backward_cuda(ActivationKind kind, const at::Tensor& x, at::Tensor grad);
+SummedGradient activate_rows_backward_cuda(ActivationKind kind, const at::Tensor& x, at::Tensor grad, bool wants_sums);
+SummedRows add_rows_cuda(const at::Tensor& x, const at::Tensor& residual, double probability, at::ScalarType dtype);
+SummedGradient add_rows_backward_cuda(const at::Tensor& grad, double probability, const at::Tensor& state,
+                                      at::ScalarType dtype, bool wants_sums);
 at::Tensor gate_rows_cuda(ActivationKind kind, const at::Tensor& x, const at::Tensor& gate);
 GatedGradients gate_rows_backward_cuda(ActivationKind kind, at::Tensor x, at::Tensor gate, const at::Tensor& grad);
 at::Tensor sum_rows_cuda(const at::Tensor& matrix);
+/// Whether there is a kernel for these: [batch, heads, length, size], with the angles of a position.
+bool has_rotation_kernel(const at::Tensor& x, const at::Tensor& cosines, const at::Tensor& sines);
+at::Tensor rotate_cuda(const at::Tensor& x, const at::Tensor& cosines, const at::Tensor& sines, bool back);
 
 /// How rows of logits become losses, and gradients of the sum of rows.
 struct CrossEntropy {

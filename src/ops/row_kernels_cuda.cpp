@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "actnn/cuda/cross_entropy.h"
+#include "actnn/cuda/rotate.h"
 #include "actnn/cuda/rows.h"
 #include "src/ops/checks.h"
 #include "src/ops/cuda_support.h"
@@ -48,6 +49,21 @@ at::Tensor dense_like(const at::Tensor& tensor, at::ScalarType dtype) {
   return at::empty(tensor.sizes(), tensor.options().dtype(dtype).memory_format(at::MemoryFormat::Contiguous));
 }
 
+/// Sums over rows, and what a pass needs for them; nothing unless wanted.
+struct Sums {
+  at::Tensor sums;
+  at::Tensor workspace;
+
+  Sums(const at::Tensor& like, int64_t rows, int64_t channels, bool wanted) {
+    if (wanted) {
+      sums = floats(like, {channels});
+      workspace = floats(like, {cuda::column_sums_workspace(rows, channels, 1)});
+    }
+  }
+  float* data() const { return sums.defined() ? sums.mutable_data_ptr<float>() : nullptr; }
+  float* workspace_data() const { return workspace.defined() ? workspace.mutable_data_ptr<float>() : nullptr; }
+};
+
 /// Whether its memory may be overwritten.
 bool is_free(const at::Tensor& tensor) {
   return tensor.use_count() == 1 && tensor.storage().use_count() == 1 && tensor.is_contiguous();
@@ -62,35 +78,40 @@ bool has_row_kernels(const at::Tensor& tensor, const c10::SymInt& channels) {
   return channels > 0 && channels <= cuda::kMostRowChannels && tensor.sym_numel() > 0;
 }
 
-NormalizedRows normalize_rows_cuda(const RowNorm& norm, const at::Tensor& input, at::ScalarType dtype,
-                                   bool keeps_normalized, bool keeps_rstd) {
+NormalizedRows normalize_rows_cuda(const RowNorm& norm, const at::Tensor& input, const NormalizedForms& forms) {
   const c10::cuda::CUDAGuard guard(input.device());
   const at::Tensor x = input.contiguous();
   const int64_t channels = channels_of(norm, x);
   const auto weight = contiguous(norm.weight);
   const auto bias = contiguous(norm.bias);
-  NormalizedRows result{.output = dense_like(x, dtype), .normalized = {}, .rstd = {}};
-  const bool is_affine = weight || bias;
-  if (keeps_normalized) {
-    result.normalized = is_affine ? dense_like(x, dtype) : result.output;
+  NormalizedRows result{.output = dense_like(x, forms.dtype), .second_output = {}, .normalized = {}, .rstd = {}};
+  if (forms.second) {
+    result.second_output = dense_like(x, *forms.second);
   }
-  if (keeps_rstd) {
+  const bool is_output = !weight && !bias && forms.normalized == forms.dtype;
+  if (forms.normalized) {
+    result.normalized = is_output ? result.output : dense_like(x, *forms.normalized);
+  }
+  if (forms.rstd) {
     std::vector<int64_t> size = x.sizes().vec();
     std::fill(size.end() - norm.dimensions, size.end(), 1);
     result.rstd = floats(x, size);
   }
-  check_launch(cuda::normalize_rows(
-      {.rows = rows_of(x, channels),
-       .channels = channels,
-       .is_centered = norm.is_centered,
-       .eps = norm.eps,
-       .x = source_of(x),
-       .weight = source_of(weight),
-       .bias = source_of(bias),
-       .normalized = keeps_normalized && is_affine ? target_of(result.normalized) : cuda::RowTarget{},
-       .output = target_of(result.output),
-       .rstd = keeps_rstd ? result.rstd.mutable_data_ptr<float>() : nullptr},
-      current_stream()));
+  const auto target = [](const at::Tensor& tensor) {
+    return tensor.defined() ? target_of(tensor) : cuda::RowTarget{};
+  };
+  check_launch(cuda::normalize_rows({.rows = rows_of(x, channels),
+                                     .channels = channels,
+                                     .is_centered = norm.is_centered,
+                                     .eps = norm.eps,
+                                     .x = source_of(x),
+                                     .weight = source_of(weight),
+                                     .bias = source_of(bias),
+                                     .normalized = is_output ? cuda::RowTarget{} : target(result.normalized),
+                                     .output = target(result.output),
+                                     .second_output = target(result.second_output),
+                                     .rstd = forms.rstd ? result.rstd.mutable_data_ptr<float>() : nullptr},
+                                    current_stream()));
   return result;
 }
 
@@ -132,20 +153,63 @@ RowNormGradients normalize_rows_backward_cuda(const RowNorm& norm, const RowNorm
   return result;
 }
 
-at::Tensor activate_rows_backward_cuda(ActivationKind kind, const at::Tensor& x, at::Tensor grad) {
+SummedGradient activate_rows_backward_cuda(ActivationKind kind, const at::Tensor& x, at::Tensor grad, bool wants_sums) {
   const c10::cuda::CUDAGuard guard(x.device());
   const at::Tensor input = x.contiguous();
   const bool holds_result = is_free(grad);
   const at::Tensor gradient = grad.contiguous();
-  const at::Tensor result = holds_result ? gradient : dense_like(gradient, gradient.scalar_type());
   const int64_t channels = input.size(-1);
-  check_launch(cuda::activate_rows_backward({.rows = rows_of(input, channels),
+  const int64_t rows = rows_of(input, channels);
+  Sums sums(gradient, rows, channels, wants_sums);
+  const SummedGradient result{holds_result ? gradient : dense_like(gradient, gradient.scalar_type()), sums.sums};
+  check_launch(cuda::activate_rows_backward({.rows = rows,
                                              .channels = channels,
                                              .kind = kind,
                                              .x = source_of(input),
                                              .grad = source_of(gradient),
-                                             .grad_x = target_of(result)},
+                                             .grad_x = target_of(result.grad),
+                                             .grad_bias = sums.data(),
+                                             .workspace = sums.workspace_data()},
                                             current_stream()));
+  return result;
+}
+
+SummedRows add_rows_cuda(const at::Tensor& x, const at::Tensor& residual, double probability, at::ScalarType dtype) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const at::Tensor first = x.contiguous();
+  const at::Tensor second = residual.contiguous();
+  const bool drops = probability > 0.0;
+  SummedRows result{dense_like(first, dtype), drops ? at::empty({2}, x.options().dtype(at::kLong)) : at::Tensor()};
+  const int64_t channels = first.size(-1);
+  check_launch(cuda::add_rows({.rows = rows_of(first, channels),
+                               .channels = channels,
+                               .x = source_of(first),
+                               .residual = source_of(second),
+                               .dropout = probability,
+                               .random = drops ? random_source(std::nullopt) : cuda::RandomSource{},
+                               .used_state = drops ? result.state.mutable_data_ptr<int64_t>() : nullptr,
+                               .output = target_of(result.output)},
+                              current_stream()));
+  return result;
+}
+
+SummedGradient add_rows_backward_cuda(const at::Tensor& grad, double probability, const at::Tensor& state,
+                                      at::ScalarType dtype, bool wants_sums) {
+  const c10::cuda::CUDAGuard guard(grad.device());
+  const at::Tensor gradient = grad.contiguous();
+  const int64_t channels = gradient.size(-1);
+  const int64_t rows = rows_of(gradient, channels);
+  Sums sums(gradient, rows, channels, wants_sums);
+  const SummedGradient result{dense_like(gradient, dtype), sums.sums};
+  check_launch(cuda::drop_rows({.rows = rows,
+                                .channels = channels,
+                                .grad = source_of(gradient),
+                                .dropout = probability,
+                                .random = probability > 0.0 ? random_source(state) : cuda::RandomSource{},
+                                .output = target_of(result.grad),
+                                .sums = sums.data(),
+                                .workspace = sums.workspace_data()},
+                               current_stream()));
   return result;
 }
 
@@ -189,15 +253,46 @@ at::Tensor sum_rows_cuda(const at::Tensor& matrix) {
   const at::Tensor source = matrix.contiguous();
   const int64_t channels = source.size(-1);
   const int64_t rows = rows_of(source, channels);
-  at::Tensor sums = floats(source, {channels});
-  const at::Tensor workspace = floats(source, {cuda::column_sums_workspace(rows, channels, 1)});
+  const Sums sums(source, rows, channels, true);
   check_launch(cuda::sum_rows({.rows = rows,
                                .channels = channels,
                                .matrix = source_of(source),
-                               .sums = sums.mutable_data_ptr<float>(),
-                               .workspace = workspace.mutable_data_ptr<float>()},
+                               .sums = sums.data(),
+                               .workspace = sums.workspace_data()},
                               current_stream()));
-  return sums;
+  return sums.sums;
+}
+
+bool has_rotation_kernel(const at::Tensor& x, const at::Tensor& cosines, const at::Tensor& sines) {
+  if (!x.is_cuda() || is_traced(x) || x.dim() != 4 || x.numel() == 0 || x.stride(-1) != 1) {
+    return false;
+  }
+  const auto is_of_positions = [&](const at::Tensor& angles) {
+    return angles.dim() == 4 && (angles.size(0) == 1 || angles.size(0) == x.size(0)) && angles.size(1) == 1 &&
+           angles.size(2) == x.size(2) && angles.size(3) == x.size(3) && angles.stride(3) == 1;
+  };
+  return is_of_positions(cosines) && is_of_positions(sines) && cosines.strides() == sines.strides();
+}
+
+at::Tensor rotate_cuda(const at::Tensor& x, const at::Tensor& cosines, const at::Tensor& sines, bool back) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const at::Tensor result = x.is_non_overlapping_and_dense()
+                                ? at::empty_like(x)
+                                : at::empty({x.size(0), x.size(2), x.size(1), x.size(3)}, x.options()).transpose(1, 2);
+  check_launch(cuda::rotate_heads({.batch = x.size(0),
+                                   .heads = x.size(1),
+                                   .length = x.size(2),
+                                   .size = x.size(3),
+                                   .strides = {x.stride(0), x.stride(1), x.stride(2)},
+                                   .of_output = {result.stride(0), result.stride(1), result.stride(2)},
+                                   .of_angles = {cosines.size(0) == 1 ? 0 : cosines.stride(0), cosines.stride(2)},
+                                   .x = source_of(x),
+                                   .cosines = source_of(cosines),
+                                   .sines = source_of(sines),
+                                   .back = back,
+                                   .output = target_of(result)},
+                                  current_stream()));
+  return result;
 }
 
 at::Tensor cross_entropy_rows_cuda(at::Tensor& logits, int64_t classes, const at::Tensor& target,

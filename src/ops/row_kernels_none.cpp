@@ -13,20 +13,36 @@ namespace {
 
 bool has_row_kernels(const at::Tensor& /*tensor*/, const c10::SymInt& /*channels*/) { return false; }
 
-NormalizedRows normalize_rows_cuda(const RowNorm& /*norm*/, const at::Tensor& /*input*/, at::ScalarType /*dtype*/,
-                                   bool /*keeps_normalized*/, bool /*keeps_rstd*/) {
+NormalizedRows normalize_rows_cuda(const RowNorm& /*norm*/, const at::Tensor& /*input*/,
+                                   const NormalizedForms& /*forms*/) {
   refuse();
 }
 RowNormGradients normalize_rows_backward_cuda(const RowNorm& /*norm*/, const RowNormSaved& /*saved*/,
                                               std::array<bool, 3> /*wanted*/) {
   refuse();
 }
-at::Tensor activate_rows_backward_cuda(ActivationKind /*kind*/, const at::Tensor& /*x*/, at::Tensor /*grad*/) {
+SummedGradient activate_rows_backward_cuda(ActivationKind /*kind*/, const at::Tensor& /*x*/, at::Tensor /*grad*/,
+                                           bool /*wants_sums*/) {
+  refuse();
+}
+SummedRows add_rows_cuda(const at::Tensor& /*x*/, const at::Tensor& /*residual*/, double /*probability*/,
+                         at::ScalarType /*dtype*/) {
+  refuse();
+}
+SummedGradient add_rows_backward_cuda(const at::Tensor& /*grad*/, double /*probability*/, const at::Tensor& /*state*/,
+                                      at::ScalarType /*dtype*/, bool /*wants_sums*/) {
   refuse();
 }
 at::Tensor gate_rows_cuda(ActivationKind /*kind*/, const at::Tensor& /*x*/, const at::Tensor& /*gate*/) { refuse(); }
 GatedGradients gate_rows_backward_cuda(ActivationKind /*kind*/, at::Tensor /*x*/, at::Tensor /*gate*/,
                                        const at::Tensor& /*grad*/) {
+  refuse();
+}
+bool has_rotation_kernel(const at::Tensor& /*x*/, const at::Tensor& /*cosines*/, const at::Tensor& /*sines*/) {
+  return false;
+}
+at::Tensor rotate_cuda(const at::Tensor& /*x*/, const at::Tensor& /*cosines*/, const at::Tensor& /*sines*/,
+                       bool /*back*/) {
   refuse();
 }
 at::Tensor sum_rows_cuda(const at::Tensor& /*matrix*/) { refuse(); }

@@ -15,6 +15,8 @@
 #include <tuple>
 #include <utility>
 
+#include "actnn/core/dropout.h"
+#include "actnn/ops/dropout.h"
 #include "src/ops/activation_functions.h"
 #include "src/ops/row_kernels.h"
 #include "src/ops/tensors.h"
@@ -67,13 +69,17 @@ NormalizedRows normalize_by_deviation(const RowNorm& norm, const at::Tensor& inp
                      ? std::get<0>(at::native_layer_norm_symint(input, row, std::nullopt, std::nullopt, norm.eps))
                      : output;
   }
-  return {std::move(output), std::move(normalized), std::move(rstd)};
+  return {.output = std::move(output),
+          .second_output = {},
+          .normalized = std::move(normalized),
+          .rstd = std::move(rstd)};
 }
 
 NormalizedRows normalize_by_mean_square(const RowNorm& norm, const at::Tensor& input, bool keeps_normalized,
                                         bool keeps_rstd) {
   const Sizes row = row_of(norm, input);
   NormalizedRows result{.output = at::rms_norm_symint(input, row, parameter_for(norm.weight, input), norm.eps),
+                        .second_output = {},
                         .normalized = {},
                         .rstd = {}};
   if (keeps_normalized) {
@@ -113,6 +119,11 @@ std::pair<at::Tensor, at::Tensor> mean_square_gradients(const RowNorm& norm, con
   return result;
 }
 
+SummedGradient with_sums(at::Tensor grad, bool wants_sums) {
+  at::Tensor sums = wants_sums ? grad.flatten(0, -2).sum(0, /*keepdim=*/false, at::kFloat) : at::Tensor();
+  return {std::move(grad), std::move(sums)};
+}
+
 bool are_rows(const RowNorm& norm, const at::Tensor& tensor) {
   return has_row_kernels(tensor, element_count(row_of(norm, tensor)));
 }
@@ -121,17 +132,18 @@ bool are_rows(const at::Tensor& tensor) { return tensor.dim() > 0 && has_row_ker
 
 }  // namespace
 
-NormalizedRows normalize_rows(const RowNorm& norm, const at::Tensor& input, at::ScalarType dtype, bool keeps_normalized,
-                              bool keeps_rstd) {
+NormalizedRows normalize_rows(const RowNorm& norm, const at::Tensor& input, const NormalizedForms& forms) {
   if (are_rows(norm, input)) {
-    return normalize_rows_cuda(norm, input, dtype, keeps_normalized, keeps_rstd);
+    return normalize_rows_cuda(norm, input, forms);
   }
-  const at::Tensor x = with_dtype(input, c10::promoteTypes(input.scalar_type(), dtype)).contiguous();
-  NormalizedRows result = norm.is_centered ? normalize_by_deviation(norm, x, keeps_normalized)
-                                           : normalize_by_mean_square(norm, x, keeps_normalized, keeps_rstd);
-  result.output = with_dtype(result.output, dtype);
-  result.normalized = keeps_normalized ? with_dtype(result.normalized, dtype) : at::Tensor();
-  result.rstd = keeps_rstd ? with_dtype(result.rstd, at::kFloat) : at::Tensor();
+  const at::Tensor x = with_dtype(input, c10::promoteTypes(input.scalar_type(), forms.dtype)).contiguous();
+  NormalizedRows result = norm.is_centered
+                              ? normalize_by_deviation(norm, x, forms.normalized.has_value())
+                              : normalize_by_mean_square(norm, x, forms.normalized.has_value(), forms.rstd);
+  result.second_output = forms.second ? with_dtype(result.output, *forms.second) : at::Tensor();
+  result.output = with_dtype(result.output, forms.dtype);
+  result.normalized = forms.normalized ? with_dtype(result.normalized, *forms.normalized) : at::Tensor();
+  result.rstd = forms.rstd ? with_dtype(result.rstd, at::kFloat) : at::Tensor();
   return result;
 }
 
@@ -168,11 +180,35 @@ RowNormGradients normalize_rows_backward(const RowNorm& norm, const RowNormSaved
   return result;
 }
 
-at::Tensor activate_rows_backward(ActivationKind kind, const at::Tensor& x, at::Tensor grad) {
+SummedGradient activate_rows_backward(ActivationKind kind, const at::Tensor& x, at::Tensor grad, bool wants_sums) {
   if (are_rows(x)) {
-    return activate_rows_backward_cuda(kind, x, std::move(grad));
+    return activate_rows_backward_cuda(kind, x, std::move(grad), wants_sums);
   }
-  return smooth_gradient(kind, grad, with_dtype(x, grad.scalar_type()), {});
+  return with_sums(smooth_gradient(kind, grad, with_dtype(x, grad.scalar_type()), {}), wants_sums);
+}
+
+SummedRows add_rows(const at::Tensor& x, const at::Tensor& residual, double probability, at::ScalarType dtype) {
+  // Dropout counts elements in fours.
+  if (are_rows(x) && (probability == 0.0 || x.size(-1) % kDropoutQuad == 0)) {
+    return add_rows_cuda(x, residual, probability, dtype);
+  }
+  if (probability == 0.0) {
+    return {with_dtype(at::add(x, residual), dtype), {}};
+  }
+  auto [dropped, state] = dropout_forward(x.contiguous(), probability);
+  return {with_dtype(at::add(dropped, residual), dtype), std::move(state)};
+}
+
+SummedGradient add_rows_backward(const at::Tensor& grad, double probability, const at::Tensor& state,
+                                 at::ScalarType dtype, bool wants_sums) {
+  if (are_rows(grad) && (probability == 0.0 || grad.size(-1) % kDropoutQuad == 0)) {
+    return add_rows_backward_cuda(grad, probability, state, dtype, wants_sums);
+  }
+  at::Tensor result = with_dtype(grad, dtype).contiguous();
+  if (probability > 0.0) {
+    result = apply_dropout(result, probability, state, result.sym_strides());
+  }
+  return with_sums(std::move(result), wants_sums);
 }
 
 at::Tensor gate_rows(ActivationKind kind, const at::Tensor& x, const at::Tensor& gate) {
@@ -187,6 +223,9 @@ GatedGradients gate_rows_backward(ActivationKind kind, at::Tensor x, at::Tensor 
 }
 
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cosines, const at::Tensor& sines, bool back) {
+  if (has_rotation_kernel(x, cosines, sines)) {
+    return rotate_cuda(x, cosines, sines, back);
+  }
   // Turning back is (g sin) with its halves exchanged and the first negated.
   const at::Tensor turned = back ? at::mul(x, sines) : x;
   const c10::SymInt half = x.sym_size(-1) / 2;

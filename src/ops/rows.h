@@ -27,13 +27,21 @@ struct RowNorm {
 /// The others are undefined unless they are asked for.
 struct NormalizedRows {
   at::Tensor output;
-  at::Tensor normalized;  ///< before weight and bias, in the output's dtype
+  at::Tensor second_output;  ///< the same in another dtype
+  at::Tensor normalized;     ///< before weight and bias
   at::Tensor rstd;        ///< 1 / deviation of each row, or 1 / root mean square; float32, [..., 1]
 };
 
-/// `keeps_normalized`, `keeps_rstd`: what is asked for. Results are contiguous.
-NormalizedRows normalize_rows(const RowNorm& norm, const at::Tensor& input, at::ScalarType dtype, bool keeps_normalized,
-                              bool keeps_rstd);
+/// What is asked for.
+struct NormalizedForms {
+  at::ScalarType dtype;                          ///< of the output
+  std::optional<at::ScalarType> second = {};     ///< of a second output
+  std::optional<at::ScalarType> normalized = {};  ///< of the normalized rows
+  bool rstd = false;
+};
+
+/// Results are contiguous.
+NormalizedRows normalize_rows(const RowNorm& norm, const at::Tensor& input, const NormalizedForms& forms);
 
 /// Undefined unless wanted.
 struct RowNormGradients {
@@ -55,8 +63,26 @@ struct RowNormSaved {
 /// `wanted`: input, weight, bias.
 RowNormGradients normalize_rows_backward(const RowNorm& norm, const RowNormSaved& saved, std::array<bool, 3> wanted);
 
+/// A gradient, and its sum over all dimensions but the last, float32, if that was asked for.
+struct SummedGradient {
+  at::Tensor grad;
+  at::Tensor sums;
+};
+
 /// The gradient of x of activation(x) for GELU, its approximation by tanh, or SiLU, perhaps in the memory of `grad`.
-at::Tensor activate_rows_backward(ActivationKind kind, const at::Tensor& x, at::Tensor grad);
+SummedGradient activate_rows_backward(ActivationKind kind, const at::Tensor& x, at::Tensor grad, bool wants_sums);
+
+/// residual + dropout(x), of one size, in `dtype`; `probability` 0: without dropout. `state`: what its mask was made of,
+/// undefined without.
+struct SummedRows {
+  at::Tensor output;
+  at::Tensor state;
+};
+SummedRows add_rows(const at::Tensor& x, const at::Tensor& residual, double probability, at::ScalarType dtype);
+
+/// The gradient of x, in `dtype`.
+SummedGradient add_rows_backward(const at::Tensor& grad, double probability, const at::Tensor& state,
+                                 at::ScalarType dtype, bool wants_sums);
 
 /// activation(x) gate, of one size and dtype.
 at::Tensor gate_rows(ActivationKind kind, const at::Tensor& x, const at::Tensor& gate);

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <c10/core/ScalarType.h>
+
 #include <cstdint>
 #include <map>
 #include <set>
@@ -108,6 +110,8 @@ struct Plan {
   std::set<Value> recomputes = {};          ///< values whose copies are computed from those of others
   /// What else is saved as a copy if a run needs it: normalized values, derivatives.
   std::map<std::pair<Value, Form>, CopyFormat> saves = {};
+  /// Other dtypes that products cast norms' outputs to, under autocast.
+  std::map<Value, c10::ScalarType> second_dtypes = {};
   std::vector<Import> imports = {};
   std::vector<Value> exports = {};  ///< values whose copies a run returns
   std::string name = {};            ///< of the block, for those who measure it

@@ -28,6 +28,34 @@ struct RowTarget {
   ElementType type = ElementType::kFloat32;
 };
 
+/// output = residual + dropout(x), with x rounded to its type between. Dropout counts elements as core/dropout.h does.
+struct AddRows {
+  int64_t rows;
+  int64_t channels;
+  RowSource x;
+  RowSource residual;
+  double dropout = 0.0;           ///< of elements of x, below 1; channels are a multiple of 4 then
+  RandomSource random = {};       ///< of dropout
+  int64_t* used_state = nullptr;  ///< out: the {seed, offset} that were drawn from; may be null
+  RowTarget output;
+};
+
+cudaError_t add_rows(const AddRows& arguments, cudaStream_t stream);
+
+/// Its backward for x: output = dropout(grad), and its sums over rows, as it is rounded.
+struct DropRows {
+  int64_t rows;
+  int64_t channels;
+  RowSource grad;
+  double dropout = 0.0;
+  RandomSource random = {};
+  RowTarget output;
+  float* sums = nullptr;       ///< [channels]; may be null
+  float* workspace = nullptr;  ///< for them: `column_sums_workspace(rows, channels, 1)` floats
+};
+
+cudaError_t drop_rows(const DropRows& arguments, cudaStream_t stream);
+
 /// sum = residual + dropout(x); normalized = (sum - mean) / deviation of each row, or sum / root mean square; output =
 /// normalized weight + bias.
 struct NormalizeRows {

@@ -61,6 +61,9 @@ struct FusedPass {
 /// program's order.
 std::vector<FusedPass> find_norm_act_passes(const Window& window);
 
+/// Sums of a residual and the dropout of a branch (fusions/dropout_add.h).
+std::vector<FusedPass> find_dropout_adds(const Window& window);
+
 /// Products of a smooth activation of what this program computes, and a gate (fusions/gated_activation.h).
 std::vector<FusedPass> find_gated_activations(const Window& window);
 

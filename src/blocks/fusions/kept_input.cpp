@@ -29,7 +29,7 @@ void KeptInputActivation::backward(BackwardRun& run) const {
   at::Tensor grad = run.take_joined(output());
   if (run.wants(inputs[0])) {
     const at::Tensor input = run.copy(inputs[0], grad.scalar_type());
-    run.add(inputs[0], activate_rows_backward(kind, input, std::move(grad)));
+    run.add(inputs[0], activate_rows_backward(kind, input, std::move(grad), run.reads_sums(inputs[0])));
   }
 }
 

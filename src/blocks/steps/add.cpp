@@ -5,6 +5,7 @@
 #include "src/blocks/registry.h"
 #include "src/blocks/run.h"
 #include "src/blocks/steps/broadcast.h"
+#include "src/ops/rows.h"
 #include "src/ops/tensors.h"
 
 namespace actnn::blocks {
@@ -16,14 +17,26 @@ std::vector<Sizes> Add::infer_sizes(const KnownSizes& known) const {
 }
 
 std::vector<at::Tensor> Add::compute(Operands& operands) const {
-  return {with_dtype(at::add(operands.value(inputs[0]), operands.value(inputs[1])), operands.dtype(output()))};
+  const at::Tensor first = operands.value(inputs[0]);
+  const at::Tensor second = operands.value(inputs[1]);
+  const bool is_mixed = first.scalar_type() != second.scalar_type() && first.sym_sizes() == second.sym_sizes() &&
+                        operands.layout(output()) == Layout::kPlain;
+  return {is_mixed ? add_rows(first, second, /*probability=*/0.0, operands.dtype(output())).output
+                   : with_dtype(at::add(first, second), operands.dtype(output()))};
 }
 
 void Add::backward(BackwardRun& run) const {
   const at::Tensor grad = run.take_joined(output());
   for (const Value input : inputs) {
-    if (run.wants(input)) {
-      run.add(input, sum_to(grad, run.sizes(input)));
+    if (!run.wants(input)) {
+      continue;
+    }
+    // As autograd has it; in one pass with the sums that a linear layer asks for.
+    const at::ScalarType dtype = run.dtype(input);
+    if (dtype != grad.scalar_type() && grad.sym_sizes() == run.sizes(input) && run.reads_sums(input)) {
+      run.add(input, add_rows_backward(grad, /*probability=*/0.0, {}, dtype, /*wants_sums=*/true));
+    } else {
+      run.add(input, with_dtype(sum_to(grad, run.sizes(input)), dtype));
     }
   }
 }

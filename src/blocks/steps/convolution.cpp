@@ -106,15 +106,12 @@ void Convolution::backward(BackwardRun& run) const {
 
 void Convolution::add_input_gradient(BackwardRun& run, const at::Tensor& grad, const at::Tensor& weights) const {
   if (is_matrix_product(weights)) {
-    if (std::optional<at::Tensor> sum = run.take_owned(inputs[0])) {
-      if (sum->scalar_type() == grad.scalar_type()) {
-        // In place where the sum is channels_last, as a product's output that is added to.
-        at::Tensor rows = as_matrix(*sum);
-        rows.addmm_(as_matrix(grad), weights.view_symint({weights.sym_size(0), weights.sym_size(1)}));
-        run.add(inputs[0], from_matrix(rows, run.sizes(inputs[0])));
-        return;
-      }
-      run.add(inputs[0], std::move(*sum));
+    if (std::optional<at::Tensor> sum = run.take_owned(inputs[0], grad.scalar_type())) {
+      // In place where the sum is channels_last, as a product's output that is added to.
+      at::Tensor rows = as_matrix(*sum);
+      rows.addmm_(as_matrix(grad), weights.view_symint({weights.sym_size(0), weights.sym_size(1)}));
+      run.add(inputs[0], from_matrix(rows, run.sizes(inputs[0])));
+      return;
     }
   }
   run.add(inputs[0], input_gradient(run, grad, weights));

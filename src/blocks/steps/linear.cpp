@@ -48,30 +48,33 @@ std::vector<Need> Linear::needs(const Wants& wants) const {
 }
 
 std::vector<at::Tensor> Linear::compute(Operands& operands) const {
-  const at::Tensor input = with_dtype(operands.value(inputs[0]), operands.dtype(output()));
+  const at::Tensor input = operands.value(inputs[0], operands.dtype(output()));
   return {at::linear(input, operands.parameter(weight), operands.parameter(bias))};
 }
 
 void Linear::backward(BackwardRun& run) const {
   const at::ScalarType dtype = run.dtype(output());
-  const at::Tensor grad = rows_of(with_dtype(run.take_joined(output()), dtype));
+  Gradient gradient = run.take(output());
+  gradient.join();
+  const at::Tensor grad = rows_of(with_dtype(gradient.first, dtype));
   if (run.wants(weight)) {
     run.add(weight, grad.t().mm(rows_of(run.copy(inputs[0], dtype))));
   }
   if (run.wants(bias)) {
-    run.add(*bias, sum_rows(grad));
+    run.add(*bias, gradient.sums.defined() ? gradient.sums : sum_rows(grad));
   }
-  if (run.wants(inputs[0])) {
-    // Several linear layers of one input add their gradients up in the products.
-    std::optional<at::Tensor> sum = run.take_owned(inputs[0]);
-    const bool is_summand = sum && sum->scalar_type() == dtype && sum->is_contiguous();
-    if (sum && !is_summand) {
-      run.add(inputs[0], *std::exchange(sum, std::nullopt));
+  if (!run.wants(inputs[0])) {
+    return;
+  }
+  // Several linear layers of one input add their gradients up in the products.
+  if (std::optional<at::Tensor> sum = run.take_owned(inputs[0], dtype); sum && sum->is_contiguous()) {
+    sum->view_symint({-1, sum->sym_size(-1)}).addmm_(grad, run.parameter(weight));
+    run.add(inputs[0], std::move(*sum));
+  } else {
+    if (sum) {
+      run.add(inputs[0], std::move(*sum));
     }
-    run.add(inputs[0], sum ? sum->view_symint({-1, sum->sym_size(-1)})
-                                 .addmm_(grad, run.parameter(weight))
-                                 .view_symint(run.sizes(inputs[0]))
-                           : grad.mm(run.parameter(weight)).reshape_symint(run.sizes(inputs[0])));
+    run.add(inputs[0], grad.mm(run.parameter(weight)).reshape_symint(run.sizes(inputs[0])));
   }
 }
 

@@ -20,29 +20,34 @@ RowNorm row_norm_of(const RowStatistics& statistics, const std::optional<at::Ten
           .bias = bias};
 }
 
-NormalizedRows normalize(Operands& operands, Value output, const RowStatistics& statistics, const NormOperands& norm,
-                         bool keeps_normalized, bool keeps_rstd) {
+NormalizedRows normalize(Operands& operands, const RowStatistics& statistics, const NormOperands& norm,
+                         const NormalizedForms& forms) {
   const at::Tensor input = operands.value(norm.input);
   return normalize_rows(
-      row_norm_of(statistics, operands.parameter(norm.weight), operands.parameter(norm.bias), input), input,
-      operands.dtype(output), keeps_normalized, keeps_rstd);
+      row_norm_of(statistics, operands.parameter(norm.weight), operands.parameter(norm.bias), input), input, forms);
 }
 
 }  // namespace
 
 at::Tensor row_norm(Operands& operands, Value output, const RowStatistics& statistics, const NormOperands& norm) {
-  return normalize(operands, output, statistics, norm, false, false).output;
+  return normalize(operands, statistics, norm, {.dtype = operands.dtype(output)}).output;
 }
 
 void row_norm_forward(ForwardRun& run, Value output, const RowStatistics& statistics, const NormOperands& norm) {
-  const bool keeps_normalized = run.saves(output, Form::kNormalized);
-  NormalizedRows rows =
-      normalize(run, output, statistics, norm, keeps_normalized, run.saves(output, Form::kStatistics));
-  if (keeps_normalized) {
+  NormalizedForms forms{.dtype = run.dtype(output), .second = run.second_dtype(output)};
+  if (run.saves(output, Form::kNormalized)) {
+    forms.normalized = decoding_dtype(forms.dtype, forms.second.value_or(forms.dtype));
+  }
+  forms.rstd = run.saves(output, Form::kStatistics);
+  NormalizedRows rows = normalize(run, statistics, norm, forms);
+  if (forms.normalized) {
     save_normalized_copy(run, output, rows.normalized);
   }
-  if (rows.rstd.defined()) {
+  if (forms.rstd) {
     run.save(output, Form::kStatistics, {std::move(rows.rstd)});
+  }
+  if (forms.second) {
+    run.set_second(output, std::move(rows.second_output));
   }
   run.set(output, std::move(rows.output));
 }
@@ -57,8 +62,12 @@ void row_norm_backward(BackwardRun& run, Value output, const RowStatistics& stat
                      .residual_grad = {},
                      .dtype = run.dtype(norm.input)};
   if (wanted[0] || wanted[1]) {
+    // Where a product under autocast has given the gradient, x-hat need not be finer.
+    const at::ScalarType finest = saved.second_grad.defined() && saved.second_grad.scalar_type() == at::kBFloat16
+                                      ? at::kBFloat16
+                                      : saved.grad.scalar_type();
     saved.normalized = unpack_copy(run.saved(output, Form::kNormalized), run.saved_format(output), run.sizes(output),
-                                   run.layout(output), run.dtype(output));
+                                   run.layout(output), decoding_dtype(run.dtype(output), finest));
   }
   if (wanted[0]) {
     saved.rstd = run.saved(output, Form::kStatistics)[0];

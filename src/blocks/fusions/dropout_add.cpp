@@ -1,0 +1,69 @@
+#include "src/blocks/fusions/dropout_add.h"
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "src/blocks/fusions/fusion.h"
+#include "src/blocks/run.h"
+#include "src/blocks/steps/add.h"
+#include "src/blocks/steps/dropout.h"
+#include "src/ops/rows.h"
+
+namespace actnn::blocks {
+
+std::vector<Need> DropoutAdd::needs(const Wants& wants) const {
+  return wants.wants(inputs[0]) ? std::vector<Need>{{output(), Form::kRandomState}} : std::vector<Need>{};
+}
+
+std::vector<at::Tensor> DropoutAdd::compute(Operands& /*operands*/) const {
+  TORCH_INTERNAL_ASSERT(false, "a sum is not computed again");
+}
+
+void DropoutAdd::forward(ForwardRun& run) const {
+  SummedRows sum = add_rows(run.value(inputs[0]), run.value(inputs[1]), probability, run.dtype(output()));
+  if (run.saves(output(), Form::kRandomState)) {
+    run.save(output(), Form::kRandomState, {std::move(sum.state)});
+  }
+  run.set(output(), std::move(sum.output));
+}
+
+void DropoutAdd::backward(BackwardRun& run) const {
+  const at::Tensor grad = run.take_joined(output());
+  if (run.wants(inputs[0])) {
+    run.add(inputs[0], add_rows_backward(grad, probability, run.saved(output(), Form::kRandomState)[0],
+                                         run.dtype(inputs[0]), run.reads_sums(inputs[0])));
+  }
+  if (run.wants(inputs[1])) {
+    run.add(inputs[1], grad);
+  }
+}
+
+std::vector<FusedPass> find_dropout_adds(const Window& window) {
+  std::vector<FusedPass> passes;
+  const std::vector<StepPointer>& steps = window.program.steps;
+  for (size_t place = 0; place < steps.size(); ++place) {
+    const auto* sum = dynamic_cast<const Add*>(steps[place].get());
+    if (sum == nullptr || sum->broadcast || window.layouts[sum->output().number] != Layout::kPlain) {
+      continue;
+    }
+    for (const size_t side : {0, 1}) {
+      const Value dropped = sum->inputs[side];
+      const auto* dropout = window.made_by<Dropout>(dropped);
+      if (dropout != nullptr && dropout->probability < 1.0 && window.sole_reader(dropped) == place &&
+          window.have_one_dtype({dropout->inputs[0], dropped})) {
+        const auto found =
+            std::find_if(steps.begin(), steps.end(), [&](const StepPointer& step) { return step.get() == dropout; });
+        passes.push_back({std::make_shared<DropoutAdd>(dropout->probability, dropout->inputs[0],
+                                                       sum->inputs[1 - side], sum->output()),
+                          {static_cast<size_t>(found - steps.begin()), place},
+                          place});
+        break;
+      }
+    }
+  }
+  return passes;
+}
+
+}  // namespace actnn::blocks
