@@ -192,7 +192,9 @@ class Backward : public BackwardRun {
     }
     Copies copies(*this);
     const std::vector<at::Tensor> outputs = step.compute(copies);
-    return in_layout(outputs[value.number - step.output().number], layout(value));
+    const at::Tensor& output = outputs[value.number - step.output().number];
+    // Attention takes heads as they lie.
+    return layout(value) == Layout::kHeads ? output : in_layout(output, layout(value));
   }
 
   /// Gradients in the dtypes of what they are of.

@@ -51,7 +51,7 @@ class Layouts {
     std::vector<bool> is_shown(known_.size(), false);
     for (const StepPointer& step : program_.steps) {
       for (const Value output : step->outputs) {
-        is_shown[output.number] = step->layout_rule() == LayoutRule::kView && !known_[output.number];
+        is_shown[output.number] = step->is_view() && known_[output.number].value_or(Layout::kPlain) == Layout::kPlain;
       }
     }
     for (const StepPointer& step : program_.steps) {

@@ -38,83 +38,83 @@ __device__ ActivatedNumber activate(ActivationKind kind, float x) {
   }
 }
 
-template <int kPieces>
-__global__ void __launch_bounds__(kMostTeam)
+struct ThreePieces {
+  RawPiece x;
+  RawPiece gate;
+  RawPiece grad;
+};
+
+__global__ void __launch_bounds__(kTeamBlock)
     activate_rows_backward_kernel(const ActivateRowsBackward arguments, const RowTeams teams) {
   __shared__ Piece shared[kTeamBlock];
   wait_for_kernels_before();
-  const TeamMember<kPieces> member(teams);
+  const TeamMember<1> member(teams);
   const bool is_gated = arguments.gate.elements != nullptr;
-  Piece sums[kPieces] = {};
-  member.for_each_row([&](int64_t row, bool exists) {
-    if (!exists) {
-      return;
-    }
-    const int64_t begin = row * teams.channels;
-#pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-      const int channel = member.channel(p);
-      Piece x;
-      Piece grad;
-      Piece gate;
-      member.load_piece(arguments.x, begin, channel, x);
-      member.load_piece(arguments.grad, begin, channel, grad);
-      if (is_gated) {
-        member.load_piece(arguments.gate, begin, channel, gate);
-      }
-      Piece output;
-      Piece grad_gate;
-#pragma unroll
-      for (int k = 0; k < kPiece; ++k) {
-        const ActivatedNumber number = activate(arguments.kind, x.x[k]);
-        output.x[k] = is_gated ? number.y * gate.x[k] : number.y;
-        grad_gate.x[k] = number.y * grad.x[k];
-        x.x[k] = number.derivative * (is_gated ? gate.x[k] * grad.x[k] : grad.x[k]);
-      }
-      if (arguments.output.elements != nullptr) {
-        member.store_piece(arguments.output, begin, channel, output);
-      }
-      if (arguments.grad_gate.elements != nullptr) {
-        member.store_piece(arguments.grad_gate, begin, channel, grad_gate);
-      }
-      if (arguments.grad_x.elements != nullptr) {
-        member.store_piece(arguments.grad_x, begin, channel, x);
-      }
-      if (arguments.grad_bias != nullptr) {
-        round_to(arguments.grad_x.type, x);
+  Piece sums[1] = {};
+  member.for_each_row_ahead(
+      [&](int64_t row) {
+        return ThreePieces{member.fetch(arguments.x, row), member.fetch(arguments.gate, row),
+                           member.fetch(arguments.grad, row)};
+      },
+      [&](int64_t row, const ThreePieces& raw) {
+        Piece grad_x[1] = {member.fetched(arguments.x, raw.x)};
+        const Piece grad = member.fetched(arguments.grad, raw.grad);
+        Piece gate;
+        if (is_gated) {
+          gate = member.fetched(arguments.gate, raw.gate);
+        }
+        Piece output[1];
+        Piece grad_gate[1];
 #pragma unroll
         for (int k = 0; k < kPiece; ++k) {
-          sums[p].x[k] += x.x[k];
+          const ActivatedNumber number = activate(arguments.kind, grad_x[0].x[k]);
+          output[0].x[k] = is_gated ? number.y * gate.x[k] : number.y;
+          grad_gate[0].x[k] = number.y * grad.x[k];
+          grad_x[0].x[k] = number.derivative * (is_gated ? gate.x[k] * grad.x[k] : grad.x[k]);
         }
-      }
-    }
-  });
+        if (arguments.output.elements != nullptr) {
+          member.store(arguments.output, row, output);
+        }
+        if (arguments.grad_gate.elements != nullptr) {
+          member.store(arguments.grad_gate, row, grad_gate);
+        }
+        if (arguments.grad_x.elements != nullptr) {
+          member.store(arguments.grad_x, row, grad_x);
+        }
+        if (arguments.grad_bias != nullptr) {
+          round_to(arguments.grad_x.type, grad_x[0]);
+#pragma unroll
+          for (int k = 0; k < kPiece; ++k) {
+            sums[0].x[k] += grad_x[0].x[k];
+          }
+        }
+      });
   if (arguments.grad_bias != nullptr) {
     write_column_sums(member, sums, arguments.workspace, 0, 1, shared);
   }
 }
 
-template <int kPieces>
-__global__ void __launch_bounds__(kMostTeam) gate_rows_kernel(const GateRows arguments, const RowTeams teams) {
+struct TwoPieces {
+  RawPiece x;
+  RawPiece gate;
+};
+
+__global__ void __launch_bounds__(kTeamBlock) gate_rows_kernel(const GateRows arguments, const RowTeams teams) {
   wait_for_kernels_before();
-  const TeamMember<kPieces> member(teams);
-  member.for_each_row([&](int64_t row, bool exists) {
-    if (!exists) {
-      return;
-    }
-    Piece x[kPieces];
-    Piece gate[kPieces];
-    member.load(arguments.x, row, x);
-    member.load(arguments.gate, row, gate);
+  const TeamMember<1> member(teams);
+  member.for_each_row_ahead(
+      [&](int64_t row) {
+        return TwoPieces{member.fetch(arguments.x, row), member.fetch(arguments.gate, row)};
+      },
+      [&](int64_t row, const TwoPieces& raw) {
+        Piece x[1] = {member.fetched(arguments.x, raw.x)};
+        const Piece gate = member.fetched(arguments.gate, raw.gate);
 #pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-      for (int k = 0; k < kPiece; ++k) {
-        x[p].x[k] = activate(arguments.kind, x[p].x[k]).y * gate[p].x[k];
-      }
-    }
-    member.store(arguments.output, row, x);
-  });
+        for (int k = 0; k < kPiece; ++k) {
+          x[0].x[k] = activate(arguments.kind, x[0].x[k]).y * gate.x[k];
+        }
+        member.store(arguments.output, row, x);
+      });
 }
 
 }  // namespace
@@ -122,12 +122,10 @@ __global__ void __launch_bounds__(kMostTeam) gate_rows_kernel(const GateRows arg
 cudaError_t activate_rows_backward(const ActivateRowsBackward& arguments, cudaStream_t stream) {
   const RowTeams teams(arguments.rows, arguments.channels,
                        begin_at_vectors(arguments.x, arguments.gate, arguments.grad, arguments.output,
-                                        arguments.grad_x, arguments.grad_gate));
-  cudaError_t error = cudaSuccess;
-  with_pieces(teams, [&]<int kPieces>() {
-    error = launch_kernel(activate_rows_backward_kernel<kPieces>, teams.blocks, teams.threads(), 0, stream, arguments,
-                          teams);
-  });
+                                        arguments.grad_x, arguments.grad_gate),
+                       Rows::kStrips);
+  const cudaError_t error =
+      launch_kernel(activate_rows_backward_kernel, teams.blocks(), teams.threads(), 0, stream, arguments, teams);
   if (error != cudaSuccess || arguments.grad_bias == nullptr) {
     return error;
   }
@@ -136,12 +134,8 @@ cudaError_t activate_rows_backward(const ActivateRowsBackward& arguments, cudaSt
 
 cudaError_t gate_rows(const GateRows& arguments, cudaStream_t stream) {
   const RowTeams teams(arguments.rows, arguments.channels,
-                       begin_at_vectors(arguments.x, arguments.gate, arguments.output));
-  cudaError_t error = cudaSuccess;
-  with_pieces(teams, [&]<int kPieces>() {
-    error = launch_kernel(gate_rows_kernel<kPieces>, teams.blocks, teams.threads(), 0, stream, arguments, teams);
-  });
-  return error;
+                       begin_at_vectors(arguments.x, arguments.gate, arguments.output), Rows::kStrips);
+  return launch_kernel(gate_rows_kernel, teams.blocks(), teams.threads(), 0, stream, arguments, teams);
 }
 
 }  // namespace actnn::cuda

@@ -5,67 +5,59 @@
 namespace actnn::cuda {
 namespace {
 
-template <int kPieces>
-__global__ void __launch_bounds__(kMostTeam)
+struct TwoPieces {
+  RawPiece x;
+  RawPiece residual;
+};
+
+__global__ void __launch_bounds__(kTeamBlock)
     add_rows_kernel(const AddRows arguments, const RowTeams teams, const DropoutScale scale) {
   wait_for_kernels_before();
-  const TeamMember<kPieces> member(teams);
+  const TeamMember<1> member(teams);
   const RandomState random = arguments.dropout > 0.0 ? arguments.random.load() : RandomState{};
   if (arguments.used_state != nullptr && thread_index() == 0) {
     arguments.used_state[0] = static_cast<int64_t>(random.seed);
     arguments.used_state[1] = static_cast<int64_t>(random.offset);
   }
-  member.for_each_row([&](int64_t row, bool exists) {
-    if (!exists) {
-      return;
-    }
-    Piece x[kPieces];
-    Piece residual[kPieces];
-    member.load(arguments.x, row, x);
-    member.load(arguments.residual, row, residual);
-    if (arguments.dropout > 0.0) {
-      drop(member, row, scale, random, arguments.x.type, x);
-    }
+  member.for_each_row_ahead(
+      [&](int64_t row) {
+        return TwoPieces{member.fetch(arguments.x, row), member.fetch(arguments.residual, row)};
+      },
+      [&](int64_t row, const TwoPieces& raw) {
+        Piece x[1] = {member.fetched(arguments.x, raw.x)};
+        const Piece residual = member.fetched(arguments.residual, raw.residual);
+        if (arguments.dropout > 0.0) {
+          drop(member, row, scale, random, arguments.x.type, x);
+        }
 #pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-      for (int k = 0; k < kPiece; ++k) {
-        x[p].x[k] += residual[p].x[k];
-      }
-    }
-    member.store(arguments.output, row, x);
-  });
+        for (int k = 0; k < kPiece; ++k) {
+          x[0].x[k] += residual.x[k];
+        }
+        member.store(arguments.output, row, x);
+      });
 }
 
-template <int kPieces>
-__global__ void __launch_bounds__(kMostTeam)
+__global__ void __launch_bounds__(kTeamBlock)
     drop_rows_kernel(const DropRows arguments, const RowTeams teams, const DropoutScale scale) {
   __shared__ Piece shared[kTeamBlock];
   wait_for_kernels_before();
-  const TeamMember<kPieces> member(teams);
+  const TeamMember<1> member(teams);
   const RandomState random = arguments.dropout > 0.0 ? arguments.random.load() : RandomState{};
-  Piece sums[kPieces] = {};
-  member.for_each_row([&](int64_t row, bool exists) {
-    if (!exists) {
-      return;
-    }
-    Piece grad[kPieces];
-    member.load(arguments.grad, row, grad);
-    if (arguments.dropout > 0.0) {
-      drop(member, row, scale, random, arguments.output.type, grad);
-    }
-    member.store(arguments.output, row, grad);
-    if (arguments.sums != nullptr) {
+  Piece sums[1] = {};
+  member.for_each_row_ahead([&](int64_t row) { return member.fetch(arguments.grad, row); },
+                            [&](int64_t row, const RawPiece& raw) {
+                              Piece grad[1] = {member.fetched(arguments.grad, raw)};
+                              if (arguments.dropout > 0.0) {
+                                drop(member, row, scale, random, arguments.output.type, grad);
+                              } else {
+                                round_to(arguments.output.type, grad[0]);
+                              }
+                              member.store(arguments.output, row, grad);
 #pragma unroll
-      for (int p = 0; p < kPieces; ++p) {
-        round_to(arguments.output.type, grad[p]);
-#pragma unroll
-        for (int k = 0; k < kPiece; ++k) {
-          sums[p].x[k] += grad[p].x[k];
-        }
-      }
-    }
-  });
+                              for (int k = 0; k < kPiece; ++k) {
+                                sums[0].x[k] += grad[0].x[k];
+                              }
+                            });
   if (arguments.sums != nullptr) {
     write_column_sums(member, sums, arguments.workspace, 0, 1, shared);
   }
@@ -75,22 +67,16 @@ __global__ void __launch_bounds__(kMostTeam)
 
 cudaError_t add_rows(const AddRows& arguments, cudaStream_t stream) {
   const RowTeams teams(arguments.rows, arguments.channels,
-                       begin_at_vectors(arguments.x, arguments.residual, arguments.output));
-  cudaError_t error = cudaSuccess;
-  with_pieces(teams, [&]<int kPieces>() {
-    error = launch_kernel(add_rows_kernel<kPieces>, teams.blocks, teams.threads(), 0, stream, arguments, teams,
-                          DropoutScale(arguments.dropout));
-  });
-  return error;
+                       begin_at_vectors(arguments.x, arguments.residual, arguments.output), Rows::kStrips);
+  return launch_kernel(add_rows_kernel, teams.blocks(), teams.threads(), 0, stream, arguments, teams,
+                       DropoutScale(arguments.dropout));
 }
 
 cudaError_t drop_rows(const DropRows& arguments, cudaStream_t stream) {
-  const RowTeams teams(arguments.rows, arguments.channels, begin_at_vectors(arguments.grad, arguments.output));
-  cudaError_t error = cudaSuccess;
-  with_pieces(teams, [&]<int kPieces>() {
-    error = launch_kernel(drop_rows_kernel<kPieces>, teams.blocks, teams.threads(), 0, stream, arguments, teams,
-                          DropoutScale(arguments.dropout));
-  });
+  const RowTeams teams(arguments.rows, arguments.channels, begin_at_vectors(arguments.grad, arguments.output),
+                       Rows::kStrips);
+  const cudaError_t error = launch_kernel(drop_rows_kernel, teams.blocks(), teams.threads(), 0, stream, arguments,
+                                          teams, DropoutScale(arguments.dropout));
   if (error != cudaSuccess || arguments.sums == nullptr) {
     return error;
   }

@@ -40,23 +40,19 @@ __global__ void __launch_bounds__(kColumns* kShares)
   }
 }
 
-template <int kPieces>
-__global__ void __launch_bounds__(kMostTeam) sum_rows_kernel(const SumRows arguments, const RowTeams teams) {
+__global__ void __launch_bounds__(kTeamBlock) sum_rows_kernel(const SumRows arguments, const RowTeams teams) {
   __shared__ Piece shared[kTeamBlock];
   wait_for_kernels_before();
-  const TeamMember<kPieces> member(teams);
-  Piece sums[kPieces] = {};
-  member.for_each_row([&](int64_t row, bool exists) {
-    Piece x[kPieces];
-    member.load(arguments.matrix, row, x);
+  const TeamMember<1> member(teams);
+  Piece sums[1] = {};
+  member.for_each_row_ahead([&](int64_t row) { return member.fetch(arguments.matrix, row); },
+                            [&](int64_t /*row*/, const RawPiece& raw) {
+                              const Piece x = member.fetched(arguments.matrix, raw);
 #pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-      for (int k = 0; k < kPiece; ++k) {
-        sums[p].x[k] += exists ? x[p].x[k] : 0.0F;
-      }
-    }
-  });
+                              for (int k = 0; k < kPiece; ++k) {
+                                sums[0].x[k] += x.x[k];
+                              }
+                            });
   write_column_sums(member, sums, arguments.workspace, 0, 1, shared);
 }
 
@@ -68,19 +64,19 @@ cudaError_t join_column_sums(const float* workspace, const RowTeams& teams, int 
   std::copy_n(targets, count, given.of);
   const int64_t columns = int64_t{count} * teams.channels;
   return launch_kernel(join_column_sums_kernel, blocks_for(columns, kColumns), kColumns * kShares, 0, stream, workspace,
-                       static_cast<int>(teams.blocks), columns, teams.channels, given);
+                       static_cast<int>(teams.parts), columns, teams.channels, given);
 }
 
 int64_t column_sums_workspace(int64_t rows, int64_t channels, int sums) {
-  return int64_t{RowTeams(rows, channels, false).blocks} * sums * channels;
+  const unsigned parts = std::max(RowTeams(rows, channels, false, Rows::kWhole).parts,
+                                  RowTeams(rows, channels, false, Rows::kStrips).parts);
+  return int64_t{parts} * sums * channels;
 }
 
 cudaError_t sum_rows(const SumRows& arguments, cudaStream_t stream) {
-  const RowTeams teams(arguments.rows, arguments.channels, begin_at_vectors(arguments.matrix));
-  cudaError_t error = cudaSuccess;
-  with_pieces(teams, [&]<int kPieces>() {
-    error = launch_kernel(sum_rows_kernel<kPieces>, teams.blocks, teams.threads(), 0, stream, arguments, teams);
-  });
+  const RowTeams teams(arguments.rows, arguments.channels, begin_at_vectors(arguments.matrix), Rows::kStrips);
+  const cudaError_t error =
+      launch_kernel(sum_rows_kernel, teams.blocks(), teams.threads(), 0, stream, arguments, teams);
   return error == cudaSuccess ? join_column_sums(arguments.workspace, teams, 1, &arguments.sums, stream) : error;
 }
 

@@ -213,7 +213,7 @@ cudaError_t normalize_rows(const NormalizeRows& arguments, cudaStream_t stream) 
                                         arguments.second_output));
   cudaError_t error = cudaSuccess;
   with_pieces(teams, [&]<int kPieces>() {
-    error = launch_kernel(normalize_rows_kernel<kPieces>, teams.blocks, teams.threads(), 0, stream, arguments, teams,
+    error = launch_kernel(normalize_rows_kernel<kPieces>, teams.blocks(), teams.threads(), 0, stream, arguments, teams,
                           DropoutScale(arguments.dropout));
   });
   return error;
@@ -225,7 +225,7 @@ cudaError_t normalize_rows_backward(const NormalizeRowsBackward& arguments, cuda
                                         arguments.residual_grad, arguments.grad_input));
   cudaError_t error = cudaSuccess;
   with_pieces(teams, [&]<int kPieces>() {
-    error = launch_kernel(normalize_rows_backward_kernel<kPieces>, teams.blocks, teams.threads(), 0, stream, arguments,
+    error = launch_kernel(normalize_rows_backward_kernel<kPieces>, teams.blocks(), teams.threads(), 0, stream, arguments,
                           teams);
   });
   if (error != cudaSuccess || arguments.workspace == nullptr) {

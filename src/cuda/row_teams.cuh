@@ -11,9 +11,9 @@
 #include "src/cuda/vector.cuh"
 
 /// \file
-/// How the threads of a kernel share a matrix of rows: a *team* of threads has a row, each thread *pieces* of 8
-/// channels, always the same ones, so that it can sum over the rows that it visits. Small rows have several teams in a
-/// block.
+/// How the threads of a kernel share a matrix of rows: a *team* of threads has a row, or, where nobody needs a whole
+/// one, a *strip* of it; each thread *pieces* of 8 channels, always the same ones, so that it can sum over the rows that
+/// it visits. Small rows have several teams in a block.
 
 namespace actnn::cuda {
 
@@ -22,29 +22,40 @@ inline constexpr int kMostTeam = 512;
 inline constexpr int kTeamBlock = 256;
 inline constexpr int kMostPieces = static_cast<int>(kMostRowChannels) / (kPiece * kMostTeam);
 
+/// Whether a team has whole rows.
+enum class Rows { kWhole, kStrips };
+
 struct RowTeams {
   int64_t rows;
   int channels;
-  int team = 4;       ///< threads of a row, a power of 2
-  int pieces;         ///< of a thread: 1, 2 or 4
-  int teams;          ///< of a block
-  unsigned blocks;
+  int team = 4;     ///< threads of a row or a strip, a power of 2
+  int pieces = 1;   ///< of a thread: 1, 2 or 4
+  int teams;        ///< of a block
+  int strips = 1;   ///< of a row
+  unsigned parts;   ///< of the rows; block b has strip b % strips of part b / strips
   bool has_vectors;  ///< whole pieces, at multiples of 16 bytes
 
-  RowTeams(int64_t matrix_rows, int64_t matrix_channels, bool vectors)
+  RowTeams(int64_t matrix_rows, int64_t matrix_channels, bool vectors, Rows own = Rows::kWhole)
       : rows(matrix_rows), channels(static_cast<int>(matrix_channels)), has_vectors(vectors && channels % kPiece == 0) {
     const int wanted = static_cast<int>(ceil_div(matrix_channels, int64_t{kPiece}));
-    while (team < std::min(wanted, kMostTeam)) {
+    const int most = own == Rows::kWhole ? kMostTeam : kTeamBlock;
+    while (team < std::min(wanted, most)) {
       team *= 2;
     }
-    pieces = wanted <= team ? 1 : wanted <= 2 * team ? 2 : kMostPieces;
+    if (own == Rows::kWhole) {
+      pieces = wanted <= team ? 1 : wanted <= 2 * team ? 2 : kMostPieces;
+    } else {
+      strips = (wanted + team - 1) / team;
+    }
     teams = std::max(1, kTeamBlock / team);
     constexpr int kThreadsOfMultiprocessor = 1024;
-    const int64_t at_once = int64_t{multiprocessors()} * (kThreadsOfMultiprocessor / static_cast<int>(threads()));
-    blocks = static_cast<unsigned>(std::clamp<int64_t>(ceil_div(rows, int64_t{teams}), 1, at_once));
+    const int64_t at_once =
+        int64_t{multiprocessors()} * (kThreadsOfMultiprocessor / static_cast<int>(threads())) / strips;
+    parts = static_cast<unsigned>(std::clamp<int64_t>(ceil_div(rows, int64_t{teams}), 1, std::max<int64_t>(at_once, 1)));
   }
 
   unsigned threads() const { return static_cast<unsigned>(team * teams); }
+  unsigned blocks() const { return parts * static_cast<unsigned>(strips); }
 };
 
 /// Calls `body.operator()<kPieces>()` with the pieces of a thread.
@@ -99,17 +110,37 @@ __device__ inline void round_to(ElementType type, Piece& piece) {
   }
 }
 
+/// A piece as it is in memory: eight floats, or eight 16-bit elements in the first half.
+struct RawPiece {
+  Vector half[2];
+};
+
 /// Elements at a multiple of 16 bytes.
-__device__ inline void load_whole_piece(const RowSource& source, int64_t at, Piece& piece) {
+__device__ inline void fetch_whole_piece(const RowSource& source, int64_t at, RawPiece& raw) {
   if (source.type == ElementType::kFloat32) {
-    const auto* from = reinterpret_cast<const float4*>(static_cast<const float*>(source.elements) + at);
-    const float4 low = from[0];
-    const float4 high = from[1];
-    piece = {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
+    const auto* from = reinterpret_cast<const uint4*>(static_cast<const float*>(source.elements) + at);
+    raw.half[0] = as_vector(from[0]);
+    raw.half[1] = as_vector(from[1]);
   } else {
-    const Vector v = as_vector(*reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(source.elements) + at));
-    source.type == ElementType::kBFloat16 ? set_from<BFloat16>(v, piece) : set_from<Float16>(v, piece);
+    raw.half[0] = as_vector(*reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(source.elements) + at));
   }
+}
+
+__device__ inline void convert(ElementType type, const RawPiece& raw, Piece& piece) {
+  if (type == ElementType::kFloat32) {
+#pragma unroll
+    for (int k = 0; k < kPiece; ++k) {
+      piece.x[k] = float_of(raw.half[k / 4].word[k % 4]);
+    }
+  } else {
+    type == ElementType::kBFloat16 ? set_from<BFloat16>(raw.half[0], piece) : set_from<Float16>(raw.half[0], piece);
+  }
+}
+
+__device__ inline void load_whole_piece(const RowSource& source, int64_t at, Piece& piece) {
+  RawPiece raw;
+  fetch_whole_piece(source, at, raw);
+  convert(source.type, raw, piece);
 }
 
 __device__ inline void store_whole_piece(const RowTarget& target, int64_t at, const Piece& piece) {
@@ -155,19 +186,65 @@ class TeamMember {
   __device__ explicit TeamMember(const RowTeams& teams)
       : teams_(teams),
         member_(static_cast<int>(threadIdx.x) & (teams.team - 1)),
-        team_(static_cast<int>(threadIdx.x) / teams.team) {}
+        team_(static_cast<int>(threadIdx.x) / teams.team),
+        strip_(static_cast<int>(blockIdx.x % static_cast<unsigned>(teams.strips))),
+        part_(blockIdx.x / static_cast<unsigned>(teams.strips)) {}
 
   /// Calls `body(row, exists)` for each row of the team; all threads of a block have as many calls.
   template <class Body>
   __device__ void for_each_row(Body&& body) const {
-    for (int64_t first = int64_t{blockIdx.x} * teams_.teams; first < teams_.rows;
-         first += int64_t{gridDim.x} * teams_.teams) {
+    for (int64_t first = int64_t{part_} * teams_.teams; first < teams_.rows;
+         first += int64_t{teams_.parts} * teams_.teams) {
       const int64_t row = first + team_;
       body(min(row, teams_.rows - 1), row < teams_.rows);
     }
   }
 
-  __device__ int channel(int piece) const { return (piece * teams_.team + member_) * kPiece; }
+  /// Calls `use(row, fetched)` for each row of the team, where `fetched` is what `fetch(row)` gave: while one row is in
+  /// use, the next is under way.
+  template <class Fetch, class Use>
+  __device__ void for_each_row_ahead(Fetch&& fetch, Use&& use) const {
+    int64_t row = int64_t{part_} * teams_.teams + team_;
+    const int64_t step = int64_t{teams_.parts} * teams_.teams;
+    if (row >= teams_.rows || channel(0) >= teams_.channels) {
+      return;
+    }
+    auto next = fetch(row);
+    for (; row < teams_.rows; row += step) {
+      const auto now = next;
+      if (row + step < teams_.rows) {
+        next = fetch(row + step);
+      }
+      use(row, now);
+    }
+  }
+
+  /// The first piece of a row, on its way; nothing of a matrix that there is not.
+  __device__ RawPiece fetch(const RowSource& source, int64_t row) const {
+    RawPiece raw{};
+    if (source.elements == nullptr) {
+      return raw;
+    }
+    const int64_t at = row * teams_.channels + channel(0);
+    if (teams_.has_vectors) {
+      fetch_whole_piece(source, at, raw);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kPiece; ++k) {
+        raw.half[k / 4].word[k % 4] =
+            channel(0) + k < teams_.channels ? bits_of(load_number(source, at + k)) : 0U;
+      }
+    }
+    return raw;
+  }
+  __device__ Piece fetched(const RowSource& source, const RawPiece& raw) const {
+    Piece piece;
+    convert(teams_.has_vectors ? source.type : ElementType::kFloat32, raw, piece);
+    return piece;
+  }
+
+  __device__ int channel(int piece) const { return ((strip_ + piece) * teams_.team + member_) * kPiece; }
+  __device__ unsigned part() const { return part_; }
   __device__ int team() const { return team_; }
   __device__ int member() const { return member_; }
   __device__ const RowTeams& teams() const { return teams_; }
@@ -223,6 +300,8 @@ class TeamMember {
   const RowTeams& teams_;
   int member_;
   int team_;
+  int strip_;
+  unsigned part_;
 };
 
 /// What is dropped of the pieces of a row, whose elements are counted through the matrix. Rounded, as dropout on its
@@ -298,13 +377,13 @@ class TeamSum {
   int room_ = 0;
 };
 
-/// Adds up what the teams of a block have summed for each channel, and writes it to row `blockIdx.x` of the workspace,
-/// [blocks, sums, channels]. `shared`: kTeamBlock pieces.
+/// Adds up what the teams of a block have summed for each channel, and writes it to the row of its part in the
+/// workspace, [parts, sums, channels]. `shared`: kTeamBlock pieces.
 template <int kPieces>
 __device__ void write_column_sums(const TeamMember<kPieces>& member, const Piece (&sums)[kPieces], float* workspace,
                                   int number, int count, Piece* shared) {
   const RowTeams& teams = member.teams();
-  const RowTarget target{workspace + (int64_t{blockIdx.x} * count + number) * teams.channels, ElementType::kFloat32};
+  float* const target = workspace + (int64_t{member.part()} * count + number) * teams.channels;
 #pragma unroll
   for (int p = 0; p < kPieces; ++p) {
     Piece sum = sums[p];
@@ -325,7 +404,7 @@ __device__ void write_column_sums(const TeamMember<kPieces>& member, const Piece
 #pragma unroll
       for (int k = 0; k < kPiece; ++k) {
         if (channel + k < teams.channels) {
-          static_cast<float*>(target.elements)[channel + k] = sum.x[k];
+          target[channel + k] = sum.x[k];
         }
       }
     }

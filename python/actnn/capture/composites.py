@@ -80,7 +80,14 @@ def _multi_head_attention(
         return None
     if use_separate_proj_weight or (is_causal and attn_mask is None):
         return None
+    # Modules whose batch comes first exchange it with the length in front of the function and behind it.
+    behind = [_exchanged(one) for one in (query, key, value)]
+    batch_first = all(one is not None for one in behind)
+    if batch_first:
+        query, key, value = behind
     (length, batch, width), source = _sizes(record, query), _sizes(record, key)[0]
+    if batch_first:
+        length, batch, source = batch, length, _sizes(record, key)[1]
     if not isinstance(width, int) or width != embed_dim_to_check or width % num_heads:
         return None
     if is_causal and key_padding_mask is None:
@@ -89,16 +96,30 @@ def _multi_head_attention(
         is_causal = False
     mask = _mask(record, attn_mask, key_padding_mask, query, batch, num_heads, source)
     projected = _projections(record, query, key, value, width, in_proj_weight, in_proj_bias)
-    heads = [
-        record.method("permute", record.method("view", part, size, batch, num_heads, width // num_heads), 1, 2, 0, 3)
-        for part, size in zip(projected, (length, source, source), strict=True)
-    ]
+    to_heads = (0, 2, 1, 3) if batch_first else (1, 2, 0, 3)
+
+    def heads_of(part, size):
+        outer = (batch, size) if batch_first else (size, batch)
+        return record.method("permute", record.method("view", part, *outer, num_heads, width // num_heads), *to_heads)
+
+    heads = [heads_of(part, size) for part, size in zip(projected, (length, source, source), strict=True)]
     attended = record.call(
         F.scaled_dot_product_attention, *heads, attn_mask=mask, dropout_p=dropout_p if training else 0.0,
         is_causal=is_causal,
     )  # fmt: skip
+    if batch_first:
+        joined = record.method("reshape", record.method("permute", attended, 0, 2, 1, 3), batch, length, width)
+        return record.method("transpose", record.call(F.linear, joined, out_proj_weight, out_proj_bias), 0, 1)
     joined = record.method("reshape", record.method("permute", attended, 2, 0, 1, 3), length, batch, width)
     return record.call(F.linear, joined, out_proj_weight, out_proj_bias)
+
+
+def _exchanged(value: fx.Node) -> fx.Node | None:
+    """What a value shows with its first two dimensions exchanged, if it does."""
+    is_transpose = (value.op, value.target) == ("call_method", "transpose") or value.target is torch.transpose
+    if is_transpose and len(value.args) == 3 and set(value.args[1:]) == {0, 1}:
+        return value.args[0]
+    return None
 
 
 def _projections(record, query, key, value, width, weight, bias) -> list[fx.Node]:

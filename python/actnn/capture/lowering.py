@@ -16,6 +16,7 @@ from .composites import expand_composites
 from .factories import make_without_models
 from .functions import name_of_target, replace_functions
 from .losses import join_losses
+from .masks import leave_out_causal_masks
 from .partition import Reasons, Steps, find_programs
 from .pattern_nodes import PRODUCTS, SUMS, is_number, operands
 from .patterns import join_patterns
@@ -98,6 +99,7 @@ def lower(graph_module: fx.GraphModule, options: LoweringOptions) -> Lowered:
         return Lowered(graph_module, [], [], "nothing requires a gradient")
     module = _copy_of(graph_module)
     graph = module.graph
+    leave_out_causal_masks(graph)
     expand_composites(graph)
     make_without_models(graph)
     if options.makes_programs or options.replaces_functions:

@@ -1,0 +1,123 @@
+"""Masks of attention that a graph computes from nothing but sizes.
+
+Libraries of models write a causal mask out while they are captured, where they would leave it out otherwise: kernels
+then compute what it hides. Such a mask is computed once here, with the sizes that the graph is for, and left out again
+where it is the causal one, or hides nothing. Graphs for any size keep theirs.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from .values import example
+
+_ATTENTION = (F.scaled_dot_product_attention, torch._C._nn.scaled_dot_product_attention)
+_NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+_MOST_ELEMENTS = 2**28
+_HIDDEN = -1e4
+"""What is added to scores that count for nothing is below."""
+
+_FUNCTIONS = frozenset(
+    {
+        *(torch.arange, torch.zeros, torch.ones, torch.full, torch.tril, torch.triu, torch.where, torch.diff),
+        *(torch.zeros_like, torch.ones_like, torch.full_like, torch.logical_and, torch.logical_or, torch.logical_not),
+        *(torch.eq, torch.ne, torch.le, torch.lt, torch.ge, torch.gt, torch.unsqueeze, torch.cumsum),
+        *(operator.add, operator.sub, operator.mul, operator.floordiv, operator.getitem, operator.and_, operator.or_),
+        *(operator.invert, operator.eq, operator.ne, operator.le, operator.lt, operator.ge, operator.gt),
+    }
+)  # fmt: skip
+_METHODS = frozenset(
+    {
+        *("new_ones", "new_zeros", "new_full", "unsqueeze", "expand", "view", "reshape", "to", "bool", "float", "int"),
+        *("eq", "ne", "le", "lt", "ge", "gt", "__eq__", "__ne__", "__le__", "__lt__", "__ge__", "__gt__", "__and__"),
+        *("cumsum", "diff", "tril", "triu", "masked_fill", "logical_not", "logical_and", "squeeze", "contiguous"),
+    }
+)
+
+
+def leave_out_causal_masks(graph: fx.Graph) -> None:
+    """Lets attention be causal, or have no mask, where its mask says so."""
+    constants: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target not in _ATTENTION:
+            continue
+        arguments = dict(zip(_NAMES, node.args, strict=False)) | node.kwargs
+        mask = arguments.get("attn_mask")
+        if not isinstance(mask, fx.Node) or arguments.get("is_causal") or not _is_small(mask):
+            continue
+        found = _constant(mask, constants)
+        if not isinstance(found, Tensor):
+            continue
+        seen = _seen(found)
+        if seen is None or not (seen.all() or _is_causal(seen)):
+            continue
+        arguments |= {"attn_mask": None, "is_causal": not bool(seen.all())}
+        node.args, node.kwargs = (), arguments
+    for node in reversed([node for node, value in constants.items() if value is not None]):
+        if not node.users:
+            graph.erase_node(node)
+
+
+def _is_small(mask: fx.Node) -> bool:
+    found = example(mask)
+    return (
+        isinstance(found, Tensor)
+        and all(isinstance(size, int) for size in found.shape)
+        and found.numel() <= _MOST_ELEMENTS
+    )
+
+
+def _constant(node: fx.Node, constants: dict[fx.Node, Any]) -> Any:
+    """What a node gives whenever the graph runs, computed on the CPU; None if that is not certain."""
+    if node not in constants:
+        inputs = [_constant(one, constants) for one in node.all_input_nodes]
+        constants[node] = _computed(node, constants) if all(one is not None for one in inputs) else None
+    return constants[node]
+
+
+def _computed(node: fx.Node, constants: dict[fx.Node, Any]) -> Any:
+    is_known = (node.op == "call_function" and node.target in _FUNCTIONS) or (
+        node.op == "call_method" and node.target in _METHODS
+    )
+    # Who writes to it is none of those whose results are certain.
+    is_written = any(
+        user.op == "call_method" and user.target.endswith("_") and not user.target.endswith("__")
+        for user in node.users
+    )
+    if not is_known or is_written:
+        return None
+
+    def value(argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            return constants[argument]
+        return torch.device("cpu") if isinstance(argument, torch.device) else argument
+
+    args, kwargs = fx.node.map_aggregate(node.args, value), fx.node.map_aggregate(node.kwargs, value)
+    try:
+        with unset_fake_temporarily(), torch.no_grad():
+            function = getattr(args[0], node.target) if node.op == "call_method" else node.target
+            return function(*(args[1:] if node.op == "call_method" else args), **kwargs)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+        return None
+
+
+def _seen(mask: Tensor) -> Tensor | None:
+    """Which keys a position sees, [..., length, length]; None for a mask that adds something else to scores."""
+    if mask.dtype == torch.bool:
+        return mask
+    if not mask.is_floating_point():
+        return None
+    is_seen = mask == 0
+    return is_seen if bool((mask[~is_seen] < _HIDDEN).all()) else None
+
+
+def _is_causal(seen: Tensor) -> bool:
+    if seen.dim() < 2 or seen.shape[-1] != seen.shape[-2]:
+        return False
+    return bool((seen == torch.ones(seen.shape[-2:], dtype=torch.bool).tril()).all())
