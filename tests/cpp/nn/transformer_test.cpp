@@ -85,7 +85,7 @@ TEST_F(Transformer, IsOneNodeThatSavesLess) {
   TransformerLayer layer(make_options().bits(4));
   const at::Tensor input = make_input();
   const at::Tensor output = layer->forward(input);
-  const auto node = output.grad_fn();
+  const auto& node = output.grad_fn();
   std::vector<const torch::autograd::Node*> behind;
   for (const auto& edge : node->next_edges()) {
     behind.push_back(edge.function.get());
