@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 # Parallel compilations; one that includes torch headers takes up to 1 GB of memory.
 export JOBS ?= $(shell nproc)
-# Options of `actnn train`, e.g. make train ARGS="--epochs 2".
+# Options of `actnn train`, e.g. make train ARGS="--epochs 2", make train ARGS="--model gpt".
 ARGS ?=
 # Another version of torch than the pinned one, e.g. make test TORCH=2.15.0, in an environment and a build folder of its own.
 export TORCH ?=
@@ -31,7 +31,7 @@ build-sanitize/build.ninja: | bootstrap
 	@cmake --preset sanitize --log-level=WARNING
 
 .PHONY: train
-train: ## install, build, fetch Fashion-MNIST and train; options in ARGS="..."
+train: ## install, build, fetch data and train; options in ARGS="..."
 	@TORCH= tools/train $(ARGS)
 
 .PHONY: build

@@ -18,3 +18,4 @@
 #include "actnn/nn/quantized_module.h"
 #include "actnn/nn/residual_block.h"
 #include "actnn/nn/softmax.h"
+#include "actnn/nn/transformer.h"

@@ -1,7 +1,6 @@
 #include "src/app/compress.h"
 
 #include "actnn/nn/convert.h"
-#include "src/app/models.h"
 
 namespace actnn::app {
 namespace {
@@ -22,11 +21,11 @@ const char* name_of(nn::ConversionOutcome outcome) {
 constexpr int64_t kFewestBlockBits = 2;
 
 /// On a CPU a convolution costs more than what it would save.
-nlohmann::json fuse(torch::nn::Sequential& model, int64_t bits, bool recompute) {
+nlohmann::json fuse(Model& model, int64_t bits, bool recompute) {
   nlohmann::json blocks = nlohmann::json::array();
   blocks::PlanOptions options = blocks::PlanOptions::of_bits(bits);
   options.recompute = recompute;
-  for (const auto& item : model->named_modules()) {
+  for (const auto& item : model.layers->named_modules()) {
     if (auto* module = dynamic_cast<Fusible*>(item.value().get())) {
       module->fuse(options);
       blocks.push_back({{"path", item.key()}, {"plan", nlohmann::json::parse(module->plan())}});
@@ -37,16 +36,18 @@ nlohmann::json fuse(torch::nn::Sequential& model, int64_t bits, bool recompute) 
 
 }  // namespace
 
-nlohmann::json compress(torch::nn::Sequential& model, const Settings& settings) {
+nlohmann::json compress(Model& model, const Settings& settings) {
+  model.compressed = true;
   const bool has_blocks = settings.compress == "blocks" && settings.bits >= kFewestBlockBits;
   const nlohmann::json blocks =
       has_blocks ? fuse(model, settings.bits, settings.device != "cpu") : nlohmann::json::array();
   const nn::ConversionReport report =
-      nn::convert(model, {.quantization = {.bits = settings.bits},
-                          .skip = {},
-                          .skip_if = [&](const std::string& /*path*/, const torch::nn::Module& module) {
-                            return has_blocks && dynamic_cast<const Fusible*>(&module) != nullptr;
-                          }});
+      nn::convert(model.layers, {.quantization = {.bits = settings.bits},
+                                 .skip = {},
+                                 .skip_if = [&](const std::string& path, const torch::nn::Module& module) {
+                                   return (!path.empty() && path == model.own_layer()) ||
+                                          (has_blocks && dynamic_cast<const Fusible*>(&module) != nullptr);
+                                 }});
   nlohmann::json layers = nlohmann::json::array();
   for (const nn::ConversionEntry& entry : report.entries) {
     layers.push_back({{"path", entry.path},

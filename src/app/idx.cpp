@@ -1,84 +1,20 @@
 #include "src/app/idx.h"
 
 #include <fmt/core.h>
-#include <zlib.h>
 
-#include <algorithm>
 #include <array>
-#include <cerrno>
 #include <cstddef>
-#include <limits>
-#include <memory>
 #include <string>
 #include <system_error>
 
 #include "src/app/error.h"
+#include "src/app/gzip_file.h"
 
 namespace actnn::app {
 namespace {
 
 /// Far above any data set that this program reads, and small enough to allocate without thinking.
 constexpr int64_t kMaximumBytes = int64_t{1} << 30;
-
-struct GzipCloser {
-  void operator()(gzFile_s* file) const { gzclose(file); }
-};
-
-class Reader {
- public:
-  explicit Reader(const std::filesystem::path& path) : path_(path) {
-    if (std::filesystem::is_directory(path)) {
-      throw RunError(fmt::format("cannot read {}: it is a folder", path_.string()));
-    }
-    errno = 0;
-    file_.reset(gzopen(path.c_str(), "rb"));
-    if (file_ == nullptr) {
-      throw RunError(
-          fmt::format("cannot read {}: {}", path_.string(), std::error_code(errno, std::generic_category()).message()));
-    }
-    gzbuffer(file_.get(), 1U << 17U);
-  }
-
-  /// Reads up to `size` bytes; fewer only at the end of the file.
-  std::size_t read(uint8_t* destination, std::size_t size) {
-    std::size_t total = 0;
-    while (total < size) {
-      const std::size_t piece = std::min<std::size_t>(size - total, std::numeric_limits<int>::max());
-      const int got = gzread(file_.get(), destination + total, static_cast<unsigned>(piece));
-      if (got < 0) {
-        fail();
-      }
-      if (got == 0) {
-        break;
-      }
-      total += static_cast<std::size_t>(got);
-    }
-    // zlib hands out the readable part of a truncated stream first, and reports the damage beside it.
-    int error = Z_OK;
-    gzerror(file_.get(), &error);
-    if (error != Z_OK) {
-      fail();
-    }
-    return total;
-  }
-
- private:
-  [[noreturn]] void fail() const {
-    int error = Z_OK;
-    const char* text = gzerror(file_.get(), &error);
-    if (error == Z_BUF_ERROR) {
-      throw RunError(fmt::format("{} is truncated: the compressed data ends early", path_.string()));
-    }
-    if (error == Z_ERRNO) {
-      throw RunError(
-          fmt::format("cannot read {}: {}", path_.string(), std::error_code(errno, std::generic_category()).message()));
-    }
-    throw RunError(fmt::format("{} is damaged: {}", path_.string(), text));
-  }
-
-  std::filesystem::path path_;
-  std::unique_ptr<gzFile_s, GzipCloser> file_;
-};
 
 uint32_t big_endian(const uint8_t* bytes) {
   return uint32_t{bytes[0]} << 24U | uint32_t{bytes[1]} << 16U | uint32_t{bytes[2]} << 8U | uint32_t{bytes[3]};
@@ -87,7 +23,7 @@ uint32_t big_endian(const uint8_t* bytes) {
 }  // namespace
 
 IdxArray read_idx(const std::filesystem::path& path, int dimensions) {
-  Reader reader(path);
+  GzipFile reader(path);
   const auto read_number = [&]() {
     std::array<uint8_t, 4> bytes{};
     if (reader.read(bytes.data(), bytes.size()) < bytes.size()) {

@@ -1,6 +1,7 @@
 #include "src/app/models.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/empty_like.h>
 #include <fmt/core.h>
 #include <torch/nn/modules/activation.h>
@@ -12,10 +13,11 @@
 #include <torch/nn/pimpl.h>
 
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "actnn/nn/chain.h"
-#include "src/app/dataset.h"
+#include "src/app/gpt.h"
 
 namespace actnn::app {
 namespace {
@@ -60,7 +62,7 @@ class ResidualBlockImpl : public nn::Module, public Fusible {
     builder.activation(builder.add(output, shortcut), ActivationKind::kReLU);
     chain_ = builder.build(options);
   }
-  std::string plan() const override { return chain_.plan(); }
+  std::string plan() override { return chain_.plan(); }
 
  private:
   /// The convolution at `first` and the norm after it.
@@ -82,7 +84,7 @@ class ResidualBlockImpl : public nn::Module, public Fusible {
 };
 TORCH_MODULE(ResidualBlock);
 
-nn::Sequential make_resnet(const std::vector<int64_t>& widths, int64_t blocks_per_stage) {
+nn::Sequential make_resnet(const std::vector<int64_t>& widths, int64_t blocks_per_stage, int64_t classes) {
   nn::Sequential model(conv(1, widths.front(), 3, 1), nn::BatchNorm2d(widths.front()), relu());
   int64_t width = widths.front();
   for (const int64_t next : widths) {
@@ -94,14 +96,25 @@ nn::Sequential make_resnet(const std::vector<int64_t>& widths, int64_t blocks_pe
   }
   model->push_back(nn::AdaptiveAvgPool2d(nn::AdaptiveAvgPool2dOptions(1)));
   model->push_back(nn::Flatten());
-  model->push_back(nn::Linear(width, kClasses));
+  model->push_back(nn::Linear(width, classes));
   return model;
 }
 
-nn::Sequential make_mlp() {
+nn::Sequential make_mlp(int64_t classes) {
   return nn::Sequential(nn::Flatten(), nn::Linear(28 * 28, 512), relu(), nn::Dropout(0.2), nn::Linear(512, 512), relu(),
-                        nn::Dropout(0.2), nn::Linear(512, kClasses));
+                        nn::Dropout(0.2), nn::Linear(512, classes));
 }
+
+class Classifier : public Model {
+ public:
+  using Model::Model;
+
+  Prediction predict(const Batch& batch) override {
+    const at::Tensor logits = layers->forward(batch.inputs);
+    return {.loss = at::cross_entropy_loss(logits.to(at::kFloat), batch.labels),
+            .correct = logits.detach().argmax(1).eq(batch.labels).sum()};
+  }
+};
 
 void use_channels_last(nn::Module& model) {
   const at::NoGradGuard no_grad;
@@ -115,19 +128,22 @@ void use_channels_last(nn::Module& model) {
 
 }  // namespace
 
-nn::Sequential make_model(const std::string& name) {
-  nn::Sequential model{nullptr};
+std::unique_ptr<Model> make_model(const std::string& name, int64_t classes) {
+  if (name == "gpt") {
+    return make_gpt(classes);
+  }
+  nn::Sequential layers{nullptr};
   if (name == "resnet20") {
-    model = make_resnet({16, 32, 64}, 3);
+    layers = make_resnet({16, 32, 64}, 3, classes);
   } else if (name == "resnet18") {
-    model = make_resnet({64, 128, 256, 512}, 2);
+    layers = make_resnet({64, 128, 256, 512}, 2, classes);
   } else if (name == "mlp") {
-    model = make_mlp();
+    layers = make_mlp(classes);
   } else {
     throw std::invalid_argument(fmt::format("there is no model \"{}\"", name));
   }
-  use_channels_last(*model);
-  return model;
+  use_channels_last(*layers);
+  return std::make_unique<Classifier>(std::move(layers));
 }
 
 }  // namespace actnn::app

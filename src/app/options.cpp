@@ -83,22 +83,28 @@ void add_settings(CLI::App& app, Settings& settings) {
   const auto add = [&](const char* field, auto& value, const std::string& help, const char* type) {
     return app.add_option(option_name(field), value, help)->type_name(type)->capture_default_str()->group("Training");
   };
-  add("model", settings.model, "resnet20, resnet18 (wider, slow on a CPU) or mlp (784-512-512-10, dropout)", "NAME")
-      ->check(one_of({"resnet20", "resnet18", "mlp"}));
+  add("model", settings.model,
+      "resnet20, resnet18 (wider, slow on a CPU) or mlp (784-512-512-10, dropout) on images; or gpt,\n"
+      "a transformer of 4 layers, on the characters of a text",
+      "NAME")
+      ->check(one_of({"resnet20", "resnet18", "mlp", "gpt"}));
   add("bits", settings.bits, "bits per saved value in the compressed run, 1 to 8", "N")->check(whole_number(1, 8));
   add("compress", settings.compress,
-      "blocks: residual blocks as one operation each, from 2 bits on; or layers, one by one", "NAME")
+      "blocks: residual blocks or transformer layers as one operation each, from 2 bits on; or layers,\n"
+      "one by one (not gpt)",
+      "NAME")
       ->check(one_of({"blocks", "layers"}));
-  add("batch_size", settings.batch_size, "images per step", "N")->check(at_least_one());
-  add("epochs", settings.epochs, "passes over the training images, in each of the two runs", "N")
+  add("batch_size", settings.batch_size, "images per step; gpt: 16 sequences of 128 characters", "N")
       ->check(at_least_one());
-  add("train_images", settings.train_images, "use only the first N training images", "N")
+  add("epochs", settings.epochs, "passes over the training data, in each of the two runs", "N")->check(at_least_one());
+  add("train_images", settings.train_images, "use only the first N training images, or sequences", "N")
       ->check(at_least_one())
       ->default_str("all");
-  add("test_images", settings.test_images, "use only the first N test images", "N")
+  add("test_images", settings.test_images, "use only the first N test images, or sequences", "N")
       ->check(at_least_one())
       ->default_str("all");
-  add("lr", settings.lr, "highest learning rate; linear warm-up, then cosine to zero", "X")->check(positive_number());
+  add("lr", settings.lr, "highest learning rate; linear warm-up, then cosine to zero; gpt: 0.003, of AdamW", "X")
+      ->check(positive_number());
   add("seed", settings.seed, "of the weights, the order of the images, and all noise", "N")
       ->check(whole_number(0, std::numeric_limits<int64_t>::max()));
   add("device", settings.device, "cpu or cuda", "NAME")->check(one_of({"cpu", "cuda"}));
@@ -112,16 +118,17 @@ void add_settings(CLI::App& app, Settings& settings) {
 CLI::App* add_train(CLI::App& app, TrainOptions& options) {
   CLI::App* train = app.add_subcommand(
       "train",
-      "Trains a model on Fashion-MNIST twice, with exact and with compressed saved activations, from the same seed\n"
-      "and in the same order of images, and compares accuracy, memory and speed.");
+      "Trains a model twice, with exact and with compressed saved activations, from the same seed and in the same\n"
+      "order of images or sequences, and compares accuracy or test loss, memory and speed.");
   add_settings(*train, options.settings);
   train->add_option("--threads", options.threads, "CPU threads")->type_name("N")->check(whole_number(1, 1024));
   train
       ->add_option(
           "--data", options.data,
           "folder with the four idx files of Fashion-MNIST, plain or .gz; without it, data/fashion-mnist or else\n"
-          "/usr/share/datasets/fashion-mnist")
-      ->type_name("DIR");
+          "/usr/share/datasets/fashion-mnist. gpt: a text in UTF-8, plain or .gz, or a folder with one .txt or\n"
+          ".txt.gz; without it, data/jargon-text or else /usr/share/doc/jargon-text")
+      ->type_name("PATH");
   train->add_option("--output", options.output, "folder for the results")->type_name("DIR")->capture_default_str();
   train
       ->add_option("--name", options.name,
@@ -143,6 +150,26 @@ CLI::App* add_train(CLI::App& app, TrainOptions& options) {
       "or\n"
       "SIGTERM, after the step at hand, and saved if --save was given.");
   return train;
+}
+
+/// What a transformer trains with where the command line does not say it, and what it cannot do.
+void set_defaults_of_model(TrainOptions& options) {
+  Settings& settings = options.settings;
+  if (!settings.is_of_text()) {
+    return;
+  }
+  if (!options.given.contains("batch_size")) {
+    settings.batch_size = 16;
+  }
+  if (!options.given.contains("lr")) {
+    settings.lr = 3e-3;
+  }
+  if (settings.compress == "layers") {
+    throw UsageError("--compress layers is not for gpt, whose layers run as one operation each");
+  }
+  if (settings.bits == 1) {
+    throw UsageError("--bits 1 is not for gpt, whose layers need 2 bits or more");
+  }
 }
 
 }  // namespace
@@ -177,6 +204,7 @@ std::optional<Command> parse_command_line(int argc, const char* const* argv, con
       command.train.given.insert(field);
     }
   }
+  set_defaults_of_model(command.train);
   if (command.train.stop_after > 0 && command.train.save.empty()) {
     throw UsageError("--stop-after needs --save FILE, since what was trained would be lost");
   }

@@ -61,12 +61,12 @@ void Progress::step(const ProgressStep& step) {
   const bool fresh = step.phase != phase_;
   if (fresh || step.epoch != epoch_) {
     correct_ = 0;
-    images_ = 0;
+    units_ = 0;
   }
   phase_ = step.phase;
   epoch_ = step.epoch;
-  correct_ += step.correct;
-  images_ += step.images;
+  correct_ += step.correct.value_or(0);
+  units_ += step.units;
   loss_ = fresh ? step.loss : loss_ + kForget * (step.loss - loss_);
   seconds_ = fresh ? step.seconds : seconds_ + kForget * (step.seconds - seconds_);
 
@@ -84,18 +84,19 @@ void Progress::step(const ProgressStep& step) {
 }
 
 std::string Progress::text_of(const ProgressStep& step, std::size_t width) const {
-  const std::string accuracy =
-      fmt::format("accuracy {:.1f} %", 1e2 * static_cast<double>(correct_) / static_cast<double>(images_));
   std::vector<Field> fields{
       {fmt::format("{:<10}", step.phase), 0},
       {fmt::format("epoch {}/{}", step.epoch, step.epochs), 2},
       {fmt::format("step {}/{}", step.step, step.steps), 1},
       {fmt::format("loss {:.3f}", loss_), 3},
-      {accuracy, 4},
-      {fmt::format("{:.0f} images/s", static_cast<double>(step.images) / seconds_), 5},
+      {fmt::format("{:.0f} {}/s", static_cast<double>(step.units) / seconds_, step.unit), 5},
       {fmt::format("activations {}", format_bytes(step.activation_bytes)), 1},
       {fmt::format("{} left", duration(static_cast<double>(step.steps_left) * seconds_)), 1},
   };
+  if (step.correct) {
+    const double accuracy = static_cast<double>(correct_) / static_cast<double>(units_);
+    fields.insert(fields.begin() + 4, {fmt::format("accuracy {:.1f} %", 1e2 * accuracy), 4});
+  }
   for (int dispensable = 5; dispensable > 0 && joined(fields).size() > width; --dispensable) {
     std::erase_if(fields, [&](const Field& field) { return field.dispensability == dispensable; });
   }

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <optional>
 #include <string>
 
 namespace actnn::app {
@@ -15,8 +16,9 @@ struct ProgressStep {
   int64_t step = 0;  ///< done in this epoch
   int64_t steps = 0;
   double loss = 0.0;
-  int64_t correct = 0;  ///< of the step's images
-  int64_t images = 0;
+  std::string unit = "images";       ///< or "characters"
+  int64_t units = 0;                 ///< of the step
+  std::optional<int64_t> correct{};  ///< of them; none: nobody has counted
   double seconds = 0.0;
   int64_t activation_bytes = 0;
   int64_t steps_left = 0;  ///< in all phases and epochs
@@ -55,7 +57,7 @@ class Progress {
   double seconds_ = 0.0;
   int64_t epoch_ = 0;
   int64_t correct_ = 0;
-  int64_t images_ = 0;
+  int64_t units_ = 0;
 };
 
 }  // namespace actnn::app

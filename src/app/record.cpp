@@ -47,21 +47,22 @@ double PhaseRecord::median_step_ms() const {
   return *middle;
 }
 
-double PhaseRecord::images_per_second(int64_t batch_size) const {
+double PhaseRecord::labels_per_second(const Settings& settings) const {
   if (timed_seconds > 0.0) {
-    return static_cast<double>(timed_images) / timed_seconds;
+    return static_cast<double>(timed_labels) / timed_seconds;
   }
   const double step = median_step_ms();
-  return step > 0.0 ? 1e3 * static_cast<double>(batch_size) / step : 0.0;
+  return step > 0.0 ? 1e3 * static_cast<double>(settings.labels_per_step()) / step : 0.0;
 }
 
 void to_json(nlohmann::json& json, const PhaseRecord& record) {
   json = {{"losses", record.losses},
           {"step_ms", record.step_ms},
           {"test_accuracy", record.test_accuracy},
+          {"test_loss", record.test_loss},
           {"activation_bytes", record.activation_bytes},
           {"peak_bytes", record.peak_bytes},
-          {"timed_images", record.timed_images},
+          {"timed_labels", record.timed_labels},
           {"timed_seconds", record.timed_seconds},
           {"timeline", timeline_to_json(record.timeline)},
           {"conversion", record.conversion}};
@@ -71,23 +72,27 @@ void from_json(const nlohmann::json& json, PhaseRecord& record) {
   json.at("losses").get_to(record.losses);
   json.at("step_ms").get_to(record.step_ms);
   json.at("test_accuracy").get_to(record.test_accuracy);
+  json.at("test_loss").get_to(record.test_loss);
   json.at("activation_bytes").get_to(record.activation_bytes);
   json.at("peak_bytes").get_to(record.peak_bytes);
-  json.at("timed_images").get_to(record.timed_images);
+  json.at("timed_labels").get_to(record.timed_labels);
   json.at("timed_seconds").get_to(record.timed_seconds);
   record.timeline = timeline_from_json(json.at("timeline"));
   record.conversion = json.at("conversion");
 }
 
-nlohmann::json result_of(const PhaseRecord& record, int64_t batch_size) {
-  nlohmann::json result = {{"test_accuracy", record.test_accuracy.back()},
-                           {"test_accuracy_per_epoch", record.test_accuracy},
-                           {"activation_bytes", record.activation_bytes},
-                           {"peak_bytes", record.peak_bytes},
-                           {"step_ms", record.median_step_ms()},
-                           {"images_per_second", record.images_per_second(batch_size)},
-                           {"loss", record.losses},
-                           {"timeline", timeline_to_json(record.timeline)}};
+nlohmann::json result_of(const PhaseRecord& record, const Settings& settings) {
+  const std::string measure = settings.is_of_text() ? "test_loss" : "test_accuracy";
+  const std::vector<double>& measured = settings.is_of_text() ? record.test_loss : record.test_accuracy;
+  nlohmann::json result = {
+      {measure, measured.back()},
+      {measure + "_per_epoch", measured},
+      {"activation_bytes", record.activation_bytes},
+      {"peak_bytes", record.peak_bytes},
+      {"step_ms", record.median_step_ms()},
+      {settings.is_of_text() ? "characters_per_second" : "images_per_second", record.labels_per_second(settings)},
+      {"loss", record.losses},
+      {"timeline", timeline_to_json(record.timeline)}};
   if (!record.conversion.is_null()) {
     result["conversion"] = record.conversion;
   }

@@ -57,7 +57,7 @@ void ResultFolder::write(const Settings& settings, const std::map<Phase, PhaseRe
                            {"cpu_target", cpu::current_target()},
                            {"threads", at::get_num_threads()}};
   for (const auto& [phase, record] : records) {
-    result[name_of(phase)] = result_of(record, settings.batch_size);
+    result[name_of(phase)] = result_of(record, settings);
   }
   AtomicFile json(file());
   json.write(result.dump(1) + "\n");

@@ -2,6 +2,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "src/app/text_data.h"
+
 namespace actnn::app {
 
 const char* name_of(Phase phase) { return phase == Phase::kExact ? "exact" : "compressed"; }
@@ -15,6 +17,8 @@ std::vector<Phase> Settings::phases() const {
   }
   return {Phase::kExact, Phase::kCompressed};
 }
+
+int64_t Settings::labels_per_step() const { return is_of_text() ? batch_size * TextData::kContext : batch_size; }
 
 void to_json(nlohmann::json& json, const Settings& settings) {
   json = {{"model", settings.model},

@@ -29,6 +29,11 @@ struct Settings {
 
   /// The phases in the order in which they run.
   std::vector<Phase> phases() const;
+
+  /// Whether the model learns a text, else images. Of a text, an "image" is a sequence of characters.
+  bool is_of_text() const { return model == "gpt"; }
+  /// Of a whole batch: one an image, one a character of a text.
+  int64_t labels_per_step() const;
 };
 
 void to_json(nlohmann::json& json, const Settings& settings);

@@ -49,10 +49,14 @@ std::string format_bytes(int64_t bytes) {
 
 std::string format_table(const Settings& settings, const std::optional<PhaseRecord>& exact,
                          const std::optional<PhaseRecord>& compressed) {
+  const Row accuracy{"test accuracy", [](const PhaseRecord& record) { return 1e2 * record.test_accuracy.back(); },
+                     [](double value) { return fmt::format("{:.2f} %", value); },
+                     [](double a, double b) { return fmt::format("{:+.2f} points", b - a); }};
+  const Row loss{"test loss (nats per character)", [](const PhaseRecord& record) { return record.test_loss.back(); },
+                 [](double value) { return fmt::format("{:.4f}", value); },
+                 [](double a, double b) { return fmt::format("{:+.4f}", b - a); }};
   const std::array<Row, 5> rows{{
-      {"test accuracy", [](const PhaseRecord& record) { return 1e2 * record.test_accuracy.back(); },
-       [](double value) { return fmt::format("{:.2f} %", value); },
-       [](double a, double b) { return fmt::format("{:+.2f} points", b - a); }},
+      settings.is_of_text() ? loss : accuracy,
       {"activation memory held for backward",
        [](const PhaseRecord& record) { return static_cast<double>(record.activation_bytes); }, bytes_text, less},
       {"peak memory of a step", [](const PhaseRecord& record) { return static_cast<double>(record.peak_bytes); },
@@ -60,7 +64,8 @@ std::string format_table(const Settings& settings, const std::optional<PhaseReco
       {"step time (median)", [](const PhaseRecord& record) { return record.median_step_ms(); },
        [](double value) { return fmt::format("{:.1f} ms", value); },
        [](double a, double b) { return times(a, b, "faster", "slower"); }},
-      {"images per second", [&](const PhaseRecord& record) { return record.images_per_second(settings.batch_size); },
+      {settings.is_of_text() ? "characters per second" : "images per second",
+       [&](const PhaseRecord& record) { return record.labels_per_second(settings); },
        [](double value) { return fmt::format("{:.0f}", value); },
        [](double a, double b) { return times(b, a, "more", "fewer"); }},
   }};

@@ -10,7 +10,7 @@
 #include "actnn/core/layout.h"
 #include "src/app/atomic_file.h"
 #include "src/app/checkpoint.h"
-#include "src/app/dataset.h"
+#include "src/app/data.h"
 #include "src/app/device.h"
 #include "src/app/error.h"
 #include "src/app/interrupt.h"
@@ -33,12 +33,10 @@ class Run {
         checkpoint_(options.resume.empty() ? std::nullopt : std::optional(read_checkpoint(options.resume))),
         settings_(choose_settings()),
         device_(open_device(settings_.device)),
-        data_(find_data_folder(options.data)),
-        train_(data_, "train", settings_.train_images, device_),
-        test_(data_, "t10k", settings_.test_images, device_),
+        data_(open_data(settings_, options.data, device_)),
         progress_(stdout) {
-    settings_.train_images = train_.size();
-    settings_.test_images = test_.size();
+    settings_.train_images = data_.train->size();
+    settings_.test_images = data_.test->size();
     resume();
     if (!options_.save.empty()) {
       require_writable(options_.save);
@@ -50,8 +48,8 @@ class Run {
   }
 
   int run() {
-    progress_.line(fmt::format("{} on Fashion-MNIST: {} images, {} steps of {} images, {}, {}, {} thread{}",
-                               settings_.model, train_.size(), steps_per_phase(), settings_.batch_size,
+    progress_.line(fmt::format("{} on {}: {} {}, {} steps of {}, {}, {}, {} thread{}", settings_.model, data_.title,
+                               data_.train->size(), examples(), steps_per_phase(), settings_.batch_size,
                                settings_.device, settings_.dtype, at::get_num_threads(),
                                at::get_num_threads() == 1 ? "" : "s"));
     for (const Phase phase : settings_.phases()) {
@@ -110,8 +108,8 @@ class Run {
       }
       check_packed_format(state.value(kPackedFormat, 1));
       if (state.at("data") != data_checksums()) {
-        throw RunError(fmt::format("the images in {} are not those that the checkpoint {} was trained on",
-                                   data_.string(), options_.resume.string()));
+        throw RunError(fmt::format("the {} in {} are not those that the checkpoint {} was trained on", examples(),
+                                   data_.path.string(), options_.resume.string()));
       }
       for (const Phase phase : settings_.phases()) {
         if (state.at("records").contains(name_of(phase))) {
@@ -129,10 +127,12 @@ class Run {
     }
   }
 
-  nlohmann::json data_checksums() const { return {train_.checksum(), test_.checksum()}; }
+  nlohmann::json data_checksums() const { return {data_.train->checksum(), data_.test->checksum()}; }
+
+  const char* examples() const { return settings_.is_of_text() ? "sequences" : "images"; }
 
   int64_t steps_per_phase() const {
-    return (train_.size() + settings_.batch_size - 1) / settings_.batch_size * settings_.epochs;
+    return (data_.train->size() + settings_.batch_size - 1) / settings_.batch_size * settings_.epochs;
   }
 
   int64_t total_steps() const { return steps_per_phase() * static_cast<int64_t>(settings_.phases().size()); }
@@ -142,7 +142,7 @@ class Run {
   /// False where the run is to stop.
   bool run_phase(Phase phase) {
     const bool resumed = resumed_phase_ == phase;
-    Trainer trainer(settings_, phase, train_, test_, device_, resumed ? records_.at(phase) : PhaseRecord());
+    Trainer trainer(settings_, phase, *data_.train, *data_.test, device_, resumed ? records_.at(phase) : PhaseRecord());
     if (resumed) {
       trainer.load_state(checkpoint_->tensors, options_.resume.string());
     }
@@ -156,9 +156,8 @@ class Run {
           return false;
         }
         save(phase, trainer);
-        progress_.line(fmt::format("{:<10}  epoch {}/{}  test accuracy {:.2f} %", name_of(phase),
-                                   trainer.record().test_accuracy.size(), settings_.epochs,
-                                   1e2 * trainer.record().test_accuracy.back()));
+        progress_.line(fmt::format("{:<10}  epoch {}/{}  {}", name_of(phase), trainer.record().evaluations(),
+                                   settings_.epochs, test_result(trainer.record())));
       } else {
         const StepOutcome outcome = trainer.step();
         ++steps_here_;
@@ -174,6 +173,11 @@ class Run {
     return true;
   }
 
+  static std::string test_result(const PhaseRecord& record) {
+    return record.test_loss.empty() ? fmt::format("test accuracy {:.2f} %", 1e2 * record.test_accuracy.back())
+                                    : fmt::format("test loss {:.4f}", record.test_loss.back());
+  }
+
   void show(Phase phase, const Trainer& trainer, const StepOutcome& outcome) {
     const int64_t last = trainer.steps_done() - 1;
     progress_.step({.phase = name_of(phase),
@@ -182,8 +186,9 @@ class Run {
                     .step = last % trainer.steps_per_epoch() + 1,
                     .steps = trainer.steps_per_epoch(),
                     .loss = trainer.record().losses.back(),
+                    .unit = settings_.is_of_text() ? "characters" : "images",
+                    .units = outcome.labels,
                     .correct = outcome.correct,
-                    .images = outcome.images,
                     .seconds = outcome.seconds,
                     .activation_bytes = trainer.record().activation_bytes,
                     .steps_left = total_steps() - steps_done_});
@@ -219,9 +224,7 @@ class Run {
   std::optional<Checkpoint> checkpoint_;
   Settings settings_;
   c10::Device device_;
-  std::filesystem::path data_;
-  Dataset train_;
-  Dataset test_;
+  Data data_;
   std::optional<ResultFolder> folder_;
   Progress progress_;
   InterruptGuard interrupt_;

@@ -3,8 +3,6 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/cross_entropy_loss.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/randperm.h>
 #include <fmt/ranges.h>
 
@@ -18,32 +16,28 @@
 #include "src/app/compress.h"
 #include "src/app/device.h"
 #include "src/app/error.h"
-#include "src/app/models.h"
 
 namespace actnn::app {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t kTestBatch = 500;
-constexpr double kMomentum = 0.9;
-constexpr double kWeightDecay = 5e-4;
+constexpr int64_t kTestBatch = 500;  // images
+constexpr int64_t kTestBatchOfText = 64;
 constexpr double kWarmUpShare = 0.05;  // of all steps
 
 constexpr const char* kModel = "model.";
-constexpr const char* kMomentumBuffer = "momentum.";
 constexpr const char* kCpuRandom = "random.cpu";
 constexpr const char* kDeviceRandom = "random.device";
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-at::Tensor correct_in(const at::Tensor& logits, const at::Tensor& labels) { return logits.argmax(1).eq(labels).sum(); }
-
-/// The order of the images in an epoch depends on nothing but these two, so that both phases and resumed runs share it.
-at::Tensor image_order(int64_t images, int64_t seed, int64_t epoch) {
+/// The order of the examples in an epoch depends on nothing but these two, so that both phases and resumed runs share
+/// it.
+at::Tensor example_order(int64_t examples, int64_t seed, int64_t epoch) {
   const auto generator =
       at::make_generator<at::CPUGeneratorImpl>(static_cast<uint64_t>(seed) * 1'000'003 + static_cast<uint64_t>(epoch));
-  return at::randperm(images, generator);
+  return at::randperm(examples, generator);
 }
 
 /// The tensor `name` out of a saved state, which must be like `model_tensor`.
@@ -75,19 +69,16 @@ Trainer::Trainer(const Settings& settings, Phase phase, const Dataset& train, co
       record_(std::move(record)),
       steps_per_epoch_((train.size() + settings.batch_size - 1) / settings.batch_size),
       total_steps_(steps_per_epoch_ * settings.epochs),
-      timeline_step_(std::min(kUntimedSteps, total_steps_ - 1)),
-      model_(nullptr) {
+      timeline_step_(std::min(kUntimedSteps, total_steps_ - 1)) {
   at::manual_seed(static_cast<uint64_t>(settings.seed));
-  model_ = make_model(settings.model);
-  model_->to(device);
+  model_ = make_model(settings.model, train.classes());
+  model_->layers->to(device);
   if (phase == Phase::kCompressed) {
-    record_.conversion = compress(model_, settings);
+    record_.conversion = compress(*model_, settings);
   }
   warm_up();
-  model_->train();
-  optimizer_.emplace(
-      model_->parameters(),
-      torch::optim::SGDOptions(settings.lr).momentum(kMomentum).nesterov(true).weight_decay(kWeightDecay));
+  model_->layers->train();
+  optimizer_.emplace(settings, *model_->layers);
   // Whatever building and converting drew, both phases begin to train from the same random state.
   at::manual_seed(static_cast<uint64_t>(settings.seed));
 }
@@ -96,8 +87,8 @@ Trainer::Trainer(const Settings& settings, Phase phase, const Dataset& train, co
 void Trainer::warm_up() {
   if (!device_.is_cpu()) {
     const at::NoGradGuard no_grad;
-    model_->eval();
-    forward(train_.range(0, std::min(settings_.batch_size, train_.size())).images);
+    model_->layers->eval();
+    predict(train_.range(0, std::min(settings_.batch_size, train_.size())));
   }
 }
 
@@ -114,7 +105,7 @@ int64_t Trainer::peak_bytes() const {
 }
 
 bool Trainer::evaluation_due() const {
-  return static_cast<int64_t>(record_.test_accuracy.size()) < steps_done() / steps_per_epoch_;
+  return static_cast<int64_t>(record_.evaluations()) < steps_done() / steps_per_epoch_;
 }
 
 double Trainer::learning_rate(int64_t step) const {
@@ -130,16 +121,16 @@ double Trainer::learning_rate(int64_t step) const {
 Batch Trainer::next_batch() {
   const int64_t epoch = steps_done() / steps_per_epoch_;
   if (order_epoch_ != epoch) {
-    order_ = image_order(train_.size(), settings_.seed, epoch).to(device_);
+    order_ = example_order(train_.size(), settings_.seed, epoch).to(device_);
     order_epoch_ = epoch;
   }
   const int64_t begin = steps_done() % steps_per_epoch_ * settings_.batch_size;
   return train_.batch(order_.slice(0, begin, begin + settings_.batch_size));
 }
 
-at::Tensor Trainer::forward(const at::Tensor& images) {
+Prediction Trainer::predict(const Batch& batch) {
   const AutocastGuard guard(device_.type(), settings_.dtype == "bfloat16" ? at::kBFloat16 : at::kFloat);
-  return model_->forward(images);
+  return model_->predict(batch);
 }
 
 StepOutcome Trainer::step() {
@@ -147,9 +138,6 @@ StepOutcome Trainer::step() {
   const Clock::time_point start = Clock::now();
   const Batch batch = next_batch();
   const int64_t step = steps_done();
-  for (torch::optim::OptimizerParamGroup& group : optimizer_->param_groups()) {
-    static_cast<torch::optim::SGDOptions&>(group.options()).lr(learning_rate(step));
-  }
 
   synchronize(device_);
   reset_peak();
@@ -159,14 +147,12 @@ StepOutcome Trainer::step() {
   const int64_t live_before = observer_.live_bytes(type);
   const Clock::time_point step_start = Clock::now();
   observer_.mark("forward");
-  const at::Tensor logits = forward(batch.images);
-  const at::Tensor loss = at::cross_entropy_loss(logits.to(at::kFloat), batch.labels);
+  const Prediction prediction = predict(batch);
   const int64_t activation_bytes = observer_.live_bytes(type) - live_before;
   observer_.mark("backward");
-  loss.backward();
+  prediction.loss.backward();
   observer_.mark("step");
-  optimizer_->step();
-  optimizer_->zero_grad();
+  optimizer_->step(learning_rate(step));
   synchronize(device_);
   record_.step_ms.push_back(1e3 * seconds_since(step_start));
   if (step == timeline_step_) {
@@ -175,16 +161,19 @@ StepOutcome Trainer::step() {
   record_.activation_bytes = std::max(record_.activation_bytes, activation_bytes);
   record_.peak_bytes = std::max(record_.peak_bytes, peak_bytes());
 
-  const double loss_value = loss.item<float>();
+  const double loss_value = prediction.loss.item<float>();
   if (!std::isfinite(loss_value)) {
     throw RunError(fmt::format("the {} run diverged: the loss of step {} is {}; try a --lr below {}", name_of(phase_),
                                step + 1, loss_value, settings_.lr));
   }
   record_.losses.push_back(loss_value);
-  StepOutcome outcome{.images = batch.labels.size(0), .correct = correct_in(logits, batch.labels).item<int64_t>()};
+  StepOutcome outcome{.labels = batch.labels.numel()};
+  if (prediction.correct.defined()) {
+    outcome.correct = prediction.correct.item<int64_t>();
+  }
   outcome.seconds = seconds_since(start);
   if (steps_here_++ >= kUntimedSteps) {
-    record_.timed_images += outcome.images;
+    record_.timed_labels += outcome.labels;
     record_.timed_seconds += outcome.seconds;
   }
   return outcome;
@@ -192,27 +181,35 @@ StepOutcome Trainer::step() {
 
 bool Trainer::evaluate(const std::function<bool()>& stop) {
   const at::NoGradGuard no_grad;
-  model_->eval();
+  model_->layers->eval();
+  const int64_t batch_size = settings_.is_of_text() ? kTestBatchOfText : kTestBatch;
   int64_t correct = 0;
+  int64_t labels = 0;
+  double loss = 0;
   bool stopped = false;
-  for (int64_t begin = 0; begin < test_.size() && !stopped; begin += kTestBatch) {
-    const Batch batch = test_.range(begin, std::min(begin + kTestBatch, test_.size()));
-    correct += correct_in(forward(batch.images), batch.labels).item<int64_t>();
+  for (int64_t begin = 0; begin < test_.size() && !stopped; begin += batch_size) {
+    const Batch batch = test_.range(begin, std::min(begin + batch_size, test_.size()));
+    const Prediction prediction = predict(batch);
+    labels += batch.labels.numel();
+    loss += prediction.loss.item<double>() * static_cast<double>(batch.labels.numel());
+    correct += prediction.correct.defined() ? prediction.correct.item<int64_t>() : 0;
     stopped = stop();
   }
-  model_->train();
-  if (!stopped) {
-    record_.test_accuracy.push_back(static_cast<double>(correct) / static_cast<double>(test_.size()));
+  model_->layers->train();
+  if (!stopped && settings_.is_of_text()) {
+    record_.test_loss.push_back(loss / static_cast<double>(labels));
+  } else if (!stopped) {
+    record_.test_accuracy.push_back(static_cast<double>(correct) / static_cast<double>(labels));
   }
   return !stopped;
 }
 
 std::map<std::string, at::Tensor> Trainer::weights() const {
   std::map<std::string, at::Tensor> tensors;
-  for (const auto& item : model_->named_parameters()) {
+  for (const auto& item : model_->layers->named_parameters()) {
     tensors.emplace(item.key(), item.value());
   }
-  for (const auto& item : model_->named_buffers()) {
+  for (const auto& item : model_->layers->named_buffers()) {
     tensors.emplace(item.key(), item.value());
   }
   return tensors;
@@ -227,13 +224,7 @@ std::map<std::string, at::Tensor> Trainer::state() const {
   for (const auto& [name, tensor] : weights()) {
     state.emplace(kModel + name, tensor);
   }
-  for (const auto& item : model_->named_parameters()) {
-    const auto found = optimizer_->state().find(item.value().unsafeGetTensorImpl());
-    if (found != optimizer_->state().end()) {
-      state.emplace(kMomentumBuffer + item.key(),
-                    static_cast<const torch::optim::SGDParamState&>(*found->second).momentum_buffer());
-    }
-  }
+  state.merge(optimizer_->state());
   state.emplace(kCpuRandom, generator(c10::kCPU).get_state());
   if (!device_.is_cpu()) {
     state.emplace(kDeviceRandom, generator(device_).get_state());
@@ -247,14 +238,9 @@ void Trainer::load_state(const std::map<std::string, at::Tensor>& state, const s
   for (const auto& [name, tensor] : weights()) {
     tensor.copy_(find(state, kModel + name, tensor, source));
   }
-  for (const auto& item : model_->named_parameters()) {
-    const std::string name = kMomentumBuffer + item.key();
-    const at::Tensor buffer = at::empty_like(item.value());
-    buffer.copy_(find(state, name, buffer, source));
-    auto momentum = std::make_unique<torch::optim::SGDParamState>();
-    momentum->momentum_buffer(buffer);
-    optimizer_->state()[item.value().unsafeGetTensorImpl()] = std::move(momentum);
-  }
+  optimizer_->load_state(steps_done(), [&](const std::string& name, const at::Tensor& like) -> const at::Tensor& {
+    return find(state, name, like, source);
+  });
   generator(c10::kCPU).set_state(find(state, kCpuRandom, current.at(kCpuRandom), source));
   if (!device_.is_cpu()) {
     generator(device_).set_state(find(state, kDeviceRandom, current.at(kDeviceRandom), source));

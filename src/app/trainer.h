@@ -1,15 +1,15 @@
 #pragma once
 
-#include <torch/nn/modules/container/sequential.h>
-#include <torch/optim/sgd.h>
-
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 
 #include "actnn/memory/observer.h"
 #include "src/app/dataset.h"
+#include "src/app/models.h"
+#include "src/app/optimizer.h"
 #include "src/app/record.h"
 #include "src/app/settings.h"
 
@@ -17,9 +17,9 @@ namespace actnn::app {
 
 /// What one step did, beyond what its record says.
 struct StepOutcome {
-  int64_t images = 0;
-  int64_t correct = 0;
-  double seconds = 0.0;  ///< getting the batch included
+  int64_t labels = 0;                ///< images, or characters of a text
+  std::optional<int64_t> correct{};  ///< of them; none: nobody has counted
+  double seconds = 0.0;              ///< getting the batch included
 };
 
 /// Trains one model: one phase of a run. Everything is a function of the settings and the phase: weights, order of
@@ -36,13 +36,14 @@ class Trainer {
   int64_t steps_done() const { return static_cast<int64_t>(record_.losses.size()); }
   bool finished() const { return steps_done() == total_steps_ && !evaluation_due(); }
 
-  /// An epoch has ended and its test accuracy is not known yet.
+  /// An epoch has ended and its test result is not known yet.
   bool evaluation_due() const;
 
   /// Trains on the next batch. RunError where the loss is no longer a number.
   StepOutcome step();
 
-  /// Measures the test accuracy and adds it to the record; false where `stop`, asked between batches, said so.
+  /// Measures the test accuracy, of a text the test loss, and adds it to the record; false where `stop`, asked between
+  /// batches, said so.
   bool evaluate(const std::function<bool()>& stop);
 
   /// Weights, optimizer state and random states.
@@ -52,7 +53,7 @@ class Trainer {
   void load_state(const std::map<std::string, at::Tensor>& state, const std::string& source);
 
  private:
-  at::Tensor forward(const at::Tensor& images);
+  Prediction predict(const Batch& batch);
   Batch next_batch();
   double learning_rate(int64_t step) const;
   void warm_up();
@@ -74,10 +75,10 @@ class Trainer {
   int64_t total_steps_;
   int64_t timeline_step_;
   int64_t steps_here_ = 0;  // since this object was made
-  at::Tensor order_;        // of the images in the current epoch
+  at::Tensor order_;        // of the examples in the current epoch
   int64_t order_epoch_ = -1;
-  torch::nn::Sequential model_;
-  std::optional<torch::optim::SGD> optimizer_;
+  std::unique_ptr<Model> model_;
+  std::optional<Optimizer> optimizer_;
 };
 
 }  // namespace actnn::app

@@ -26,6 +26,7 @@ SMALL_RESNET = [
     "--threads",
     "1",
 ]
+SMALL_GPT = ["--model", "gpt", "--train-images", "32", "--test-images", "4", "--batch-size", "8", "--threads", "1"]
 FILES = {
     "train-images": "train-images-idx3-ubyte",
     "train-labels": "train-labels-idx1-ubyte",
@@ -50,6 +51,16 @@ def write_synthetic_data(folder, count=256):
         (folder / f"{split}-images-idx3-ubyte").write_bytes(idx(0x803, [count, 28, 28], pixels))
         (folder / f"{split}-labels-idx1-ubyte").write_bytes(idx(0x801, [count], labels))
     return folder
+
+
+def write_text(path, characters=8000):
+    """Words that come again, so that there is something to learn."""
+    words = random.Random(1)
+    text = ""
+    while len(text) < characters:
+        text += words.choice(["activation", "gradient", "naïve", "layer", "noise"]) + words.choice([" ", ", ", ".\n"])
+    path.write_text(text[:characters], encoding="utf-8")
+    return path
 
 
 def find_or_make_data(folder):

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from actnn_program import (
@@ -12,6 +13,7 @@ from actnn_program import (
     FILES,
     REAL_DATA,
     SMALL,
+    SMALL_GPT,
     SMALL_RESNET,
     actnn,
     assert_fails,
@@ -23,6 +25,7 @@ from actnn_program import (
     run_both_phases,
     train,
     write_synthetic_data,
+    write_text,
 )
 
 pytestmark = needs_actnn
@@ -95,7 +98,9 @@ def test_help_names_every_option():
         (["train", "--lr", "-0.1"], ["--lr", "positive", '"-0.1"']),
         (["train", "--lr", "nan"], ["--lr", "positive finite number", '"nan"']),
         (["train", "--lr", "inf"], ["--lr", "positive finite number", '"inf"']),
-        (["train", "--model", "vgg"], ["--model", "resnet20, resnet18 or mlp", '"vgg"']),
+        (["train", "--model", "vgg"], ["--model", "resnet20, resnet18, mlp or gpt", '"vgg"']),
+        (["train", "--model", "gpt", "--compress", "layers"], ["--compress layers", "gpt"]),
+        (["train", "--model", "gpt", "--bits", "1"], ["--bits 1", "gpt"]),
         (["train", "--device", "tpu"], ["--device", "cpu or cuda", '"tpu"']),
         (["train", "--dtype", "float8"], ["--dtype", "float32 or bfloat16", '"float8"']),
         (["train", "--only", "both"], ["--only", "exact or compressed", '"both"']),
@@ -189,6 +194,50 @@ def test_counts_that_do_not_fit(small_data, tmp_path):
 def test_more_images_than_there_are(small_data, tmp_path):
     run = actnn("train", "--data", small_data, "--output", tmp_path, "--train-images", "33")
     assert_fails(run, 2, "--train-images 33", "32 images")
+
+
+def test_no_text_at_all_says_how_to_get_it(tmp_path):
+    if Path("/usr/share/doc/jargon-text").is_dir():
+        pytest.skip("the system has the text")
+    run = actnn("train", "--model", "gpt", cwd=tmp_path)
+    assert_fails(run, 1, "data/jargon-text", "tools/fetch-jargon-text", "--data")
+
+
+@pytest.mark.parametrize(
+    "content, parts",
+    [
+        (b"", ["too short", "0 characters"]),
+        (b"x" * 1289, ["too short", "1289 characters", "1290"]),
+        (b"x" * 2000 + b"\xff", ["not a text in UTF-8", "0xff", "position 2000"]),
+        (gzip.compress(b"x" * 2000)[:-5], ["truncated"]),
+    ],
+    ids=["empty", "short", "latin", "truncated"],
+)
+def test_bad_text(content, parts, tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_bytes(content)
+    run = actnn("train", "--model", "gpt", "--data", text, "--output", tmp_path / "runs")
+    assert_fails(run, 1, text, *parts)
+    assert files_in(tmp_path) == ["a.txt"]
+
+
+def test_missing_text(tmp_path):
+    run = actnn("train", "--model", "gpt", "--data", tmp_path / "b.txt", "--output", tmp_path / "runs")
+    assert_fails(run, 1, tmp_path / "b.txt", "does not exist")
+    run = actnn("train", "--model", "gpt", "--data", tmp_path, "--output", tmp_path / "runs")
+    assert_fails(run, 1, tmp_path, "must hold one text", "found none")
+    run = actnn(
+        "train",
+        "--model",
+        "gpt",
+        "--data",
+        write_text(tmp_path / "a.txt"),
+        "--output",
+        tmp_path,
+        "--train-images",
+        "999",
+    )
+    assert_fails(run, 2, "--train-images 999", "56 sequences of 128 characters")
 
 
 # --- devices and outputs ---
@@ -302,6 +351,36 @@ def test_compressed_resnet_holds_fewer_bytes(data, tmp_path):
     assert compressed["activation_bytes"] * 10 < exact["activation_bytes"]
     assert compressed["peak_bytes"] * 2 < exact["peak_bytes"]
     assert compressed["loss"][0] == pytest.approx(exact["loss"][0], rel=1e-6), "forward is exact"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text") / "a.txt")
+
+
+def test_gpt_compares_the_loss_of_the_next_character(text, tmp_path):
+    run = actnn("train", *SMALL_GPT, "--data", text, "--output", tmp_path, "--name", "a", "--epochs", "2")
+    assert run.returncode == 0, run.stderr
+    for title in ("test loss (nats per character)", "activation memory", "characters per second"):
+        assert title in run.stdout
+    assert "accuracy" not in run.stdout and "images" not in run.stdout
+    exact, compressed = (result_of(tmp_path, "a")[phase] for phase in ("exact", "compressed"))
+    assert compressed["activation_bytes"] * 3 < exact["activation_bytes"]
+    assert compressed["loss"][0] == pytest.approx(exact["loss"][0], rel=1e-5), "forward is exact"
+    assert len(compressed["test_loss_per_epoch"]) == 2
+    assert compressed["test_loss"] < compressed["loss"][0], "it learns"
+    assert compressed["test_loss"] == pytest.approx(exact["test_loss"], abs=0.1)
+    assert compressed["characters_per_second"] > 0
+    blocks = compressed["conversion"]["blocks"]
+    assert [block["path"] for block in blocks] == [f"transformer.layers.{layer}" for layer in (1, 2, 3, 4)]
+
+
+def test_gpt_trains_in_bfloat16(text, tmp_path):
+    run = actnn("train", *SMALL_GPT, "--data", text, "--output", tmp_path, "--name", "a", "--dtype", "bfloat16")
+    assert run.returncode == 0, run.stderr
+    exact, compressed = (result_of(tmp_path, "a")[phase] for phase in ("exact", "compressed"))
+    assert compressed["loss"][0] == pytest.approx(exact["loss"][0], rel=1e-2)
+    assert compressed["activation_bytes"] < exact["activation_bytes"]
 
 
 def test_more_bits_hold_more_bytes(data, tmp_path):

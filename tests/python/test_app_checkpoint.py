@@ -12,6 +12,7 @@ from actnn_program import (
     ACTNN,
     FILES,
     SMALL,
+    SMALL_GPT,
     SMALL_RESNET,
     actnn,
     assert_fails,
@@ -23,6 +24,7 @@ from actnn_program import (
     run_both_phases,
     train,
     write_synthetic_data,
+    write_text,
 )
 
 pytestmark = needs_actnn
@@ -78,6 +80,26 @@ def test_resnet_with_batch_norm_resumes_bit_for_bit(data, tmp_path):
     whole, resumed = (result_of(tmp_path, name)["compressed"] for name in ("whole", "resumed"))
     assert resumed["loss"] == whole["loss"]
     assert resumed["test_accuracy"] == whole["test_accuracy"]
+
+
+def test_gpt_resumes_bit_for_bit(tmp_path):
+    text = write_text(tmp_path / "a.txt")
+    arguments = ["train", *SMALL_GPT, "--data", text, "--output", tmp_path, "--epochs", "2", "--only", "compressed"]
+    save = tmp_path / "a.checkpoint"
+    resume = ["train", "--resume", save, "--data", text, "--output", tmp_path, "--threads", "1", "--name", "resumed"]
+    for run in (
+        actnn(*arguments, "--name", "whole"),
+        actnn(*arguments, "--save", save, "--stop-after", "3"),
+        actnn(*resume),
+    ):
+        assert run.returncode == 0, run.stderr
+    whole, resumed = (result_of(tmp_path, name)["compressed"] for name in ("whole", "resumed"))
+    assert resumed["loss"] == whole["loss"]
+    assert resumed["test_loss_per_epoch"] == whole["test_loss_per_epoch"]
+
+    other = write_text(tmp_path / "b.txt", characters=9000)
+    run = actnn(*resume[:4], other, *resume[5:])
+    assert_fails(run, 1, f"the sequences in {other} are not those", save)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/conv.h>
 
@@ -93,9 +94,15 @@ class ChainBuilder {
   template <class Norm>
   Value layer_norm(Value input, const torch::nn::ModuleHolder<Norm>& layer);
 
+  /// Attention of a value to itself, with the layer's weights, heads and dropout. `input`: [N, length, features], as
+  /// with `batch_first` in Python, with the N of the chain's first input; `causal`: a position sees itself and those
+  /// before it. Errors (c10::ValueError): a layer whose keys or values have other features, or that adds some.
+  Value self_attention(Value input, const torch::nn::MultiheadAttention& layer, bool causal = false);
+
   /// `slope`: of a leaky ReLU.
   Value activation(Value input, ActivationKind kind, double slope = 0.01);
   Value add(Value first, Value second);
+  Value multiply(Value first, Value second);
   Value max_pool(Value input, const MaxPool2dWindow& window);
   /// In training only, as `is_training` says at each forward.
   Value dropout(Value input, double probability, std::function<bool()> is_training);

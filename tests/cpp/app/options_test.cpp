@@ -52,6 +52,19 @@ TEST(Options, AreRead) {
   EXPECT_EQ(command->train.given, (std::set<std::string>{"model", "bits", "lr", "only", "train_images", "seed"}));
 }
 
+TEST(Options, OfATransformerHaveDefaultsOfTheirOwn) {
+  Settings settings = parse({"train", "--model", "gpt"})->train.settings;
+  EXPECT_EQ(settings.batch_size, 16);
+  EXPECT_EQ(settings.lr, 3e-3);
+  settings = parse({"train", "--model", "gpt", "--batch-size", "128", "--lr", "0.1"})->train.settings;
+  EXPECT_EQ(settings.batch_size, 128);
+  EXPECT_EQ(settings.lr, 0.1);
+  EXPECT_EQ(error_of({"train", "--model", "gpt", "--compress", "layers"}),
+            "--compress layers is not for gpt, whose layers run as one operation each");
+  EXPECT_EQ(error_of({"train", "--model", "gpt", "--bits", "1"}),
+            "--bits 1 is not for gpt, whose layers need 2 bits or more");
+}
+
 TEST(Options, RefuseNonsenseWithASentence) {
   EXPECT_EQ(error_of({"train", "--bits", "0"}), "--bits: expected a whole number from 1 to 8, got \"0\"");
   EXPECT_EQ(error_of({"train", "--bits", "9"}), "--bits: expected a whole number from 1 to 8, got \"9\"");
@@ -59,7 +72,7 @@ TEST(Options, RefuseNonsenseWithASentence) {
   EXPECT_EQ(error_of({"train", "--batch-size", "0"}), "--batch-size: expected a whole number of at least 1, got \"0\"");
   EXPECT_EQ(error_of({"train", "--epochs", "99999999999999999999"}),
             "--epochs: expected a whole number of at least 1, got \"99999999999999999999\"");
-  EXPECT_EQ(error_of({"train", "--model", "vgg"}), "--model: expected resnet20, resnet18 or mlp, got \"vgg\"");
+  EXPECT_EQ(error_of({"train", "--model", "vgg"}), "--model: expected resnet20, resnet18, mlp or gpt, got \"vgg\"");
   for (const char* lr : {"-1", "0", "nan", "inf", "1e999", "x", ""}) {
     EXPECT_EQ(error_of({"train", "--lr", lr}),
               std::string("--lr: expected a positive finite number, got \"") + lr + "\"");

@@ -9,6 +9,7 @@ namespace actnn::app {
 namespace {
 
 using testing::HasSubstr;
+using testing::Not;
 
 PhaseRecord example() {
   PhaseRecord record;
@@ -17,21 +18,40 @@ PhaseRecord example() {
   record.test_accuracy = {0.5, 0.75};
   record.activation_bytes = 12;
   record.peak_bytes = 34;
-  record.timed_images = 300;
+  record.timed_labels = 300;
   record.timed_seconds = 1.5;
   record.timeline = {.samples = {{0, 10}, {5, 20}}, .marks = {{1, "forward"}}};
   record.conversion = {{"converted", 3}};
   return record;
 }
 
+Settings of_images() {
+  Settings settings;
+  settings.batch_size = 64;
+  return settings;
+}
+
+Settings of_text() {
+  Settings settings = of_images();
+  settings.model = "gpt";
+  return settings;
+}
+
+PhaseRecord example_of_text() {
+  PhaseRecord record = example();
+  record.test_accuracy.clear();
+  record.test_loss = {2.5, 1.5};
+  return record;
+}
+
 TEST(PhaseRecord, LeavesTheFirstStepsOutOfTimings) {
   PhaseRecord record = example();
   EXPECT_EQ(record.median_step_ms(), 20);
-  EXPECT_EQ(record.images_per_second(64), 200);
+  EXPECT_EQ(record.labels_per_second(of_images()), 200);
   record.step_ms = {10, 20};
   record.timed_seconds = 0;
   EXPECT_EQ(record.median_step_ms(), 20);
-  EXPECT_EQ(record.images_per_second(64), 3200);
+  EXPECT_EQ(record.labels_per_second(of_images()), 3200);
 }
 
 TEST(PhaseRecord, SurvivesACheckpoint) {
@@ -44,7 +64,7 @@ TEST(PhaseRecord, SurvivesACheckpoint) {
 }
 
 TEST(PhaseRecord, BecomesAResult) {
-  const nlohmann::json result = result_of(example(), 64);
+  const nlohmann::json result = result_of(example(), of_images());
   EXPECT_EQ(result.at("test_accuracy"), 0.75);
   EXPECT_EQ(result.at("activation_bytes"), 12);
   EXPECT_EQ(result.at("peak_bytes"), 34);
@@ -54,6 +74,29 @@ TEST(PhaseRecord, BecomesAResult) {
   EXPECT_EQ(result.at("timeline").at("live_bytes"), (nlohmann::json{10, 20}));
   EXPECT_EQ(result.at("timeline").at("marks").at(0).at("name"), "forward");
   EXPECT_EQ(result.at("conversion").at("converted"), 3);
+}
+
+TEST(PhaseRecord, OfATextHasALoss) {
+  PhaseRecord record = example_of_text();
+  EXPECT_EQ(record.evaluations(), 2U);
+  EXPECT_EQ(nlohmann::json::parse(nlohmann::json(record).dump()).get<PhaseRecord>().test_loss, record.test_loss);
+  const nlohmann::json result = result_of(record, of_text());
+  EXPECT_EQ(result.at("test_loss"), 1.5);
+  EXPECT_EQ(result.at("test_loss_per_epoch").size(), 2);
+  EXPECT_EQ(result.at("characters_per_second"), 200);
+  EXPECT_FALSE(result.contains("test_accuracy"));
+  record.step_ms = {20};
+  record.timed_seconds = 0;
+  EXPECT_EQ(record.labels_per_second(of_text()), 64 * 128 * 50);
+}
+
+TEST(Table, ShowsTheLossOfAText) {
+  PhaseRecord compressed = example_of_text();
+  compressed.test_loss = {1.5125};
+  const std::string table = format_table(of_text(), example_of_text(), compressed);
+  EXPECT_THAT(table, HasSubstr("test loss (nats per character)             1.5000       1.5125        +0.0125\n"));
+  EXPECT_THAT(table, HasSubstr("characters per second"));
+  EXPECT_THAT(table, Not(HasSubstr("images")));
 }
 
 TEST(Table, ComparesBothPhases) {

@@ -1,4 +1,4 @@
-#include "src/app/dataset.h"
+#include "src/app/image_data.h"
 
 #include <ATen/ops/empty.h>
 #include <fmt/core.h>
@@ -6,16 +6,12 @@
 
 #include <algorithm>
 #include <cstring>
-#include <system_error>
 
 #include "src/app/error.h"
 #include "src/app/idx.h"
 
 namespace actnn::app {
 namespace {
-
-constexpr const char* kProjectData = "data/fashion-mnist";
-constexpr const char* kSystemData = "/usr/share/datasets/fashion-mnist";
 
 constexpr int64_t kSide = 28;
 // Of the 60,000 training images, in units of a pixel's 0 to 255.
@@ -28,7 +24,7 @@ Batch normalized(const at::Tensor& images, const at::Tensor& labels) {
 
 }  // namespace
 
-Dataset::Dataset(const std::filesystem::path& folder, const std::string& split, int64_t limit, c10::Device device) {
+ImageData::ImageData(const std::filesystem::path& folder, const std::string& split, int64_t limit, c10::Device device) {
   const std::filesystem::path images_path = find_idx(folder, split + "-images-idx3-ubyte");
   const std::filesystem::path labels_path = find_idx(folder, split + "-labels-idx1-ubyte");
   const IdxArray images = read_idx(images_path, 3);
@@ -68,32 +64,13 @@ Dataset::Dataset(const std::filesystem::path& folder, const std::string& split, 
   labels_ = raw_labels.to(device).to(at::kLong);
 }
 
-Batch Dataset::batch(const at::Tensor& indices) const {
+Batch ImageData::batch(const at::Tensor& indices) const {
   const at::Tensor on_device = indices.to(images_.device());
   return normalized(images_.index_select(0, on_device), labels_.index_select(0, on_device));
 }
 
-Batch Dataset::range(int64_t begin, int64_t end) const {
+Batch ImageData::range(int64_t begin, int64_t end) const {
   return normalized(images_.slice(0, begin, end), labels_.slice(0, begin, end));
-}
-
-std::filesystem::path find_data_folder(const std::filesystem::path& folder) {
-  std::error_code error;
-  if (!folder.empty()) {
-    if (!std::filesystem::is_directory(folder, error)) {
-      throw RunError(fmt::format("the data folder {} does not exist", folder.string()));
-    }
-    return folder;
-  }
-  for (const char* candidate : {kProjectData, kSystemData}) {
-    if (std::filesystem::is_directory(candidate, error)) {
-      return candidate;
-    }
-  }
-  throw RunError(
-      fmt::format("there is no data to train on: neither {} nor {} exists; run tools/fetch-fashion-mnist, or name a "
-                  "folder with --data",
-                  kProjectData, kSystemData));
 }
 
 }  // namespace actnn::app
