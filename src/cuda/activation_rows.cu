@@ -44,7 +44,7 @@ struct ThreePieces {
   RawPiece grad;
 };
 
-__global__ void __launch_bounds__(kTeamBlock)
+__global__ void __launch_bounds__(kTeamBlock, 3)
     activate_rows_backward_kernel(const ActivateRowsBackward arguments, const RowTeams teams) {
   __shared__ Piece shared[kTeamBlock];
   wait_for_kernels_before();

@@ -13,15 +13,17 @@ __global__ void __launch_bounds__(kMostTeam)
   TeamSum<1> team_sum(teams, shared);
   const RandomState random = arguments.dropout > 0.0 ? arguments.random.load() : RandomState{};
   const float share = 1.0F / static_cast<float>(teams.channels);
+  RowAhead<kPieces> xs(member, arguments.x);
+  RowAhead<kPieces> residuals(member, arguments.residual);
   member.for_each_row([&](int64_t row, bool exists) {
     Piece s[kPieces];
-    member.load(arguments.x, row, s);
+    xs.take(row, s);
     if (arguments.dropout > 0.0) {
       drop(member, row, scale, random, arguments.x.type, s);
     }
     if (arguments.residual.elements != nullptr) {
       Piece residual[kPieces];
-      member.load(arguments.residual, row, residual);
+      residuals.take(row, residual);
 #pragma unroll
       for (int p = 0; p < kPieces; ++p) {
 #pragma unroll
@@ -122,14 +124,18 @@ __global__ void __launch_bounds__(kMostTeam)
   const bool has_sums = arguments.workspace != nullptr;
   Piece weight_sums[kPieces] = {};
   Piece bias_sums[kPieces] = {};
+  RowAhead<kPieces> grads(member, arguments.grad);
+  RowAhead<kPieces> second_grads(member, arguments.second_grad);
+  RowAhead<kPieces> normalizeds(member, arguments.normalized);
+  RowAhead<kPieces> residual_grads(member, arguments.residual_grad);
   member.for_each_row([&](int64_t row, bool exists) {
     Piece g[kPieces];
     Piece normalized[kPieces];
-    member.load(arguments.grad, row, g);
-    member.load(arguments.normalized, row, normalized);
-    if (arguments.second_grad.elements != nullptr) {
+    grads.take(row, g);
+    normalizeds.take(row, normalized);
+    if (second_grads.exists()) {
       Piece second[kPieces];
-      member.load(arguments.second_grad, row, second);
+      second_grads.take(row, second);
 #pragma unroll
       for (int p = 0; p < kPieces; ++p) {
 #pragma unroll
@@ -185,9 +191,9 @@ __global__ void __launch_bounds__(kMostTeam)
         g[p].x[k] = rstd * __fmaf_rn(-normalized[p].x[k], slope, g[p].x[k] - mean);
       }
     }
-    if (arguments.residual_grad.elements != nullptr) {
+    if (residual_grads.exists()) {
       Piece residual[kPieces];
-      member.load(arguments.residual_grad, row, residual);
+      residual_grads.take(row, residual);
 #pragma unroll
       for (int p = 0; p < kPieces; ++p) {
 #pragma unroll

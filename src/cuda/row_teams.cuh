@@ -237,6 +237,10 @@ class TeamMember {
     }
     return raw;
   }
+  /// The row behind this one that the team has, or one of those that there are.
+  __device__ int64_t next(int64_t row) const { return min(row + int64_t{teams_.parts} * teams_.teams, teams_.rows - 1); }
+  __device__ int64_t first() const { return min(int64_t{part_} * teams_.teams + team_, teams_.rows - 1); }
+
   __device__ Piece fetched(const RowSource& source, const RawPiece& raw) const {
     Piece piece;
     convert(teams_.has_vectors ? source.type : ElementType::kFloat32, raw, piece);
@@ -325,6 +329,40 @@ __device__ void drop(const TeamMember<kPieces>& member, int64_t row, const Dropo
     round_to(type, x[p]);
   }
 }
+
+/// Rows of a matrix for a team that walks along: the next one is under way while one is in use, if a thread has one piece
+/// of it; for more there are no registers.
+template <int kPieces>
+class RowAhead {
+ public:
+  __device__ RowAhead(const TeamMember<kPieces>& member, const RowSource& source) : member_(member), source_(source) {
+    if constexpr (kPieces == 1) {
+      next_ = fetch(member.first());
+    }
+  }
+
+  __device__ bool exists() const { return source_.elements != nullptr; }
+
+  /// The row; it must be the one behind that of the last call.
+  __device__ void take(int64_t row, Piece (&pieces)[kPieces]) {
+    if constexpr (kPieces == 1) {
+      const RawPiece now = next_;
+      next_ = fetch(member_.next(row));
+      pieces[0] = member_.fetched(source_, now);
+    } else {
+      member_.load(source_, row, pieces);
+    }
+  }
+
+ private:
+  __device__ RawPiece fetch(int64_t row) const {
+    return member_.channel(0) < member_.teams().channels ? member_.fetch(source_, row) : RawPiece{};
+  }
+
+  const TeamMember<kPieces>& member_;
+  const RowSource& source_;
+  RawPiece next_;
+};
 
 /// Sums of a number of each thread of a team, for all of them. `shared`: two rooms of a block's warps times kNumbers
 /// floats. All threads of a block take part.

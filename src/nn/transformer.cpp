@@ -110,6 +110,7 @@ Chain TransformerLayerImpl::make_chain() {
   blocks::PlanOptions plan = blocks::PlanOptions::of_bits(options.bits());
   plan.rounding = options.rounding();
   plan.smooth_bits = options.smooth_bits().value_or(plan.smooth_bits);
+  plan.attention_bits = options.attention_bits().value_or(plan.attention_bits);
   return builder.build(plan);
 }
 

@@ -251,7 +251,7 @@ def test_a_rotary_embedding_is_one_step(rotate):
     assert programs(lowered) == ["q k v rotary rotary attention o add"] and not outside(lowered)
 
 
-@pytest.mark.parametrize("options", [{"rotate": rotate_pairs}, {"learned": True}], ids=str)
+@pytest.mark.parametrize("options", [{"rotate": rotate_pairs}, {"learned": True}], ids=["pairs", "learned"])
 def test_other_rotations_stay(options):
     lowered = assert_computes_the_same(Attention(**options), torch.randn(2, 7, WIDTH))
     assert "rotary" not in str(programs(lowered)) and "rotary_embedding" not in lowered[0].module.code

@@ -32,6 +32,8 @@ struct TransformerLayerOptions : QuantizationOptions<TransformerLayerOptions> {
   TORCH_ARG(ActivationKind, activation) = ActivationKind::kGELU;
   /// `blocks::PlanOptions::smooth_bits`; none: 5, or as many as `bits` if those are more
   TORCH_ARG(std::optional<int64_t>, smooth_bits) = std::nullopt;
+  /// `blocks::PlanOptions::attention_bits`; none: 6, or as many as `bits` if those are more
+  TORCH_ARG(std::optional<int64_t>, attention_bits) = std::nullopt;
   TORCH_ARG(bool, compressed) = true;  ///< false: torch's layers run, one by one, and save what they save
 };
 
@@ -45,8 +47,8 @@ struct TransformerLayerOptions : QuantizationOptions<TransformerLayerOptions> {
 /// Initialized as by their layers.
 ///
 /// While gradients are recorded, all is one node of autograd (nn/chain.h), whose result equals the layers' up to
-/// rounding (dropout draws another mask), and whose gradients are unbiased up to the variance of the activation's copy.
-/// Attention saves its query, key, value and output exactly, as torch does. Without gradients, for other types than
+/// rounding (dropout draws another mask), and whose gradients are unbiased up to the variance of the copies of the
+/// activation's input and of query and key. Without gradients, for other types than
 /// float32, float16 and bfloat16, and with `compressed` false the layers run one by one. `compressed` may change at any
 /// time, other options before the first forward. Under autocast norms and sums are in float32, as with torch's layers.
 ///

@@ -93,12 +93,15 @@ TEST_F(Transformer, IsOneNodeThatSavesLess) {
   const auto of_input = torch::autograd::impl::gradient_edge(input).function;
   EXPECT_NE(std::find(behind.begin(), behind.end(), of_input.get()), behind.end());
 
-  // In elements: query, key, value and result of attention exactly, two norms of 4 bits, the MLP of 5.
-  const double exact_elements = 4.0;
-  const double packed_elements = (2 * 4 + 4 * 5) / 32.0;
-  const double bytes = (exact_elements + packed_elements) * static_cast<double>(input.nbytes());
+  // Query, key and value of 6 bits, the result of attention and two norms of 4, the MLP of 5; and groups' parameters.
+  const double bits = 3 * 6 + 4 + 2 * 4 + 4 * 5;
+  const double bytes = bits / 32.0 * static_cast<double>(input.nbytes());
   EXPECT_GT(static_cast<double>(layer->saved_bytes()), bytes);
-  EXPECT_LT(static_cast<double>(layer->saved_bytes()), 1.2 * bytes);
+  EXPECT_LT(static_cast<double>(layer->saved_bytes()), 1.3 * bytes);
+  // Attention exactly: 16 bits an element and more.
+  TransformerLayer exact(make_options().bits(4).attention_bits(0));
+  exact->forward(input);
+  EXPECT_GT(exact->saved_bytes(), layer->saved_bytes() + 2 * input.nbytes());
 }
 
 TEST_F(Transformer, IsTorchsWithoutCompression) {
