@@ -8,10 +8,20 @@ namespace {
 constexpr float kSqrtHalf = 0.70710678118654752440F;
 constexpr float kTwoOverSqrtPi = 1.12837916709551257390F;
 
-/// x P(X < x) of a normal X, and the derivative.
+/// x P(X < x) of a normal X, and the derivative. The exponential of the density also makes the probability: Abramowitz
+/// and Stegun, Handbook of Mathematical Functions (1964), 7.1.26, off by at most 1.5e-7.
 __device__ ActivatedNumber gelu(float x) {
-  const float share = __fmaf_rn(0.5F, erff(x * kSqrtHalf), 0.5F);
-  const float density = 0.5F * kSqrtHalf * kTwoOverSqrtPi * __expf(-0.5F * x * x);
+  const float exponential = __expf(-0.5F * x * x);
+  constexpr float kFarthest = 64.0F;  // from where on all is 0 or 1
+  const float t = reciprocal(__fmaf_rn(0.3275911F * kSqrtHalf, at_most(fabsf(x), kFarthest), 1.0F));
+  float p = 1.061405429F;
+  p = __fmaf_rn(p, t, -1.453152027F);
+  p = __fmaf_rn(p, t, 1.421413741F);
+  p = __fmaf_rn(p, t, -0.284496736F);
+  p = __fmaf_rn(p, t, 0.254829592F);
+  const float beyond = 0.5F * p * t * exponential;  // P(X > |x|)
+  const float share = x < 0.0F ? beyond : 1.0F - beyond;
+  const float density = 0.5F * kSqrtHalf * kTwoOverSqrtPi * exponential;
   return {x * share, __fmaf_rn(x, density, share)};
 }
 
@@ -44,7 +54,7 @@ struct ThreePieces {
   RawPiece grad;
 };
 
-__global__ void __launch_bounds__(kTeamBlock, 3)
+__global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
     activate_rows_backward_kernel(const ActivateRowsBackward arguments, const RowTeams teams) {
   __shared__ Piece shared[kTeamBlock];
   wait_for_kernels_before();
@@ -99,7 +109,7 @@ struct TwoPieces {
   RawPiece gate;
 };
 
-__global__ void __launch_bounds__(kTeamBlock) gate_rows_kernel(const GateRows arguments, const RowTeams teams) {
+__global__ void __launch_bounds__(kTeamBlock, kStripBlocks) gate_rows_kernel(const GateRows arguments, const RowTeams teams) {
   wait_for_kernels_before();
   const TeamMember<1> member(teams);
   member.for_each_row_ahead(

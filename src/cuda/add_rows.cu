@@ -10,7 +10,7 @@ struct TwoPieces {
   RawPiece residual;
 };
 
-__global__ void __launch_bounds__(kTeamBlock)
+__global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
     add_rows_kernel(const AddRows arguments, const RowTeams teams, const DropoutScale scale) {
   wait_for_kernels_before();
   const TeamMember<1> member(teams);
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kTeamBlock)
       });
 }
 
-__global__ void __launch_bounds__(kTeamBlock)
+__global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
     drop_rows_kernel(const DropRows arguments, const RowTeams teams, const DropoutScale scale) {
   __shared__ Piece shared[kTeamBlock];
   wait_for_kernels_before();

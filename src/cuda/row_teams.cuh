@@ -22,6 +22,10 @@ inline constexpr int kMostTeam = 512;
 inline constexpr int kTeamBlock = 256;
 inline constexpr int kMostPieces = static_cast<int>(kMostRowChannels) / (kPiece * kMostTeam);
 
+/// Threads of a multiprocessor at once, with whole rows; blocks, with strips, whose kernels are bounded to so many.
+inline constexpr int kWholeThreads = 1024;
+inline constexpr int kStripBlocks = 3;
+
 /// Whether a team has whole rows.
 enum class Rows { kWhole, kStrips };
 
@@ -48,9 +52,9 @@ struct RowTeams {
       strips = (wanted + team - 1) / team;
     }
     teams = std::max(1, kTeamBlock / team);
-    constexpr int kThreadsOfMultiprocessor = 1024;
-    const int64_t at_once =
-        int64_t{multiprocessors()} * (kThreadsOfMultiprocessor / static_cast<int>(threads())) / strips;
+    const int of_multiprocessor =
+        own == Rows::kWhole ? kWholeThreads / static_cast<int>(threads()) : kStripBlocks;
+    const int64_t at_once = int64_t{multiprocessors()} * of_multiprocessor / strips;
     parts = static_cast<unsigned>(std::clamp<int64_t>(ceil_div(rows, int64_t{teams}), 1, std::max<int64_t>(at_once, 1)));
   }
 

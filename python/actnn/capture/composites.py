@@ -57,7 +57,11 @@ def expand_composites(graph: fx.Graph) -> None:
             for user in list(node.users):
                 user.replace_all_uses_with(result)
                 graph.erase_node(user)
+        inputs = node.all_input_nodes
         graph.erase_node(node)
+        for one in inputs:  # a view that was made for it alone
+            if not one.users and _exchanged(one) is not None:
+                graph.erase_node(one)
 
 
 def _is_alike(result: Tensor, node: fx.Node) -> bool:
