@@ -41,9 +41,9 @@ const c10::TypedOperatorHandle<Signature>& loss_op() {
 LinearCrossEntropy forward_of(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& target,
                               const OptionalTensor& bias, int64_t ignore_index, double label_smoothing, double z_loss,
                               c10::string_view reduction, std::array<bool, 3> wanted, bool returns_logits) {
-  LinearCrossEntropy found = linear_cross_entropy_forward(
-      input.reshape_symint({-1, input.sym_size(-1)}), weight, bias, target.reshape_symint({-1}), wanted, ignore_index,
-      label_smoothing, z_loss, reduction == kMean, returns_logits);
+  LinearCrossEntropy found = linear_cross_entropy_forward(input.reshape_symint({-1, input.sym_size(-1)}), weight, bias,
+                                                          target.reshape_symint({-1}), wanted, ignore_index,
+                                                          label_smoothing, z_loss, reduction == kMean, returns_logits);
   if (returns_logits) {
     std::vector<c10::SymInt> size = input.sym_sizes().vec();
     size.back() = weight.sym_size(0);

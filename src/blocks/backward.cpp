@@ -90,9 +90,7 @@ class Backward : public BackwardRun {
     result = result.defined() ? result.add(gradient) : std::move(gradient);
   }
 
-  at::Tensor copy(Value value, at::ScalarType dtype) override {
-    return with_dtype(take_copy(value, dtype), dtype);
-  }
+  at::Tensor copy(Value value, at::ScalarType dtype) override { return with_dtype(take_copy(value, dtype), dtype); }
   const std::vector<at::Tensor>& saved(Value value, Form form) const override {
     const std::pair key(value, form);
     const auto known = forms_.find(key);

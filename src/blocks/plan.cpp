@@ -60,8 +60,8 @@ class Planner {
   }
 
  private:
-  /// Under autocast norms compute in float32, and products cast what they read: the norms' passes write it as that. Where
-  /// nobody else reads it, it is nothing else.
+  /// Under autocast norms compute in float32, and products cast what they read: the norms' passes write it as that.
+  /// Where nobody else reads it, it is nothing else.
   void cast_outputs_of_norms() {
     Program& program = plan_.program;
     for (const StepPointer& norm : program.steps) {
@@ -301,8 +301,8 @@ void check_options(const Program& program, const PlanOptions& options) {
   check_bits("output_bits", options.output_bits, kFewestCopyBits);
   check_bits("smooth_bits", options.smooth_bits, kFewestCopyBits);
   check_bits("norm_bits", options.norm_bits, kMinBits);
-  TORCH_CHECK_VALUE(options.attention_bits == 0 || (options.attention_bits >= kFewestAttentionBits &&
-                                                    options.attention_bits <= kMaxBits),
+  TORCH_CHECK_VALUE(options.attention_bits == 0 ||
+                        (options.attention_bits >= kFewestAttentionBits && options.attention_bits <= kMaxBits),
                     "block: attention_bits must be in ", kFewestAttentionBits, "..8, or 0, got ",
                     options.attention_bits);
   check_group_rows(options.group_rows);

@@ -46,8 +46,8 @@ class BackwardRun : public Wants {
   virtual void add(Value value, SummedGradient gradient) = 0;
   /// Whether the step that made a value asks for the sums of its gradient: `SummedGradient` then has them.
   virtual bool reads_sums(Value value) const = 0;
-  /// The gradient of an input so far, or a part of it, to be added to in place and given back by `add`: none if there is
-  /// none of this dtype yet, or others see it.
+  /// The gradient of an input so far, or a part of it, to be added to in place and given back by `add`: none if there
+  /// is none of this dtype yet, or others see it.
   virtual std::optional<at::Tensor> take_owned(Value value, at::ScalarType dtype) = 0;
   virtual void add(ParameterIndex index, at::Tensor gradient) = 0;
 

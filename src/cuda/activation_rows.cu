@@ -109,7 +109,8 @@ struct TwoPieces {
   RawPiece gate;
 };
 
-__global__ void __launch_bounds__(kTeamBlock, kStripBlocks) gate_rows_kernel(const GateRows arguments, const RowTeams teams) {
+__global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
+    gate_rows_kernel(const GateRows arguments, const RowTeams teams) {
   wait_for_kernels_before();
   const TeamMember<1> member(teams);
   member.for_each_row_ahead(
@@ -131,8 +132,8 @@ __global__ void __launch_bounds__(kTeamBlock, kStripBlocks) gate_rows_kernel(con
 
 cudaError_t activate_rows_backward(const ActivateRowsBackward& arguments, cudaStream_t stream) {
   const RowTeams teams(arguments.rows, arguments.channels,
-                       begin_at_vectors(arguments.x, arguments.gate, arguments.grad, arguments.output,
-                                        arguments.grad_x, arguments.grad_gate),
+                       begin_at_vectors(arguments.x, arguments.gate, arguments.grad, arguments.output, arguments.grad_x,
+                                        arguments.grad_gate),
                        Rows::kStrips);
   const cudaError_t error =
       launch_kernel(activate_rows_backward_kernel, teams.blocks(), teams.threads(), 0, stream, arguments, teams);

@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(kColumns* kShares)
   }
 }
 
-__global__ void __launch_bounds__(kTeamBlock, kStripBlocks) sum_rows_kernel(const SumRows arguments, const RowTeams teams) {
+__global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
+    sum_rows_kernel(const SumRows arguments, const RowTeams teams) {
   __shared__ Piece shared[kTeamBlock];
   wait_for_kernels_before();
   const TeamMember<1> member(teams);

@@ -1,7 +1,6 @@
-#include "actnn/cuda/cross_entropy.h"
-
 #include <algorithm>
 
+#include "actnn/cuda/cross_entropy.h"
 #include "src/cuda/launch.cuh"
 #include "src/cuda/vector.cuh"
 

@@ -213,10 +213,10 @@ __global__ void __launch_bounds__(kMostTeam)
 }  // namespace
 
 cudaError_t normalize_rows(const NormalizeRows& arguments, cudaStream_t stream) {
-  const RowTeams teams(arguments.rows, arguments.channels,
-                       begin_at_vectors(arguments.x, arguments.residual, arguments.weight, arguments.bias,
-                                        arguments.sum, arguments.normalized, arguments.output,
-                                        arguments.second_output));
+  const RowTeams teams(
+      arguments.rows, arguments.channels,
+      begin_at_vectors(arguments.x, arguments.residual, arguments.weight, arguments.bias, arguments.sum,
+                       arguments.normalized, arguments.output, arguments.second_output));
   cudaError_t error = cudaSuccess;
   with_pieces(teams, [&]<int kPieces>() {
     error = launch_kernel(normalize_rows_kernel<kPieces>, teams.blocks(), teams.threads(), 0, stream, arguments, teams,
@@ -231,8 +231,8 @@ cudaError_t normalize_rows_backward(const NormalizeRowsBackward& arguments, cuda
                                         arguments.residual_grad, arguments.grad_input));
   cudaError_t error = cudaSuccess;
   with_pieces(teams, [&]<int kPieces>() {
-    error = launch_kernel(normalize_rows_backward_kernel<kPieces>, teams.blocks(), teams.threads(), 0, stream, arguments,
-                          teams);
+    error = launch_kernel(normalize_rows_backward_kernel<kPieces>, teams.blocks(), teams.threads(), 0, stream,
+                          arguments, teams);
   });
   if (error != cudaSuccess || arguments.workspace == nullptr) {
     return error;

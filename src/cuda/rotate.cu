@@ -1,8 +1,7 @@
-#include "actnn/cuda/rotate.h"
-
 #include <algorithm>
 #include <iterator>
 
+#include "actnn/cuda/rotate.h"
 #include "src/cuda/launch.cuh"
 #include "src/cuda/row_teams.cuh"
 
@@ -59,7 +58,7 @@ __global__ void __launch_bounds__(kBlockThreads) rotate_heads_kernel(const Rotat
     const int64_t sample = outer / inner_count / middle_count;
     const int64_t head = heads_first ? inner : middle;
     const int64_t position = heads_first ? middle : inner;
-    const auto element = [&](const int64_t (&strides)[3]) {
+    const auto element = [&](const int64_t(&strides)[3]) {
       return sample * strides[0] + head * strides[1] + position * strides[2] + within;
     };
     const int64_t at = element(arguments.strides);
@@ -89,7 +88,9 @@ __global__ void __launch_bounds__(kBlockThreads) rotate_heads_kernel(const Rotat
 
 bool has_vectors(const RotateHeads& arguments) {
   const auto is_whole = [](int64_t count) { return count % kPiece == 0; };
-  const auto are_whole = [&](const auto& strides) { return std::all_of(std::begin(strides), std::end(strides), is_whole); };
+  const auto are_whole = [&](const auto& strides) {
+    return std::all_of(std::begin(strides), std::end(strides), is_whole);
+  };
   return is_whole(arguments.size / 2) && are_whole(arguments.strides) && are_whole(arguments.of_output) &&
          are_whole(arguments.of_angles) &&
          begin_at_vectors(arguments.x, arguments.cosines, arguments.sines, arguments.output);
@@ -101,11 +102,12 @@ cudaError_t rotate_heads(const RotateHeads& arguments, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
   with_flags(
       [&]<bool kVectors>() {
-        const int64_t items = arguments.batch * arguments.heads * arguments.length * arguments.size / 2 /
-                              kNumbers<kVectors>;
+        const int64_t items =
+            arguments.batch * arguments.heads * arguments.length * arguments.size / 2 / kNumbers<kVectors>;
         constexpr int kBlocksOfMultiprocessor = 16;
         const int64_t most = int64_t{multiprocessors()} * kBlocksOfMultiprocessor;
-        const auto blocks = static_cast<unsigned>(std::clamp<int64_t>(ceil_div(items, int64_t{kBlockThreads}), 1, most));
+        const auto blocks =
+            static_cast<unsigned>(std::clamp<int64_t>(ceil_div(items, int64_t{kBlockThreads}), 1, most));
         error = launch_kernel(rotate_heads_kernel<kVectors>, blocks, kBlockThreads, 0, stream, arguments, items);
       },
       has_vectors(arguments));

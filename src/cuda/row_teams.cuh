@@ -12,8 +12,8 @@
 
 /// \file
 /// How the threads of a kernel share a matrix of rows: a *team* of threads has a row, or, where nobody needs a whole
-/// one, a *strip* of it; each thread *pieces* of 8 channels, always the same ones, so that it can sum over the rows that
-/// it visits. Small rows have several teams in a block.
+/// one, a *strip* of it; each thread *pieces* of 8 channels, always the same ones, so that it can sum over the rows
+/// that it visits. Small rows have several teams in a block.
 
 namespace actnn::cuda {
 
@@ -32,11 +32,11 @@ enum class Rows { kWhole, kStrips };
 struct RowTeams {
   int64_t rows;
   int channels;
-  int team = 4;     ///< threads of a row or a strip, a power of 2
-  int pieces = 1;   ///< of a thread: 1, 2 or 4
-  int teams;        ///< of a block
-  int strips = 1;   ///< of a row
-  unsigned parts;   ///< of the rows; block b has strip b % strips of part b / strips
+  int team = 4;      ///< threads of a row or a strip, a power of 2
+  int pieces = 1;    ///< of a thread: 1, 2 or 4
+  int teams;         ///< of a block
+  int strips = 1;    ///< of a row
+  unsigned parts;    ///< of the rows; block b has strip b % strips of part b / strips
   bool has_vectors;  ///< whole pieces, at multiples of 16 bytes
 
   RowTeams(int64_t matrix_rows, int64_t matrix_channels, bool vectors, Rows own = Rows::kWhole)
@@ -52,10 +52,10 @@ struct RowTeams {
       strips = (wanted + team - 1) / team;
     }
     teams = std::max(1, kTeamBlock / team);
-    const int of_multiprocessor =
-        own == Rows::kWhole ? kWholeThreads / static_cast<int>(threads()) : kStripBlocks;
+    const int of_multiprocessor = own == Rows::kWhole ? kWholeThreads / static_cast<int>(threads()) : kStripBlocks;
     const int64_t at_once = int64_t{multiprocessors()} * of_multiprocessor / strips;
-    parts = static_cast<unsigned>(std::clamp<int64_t>(ceil_div(rows, int64_t{teams}), 1, std::max<int64_t>(at_once, 1)));
+    parts =
+        static_cast<unsigned>(std::clamp<int64_t>(ceil_div(rows, int64_t{teams}), 1, std::max<int64_t>(at_once, 1)));
   }
 
   unsigned threads() const { return static_cast<unsigned>(team * teams); }
@@ -153,9 +153,8 @@ __device__ inline void store_whole_piece(const RowTarget& target, int64_t at, co
     to[0] = make_float4(piece.x[0], piece.x[1], piece.x[2], piece.x[3]);
     to[1] = make_float4(piece.x[4], piece.x[5], piece.x[6], piece.x[7]);
   } else {
-    store(static_cast<uint16_t*>(target.elements) + at, target.type == ElementType::kBFloat16
-                                                            ? rounded_vector<BFloat16>(piece)
-                                                            : rounded_vector<Float16>(piece));
+    store(static_cast<uint16_t*>(target.elements) + at,
+          target.type == ElementType::kBFloat16 ? rounded_vector<BFloat16>(piece) : rounded_vector<Float16>(piece));
   }
 }
 
@@ -235,14 +234,15 @@ class TeamMember {
     } else {
 #pragma unroll
       for (int k = 0; k < kPiece; ++k) {
-        raw.half[k / 4].word[k % 4] =
-            channel(0) + k < teams_.channels ? bits_of(load_number(source, at + k)) : 0U;
+        raw.half[k / 4].word[k % 4] = channel(0) + k < teams_.channels ? bits_of(load_number(source, at + k)) : 0U;
       }
     }
     return raw;
   }
   /// The row behind this one that the team has, or one of those that there are.
-  __device__ int64_t next(int64_t row) const { return min(row + int64_t{teams_.parts} * teams_.teams, teams_.rows - 1); }
+  __device__ int64_t next(int64_t row) const {
+    return min(row + int64_t{teams_.parts} * teams_.teams, teams_.rows - 1);
+  }
   __device__ int64_t first() const { return min(int64_t{part_} * teams_.teams + team_, teams_.rows - 1); }
 
   __device__ Piece fetched(const RowSource& source, const RawPiece& raw) const {
@@ -334,8 +334,8 @@ __device__ void drop(const TeamMember<kPieces>& member, int64_t row, const Dropo
   }
 }
 
-/// Rows of a matrix for a team that walks along: the next one is under way while one is in use, if a thread has one piece
-/// of it; for more there are no registers.
+/// Rows of a matrix for a team that walks along: the next one is under way while one is in use, if a thread has one
+/// piece of it; for more there are no registers.
 template <int kPieces>
 class RowAhead {
  public:

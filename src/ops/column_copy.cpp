@@ -42,9 +42,8 @@ at::Tensor pack_columns(const at::Tensor& tensor, Channels channels, const Colum
 at::Tensor unpack_columns(const at::Tensor& packed, c10::SymIntArrayRef size, Channels channels, at::ScalarType dtype,
                           const ColumnQuantization& quantization, const std::optional<at::Tensor>& weight,
                           const std::optional<at::Tensor>& bias) {
-  const at::Tensor matrix =
-      dequantize_columns(packed, row_count(size, channels), size[dimension_of(channels, size.size())], dtype,
-                         quantization, weight, bias);
+  const at::Tensor matrix = dequantize_columns(
+      packed, row_count(size, channels), size[dimension_of(channels, size.size())], dtype, quantization, weight, bias);
   return channels == Channels::kSecond ? from_matrix(matrix, size) : matrix.view_symint(size);
 }
 

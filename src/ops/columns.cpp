@@ -112,7 +112,8 @@ at::Tensor quantize_columns_meta(const at::Tensor& input, int64_t bits, int64_t 
 at::Tensor dequantize_columns_cpu(const at::Tensor& packed, int64_t rows, int64_t channels, at::ScalarType dtype,
                                   int64_t bits, int64_t group_rows, const std::optional<at::Tensor>& weight,
                                   const std::optional<at::Tensor>& bias) {
-  const DequantizedColumns how = check_dequantize_columns(packed, rows, channels, dtype, bits, group_rows, weight, bias);
+  const DequantizedColumns how =
+      check_dequantize_columns(packed, rows, channels, dtype, bits, group_rows, weight, bias);
   const ColumnLayout<int64_t> layout = with_data(how.layout);
   at::Tensor output = at::empty({rows, channels}, packed.options().dtype(dtype));
   const auto* bytes = packed.const_data_ptr<uint8_t>();

@@ -30,7 +30,8 @@ at::Tensor quantize_columns_cuda(const at::Tensor& input, int64_t bits, int64_t 
 at::Tensor dequantize_columns_cuda(const at::Tensor& packed, int64_t rows, int64_t channels, at::ScalarType dtype,
                                    int64_t bits, int64_t group_rows, const std::optional<at::Tensor>& weight,
                                    const std::optional<at::Tensor>& bias) {
-  const DequantizedColumns how = check_dequantize_columns(packed, rows, channels, dtype, bits, group_rows, weight, bias);
+  const DequantizedColumns how =
+      check_dequantize_columns(packed, rows, channels, dtype, bits, group_rows, weight, bias);
   const std::optional<at::Tensor> scale = in_float(weight);
   const std::optional<at::Tensor> shift = in_float(bias);
   const c10::cuda::CUDAGuard guard(packed.device());

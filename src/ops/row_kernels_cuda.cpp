@@ -97,9 +97,7 @@ NormalizedRows normalize_rows_cuda(const RowNorm& norm, const at::Tensor& input,
     std::fill(size.end() - norm.dimensions, size.end(), 1);
     result.rstd = floats(x, size);
   }
-  const auto target = [](const at::Tensor& tensor) {
-    return tensor.defined() ? target_of(tensor) : cuda::RowTarget{};
-  };
+  const auto target = [](const at::Tensor& tensor) { return tensor.defined() ? target_of(tensor) : cuda::RowTarget{}; };
   check_launch(cuda::normalize_rows({.rows = rows_of(x, channels),
                                      .channels = channels,
                                      .is_centered = norm.is_centered,
@@ -127,33 +125,33 @@ RowNormGradients normalize_rows_backward_cuda(const RowNorm& norm, const RowNorm
   const std::vector<int64_t> row = row_sizes(norm, grad);
   RowNormGradients result;
   const bool has_sums = wanted[1] || wanted[2];
-  const at::Tensor workspace =
-      has_sums ? floats(grad, {cuda::column_sums_workspace(rows, channels, 2)}) : at::Tensor();
+  const at::Tensor workspace = has_sums ? floats(grad, {cuda::column_sums_workspace(rows, channels, 2)}) : at::Tensor();
   result.weight = wanted[1] ? floats(grad, row) : at::Tensor();
   result.bias = wanted[2] ? floats(grad, row) : at::Tensor();
   const at::Tensor normalized = saved.normalized.defined() ? saved.normalized.contiguous() : grad;
   if (wanted[0]) {
     result.input = dense_like(grad, saved.dtype);
   }
-  check_launch(cuda::normalize_rows_backward(
-      {.rows = rows,
-       .channels = channels,
-       .is_centered = norm.is_centered,
-       .grad = source_of(grad),
-       .second_grad = source_of(second),
-       .normalized = source_of(normalized),
-       .weight = source_of(weight),
-       .rstd = wanted[0] ? saved.rstd.const_data_ptr<float>() : nullptr,
-       .residual_grad = source_of(residual),
-       .grad_input = wanted[0] ? target_of(result.input) : cuda::RowTarget{},
-       .grad_weight = wanted[1] ? result.weight.mutable_data_ptr<float>() : nullptr,
-       .grad_bias = wanted[2] ? result.bias.mutable_data_ptr<float>() : nullptr,
-       .workspace = has_sums ? workspace.mutable_data_ptr<float>() : nullptr},
-      current_stream()));
+  check_launch(
+      cuda::normalize_rows_backward({.rows = rows,
+                                     .channels = channels,
+                                     .is_centered = norm.is_centered,
+                                     .grad = source_of(grad),
+                                     .second_grad = source_of(second),
+                                     .normalized = source_of(normalized),
+                                     .weight = source_of(weight),
+                                     .rstd = wanted[0] ? saved.rstd.const_data_ptr<float>() : nullptr,
+                                     .residual_grad = source_of(residual),
+                                     .grad_input = wanted[0] ? target_of(result.input) : cuda::RowTarget{},
+                                     .grad_weight = wanted[1] ? result.weight.mutable_data_ptr<float>() : nullptr,
+                                     .grad_bias = wanted[2] ? result.bias.mutable_data_ptr<float>() : nullptr,
+                                     .workspace = has_sums ? workspace.mutable_data_ptr<float>() : nullptr},
+                                    current_stream()));
   return result;
 }
 
-SummedGradient activate_rows_backward_cuda(ActivationKind kind, const at::Tensor& x, at::Tensor grad, bool wants_sums) {
+SummedGradient activate_rows_backward_cuda(ActivationKind kind, const at::Tensor& x, const at::Tensor& grad,
+                                           bool wants_sums) {
   const c10::cuda::CUDAGuard guard(x.device());
   const at::Tensor input = x.contiguous();
   const bool holds_result = is_free(grad);
@@ -229,7 +227,8 @@ at::Tensor gate_rows_cuda(ActivationKind kind, const at::Tensor& x, const at::Te
   return result;
 }
 
-GatedGradients gate_rows_backward_cuda(ActivationKind kind, at::Tensor x, at::Tensor gate, const at::Tensor& grad) {
+GatedGradients gate_rows_backward_cuda(ActivationKind kind, const at::Tensor& x, const at::Tensor& gate,
+                                       const at::Tensor& grad) {
   const c10::cuda::CUDAGuard guard(x.device());
   const at::Tensor input = x.contiguous();
   const at::Tensor factor = gate.contiguous();

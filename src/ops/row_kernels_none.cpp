@@ -21,7 +21,7 @@ RowNormGradients normalize_rows_backward_cuda(const RowNorm& /*norm*/, const Row
                                               std::array<bool, 3> /*wanted*/) {
   refuse();
 }
-SummedGradient activate_rows_backward_cuda(ActivationKind /*kind*/, const at::Tensor& /*x*/, at::Tensor /*grad*/,
+SummedGradient activate_rows_backward_cuda(ActivationKind /*kind*/, const at::Tensor& /*x*/, const at::Tensor& /*grad*/,
                                            bool /*wants_sums*/) {
   refuse();
 }
@@ -34,7 +34,7 @@ SummedGradient add_rows_backward_cuda(const at::Tensor& /*grad*/, double /*proba
   refuse();
 }
 at::Tensor gate_rows_cuda(ActivationKind /*kind*/, const at::Tensor& /*x*/, const at::Tensor& /*gate*/) { refuse(); }
-GatedGradients gate_rows_backward_cuda(ActivationKind /*kind*/, at::Tensor /*x*/, at::Tensor /*gate*/,
+GatedGradients gate_rows_backward_cuda(ActivationKind /*kind*/, const at::Tensor& /*x*/, const at::Tensor& /*gate*/,
                                        const at::Tensor& /*grad*/) {
   refuse();
 }

@@ -69,10 +69,8 @@ NormalizedRows normalize_by_deviation(const RowNorm& norm, const at::Tensor& inp
                      ? std::get<0>(at::native_layer_norm_symint(input, row, std::nullopt, std::nullopt, norm.eps))
                      : output;
   }
-  return {.output = std::move(output),
-          .second_output = {},
-          .normalized = std::move(normalized),
-          .rstd = std::move(rstd)};
+  return {
+      .output = std::move(output), .second_output = {}, .normalized = std::move(normalized), .rstd = std::move(rstd)};
 }
 
 NormalizedRows normalize_by_mean_square(const RowNorm& norm, const at::Tensor& input, bool keeps_normalized,
@@ -86,12 +84,11 @@ NormalizedRows normalize_by_mean_square(const RowNorm& norm, const at::Tensor& i
     result.normalized = norm.weight ? at::rms_norm_symint(input, row, std::nullopt, norm.eps) : result.output;
   }
   if (keeps_rstd) {
-    result.rstd =
-        at::linalg_vector_norm(input, 2, last_dimensions(norm), /*keepdim=*/true, /*dtype=*/at::kFloat)
-            .square_()
-            .div_(c10::Scalar(element_count(row)))
-            .add_(norm.eps)
-            .rsqrt_();
+    result.rstd = at::linalg_vector_norm(input, 2, last_dimensions(norm), /*keepdim=*/true, /*dtype=*/at::kFloat)
+                      .square_()
+                      .div_(c10::Scalar(element_count(row)))
+                      .add_(norm.eps)
+                      .rsqrt_();
   }
   return result;
 }
@@ -182,7 +179,7 @@ RowNormGradients normalize_rows_backward(const RowNorm& norm, const RowNormSaved
 
 SummedGradient activate_rows_backward(ActivationKind kind, const at::Tensor& x, at::Tensor grad, bool wants_sums) {
   if (are_rows(x)) {
-    return activate_rows_backward_cuda(kind, x, std::move(grad), wants_sums);
+    return activate_rows_backward_cuda(kind, x, grad, wants_sums);
   }
   return with_sums(smooth_gradient(kind, grad, with_dtype(x, grad.scalar_type()), {}), wants_sums);
 }
@@ -215,9 +212,10 @@ at::Tensor gate_rows(ActivationKind kind, const at::Tensor& x, const at::Tensor&
   return are_rows(x) ? gate_rows_cuda(kind, x, gate) : activate(kind, x).mul_(gate);
 }
 
-GatedGradients gate_rows_backward(ActivationKind kind, at::Tensor x, at::Tensor gate, const at::Tensor& grad) {
+GatedGradients gate_rows_backward(ActivationKind kind, const at::Tensor& x, const at::Tensor& gate,
+                                  const at::Tensor& grad) {
   if (are_rows(x)) {
-    return gate_rows_backward_cuda(kind, std::move(x), std::move(gate), grad);
+    return gate_rows_backward_cuda(kind, x, gate, grad);
   }
   return {smooth_gradient(kind, at::mul(grad, gate), x, {}), activate(kind, x).mul_(grad)};
 }

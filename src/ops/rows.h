@@ -29,13 +29,13 @@ struct NormalizedRows {
   at::Tensor output;
   at::Tensor second_output;  ///< the same in another dtype
   at::Tensor normalized;     ///< before weight and bias
-  at::Tensor rstd;        ///< 1 / deviation of each row, or 1 / root mean square; float32, [..., 1]
+  at::Tensor rstd;           ///< 1 / deviation of each row, or 1 / root mean square; float32, [..., 1]
 };
 
 /// What is asked for.
 struct NormalizedForms {
-  at::ScalarType dtype;                          ///< of the output
-  std::optional<at::ScalarType> second = {};     ///< of a second output
+  at::ScalarType dtype;                           ///< of the output
+  std::optional<at::ScalarType> second = {};      ///< of a second output
   std::optional<at::ScalarType> normalized = {};  ///< of the normalized rows
   bool rstd = false;
 };
@@ -72,8 +72,8 @@ struct SummedGradient {
 /// The gradient of x of activation(x) for GELU, its approximation by tanh, or SiLU, perhaps in the memory of `grad`.
 SummedGradient activate_rows_backward(ActivationKind kind, const at::Tensor& x, at::Tensor grad, bool wants_sums);
 
-/// residual + dropout(x), of one size, in `dtype`; `probability` 0: without dropout. `state`: what its mask was made of,
-/// undefined without.
+/// residual + dropout(x), of one size, in `dtype`; `probability` 0: without dropout. `state`: what its mask was made
+/// of, undefined without.
 struct SummedRows {
   at::Tensor output;
   at::Tensor state;
@@ -87,15 +87,16 @@ SummedGradient add_rows_backward(const at::Tensor& grad, double probability, con
 /// activation(x) gate, of one size and dtype.
 at::Tensor gate_rows(ActivationKind kind, const at::Tensor& x, const at::Tensor& gate);
 
-/// Its backward, and the result again; perhaps in the memory of x and gate.
+/// Its backward.
 struct GatedGradients {
   at::Tensor x;
   at::Tensor gate;
 };
-GatedGradients gate_rows_backward(ActivationKind kind, at::Tensor x, at::Tensor gate, const at::Tensor& grad);
+GatedGradients gate_rows_backward(ActivationKind kind, const at::Tensor& x, const at::Tensor& gate,
+                                  const at::Tensor& grad);
 
-/// x cos + (-second half of x, first half) sin, over the last dimension, in x's dtype and strides; or the transposed map,
-/// which turns `back`. Cosines and sines broadcast to x.
+/// x cos + (-second half of x, first half) sin, over the last dimension, in x's dtype and strides; or the transposed
+/// map, which turns `back`. Cosines and sines broadcast to x.
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& cosines, const at::Tensor& sines, bool back);
 
 /// The sum over all dimensions but the last.

@@ -86,7 +86,8 @@ struct PlanOptions {
   std::set<Value> exact = {};
 
   /// Copies of so many bits, and what goes with them: the copy of a smooth activation has `kSmoothBits` or more, those
-  /// of attention `kAttentionBits` or more, a normalized input one bit fewer. Two fewer would be most of a deep network's noise (docs/accuracy.md).
+  /// of attention `kAttentionBits` or more, a normalized input one bit fewer. Two fewer would be most of a deep
+  /// network's noise (docs/accuracy.md).
   static PlanOptions of_bits(int64_t bits);
 
   /// The bits of what is saved of a value.

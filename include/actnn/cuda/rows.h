@@ -78,9 +78,9 @@ struct NormalizeRows {
 
 cudaError_t normalize_rows(const NormalizeRows& arguments, cudaStream_t stream);
 
-/// With g = (grad + second_grad) weight: grad_input = rstd (g - mean(g) - normalized mean(g normalized)) + residual_grad,
-/// without mean(g) where the norm is not centered; grad_weight = sum over rows of (grad + second_grad) normalized,
-/// grad_bias that of grad + second_grad.
+/// With g = (grad + second_grad) weight: grad_input = rstd (g - mean(g) - normalized mean(g normalized)) +
+/// residual_grad, without mean(g) where the norm is not centered; grad_weight = sum over rows of (grad + second_grad)
+/// normalized, grad_bias that of grad + second_grad.
 struct NormalizeRowsBackward {
   int64_t rows;
   int64_t channels;

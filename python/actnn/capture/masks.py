@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from .values import example
+from .writes import memory_of, written_memory
 
 _ATTENTION = (F.scaled_dot_product_attention, torch._C._nn.scaled_dot_product_attention)
 _NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
@@ -44,6 +45,7 @@ _METHODS = frozenset(
 def leave_out_causal_masks(graph: fx.Graph) -> None:
     """Lets attention be causal, or have no mask, where its mask says so."""
     constants: dict[fx.Node, Any] = {}
+    written = written_memory(graph)
     for node in graph.nodes:
         if node.op != "call_function" or node.target not in _ATTENTION:
             continue
@@ -51,7 +53,7 @@ def leave_out_causal_masks(graph: fx.Graph) -> None:
         mask = arguments.get("attn_mask")
         if not isinstance(mask, fx.Node) or arguments.get("is_causal") or not _is_small(mask):
             continue
-        found = _constant(mask, constants)
+        found = _constant(mask, constants, written)
         if not isinstance(found, Tensor):
             continue
         seen = _seen(found)
@@ -59,8 +61,8 @@ def leave_out_causal_masks(graph: fx.Graph) -> None:
             continue
         arguments |= {"attn_mask": None, "is_causal": not bool(seen.all())}
         node.args, node.kwargs = (), arguments
-    for node in reversed([node for node, value in constants.items() if value is not None]):
-        if not node.users:
+    for node in reversed(list(graph.nodes)):
+        if constants.get(node) is not None and not node.users:
             graph.erase_node(node)
 
 
@@ -73,26 +75,25 @@ def _is_small(mask: fx.Node) -> bool:
     )
 
 
-def _constant(node: fx.Node, constants: dict[fx.Node, Any]) -> Any:
+def _constant(node: fx.Node, constants: dict[fx.Node, Any], written: set[int]) -> Any:
     """What a node gives whenever the graph runs, computed on the CPU; None if that is not certain."""
     if node not in constants:
-        inputs = [_constant(one, constants) for one in node.all_input_nodes]
-        constants[node] = _computed(node, constants) if all(one is not None for one in inputs) else None
+        constants[node] = None
+        if _is_certain(node, written):
+            inputs = [_constant(one, constants, written) for one in node.all_input_nodes]
+            constants[node] = _computed(node, constants) if all(one is not None for one in inputs) else None
     return constants[node]
 
 
-def _computed(node: fx.Node, constants: dict[fx.Node, Any]) -> Any:
+def _is_certain(node: fx.Node, written: set[int]) -> bool:
+    """Whether a node gives the same for the same inputs, and nobody writes to it."""
     is_known = (node.op == "call_function" and node.target in _FUNCTIONS) or (
         node.op == "call_method" and node.target in _METHODS
     )
-    # Who writes to it is none of those whose results are certain.
-    is_written = any(
-        user.op == "call_method" and user.target.endswith("_") and not user.target.endswith("__")
-        for user in node.users
-    )
-    if not is_known or is_written:
-        return None
+    return is_known and memory_of(node) not in written
 
+
+def _computed(node: fx.Node, constants: dict[fx.Node, Any]) -> Any:
     def value(argument: Any) -> Any:
         if isinstance(argument, fx.Node):
             return constants[argument]

@@ -58,6 +58,23 @@ def overwrites(node: fx.Node, steps: dict[fx.Node, Step], order: dict[fx.Node, i
     )
 
 
+def written_memory(graph: fx.Graph) -> set[int]:
+    """What memory nodes may write to, as `memory_of` names it: views share it."""
+    found = set()
+    for node in graph.nodes:
+        if node.op in ("call_function", "call_method", "call_module"):
+            written = [ANYTHING] if node.op == "call_module" else _written(node)
+            for value in written:
+                found |= {memory_of(one) for one in (node.all_input_nodes if value is ANYTHING else [value])}
+    return found - {None}
+
+
+def memory_of(value: Any) -> int | None:
+    """A name of the memory of a tensor's example; None for anything else."""
+    found = example(value)
+    return found.untyped_storage()._cdata if isinstance(found, Tensor) and found.layout == torch.strided else None
+
+
 def _changes_a_mode(node: fx.Node) -> bool:
     """Autocast, the grad mode, and whatever else has no value for a result."""
     if node.target is torch._C._log_api_usage_once:
@@ -87,7 +104,8 @@ def _written(node: fx.Node) -> list[Any]:
         return [value for value in statistics if isinstance(value, fx.Node)]
     if target is F.embedding:
         return [] if given.get("max_norm") is None else [ANYTHING]
-    is_in_place = name.endswith("_") or target in IN_PLACE_OPERATORS or bool(given.get("inplace"))
+    is_named_so = name.endswith("_") and home != "_operator"  # not and_, or_, not_
+    is_in_place = is_named_so or target in IN_PLACE_OPERATORS or bool(given.get("inplace"))
     return [node.args[0] if node.args else ANYTHING] if is_in_place else []
 
 

@@ -51,12 +51,12 @@ std::vector<FusedPass> find_dropout_adds(const Window& window) {
     for (const size_t side : {0, 1}) {
       const Value dropped = sum->inputs[side];
       const auto* dropout = window.made_by<Dropout>(dropped);
-      if (dropout != nullptr && dropout->probability > 0.0 && dropout->probability < 1.0 && window.sole_reader(dropped) == place &&
-          window.have_one_dtype({dropout->inputs[0], dropped})) {
+      if (dropout != nullptr && dropout->probability > 0.0 && dropout->probability < 1.0 &&
+          window.sole_reader(dropped) == place && window.have_one_dtype({dropout->inputs[0], dropped})) {
         const auto found =
             std::find_if(steps.begin(), steps.end(), [&](const StepPointer& step) { return step.get() == dropout; });
-        passes.push_back({std::make_shared<DropoutAdd>(dropout->probability, dropout->inputs[0],
-                                                       sum->inputs[1 - side], sum->output()),
+        passes.push_back({std::make_shared<DropoutAdd>(dropout->probability, dropout->inputs[0], sum->inputs[1 - side],
+                                                       sum->output()),
                           {static_cast<size_t>(found - steps.begin()), place},
                           place});
         break;

@@ -52,15 +52,15 @@ void GatedActivation::backward(BackwardRun& run) const {
   if (!wants_x && !wants_gate) {
     return;
   }
-  at::Tensor x = run.copy(inputs[0], dtype);
+  const at::Tensor x = run.copy(inputs[0], dtype);
   if (!wants_x) {
     run.add(inputs[1], sum_to(activate(kind, x).mul(grad), run.sizes(inputs[1])));
     return;
   }
-  at::Tensor gate = run.copy(inputs[1], dtype);
+  const at::Tensor gate = run.copy(inputs[1], dtype);
   GatedGradients gradients;
   if (x.sym_sizes() == gate.sym_sizes()) {
-    gradients = gate_rows_backward(kind, std::move(x), std::move(gate), grad);
+    gradients = gate_rows_backward(kind, x, gate, grad);
   } else {
     gradients.gate = sum_to(activate(kind, x).mul(grad), run.sizes(inputs[1]));
     gradients.x = smooth_gradient(kind, sum_to(grad.mul(gate), run.sizes(inputs[0])), x, {});
@@ -87,8 +87,8 @@ std::vector<FusedPass> find_gated_activations(const Window& window) {
           window.layouts[product->output().number] == Layout::kPlain && !window.is_input(activation->inputs[0]) &&
           !window.options.exact.contains(activated) &&
           window.have_one_dtype({activation->inputs[0], gate, product->output()})) {
-        const auto found = std::find_if(steps.begin(), steps.end(),
-                                        [&](const StepPointer& step) { return step.get() == activation; });
+        const auto found =
+            std::find_if(steps.begin(), steps.end(), [&](const StepPointer& step) { return step.get() == activation; });
         passes.push_back({std::make_shared<GatedActivation>(activation->kind, window.options.smooth_bits,
                                                             activation->inputs[0], gate, product->output()),
                           {static_cast<size_t>(found - steps.begin()), place},

@@ -6,7 +6,8 @@
 namespace actnn::blocks {
 
 /// A smooth activation times a gate, as SwiGLU and GEGLU have it, in one pass: inputs x and gate, activation(x) gate.
-/// Nothing is kept but copies of both inputs, from which backward computes activation, derivative and the product again.
+/// Nothing is kept but copies of both inputs, from which backward computes activation, derivative and the product
+/// again.
 struct GatedActivation : StepOf<GatedActivation> {
   static constexpr const char* kName = "gated_activation";
 

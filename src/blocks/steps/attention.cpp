@@ -100,9 +100,7 @@ std::vector<Need> Attention::needs(const Wants& wants) const {
 }
 
 /// A mask is saved as it is.
-Form Attention::saved_form(size_t place) const {
-  return copy_bits == 0 || place >= kMask ? Form::kExact : Form::kCopy;
-}
+Form Attention::saved_form(size_t place) const { return copy_bits == 0 || place >= kMask ? Form::kExact : Form::kCopy; }
 
 std::vector<at::Tensor> Attention::compute(Operands& operands) const {
   const AttentionArguments arguments =

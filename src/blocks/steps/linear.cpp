@@ -1,7 +1,7 @@
 #include "src/blocks/steps/linear.h"
 
-#include <ATen/ops/linear.h>
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/linear.h>
 #include <c10/util/Exception.h>
 
 #include <optional>

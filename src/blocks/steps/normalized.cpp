@@ -28,11 +28,10 @@ std::optional<at::Tensor> norm_parameter(const std::optional<at::Tensor>& parame
 }
 
 at::Tensor copy_from_normalized(BackwardRun& run, Value output, const NormOperands& norm, at::ScalarType dtype) {
-  return with_dtype(
-      unpack_affine_copy(run.saved(output, Form::kNormalized), run.saved_format(output), run.sizes(output),
-                         run.layout(output), decoding_dtype(run.dtype(output), dtype), run.parameter(norm.weight),
-                         run.parameter(norm.bias)),
-      dtype);
+  return with_dtype(unpack_affine_copy(run.saved(output, Form::kNormalized), run.saved_format(output),
+                                       run.sizes(output), run.layout(output), decoding_dtype(run.dtype(output), dtype),
+                                       run.parameter(norm.weight), run.parameter(norm.bias)),
+                    dtype);
 }
 
 void save_normalized_copy(ForwardRun& run, Value output, const at::Tensor& normalized) {

@@ -19,9 +19,7 @@ struct RmsNorm : RowNormOf<RmsNorm> {
   void check() const override;
   NormOperands norm_operands() const override { return {.input = inputs[0], .weight = weight}; }
   RowStatistics statistics() const override {
-    return {.is_centered = false,
-            .eps = eps.value_or(std::numeric_limits<float>::epsilon()),
-            .dimensions = dimensions};
+    return {.is_centered = false, .eps = eps.value_or(std::numeric_limits<float>::epsilon()), .dimensions = dimensions};
   }
 };
 

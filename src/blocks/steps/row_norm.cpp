@@ -23,8 +23,8 @@ RowNorm row_norm_of(const RowStatistics& statistics, const std::optional<at::Ten
 NormalizedRows normalize(Operands& operands, const RowStatistics& statistics, const NormOperands& norm,
                          const NormalizedForms& forms) {
   const at::Tensor input = operands.value(norm.input);
-  return normalize_rows(
-      row_norm_of(statistics, operands.parameter(norm.weight), operands.parameter(norm.bias), input), input, forms);
+  return normalize_rows(row_norm_of(statistics, operands.parameter(norm.weight), operands.parameter(norm.bias), input),
+                        input, forms);
 }
 
 }  // namespace
@@ -75,9 +75,8 @@ void row_norm_backward(BackwardRun& run, Value output, const RowStatistics& stat
     residual.join();
     saved.residual_grad = std::move(residual.first);
   }
-  RowNormGradients gradients =
-      normalize_rows_backward(row_norm_of(statistics, run.parameter(norm.weight), run.parameter(norm.bias), saved.grad),
-                              saved, wanted);
+  RowNormGradients gradients = normalize_rows_backward(
+      row_norm_of(statistics, run.parameter(norm.weight), run.parameter(norm.bias), saved.grad), saved, wanted);
   if (wanted[1]) {
     run.add(*norm.weight, std::move(gradients.weight));
   }
