@@ -1,4 +1,4 @@
-"""Ways in which transformers are trained, with a converted model: accumulation, scaled losses, checkpoints, words made."""
+"""Ways in which transformers are trained, converted: accumulation, scaled losses, checkpoints, generation, padding."""
 
 import copy
 
