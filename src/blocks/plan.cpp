@@ -17,6 +17,7 @@
 #include "src/blocks/steps/dropout.h"
 #include "src/blocks/steps/layer_norm.h"
 #include "src/blocks/steps/rms_norm.h"
+#include "src/blocks/steps/rotary.h"
 
 namespace actnn::blocks {
 namespace {
@@ -148,8 +149,32 @@ class Planner {
         packed.copy_bits = plan_.options.attention_bits;
         stage = std::make_shared<Attention>(std::move(packed));
         makers_[stage->output()] = stage.get();
+        for (size_t place = 0; plan_.options.recompute_attention && place < 3; ++place) {
+          recompute_for_attention(stage->inputs[place]);
+        }
       }
     }
+  }
+
+  /// A value that attention reads, and what it is made of, up to a product of what this program has made.
+  void recompute_for_attention(Value value) {
+    const auto maker = makers_.find(value);
+    if (maker == makers_.end()) {
+      return;
+    }
+    const Step& stage = *maker->second;
+    if (stage.is_product() ? !is_input(stage.inputs[0]) : dynamic_cast<const Rotary*>(&stage) != nullptr) {
+      recomputed_for_attention_.insert(value);
+    }
+    if (stage.is_view() || dynamic_cast<const Rotary*>(&stage) != nullptr) {
+      recompute_for_attention(stage.inputs[0]);
+    }
+  }
+
+  /// Whether a value is an input of the program, or a view of one.
+  bool is_input(Value value) const {
+    const auto maker = makers_.find(value);
+    return maker == makers_.end() || (maker->second->is_view() && is_input(maker->second->inputs[0]));
   }
 
   /// Those that a stage reads a copy of, and those that these are made of without becoming smaller.
@@ -187,6 +212,9 @@ class Planner {
     }
     if (const std::optional<CopyFormat> pass = stage.packs(value)) {
       return pass->bits >= std::min(plan_.options.smooth_bits, kFewestSmoothBits);
+    }
+    if (dynamic_cast<const Rotary*>(&stage) != nullptr) {
+      return can_be_fine(stage.inputs[0]);
     }
     return stage.copies_from_saved() || stage.is_product() || is_sum(stage) ||
            !is_linear_in_copies(stage, plan_.options);
@@ -231,7 +259,7 @@ class Planner {
       }
     } else if (stage != nullptr && is_recomputed(*stage, value)) {
       plan_.recomputes.insert(value);
-      for (const Value input : stage->inputs) {
+      for (const Value input : stage->copies_to_recompute()) {
         demand(input, fewest);
       }
     } else {
@@ -250,9 +278,12 @@ class Planner {
     if (!is_linear_in_copies(stage, plan_.options) || is_sum(stage)) {
       return false;
     }
-    return stage.is_product()
-               ? is_read_by_norm(value)
-               : std::all_of(stage.inputs.begin(), stage.inputs.end(), [&](Value input) { return has_copy(input); });
+    if (recomputed_for_attention_.contains(value)) {
+      return true;
+    }
+    const std::vector<Value> inputs = stage.copies_to_recompute();
+    return stage.is_product() ? is_read_by_norm(value)
+                              : std::all_of(inputs.begin(), inputs.end(), [&](Value input) { return has_copy(input); });
   }
 
   bool is_read_by_norm(Value value) const {
@@ -272,6 +303,7 @@ class Planner {
 
   Plan plan_;
   std::map<Value, const Step*> makers_;
+  std::set<Value> recomputed_for_attention_;
   std::set<Value> of_rows_;            // rows of channels where they are contiguous
   std::map<Value, int64_t> demanded_;  // values whose copies backward reads, and the fewest bits of them
 };

@@ -48,8 +48,10 @@ std::map<Value, int64_t> fewest_bits(const Plan& plan, const Schedule& schedule)
   }
   for (auto value = plan.recomputes.rbegin(); value != plan.recomputes.rend(); ++value) {
     const Step& step = *schedule.makers[value->number];
-    if (step.is_view() && fewest.contains(*value)) {
+    if ((step.is_view() || step.is_product()) && fewest.contains(*value)) {
       set(step.inputs, fewest[*value]);
+    } else if (fewest.contains(*value) && !step.copies_from_saved()) {
+      set(step.copies_to_recompute(), fewest[*value]);
     }
   }
   return fewest;

@@ -85,7 +85,7 @@ class Scheduler : public Wants {
                         " cannot be computed again, for no step makes it");
       const Step& step = *maker;
       check_unbiased(step, value);
-      for (const Value input : step.copies_from_saved() ? std::vector<Value>{} : step.inputs) {
+      for (const Value input : step.copies_from_saved() ? std::vector<Value>{} : step.copies_to_recompute()) {
         need_copy(input);
       }
       for (const Need& need : step.needs_to_recompute()) {

@@ -124,6 +124,8 @@ class Step {
   virtual bool is_product() const { return false; }
   /// Whether it moves elements only, so that the copy of its output is always made of those of its inputs.
   virtual bool is_view() const { return false; }
+  /// The inputs whose copies `compute` reads where the output is computed again.
+  virtual std::vector<Value> copies_to_recompute() const { return inputs; }
   /// What `compute` reads of saved tensors, besides the inputs' copies, where the output is computed again.
   virtual std::vector<Need> needs_to_recompute() const { return {}; }
   /// Whether the copy of its output is computed of what it saves (`needs_to_recompute`), and not of copies of its

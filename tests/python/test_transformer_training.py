@@ -1,6 +1,7 @@
 """Ways in which transformers are trained, converted: accumulation, scaled losses, checkpoints, generation, padding."""
 
 import copy
+from functools import partial
 
 import actnn
 import pytest
@@ -37,6 +38,10 @@ def models():
 def batch(size=4):
     words = torch.randint(WORDS, (size, LENGTH))
     return {"input_ids": words, "labels": words, "use_cache": False}
+
+
+def loss_of(model, one):
+    return model(**one).loss
 
 
 def assert_gradients_near(converted, exact, tolerance=0.06):
@@ -136,3 +141,34 @@ def test_padded_batches(models):
     for loss in losses:
         loss.backward()
     assert_gradients_near(*models)
+
+
+def test_query_key_and_value_that_are_computed_again():
+    """They cost no bytes, and the noise of one copy more."""
+    torch.manual_seed(0)
+    exact, one, kept = llama(), batch(), {}
+    exact(**one).loss.backward()
+    for again in (False, True):
+        model = copy.deepcopy(exact)
+        model.zero_grad()
+        config = actnn.Config("L2", activation_compression_bits=[8])
+        report = actnn.convert(model, config, blocks=actnn.BlockOptions(**FINE, recompute_attention=again))
+        report.measure(model, partial(loss_of, model, one))
+        kept[again] = sum(block.kept_bytes for block in report.blocks)
+        model(**one).loss.backward()
+        assert_gradients_near(model, exact)
+        assert_gradients_are_not_wrong_together(model, exact, one)
+    rows, heads = 4 * LENGTH, 64 + 2 * 32
+    assert kept[False] - kept[True] > 2 * rows * heads  # of two layers, 8 bits each
+
+
+def assert_gradients_are_not_wrong_together(model, exact, one, draws=12):
+    """The mean over draws is along the exact gradient, and as long."""
+    expected = torch.cat([p.grad.flatten() for p in exact.parameters()])
+    found = torch.zeros_like(expected)
+    for _ in range(draws):
+        model.zero_grad()
+        model(**one).loss.backward()
+        found += torch.cat([p.grad.flatten() for p in model.parameters()]) / draws
+    projection = (found @ expected) / (expected @ expected)
+    assert abs(projection - 1) < 0.01

@@ -74,6 +74,9 @@ struct PlanOptions {
   /// Of copies of query, key and value that attention is computed again from, 5..8; 0: they are kept exactly, and so is
   /// its result.
   int64_t attention_bits = kAttentionBits;
+  /// Query, key and value are computed again in backward, by the products that made them, from a copy of what these read
+  /// that has `attention_bits`; not where that is an input of the program.
+  bool recompute_attention = false;
   int64_t group_rows = kDefaultGroupRows;  ///< of copies in column groups: 64, 128 or 256
   /// Norms in front of a sum: their input is computed again in backward, by the convolution that made it, instead of
   /// saved. Copies of 2 bits are too coarse for that, and the norm saves a copy of its own then.

@@ -30,6 +30,8 @@ class BlockOptions:
             from, 2..8; None: 5, or as many as `bits` if those are more.
         attention_bits: of the copies of query, key and value that attention is computed again from, 5..8; 0: they and
             its result are kept exactly; None: 6, or as many as `bits` if those are more.
+        recompute_attention: compute query, key and value again in backward, from a copy of what their products read
+            that has `attention_bits`, instead of keeping copies of them. Smaller, slower, and noisier.
         group_rows: rows whose elements of a channel have a grid of their own, where channels are innermost in memory:
             64, 128 or 256. Fewer have less noise, and more parameters (32 bits a group).
     """
@@ -40,6 +42,7 @@ class BlockOptions:
     norm_bits: int | None = None
     smooth_bits: int | None = None
     attention_bits: int | None = None
+    recompute_attention: bool = False
     group_rows: int = 256
 
     def __post_init__(self) -> None:
@@ -50,7 +53,8 @@ class BlockOptions:
             _checks.integer("BlockOptions", "attention_bits", self.attention_bits, 5, 8)
         if self.norm_bits is not None:
             _checks.integer("BlockOptions", "norm_bits", self.norm_bits, 1, 8)
-        _checks.switch("BlockOptions", "recompute", self.recompute)
+        for name in ("recompute", "recompute_attention"):
+            _checks.switch("BlockOptions", name, getattr(self, name))
         _checks.integer("BlockOptions", "group_rows", self.group_rows, 64, 256)
         if self.group_rows not in (64, 128, 256):
             raise ValueError(f"BlockOptions: group_rows must be 64, 128 or 256, got {self.group_rows}")

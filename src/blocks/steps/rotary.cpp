@@ -32,12 +32,13 @@ std::vector<Need> Rotary::needs(const Wants& wants) const {
   if (!wants.wants(inputs[kX])) {
     return {};
   }
-  return {{inputs[kCosines], Form::kExact}, {inputs[kSines], Form::kExact}};
+  return needs_to_recompute();
 }
 
 std::vector<at::Tensor> Rotary::compute(Operands& operands) const {
-  return {rotate(with_dtype(operands.value(inputs[kX]), operands.dtype(output())), operands.value(inputs[kCosines]),
-                 operands.value(inputs[kSines]), /*back=*/false)};
+  return {rotate(with_dtype(operands.value(inputs[kX]), operands.dtype(output())),
+                 operands.saved(inputs[kCosines], Form::kExact)[0], operands.saved(inputs[kSines], Form::kExact)[0],
+                 /*back=*/false)};
 }
 
 void Rotary::forward(ForwardRun& run) const {
@@ -48,7 +49,8 @@ void Rotary::forward(ForwardRun& run) const {
       run.save(inputs[place], Form::kExact, {run.value(inputs[place])});
     }
   }
-  run.set(output(), compute(run)[0]);
+  run.set(output(), rotate(with_dtype(run.value(inputs[kX]), run.dtype(output())), run.value(inputs[kCosines]),
+                           run.value(inputs[kSines]), /*back=*/false));
 }
 
 void Rotary::backward(BackwardRun& run) const {

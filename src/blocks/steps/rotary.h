@@ -14,6 +14,11 @@ struct Rotary : StepOf<Rotary> {
   LayoutRule layout_rule() const override { return LayoutRule::kElementwise; }
   std::vector<Sizes> infer_sizes(const KnownSizes& known) const override;
   std::vector<Need> needs(const Wants& wants) const override;
+  bool is_linear(const std::vector<bool>& /*exact*/) const override { return true; }
+  std::vector<Value> copies_to_recompute() const override { return {inputs[0]}; }
+  std::vector<Need> needs_to_recompute() const override {
+    return {{inputs[1], Form::kExact}, {inputs[2], Form::kExact}};
+  }
   std::vector<at::Tensor> compute(Operands& operands) const override;
   void forward(ForwardRun& run) const override;
   void backward(BackwardRun& run) const override;

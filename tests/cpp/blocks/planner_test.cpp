@@ -216,6 +216,28 @@ TEST(Planner, ComputesAttentionAgainFromFineCopies) {
   const Plan exact = plan_of(kAttention, {.attention_bits = 0});
   EXPECT_EQ(copies(exact), (Values{0, 4}));
   EXPECT_THROW(plan_of(kAttention, {.attention_bits = 4}), c10::ValueError);
+  // What an input's copy is like is not known.
+  EXPECT_EQ(copies(plan_of(kAttention, {.recompute_attention = true})), copies(plan));
+}
+
+TEST(Planner, ComputesQueryKeyAndValueAgainFromTheCopyOfANorm) {
+  const std::string program = R"({"inputs": 3, "results": [11], "steps": [
+      {"op": "layer_norm", "inputs": [0], "dimensions": 1, "eps": 1e-5},
+      {"op": "linear", "inputs": [3], "weight": 0},
+      {"op": "linear", "inputs": [3], "weight": 1},
+      {"op": "linear", "inputs": [3], "weight": 2},
+      {"op": "rotary", "inputs": [4, 1, 2]},
+      {"op": "rotary", "inputs": [5, 1, 2]},
+      {"op": "attention", "inputs": [7, 8, 6]},
+      {"op": "linear", "inputs": [9], "weight": 3},
+      {"op": "add", "inputs": [10, 0]}]})";
+  const Plan kept = plan_of(program);
+  EXPECT_EQ(copies(kept), (Values{6, 7, 8, 9}));
+  const Plan again = plan_of(program, {.recompute_attention = true});
+  EXPECT_EQ(copies(again), (Values{9}));
+  EXPECT_EQ(numbers(again.recomputes), (Values{3, 4, 5, 6, 7, 8}));
+  EXPECT_EQ(again.saves.at({{3}, Form::kNormalized}).bits, kAttentionBits);
+  EXPECT_EQ(kept.saves.at({{3}, Form::kNormalized}).bits, 4);
 }
 
 TEST(Planner, SavesNoCopyOfAnImportedInput) {

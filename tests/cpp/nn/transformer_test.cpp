@@ -98,6 +98,9 @@ TEST_F(Transformer, IsOneNodeThatSavesLess) {
   const double bytes = bits / 32.0 * static_cast<double>(input.nbytes());
   EXPECT_GT(static_cast<double>(layer->saved_bytes()), bytes);
   EXPECT_LT(static_cast<double>(layer->saved_bytes()), 1.3 * bytes);
+  TransformerLayer again(make_options().bits(4).recompute_attention(true));
+  again->forward(input);
+  EXPECT_LT(again->saved_bytes(), layer->saved_bytes() - input.nbytes() / 2);
   // Attention exactly: 16 bits an element and more.
   TransformerLayer exact(make_options().bits(4).attention_bits(0));
   exact->forward(input);
