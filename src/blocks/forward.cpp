@@ -79,9 +79,11 @@ class Forward : public ForwardRun {
     const Schedule::Slot& slot = schedule_.slots.at({value, form});
     TORCH_INTERNAL_ASSERT(tensors.size() == slot.parts);
     for (size_t part = 0; part < slot.parts; ++part) {
-      // A result that is saved as it is would own the node that saves it.
+      // A result that is saved as it is would own the node that saves it. An input is saved as what it is, so that
+      // autograd notices when somebody writes to it.
       const bool is_value = form == Form::kExact || form == Form::kCopy;
-      saved_[slot.first + part] = is_value ? tensors[part].detach() : std::move(tensors[part]);
+      const bool is_input = value.number < plan_.program.inputs;
+      saved_[slot.first + part] = is_value && !is_input ? tensors[part].detach() : std::move(tensors[part]);
     }
   }
   Layout layout(Value value) const override { return plan_.layouts[value.number]; }

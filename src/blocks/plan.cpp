@@ -9,6 +9,7 @@
 #include "src/autograd/saved_activation.h"
 #include "src/blocks/fusions/dropout_add.h"
 #include "src/blocks/fusions/fusion.h"
+#include "src/blocks/fusions/gated_activation.h"
 #include "src/blocks/fusions/kept_input.h"
 #include "src/blocks/layouts.h"
 #include "src/blocks/schedule.h"
@@ -131,7 +132,8 @@ class Planner {
     for (StepPointer& stage : plan_.stages) {
       const auto* activation = dynamic_cast<const Activation*>(stage.get());
       if (activation != nullptr && is_smooth(activation->kind) && read.contains(activation->output()) &&
-          !plan_.options.exact.contains(activation->output()) && can_be_fine(activation->inputs[0])) {
+          !plan_.options.exact.contains(activation->output()) &&
+          can_be_fine(activation->inputs[0], std::min(plan_.options.smooth_bits, kFewestSmoothBits))) {
         stage = std::make_shared<KeptInputActivation>(*activation, plan_.options.smooth_bits);
         makers_[stage->output()] = stage.get();
       }
@@ -144,7 +146,7 @@ class Planner {
       const auto* attention = dynamic_cast<const Attention*>(stage.get());
       if (attention != nullptr && plan_.options.attention_bits != 0 &&
           std::all_of(attention->inputs.begin(), attention->inputs.begin() + 3,
-                      [&](Value input) { return can_be_fine(input); })) {
+                      [&](Value input) { return can_be_fine(input, kFewestAttentionBits); })) {
         Attention packed = *attention;
         packed.copy_bits = plan_.options.attention_bits;
         stage = std::make_shared<Attention>(std::move(packed));
@@ -196,9 +198,9 @@ class Planner {
     return read;
   }
 
-  /// Whether the copy of a value has the bits that backward computes a smooth activation from. An input's is perhaps
-  /// somebody else's, and one that is computed of others as coarse as they are.
-  bool can_be_fine(Value value) const {
+  /// Whether the copy of a value has the bits that backward computes something from which is not linear. An input's is
+  /// perhaps somebody else's, and one that is computed of others as coarse as they are.
+  bool can_be_fine(Value value, int64_t bits) const {
     if (plan_.options.exact.contains(value)) {
       return true;
     }
@@ -208,16 +210,20 @@ class Planner {
     }
     const Step& stage = *maker->second;
     if (stage.is_view()) {
-      return std::all_of(stage.inputs.begin(), stage.inputs.end(), [&](Value input) { return can_be_fine(input); });
-    }
-    if (const std::optional<CopyFormat> pass = stage.packs(value)) {
-      return pass->bits >= std::min(plan_.options.smooth_bits, kFewestSmoothBits);
+      return std::all_of(stage.inputs.begin(), stage.inputs.end(),
+                         [&](Value input) { return can_be_fine(input, bits); });
     }
     if (dynamic_cast<const Rotary*>(&stage) != nullptr) {
-      return can_be_fine(stage.inputs[0]);
+      return can_be_fine(stage.inputs[0], bits);
     }
-    return stage.copies_from_saved() || stage.is_product() || is_sum(stage) ||
-           !is_linear_in_copies(stage, plan_.options);
+    if (const std::optional<CopyFormat> pass = stage.packs(value)) {
+      return pass->bits >= bits;
+    }
+    // A norm's normalized copy has as many bits as it is asked for; functions of kept inputs have their own.
+    const bool is_of_kept_inputs = dynamic_cast<const KeptInputActivation*>(&stage) != nullptr ||
+                                   dynamic_cast<const GatedActivation*>(&stage) != nullptr;
+    return (stage.copies_from_saved() && (!is_of_kept_inputs || plan_.options.smooth_bits >= bits)) ||
+           stage.is_product() || is_sum(stage) || !is_linear_in_copies(stage, plan_.options);
   }
 
   static bool is_sum(const Step& stage) {

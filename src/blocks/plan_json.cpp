@@ -35,6 +35,20 @@ const char* form_name(Form form) {
   return "";
 }
 
+const char* layout_name(Layout layout) {
+  switch (layout) {
+    case Layout::kPlain:
+      return "plain";
+    case Layout::kChannels:
+      return "channels";
+    case Layout::kHeads:
+      return "heads";
+    case Layout::kStrided:
+      return "strided";
+  }
+  return "";
+}
+
 constexpr std::array<std::pair<const char*, CopyFormat::Kind>, 4> kCopyKinds{{{"packed", CopyFormat::Kind::kPacked},
                                                                               {"columns", CopyFormat::Kind::kColumns},
                                                                               {"pass", CopyFormat::Kind::kPass},
@@ -136,7 +150,9 @@ std::string to_json(const Plan& plan) {
   for (const auto& [value, format] : plan.copies) {
     const bool is_result = std::find(program.results.begin(), program.results.end(), value) != program.results.end();
     if (is_result || value.number < program.inputs) {
-      written["copies"][std::to_string(value.number)] = {{"copy", to_json_object(format)}, {"tensors", format.parts()}};
+      written["copies"][std::to_string(value.number)] = {{"copy", to_json_object(format)},
+                                                         {"tensors", format.parts()},
+                                                         {"layout", layout_name(plan.layouts[value.number])}};
     }
   }
   return written.dump();

@@ -117,8 +117,19 @@ std::pair<at::Tensor, at::Tensor> mean_square_gradients(const RowNorm& norm, con
 }
 
 SummedGradient with_sums(at::Tensor grad, bool wants_sums) {
-  at::Tensor sums = wants_sums ? grad.flatten(0, -2).sum(0, /*keepdim=*/false, at::kFloat) : at::Tensor();
+  at::Tensor sums =
+      wants_sums ? grad.reshape_symint({-1, grad.sym_size(-1)}).sum(0, /*keepdim=*/false, at::kFloat) : at::Tensor();
   return {std::move(grad), std::move(sums)};
+}
+
+void check_parameters(const RowNorm& norm, const at::Tensor& input) {
+  for (const auto& [name, parameter] : {std::pair("weight", norm.weight), std::pair("bias", norm.bias)}) {
+    TORCH_CHECK_VALUE(!parameter || parameter->sym_sizes() == c10::SymIntArrayRef(row_of(norm, input)),
+                      "a norm's ", name, " must have the shape of a row, ", c10::SymIntArrayRef(row_of(norm, input)),
+                      ", got shape ", parameter->sym_sizes());
+    TORCH_CHECK_VALUE(!parameter || parameter->device() == input.device(), "a norm's ", name, " must be on ",
+                      input.device(), ", got ", parameter->device());
+  }
 }
 
 bool are_rows(const RowNorm& norm, const at::Tensor& tensor) {
@@ -130,6 +141,7 @@ bool are_rows(const at::Tensor& tensor) { return tensor.dim() > 0 && has_row_ker
 }  // namespace
 
 NormalizedRows normalize_rows(const RowNorm& norm, const at::Tensor& input, const NormalizedForms& forms) {
+  check_parameters(norm, input);
   if (are_rows(norm, input)) {
     return normalize_rows_cuda(norm, input, forms);
   }
@@ -149,14 +161,14 @@ RowNormGradients normalize_rows_backward(const RowNorm& norm, const RowNormSaved
     return normalize_rows_backward_cuda(norm, saved, wanted);
   }
   const at::Tensor sum = saved.second_grad.defined() ? at::add(saved.grad, saved.second_grad) : saved.grad;
+  RowNormGradients result;
+  if (!wanted[0] && !wanted[1]) {
+    result.bias = sum_to_row(norm, with_dtype(sum, at::kFloat));
+    return result;
+  }
   // The CPU computes in float32; CUDA's kernels do so themselves.
   const at::ScalarType dtype = sum.is_cuda() ? saved.normalized.scalar_type() : at::kFloat;
   const at::Tensor grad = with_dtype(sum, dtype).contiguous();
-  RowNormGradients result;
-  if (!wanted[0] && !wanted[1]) {
-    result.bias = sum_to_row(norm, with_dtype(grad, at::kFloat));
-    return result;
-  }
   const at::Tensor normalized = with_dtype(saved.normalized, dtype);
   if (norm.is_centered) {
     const auto statistics = grad.options().dtype(at::kFloat);
@@ -186,7 +198,7 @@ SummedGradient activate_rows_backward(ActivationKind kind, const at::Tensor& x, 
 
 SummedRows add_rows(const at::Tensor& x, const at::Tensor& residual, double probability, at::ScalarType dtype) {
   // Dropout counts elements in fours.
-  if (are_rows(x) && (probability == 0.0 || x.size(-1) % kDropoutQuad == 0)) {
+  if (are_rows(x) && x.sizes() == residual.sizes() && (probability == 0.0 || x.size(-1) % kDropoutQuad == 0)) {
     return add_rows_cuda(x, residual, probability, dtype);
   }
   if (probability == 0.0) {
@@ -234,7 +246,7 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cosines, const at::Tens
 }
 
 at::Tensor sum_rows(const at::Tensor& matrix) {
-  return are_rows(matrix) ? sum_rows_cuda(matrix) : matrix.flatten(0, -2).sum(0);
+  return are_rows(matrix) ? sum_rows_cuda(matrix) : matrix.reshape_symint({-1, matrix.sym_size(-1)}).sum(0);
 }
 
 }  // namespace actnn

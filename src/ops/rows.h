@@ -72,8 +72,8 @@ struct SummedGradient {
 /// The gradient of x of activation(x) for GELU, its approximation by tanh, or SiLU, perhaps in the memory of `grad`.
 SummedGradient activate_rows_backward(ActivationKind kind, const at::Tensor& x, at::Tensor grad, bool wants_sums);
 
-/// residual + dropout(x), of one size, in `dtype`; `probability` 0: without dropout. `state`: what its mask was made
-/// of, undefined without.
+/// residual + dropout(x), which broadcast, in `dtype`; `probability` 0: without dropout. `state`: what its mask was
+/// made of, undefined without.
 struct SummedRows {
   at::Tensor output;
   at::Tensor state;

@@ -74,8 +74,8 @@ struct PlanOptions {
   /// Of copies of query, key and value that attention is computed again from, 5..8; 0: they are kept exactly, and so is
   /// its result.
   int64_t attention_bits = kAttentionBits;
-  /// Query, key and value are computed again in backward, by the products that made them, from a copy of what these read
-  /// that has `attention_bits`; not where that is an input of the program.
+  /// Query, key and value are computed again in backward, by the products that made them, from a copy of what these
+  /// read that has `attention_bits`; not where that is an input of the program.
   bool recompute_attention = false;
   int64_t group_rows = kDefaultGroupRows;  ///< of copies in column groups: 64, 128 or 256
   /// Norms in front of a sum: their input is computed again in backward, by the convolution that made it, instead of
@@ -134,8 +134,8 @@ Plan make_plan(Program program, const PlanOptions& options = {}, std::vector<Imp
 void check_plan(const Plan& plan);
 
 /// {"saves": [{"value": 3, "form": "copy", "bits": 4, "step": 1}], "recomputes": [2], "fusions": [{"name": "norm_act",
-/// "steps": [1, 2]}], "copies": {"3": {"copy": {...}, "tensors": 2}}}, with all gradients wanted. `copies`: of inputs
-/// and results, for exports.
+/// "steps": [1, 2]}], "copies": {"3": {"copy": {...}, "tensors": 2, "layout": "plain"}}}, with all gradients wanted.
+/// `copies`: of inputs and results, for exports; programs in which the value has another layout cannot have them.
 std::string to_json(const Plan& plan);
 
 /// {"program": {...}, "options": {...}, "imports": [{"input": 0, "copy": {...}}], "exports": [3], "name": "layer1.0"};

@@ -86,7 +86,8 @@ def _multi_head_attention(
         return None
     # Modules whose batch comes first exchange it with the length in front of the function and behind it.
     behind = [_exchanged(one) for one in (query, key, value)]
-    batch_first = all(one is not None for one in behind)
+    is_exchanged_back = all(_exchanged(user) is not None for item in record.node.users for user in item.users)
+    batch_first = is_exchanged_back and all(one is not None for one in behind)
     if batch_first:
         query, key, value = behind
     (length, batch, width), source = _sizes(record, query), _sizes(record, key)[0]

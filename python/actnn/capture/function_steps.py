@@ -66,9 +66,15 @@ def _arithmetic(op: str, word: str, in_place: bool):
             raise UnsupportedError(f"{word} of something else than two tensors")
         if in_place and tensor(input).dim() < tensor(other).dim():
             raise UnsupportedError("it changes the shape of what it overwrites")
-        return Step(op, (input, other), in_place=in_place)
+        fields = {"broadcast": True} if op == "add" and _sizes_differ(input, other) else {}
+        return Step(op, (input, other), fields, in_place=in_place)
 
     return read
+
+
+def _sizes_differ(first: fx.Node, second: fx.Node) -> bool:
+    """Whether sizes are others, or symbols that may be."""
+    return [str(size) for size in tensor(first).shape] != [str(size) for size in tensor(second).shape]
 
 
 step_reader(operator.add, torch.add, methods=("add", "__add__"))(_arithmetic("add", "an addition", False))

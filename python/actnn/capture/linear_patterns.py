@@ -11,6 +11,7 @@ from torch import fx
 from . import written_out
 from .pattern_nodes import PRODUCTS, SUMS, Match, cast_value, is_number, is_tensor, only_user, operands, readers_in
 from .values import elements, example
+from .writes import memory_of, written_memory
 
 SMALL = 4
 """A weight with this many times fewer elements than the result is multiplied in the result's place."""
@@ -59,7 +60,10 @@ def converted(cast: fx.Node) -> Match | None:
     before, after = example(value).dtype, example(cast).dtype
     if _is_wider(after, before):
         readers = readers_in(before, cast)
-        return None if readers is None else Match(cast, (value,), lambda record: value, before, readers=readers)
+        # The conversion is a copy, which stays what it is when somebody writes to the value.
+        if readers is None or memory_of(value) in written_memory(cast.graph):
+            return None
+        return Match(cast, (value,), lambda record: value, before, readers=readers)
     terms = operands(value, SUMS) if _is_wider(before, after) else None
     if terms is None or not all(map(is_tensor, terms)):
         return None

@@ -20,7 +20,7 @@ from .writes import memory_of, written_memory
 
 _ATTENTION = (F.scaled_dot_product_attention, torch._C._nn.scaled_dot_product_attention)
 _NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
-_MOST_ELEMENTS = 2**28
+_MOST_ELEMENTS = 2**27
 _HIDDEN = -1e4
 """What is added to scores that count for nothing is below."""
 
@@ -45,6 +45,7 @@ _METHODS = frozenset(
 def leave_out_causal_masks(graph: fx.Graph) -> None:
     """Lets attention be causal, or have no mask, where its mask says so."""
     constants: dict[fx.Node, Any] = {}
+    kinds: dict[fx.Node, str] = {}
     written = written_memory(graph)
     for node in graph.nodes:
         if node.op != "call_function" or node.target not in _ATTENTION:
@@ -53,14 +54,10 @@ def leave_out_causal_masks(graph: fx.Graph) -> None:
         mask = arguments.get("attn_mask")
         if not isinstance(mask, fx.Node) or arguments.get("is_causal") or not _is_small(mask):
             continue
-        found = _constant(mask, constants, written)
-        if not isinstance(found, Tensor):
-            continue
-        seen = _seen(found)
-        if seen is None or not (seen.all() or _is_causal(seen)):
-            continue
-        arguments |= {"attn_mask": None, "is_causal": not bool(seen.all())}
-        node.args, node.kwargs = (), arguments
+        if mask not in kinds:
+            kinds[mask] = _kind_of(_constant(mask, constants, written))
+        if kinds[mask]:
+            node.args, node.kwargs = (), arguments | {"attn_mask": None, "is_causal": kinds[mask] == "causal"}
     for node in reversed(list(graph.nodes)):
         if constants.get(node) is not None and not node.users:
             graph.erase_node(node)
@@ -106,6 +103,19 @@ def _computed(node: fx.Node, constants: dict[fx.Node, Any]) -> Any:
             return function(*(args[1:] if node.op == "call_method" else args), **kwargs)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
         return None
+
+
+def _kind_of(mask: Any) -> str:
+    """ "causal", "all" for one that hides nothing, or "" for any other."""
+    if not isinstance(mask, Tensor):
+        return ""
+    for dimension in range(mask.dim() - 2):
+        if mask.stride(dimension) == 0:  # the same again
+            mask = mask.narrow(dimension, 0, 1)
+    seen = _seen(mask)
+    if seen is None:
+        return ""
+    return "all" if bool(seen.all()) else "causal" if _is_causal(seen) else ""
 
 
 def _seen(mask: Tensor) -> Tensor | None:

@@ -132,6 +132,11 @@ def best_result(candidates: list[fx.Node], input: fx.Node) -> fx.Node | None:
     return alike[-1] if alike else (wider[0] if wider else None)
 
 
+def _is_dropout(node: fx.Node) -> bool:
+    """One with a result of its own."""
+    return node.target is F.dropout and len(node.args) < 4 and not node.kwargs.get("inplace", False)
+
+
 def readers_in(dtype: torch.dtype, node: fx.Node) -> list[fx.Node] | None:
     """The views and dropouts of a value, if behind them it is only read by products that autocast has in this type;
     None if anybody else reads it."""
@@ -142,7 +147,7 @@ def readers_in(dtype: torch.dtype, node: fx.Node) -> list[fx.Node] | None:
             count = 3 if user.target is F.scaled_dot_product_attention else 1
             if user.all_input_nodes.count(node) != 1 or node not in user.args[:count] or example(user).dtype != dtype:
                 return None
-        elif is_alike and (user.target in VIEWS or user.target in (operator.getitem, F.dropout)):
+        elif is_alike and (user.target in VIEWS or user.target is operator.getitem or _is_dropout(user)):
             behind = readers_in(dtype, user)
             if behind is None:
                 return None

@@ -71,6 +71,8 @@ def _replace(match: Match) -> None:
             wanted.shape,
             wanted.requires_grad,
         )
+        of_readers = _examples_of_readers(match, found) if is_alike else {}
+        is_alike = is_alike and all(new.shape == example(reader).shape for reader, new in of_readers.items())
     except (RuntimeError, TypeError, ValueError):
         is_alike = False
     if not is_alike:
@@ -81,6 +83,16 @@ def _replace(match: Match) -> None:
     order = {node: i for i, node in enumerate(graph.nodes)}
     for node in sorted(match.inside, key=order.__getitem__, reverse=True):
         graph.erase_node(node)
+    for reader, new in of_readers.items():
+        reader.meta["example_value"] = new
+
+
+def _examples_of_readers(match: Match, result: Tensor) -> dict[fx.Node, Tensor]:
+    """What the readers of a match will be computed with. Raises what torch raises for views that are none then."""
+    found: dict[fx.Node, Tensor] = {match.result: result}
     for reader in match.readers:
         function = getattr(Tensor, reader.target) if reader.op == "call_method" else reader.target
-        reader.meta["example_value"] = computed(function, reader.args, reader.kwargs)
+        args, kwargs = fx.map_arg((reader.args, dict(reader.kwargs)), lambda node: found.get(node, node))
+        found[reader] = computed(function, args, kwargs)
+    del found[match.result]
+    return found

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import fx
 
 from .programs import Program
+from .values import tensor
 
 LEAST_BITS = 2
 
@@ -55,6 +56,9 @@ def _import(program: Program, owners: dict[fx.Node, Program], describe: Callable
         if owner is None or not _bits_of_own_copy(program, value):
             continue
         copy = owner.plan["copies"][str(owner.value_of[value])]
+        own = program.plan["copies"][str(program.value_of[value])]
+        if tensor(value).dim() > 2 and copy.get("layout") != own.get("layout"):
+            continue  # its elements are in another order
         if all(exported is not value for exported, _ in owner.exports):
             owner.exports.append((value, copy["tensors"]))
             owner.body["exports"] = [owner.value_of[exported] for exported, _ in owner.exports]

@@ -22,9 +22,11 @@ MAKE_NEW_MEMORY = frozenset({
     torch.zeros_like, torch.ones_like, torch.full_like, torch.rand_like, torch.randn_like, *factories.FACTORIES,
     "clone",
 })  # fmt: skip
-IN_PLACE_OPERATORS = frozenset(
-    function for name, function in vars(operator).items() if name.startswith("i") and name[1:] in vars(operator)
-) | {operator.setitem, operator.delitem}
+IN_PLACE_OPERATORS = frozenset({
+    operator.iadd, operator.iand, operator.iconcat, operator.ifloordiv, operator.ilshift, operator.imatmul,
+    operator.imod, operator.imul, operator.ior, operator.ipow, operator.irshift, operator.isub, operator.itruediv,
+    operator.ixor, operator.setitem, operator.delitem,
+})  # fmt: skip
 ANYTHING = object()
 
 
@@ -65,7 +67,7 @@ def written_memory(graph: fx.Graph) -> set[int]:
         if node.op in ("call_function", "call_method", "call_module"):
             written = [ANYTHING] if node.op == "call_module" else _written(node)
             for value in written:
-                found |= {memory_of(one) for one in (node.all_input_nodes if value is ANYTHING else [value])}
+                found |= {memory_of(one) for one in ([value] if isinstance(value, fx.Node) else node.all_input_nodes)}
     return found - {None}
 
 

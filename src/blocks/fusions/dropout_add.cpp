@@ -8,13 +8,19 @@
 #include "src/blocks/fusions/fusion.h"
 #include "src/blocks/run.h"
 #include "src/blocks/steps/add.h"
+#include "src/blocks/steps/broadcast.h"
 #include "src/blocks/steps/dropout.h"
 #include "src/ops/rows.h"
+#include "src/ops/tensors.h"
 
 namespace actnn::blocks {
 
 std::vector<Need> DropoutAdd::needs(const Wants& wants) const {
   return wants.wants(inputs[0]) ? std::vector<Need>{{output(), Form::kRandomState}} : std::vector<Need>{};
+}
+
+std::vector<Sizes> DropoutAdd::infer_sizes(const KnownSizes& known) const {
+  return {broadcast(known.sizes(inputs[0]), known.sizes(inputs[1]))};
 }
 
 std::vector<at::Tensor> DropoutAdd::compute(Operands& /*operands*/) const {
@@ -32,11 +38,12 @@ void DropoutAdd::forward(ForwardRun& run) const {
 void DropoutAdd::backward(BackwardRun& run) const {
   const at::Tensor grad = run.take_joined(output());
   if (run.wants(inputs[0])) {
-    run.add(inputs[0], add_rows_backward(grad, probability, run.saved(output(), Form::kRandomState)[0],
-                                         run.dtype(inputs[0]), run.reads_sums(inputs[0])));
+    run.add(inputs[0], add_rows_backward(sum_to(grad, run.sizes(inputs[0])), probability,
+                                         run.saved(output(), Form::kRandomState)[0], run.dtype(inputs[0]),
+                                         run.reads_sums(inputs[0])));
   }
   if (run.wants(inputs[1])) {
-    run.add(inputs[1], grad);
+    run.add(inputs[1], with_dtype(sum_to(grad, run.sizes(inputs[1])), run.dtype(inputs[1])));
   }
 }
 

@@ -4,7 +4,8 @@
 
 namespace actnn::blocks {
 
-/// A residual plus the dropout of what a branch has computed, in one pass: inputs x and residual, of one size.
+/// A residual plus the dropout of what a branch has computed, in one pass: inputs x and residual. Where their sizes
+/// differ, they broadcast, and it is two passes.
 struct DropoutAdd : StepOf<DropoutAdd> {
   static constexpr const char* kName = "dropout_add";
 
@@ -16,7 +17,7 @@ struct DropoutAdd : StepOf<DropoutAdd> {
   }
 
   LayoutRule layout_rule() const override { return LayoutRule::kElementwise; }
-  std::vector<Sizes> infer_sizes(const KnownSizes& known) const override { return {known.sizes(inputs[1])}; }
+  std::vector<Sizes> infer_sizes(const KnownSizes& known) const override;
   std::vector<Need> needs(const Wants& wants) const override;
   std::vector<at::Tensor> compute(Operands& operands) const override;
   void forward(ForwardRun& run) const override;

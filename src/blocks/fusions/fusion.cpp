@@ -15,7 +15,9 @@ Window::Window(const Program& program_, const PlanOptions& options_, const std::
     for (const Value input : step.inputs) {
       readers_[input.number].push_back(number);
     }
-    producers_[step.output().number] = &step;
+    for (const Value output : step.outputs) {
+      producers_[output.number] = &step;
+    }
   }
 }
 

@@ -24,7 +24,7 @@ class Window {
   const PlanOptions& options;
   const std::vector<Layout>& layouts;
 
-  /// The step that makes a value as its first output, if it is a `Kind`.
+  /// The step that makes a value, if it is a `Kind`.
   template <class Kind>
   const Kind* made_by(Value value) const {
     return dynamic_cast<const Kind*>(producers_[value.number]);

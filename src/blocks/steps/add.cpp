@@ -19,7 +19,8 @@ std::vector<Sizes> Add::infer_sizes(const KnownSizes& known) const {
 std::vector<at::Tensor> Add::compute(Operands& operands) const {
   const at::Tensor first = operands.value(inputs[0]);
   const at::Tensor second = operands.value(inputs[1]);
-  const bool is_mixed = first.scalar_type() != second.scalar_type() && first.sym_sizes() == second.sym_sizes() &&
+  const bool is_mixed = first.scalar_type() != second.scalar_type() && first.is_floating_point() &&
+                        second.is_floating_point() && first.sym_sizes() == second.sym_sizes() &&
                         operands.layout(output()) == Layout::kPlain;
   return {is_mixed ? add_rows(first, second, /*probability=*/0.0, operands.dtype(output())).output
                    : with_dtype(at::add(first, second), operands.dtype(output()))};
