@@ -9,7 +9,7 @@ import argparse
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 import language
@@ -23,9 +23,8 @@ from measure import actnn
 from torch import Tensor, nn
 
 STEPS = 400  # of a language model
-FINE = {"output_bits": 8, "norm_bits": 8, "smooth_bits": 8, "attention_bits": None, "recompute_attention": False}
-NOT_YET = ("attention_bits", "recompute_attention")
-"""Options that a library may not have: as these are, it behaves without them."""
+FINE = {"output_bits": 8, "norm_bits": 8, "smooth_bits": 8, "attention_bits": 0}
+"""Query, key and value exactly."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +44,15 @@ USES |= {
     f"+ input of GELU, SwiGLU {bits}": Use(FINE | {"bits": 4, "smooth_bits": bits}, linears(4)) for bits in (6, 5, 4)
 }
 USES |= {
-    f"+ query, key, value {bits}": Use(FINE | {"bits": 4, "attention_bits": bits}, linears(4)) for bits in (8, 6, 5, 4)
+    f"+ query, key, value {bits}": Use(FINE | {"bits": 4, "attention_bits": bits}, linears(4)) for bits in (8, 6, 5)
 }
 USES |= {
     f"+ query, key, value computed again from {bits}": Use(
-        FINE | {"bits": bits, "recompute_attention": True}, linears(bits)
+        FINE | {"bits": bits, "attention_bits": bits, "recompute_attention": True}, linears(bits)
     )
-    for bits in (6, 4)
+    for bits in (8, 6)
 }
-USES |= {"defaults": Use({})}
-USES |= {f"defaults, query, key, value {bits}": Use({"attention_bits": bits}, "defaults") for bits in (6, 5)}
+USES |= {"defaults": Use({}), "defaults, query, key, value 5": Use({"attention_bits": 5}, "defaults")}
 
 
 # --- trained states ---------------------------------------------------------------------------------------------------
@@ -112,17 +110,8 @@ def gradient_of(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> Tensor
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
 
 
-def options_of(use: str) -> tuple[actnn.BlockOptions | None, str]:
-    """(the options, or None if the library has not all that the row is about; which those are)"""
-    known = {entry.name for entry in fields(actnn.BlockOptions)}
-    wanted = USES[use].options
-    missing = [name for name in NOT_YET if name not in known and name in wanted]
-    if lacking := [name for name in missing if wanted[name] != FINE[name]]:
-        return None, ", ".join(lacking)
-    return actnn.BlockOptions(**{name: value for name, value in wanted.items() if name not in missing}), ""
-
-
-def row_of(use: str, options: actnn.BlockOptions, state: State, exact: Tensor, draws: int) -> dict:
+def row_of(use: str, state: State, exact: Tensor, draws: int) -> dict:
+    options = actnn.BlockOptions(**USES[use].options)
     model = copy.deepcopy(state.model)
     # Functions outside of blocks, as the last norm may be, have the configuration's bits.
     config = actnn.Config("L2", activation_compression_bits=[4 if options.bits is None else 8])
@@ -140,7 +129,6 @@ def table(
 ) -> list[dict]:
     """A part for each state; they are saved row by row."""
     parts: list[dict] = []
-    skipped: set[str] = set()
     for name in names:
         state = STATES[name](arguments, device)
         print(state.text, flush=True)
@@ -148,18 +136,12 @@ def table(
         part = {"state": name, "text": state.text, "rows": []}
         parts.append(part)
         for use in USES:
-            options, missing = options_of(use)
-            if options is None:
-                skipped.add(missing)
-                continue
-            part["rows"].append(row_of(use, options, state, exact, draws))
+            part["rows"].append(row_of(use, state, exact, draws))
             save(parts)
             print(use, flush=True)
         print()
         measure.print_markdown([cells(row, part["rows"]) for row in part["rows"]])
         print(flush=True)
-    for missing in sorted(skipped):
-        print(f"rows are left out: BlockOptions has no {missing}")
     return parts
 
 

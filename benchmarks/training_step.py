@@ -33,6 +33,8 @@ def resnet50(smoke: bool, batch: int | None) -> Images:
 class BertLarge:
     """Sequences of random words, 15 % of them to be predicted; AdamW (fused)."""
 
+    autocast = True
+
     def __init__(self, smoke: bool, batch: int | None):
         self.batch = batch or (2 if smoke else 32)
         self.sizes = models.BertSizes()

@@ -60,7 +60,7 @@ def test_a_step_is_divided_into_kinds(tmp_path):
     for variant in ("exact", "blocks"):
         kinds = {row["kind"]: row for row in rows if row["variant"] == variant}
         assert all((row["milliseconds"] > 0) == (row["launches"] > 0) for row in kinds.values())
-        assert kinds["convolutions"]["launches"] > 0
+        assert kinds["products"]["launches"] > 0
         assert kinds["others"]["launches"] > 0
 
 
