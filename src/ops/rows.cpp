@@ -124,9 +124,9 @@ SummedGradient with_sums(at::Tensor grad, bool wants_sums) {
 
 void check_parameters(const RowNorm& norm, const at::Tensor& input) {
   for (const auto& [name, parameter] : {std::pair("weight", norm.weight), std::pair("bias", norm.bias)}) {
-    TORCH_CHECK_VALUE(!parameter || parameter->sym_sizes() == c10::SymIntArrayRef(row_of(norm, input)),
-                      "a norm's ", name, " must have the shape of a row, ", c10::SymIntArrayRef(row_of(norm, input)),
-                      ", got shape ", parameter->sym_sizes());
+    TORCH_CHECK_VALUE(!parameter || parameter->sym_sizes() == c10::SymIntArrayRef(row_of(norm, input)), "a norm's ",
+                      name, " must have the shape of a row, ", c10::SymIntArrayRef(row_of(norm, input)), ", got shape ",
+                      parameter->sym_sizes());
     TORCH_CHECK_VALUE(!parameter || parameter->device() == input.device(), "a norm's ", name, " must be on ",
                       input.device(), ", got ", parameter->device());
   }
