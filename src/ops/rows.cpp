@@ -189,7 +189,8 @@ RowNormGradients normalize_rows_backward(const RowNorm& norm, const RowNormSaved
   return result;
 }
 
-SummedGradient activate_rows_backward(ActivationKind kind, const at::Tensor& x, at::Tensor grad, bool wants_sums) {
+SummedGradient activate_rows_backward(ActivationKind kind, const at::Tensor& x, const at::Tensor& grad,
+                                      bool wants_sums) {
   if (are_rows(x)) {
     return activate_rows_backward_cuda(kind, x, grad, wants_sums);
   }

@@ -70,7 +70,8 @@ struct SummedGradient {
 };
 
 /// The gradient of x of activation(x) for GELU, its approximation by tanh, or SiLU, perhaps in the memory of `grad`.
-SummedGradient activate_rows_backward(ActivationKind kind, const at::Tensor& x, at::Tensor grad, bool wants_sums);
+SummedGradient activate_rows_backward(ActivationKind kind, const at::Tensor& x, const at::Tensor& grad,
+                                      bool wants_sums);
 
 /// residual + dropout(x), which broadcast, in `dtype`; `probability` 0: without dropout. `state`: what its mask was
 /// made of, undefined without.

@@ -1,7 +1,5 @@
 #include "src/blocks/fusions/kept_input.h"
 
-#include <utility>
-
 #include "src/blocks/run.h"
 #include "src/ops/activation_functions.h"
 #include "src/ops/rows.h"
@@ -26,10 +24,10 @@ at::Tensor KeptInputActivation::copy_from_saved(BackwardRun& run, at::ScalarType
 }
 
 void KeptInputActivation::backward(BackwardRun& run) const {
-  at::Tensor grad = run.take_joined(output());
+  const at::Tensor grad = run.take_joined(output());
   if (run.wants(inputs[0])) {
     const at::Tensor input = run.copy(inputs[0], grad.scalar_type());
-    run.add(inputs[0], activate_rows_backward(kind, input, std::move(grad), run.reads_sums(inputs[0])));
+    run.add(inputs[0], activate_rows_backward(kind, input, grad, run.reads_sums(inputs[0])));
   }
 }
 
