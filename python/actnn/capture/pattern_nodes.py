@@ -134,7 +134,8 @@ def best_result(candidates: list[fx.Node], input: fx.Node) -> fx.Node | None:
 
 def _is_dropout(node: fx.Node) -> bool:
     """One with a result of its own."""
-    return node.target is F.dropout and len(node.args) < 4 and not node.kwargs.get("inplace", False)
+    in_place = node.args[3] if len(node.args) > 3 else node.kwargs.get("inplace", False)
+    return node.target is F.dropout and in_place is False
 
 
 def readers_in(dtype: torch.dtype, node: fx.Node) -> list[fx.Node] | None:
