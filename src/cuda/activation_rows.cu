@@ -93,10 +93,7 @@ __global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
         }
         if (arguments.grad_bias != nullptr) {
           round_to(arguments.grad_x.type, grad_x[0]);
-#pragma unroll
-          for (int k = 0; k < kPiece; ++k) {
-            sums[0].x[k] += grad_x[0].x[k];
-          }
+          add(grad_x, sums);
         }
       });
   if (arguments.grad_bias != nullptr) {

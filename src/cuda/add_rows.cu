@@ -25,14 +25,11 @@ __global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
       },
       [&](int64_t row, const TwoPieces& raw) {
         Piece x[1] = {member.fetched(arguments.x, raw.x)};
-        const Piece residual = member.fetched(arguments.residual, raw.residual);
+        const Piece residual[1] = {member.fetched(arguments.residual, raw.residual)};
         if (arguments.dropout > 0.0) {
           drop(member, row, scale, random, arguments.x.type, x);
         }
-#pragma unroll
-        for (int k = 0; k < kPiece; ++k) {
-          x[0].x[k] += residual.x[k];
-        }
+        add(residual, x);
         member.store(arguments.output, row, x);
       });
 }
@@ -53,10 +50,7 @@ __global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
                                 round_to(arguments.output.type, grad[0]);
                               }
                               member.store(arguments.output, row, grad);
-#pragma unroll
-                              for (int k = 0; k < kPiece; ++k) {
-                                sums[0].x[k] += grad[0].x[k];
-                              }
+                              add(grad, sums);
                             });
   if (arguments.sums != nullptr) {
     write_column_sums(member, sums, arguments.workspace, 0, 1, shared);

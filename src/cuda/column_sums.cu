@@ -48,11 +48,8 @@ __global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
   Piece sums[1] = {};
   member.for_each_row_ahead([&](int64_t row) { return member.fetch(arguments.matrix, row); },
                             [&](int64_t /*row*/, const RawPiece& raw) {
-                              const Piece x = member.fetched(arguments.matrix, raw);
-#pragma unroll
-                              for (int k = 0; k < kPiece; ++k) {
-                                sums[0].x[k] += x.x[k];
-                              }
+                              const Piece x[1] = {member.fetched(arguments.matrix, raw)};
+                              add(x, sums);
                             });
   write_column_sums(member, sums, arguments.workspace, 0, 1, shared);
 }

@@ -24,12 +24,9 @@ __global__ void __launch_bounds__(kMostTeam)
     if (arguments.residual.elements != nullptr) {
       Piece residual[kPieces];
       residuals.take(row, residual);
+      add(residual, s);
 #pragma unroll
       for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-        for (int k = 0; k < kPiece; ++k) {
-          s[p].x[k] += residual[p].x[k];
-        }
         round_to(arguments.sum.type, s[p]);
       }
     }
@@ -38,31 +35,15 @@ __global__ void __launch_bounds__(kMostTeam)
     }
     if (arguments.is_centered) {
       float mean[1] = {0.0F};
-#pragma unroll
-      for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-        for (int k = 0; k < kPiece; ++k) {
-          mean[0] += s[p].x[k];
-        }
-      }
+      for_each_number<kPieces>([&](int p, int k) { mean[0] += s[p].x[k]; });
       team_sum.add_up(mean);
-#pragma unroll
-      for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-        for (int k = 0; k < kPiece; ++k) {
-          // What does not exist stays 0.
-          s[p].x[k] -= member.channel(p) + k < teams.channels ? mean[0] * share : 0.0F;
-        }
-      }
+      for_each_number<kPieces>([&](int p, int k) {
+        // What does not exist stays 0.
+        s[p].x[k] -= member.channel(p) + k < teams.channels ? mean[0] * share : 0.0F;
+      });
     }
     float squares[1] = {0.0F};
-#pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-      for (int k = 0; k < kPiece; ++k) {
-        squares[0] = __fmaf_rn(s[p].x[k], s[p].x[k], squares[0]);
-      }
-    }
+    for_each_number<kPieces>([&](int p, int k) { squares[0] = __fmaf_rn(s[p].x[k], s[p].x[k], squares[0]); });
     team_sum.add_up(squares);
     const float rstd = __frsqrt_rn(squares[0] * share + static_cast<float>(arguments.eps));
     if (!exists) {
@@ -71,37 +52,19 @@ __global__ void __launch_bounds__(kMostTeam)
     if (arguments.rstd != nullptr && member.member() == 0) {
       arguments.rstd[row] = rstd;
     }
-#pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-      for (int k = 0; k < kPiece; ++k) {
-        s[p].x[k] *= rstd;
-      }
-    }
+    for_each_number<kPieces>([&](int p, int k) { s[p].x[k] *= rstd; });
     if (arguments.normalized.elements != nullptr) {
       member.store(arguments.normalized, row, s);
     }
     if (arguments.weight.elements != nullptr) {
       Piece weight[kPieces];
       member.load(arguments.weight, 0, weight);
-#pragma unroll
-      for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-        for (int k = 0; k < kPiece; ++k) {
-          s[p].x[k] *= weight[p].x[k];
-        }
-      }
+      multiply(weight, s);
     }
     if (arguments.bias.elements != nullptr) {
       Piece bias[kPieces];
       member.load(arguments.bias, 0, bias);
-#pragma unroll
-      for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-        for (int k = 0; k < kPiece; ++k) {
-          s[p].x[k] += bias[p].x[k];
-        }
-      }
+      add(bias, s);
     }
     if (arguments.output.elements != nullptr) {
       member.store(arguments.output, row, s);
@@ -136,23 +99,13 @@ __global__ void __launch_bounds__(kMostTeam)
     if (second_grads.exists()) {
       Piece second[kPieces];
       second_grads.take(row, second);
-#pragma unroll
-      for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-        for (int k = 0; k < kPiece; ++k) {
-          g[p].x[k] += second[p].x[k];
-        }
-      }
+      add(second, g);
     }
     if (has_sums && exists) {
-#pragma unroll
-      for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-        for (int k = 0; k < kPiece; ++k) {
-          weight_sums[p].x[k] = __fmaf_rn(g[p].x[k], normalized[p].x[k], weight_sums[p].x[k]);
-          bias_sums[p].x[k] += g[p].x[k];
-        }
-      }
+      for_each_number<kPieces>([&](int p, int k) {
+        weight_sums[p].x[k] = __fmaf_rn(g[p].x[k], normalized[p].x[k], weight_sums[p].x[k]);
+        bias_sums[p].x[k] += g[p].x[k];
+      });
     }
     if (arguments.grad_input.elements == nullptr) {
       return;
@@ -160,23 +113,13 @@ __global__ void __launch_bounds__(kMostTeam)
     if (arguments.weight.elements != nullptr) {
       Piece weight[kPieces];
       member.load(arguments.weight, 0, weight);
-#pragma unroll
-      for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-        for (int k = 0; k < kPiece; ++k) {
-          g[p].x[k] *= weight[p].x[k];
-        }
-      }
+      multiply(weight, g);
     }
     float sums[2] = {0.0F, 0.0F};  // of g, of g times normalized
-#pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-      for (int k = 0; k < kPiece; ++k) {
-        sums[0] += g[p].x[k];
-        sums[1] = __fmaf_rn(g[p].x[k], normalized[p].x[k], sums[1]);
-      }
-    }
+    for_each_number<kPieces>([&](int p, int k) {
+      sums[0] += g[p].x[k];
+      sums[1] = __fmaf_rn(g[p].x[k], normalized[p].x[k], sums[1]);
+    });
     team_sum.add_up(sums);
     if (!exists) {
       return;
@@ -184,23 +127,12 @@ __global__ void __launch_bounds__(kMostTeam)
     const float rstd = arguments.rstd[row];
     const float mean = arguments.is_centered ? sums[0] * share : 0.0F;
     const float slope = sums[1] * share;
-#pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-      for (int k = 0; k < kPiece; ++k) {
-        g[p].x[k] = rstd * __fmaf_rn(-normalized[p].x[k], slope, g[p].x[k] - mean);
-      }
-    }
+    for_each_number<kPieces>(
+        [&](int p, int k) { g[p].x[k] = rstd * __fmaf_rn(-normalized[p].x[k], slope, g[p].x[k] - mean); });
     if (residual_grads.exists()) {
       Piece residual[kPieces];
       residual_grads.take(row, residual);
-#pragma unroll
-      for (int p = 0; p < kPieces; ++p) {
-#pragma unroll
-        for (int k = 0; k < kPiece; ++k) {
-          g[p].x[k] += residual[p].x[k];
-        }
-      }
+      add(residual, g);
     }
     member.store(arguments.grad_input, row, g);
   });

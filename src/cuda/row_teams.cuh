@@ -85,6 +85,28 @@ struct Piece {
   float x[kPiece];
 };
 
+/// Calls `body(p, k)` for number k of each of a thread's pieces p.
+template <int kPieces, class Body>
+__device__ __forceinline__ void for_each_number(Body&& body) {
+#pragma unroll
+  for (int p = 0; p < kPieces; ++p) {
+#pragma unroll
+    for (int k = 0; k < kPiece; ++k) {
+      body(p, k);
+    }
+  }
+}
+
+template <int kPieces>
+__device__ void add(const Piece (&summands)[kPieces], Piece (&sums)[kPieces]) {
+  for_each_number<kPieces>([&](int p, int k) { sums[p].x[k] += summands[p].x[k]; });
+}
+
+template <int kPieces>
+__device__ void multiply(const Piece (&factors)[kPieces], Piece (&products)[kPieces]) {
+  for_each_number<kPieces>([&](int p, int k) { products[p].x[k] *= factors[p].x[k]; });
+}
+
 template <class Element>
 __device__ void set_from(const Vector& v, Piece& piece) {
 #pragma unroll

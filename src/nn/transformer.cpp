@@ -2,47 +2,16 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/dropout.h>
-#include <ATen/ops/gelu.h>
-#include <ATen/ops/hardswish.h>
-#include <ATen/ops/hardtanh.h>
-#include <ATen/ops/leaky_relu.h>
 #include <ATen/ops/linear.h>
-#include <ATen/ops/relu.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
-#include <ATen/ops/sigmoid.h>
-#include <ATen/ops/silu.h>
-#include <ATen/ops/tanh.h>
 
 #include <vector>
 
+#include "src/ops/activation_functions.h"
 #include "src/ops/checks.h"
 
 namespace actnn::nn {
 namespace {
-
-at::Tensor activated(const at::Tensor& input, ActivationKind kind) {
-  switch (kind) {
-    case ActivationKind::kReLU:
-      return at::relu(input);
-    case ActivationKind::kReLU6:
-      return at::hardtanh(input, 0, 6);
-    case ActivationKind::kLeakyReLU:
-      return at::leaky_relu(input);
-    case ActivationKind::kSiLU:
-      return at::silu(input);
-    case ActivationKind::kHardswish:
-      return at::hardswish(input);
-    case ActivationKind::kGELU:
-      return at::gelu(input);
-    case ActivationKind::kGELUTanh:
-      return at::gelu(input, "tanh");
-    case ActivationKind::kSigmoid:
-      return at::sigmoid(input);
-    case ActivationKind::kTanh:
-      return at::tanh(input);
-  }
-  return input;
-}
 
 /// Whether a block runs with such an input: gradients are recorded, and there are copies of its type.
 bool is_for_blocks(const at::Tensor& input) {
@@ -120,7 +89,7 @@ at::Tensor TransformerLayerImpl::run_layers(const at::Tensor& input) {
     return options.dropout() > 0 ? at::dropout(value, options.dropout(), is_training()) : value;
   };
   const at::Tensor middle = input + dropped(attend(norm1->forward(input)));
-  const at::Tensor inner = activated(linear1->forward(norm2->forward(middle)), options.activation());
+  const at::Tensor inner = activate(options.activation(), linear1->forward(norm2->forward(middle)));
   return middle + dropped(linear2->forward(inner));
 }
 

@@ -15,7 +15,7 @@ constexpr bool is_piecewise(ActivationKind kind) {
 }
 
 /// `slope` is a leaky ReLU's below 0.
-at::Tensor activate(ActivationKind kind, const at::Tensor& input, double slope = 0.0);
+at::Tensor activate(ActivationKind kind, const at::Tensor& input, double slope = 0.01);
 
 /// The gradient of a smooth activation's input. `output` is read for sigmoid and tanh, and made if undefined.
 at::Tensor smooth_gradient(ActivationKind kind, const at::Tensor& grad, const at::Tensor& input,

@@ -139,3 +139,15 @@ def test_sums_of_other_sizes_must_say_so():
         program.run(x, gate)
     program.steps[2]["broadcast"] = True
     assert program.run(x, gate).shape == x.shape
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_norms_parameters_have_the_shape_of_a_row(place):
+    program = Program(inputs=1)
+    program.layer_norm(0, 16)
+    parameters = list(program.parameters)
+    parameters[place] = torch.ones(8)
+    with pytest.raises(
+        ValueError, match=r"a norm's (weight|bias) must have the shape of a row, \[16\], got shape \[8\]"
+    ):
+        ops.run_program(program.text(), [torch.randn(2, 3, 16)], parameters, [], [], [])

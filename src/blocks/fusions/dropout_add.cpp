@@ -2,7 +2,6 @@
 
 #include <c10/util/Exception.h>
 
-#include <algorithm>
 #include <utility>
 
 #include "src/blocks/fusions/fusion.h"
@@ -60,11 +59,9 @@ std::vector<FusedPass> find_dropout_adds(const Window& window) {
       const auto* dropout = window.made_by<Dropout>(dropped);
       if (dropout != nullptr && dropout->probability > 0.0 && dropout->probability < 1.0 &&
           window.sole_reader(dropped) == place && window.have_one_dtype({dropout->inputs[0], dropped})) {
-        const auto found =
-            std::find_if(steps.begin(), steps.end(), [&](const StepPointer& step) { return step.get() == dropout; });
         passes.push_back({std::make_shared<DropoutAdd>(dropout->probability, dropout->inputs[0], sum->inputs[1 - side],
                                                        sum->output()),
-                          {static_cast<size_t>(found - steps.begin()), place},
+                          {*window.maker(dropped), place},
                           place});
         break;
       }

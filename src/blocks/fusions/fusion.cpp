@@ -5,18 +5,14 @@
 namespace actnn::blocks {
 
 Window::Window(const Program& program_, const PlanOptions& options_, const std::vector<Layout>& layouts_)
-    : program(program_),
-      options(options_),
-      layouts(layouts_),
-      readers_(program_.values()),
-      producers_(program_.values(), nullptr) {
+    : program(program_), options(options_), layouts(layouts_), readers_(program_.values()), makers_(program_.values()) {
   for (size_t number = 0; number < program.steps.size(); ++number) {
     const Step& step = *program.steps[number];
     for (const Value input : step.inputs) {
       readers_[input.number].push_back(number);
     }
     for (const Value output : step.outputs) {
-      producers_[output.number] = &step;
+      makers_[output.number] = number;
     }
   }
 }
@@ -28,9 +24,12 @@ std::optional<size_t> Window::sole_reader(Value value) const {
 }
 
 bool Window::is_input(Value value) const {
-  const Step* const maker = producers_[value.number];
-  return maker == nullptr || (maker->is_view() && std::any_of(maker->inputs.begin(), maker->inputs.end(),
-                                                              [&](Value input) { return is_input(input); }));
+  if (!maker(value)) {
+    return true;
+  }
+  const Step& step = *program.steps[*maker(value)];
+  return step.is_view() &&
+         std::any_of(step.inputs.begin(), step.inputs.end(), [&](Value input) { return is_input(input); });
 }
 
 bool Window::have_one_dtype(const std::vector<Value>& values) const {

@@ -24,10 +24,12 @@ class Window {
   const PlanOptions& options;
   const std::vector<Layout>& layouts;
 
-  /// The step that makes a value, if it is a `Kind`.
+  /// The number of the step that makes a value; none for an input.
+  std::optional<size_t> maker(Value value) const { return makers_[value.number]; }
+  /// That step, if it is a `Kind`.
   template <class Kind>
   const Kind* made_by(Value value) const {
-    return dynamic_cast<const Kind*>(producers_[value.number]);
+    return maker(value) ? dynamic_cast<const Kind*>(program.steps[*maker(value)].get()) : nullptr;
   }
   /// The step that alone reads a value which is no result, if there is one; none for several readers.
   std::optional<size_t> sole_reader(Value value) const;
@@ -43,7 +45,7 @@ class Window {
 
  private:
   std::vector<std::vector<size_t>> readers_;
-  std::vector<const Step*> producers_;
+  std::vector<std::optional<size_t>> makers_;
 };
 
 /// The fewest bits of a copy that a convolution may be computed again from: its noise is in both factors of a weight's

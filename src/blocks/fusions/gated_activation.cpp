@@ -2,7 +2,6 @@
 
 #include <ATen/ops/mul.h>
 
-#include <algorithm>
 #include <utility>
 
 #include "src/blocks/fusions/fusion.h"
@@ -87,11 +86,9 @@ std::vector<FusedPass> find_gated_activations(const Window& window) {
           window.layouts[product->output().number] == Layout::kPlain && !window.is_input(activation->inputs[0]) &&
           !window.options.exact.contains(activated) &&
           window.have_one_dtype({activation->inputs[0], gate, product->output()})) {
-        const auto found =
-            std::find_if(steps.begin(), steps.end(), [&](const StepPointer& step) { return step.get() == activation; });
         passes.push_back({std::make_shared<GatedActivation>(activation->kind, window.options.smooth_bits,
                                                             activation->inputs[0], gate, product->output()),
-                          {static_cast<size_t>(found - steps.begin()), place},
+                          {*window.maker(activated), place},
                           place});
         break;
       }

@@ -50,16 +50,10 @@ class Matcher {
       const auto* norm = window_.made_by<BatchNorm>(summand);
       if (norm != nullptr && window_.sole_reader(summand) &&
           window_.have_one_dtype({norm->inputs[0], later, earlier, sum->output()})) {
-        summed_by_[number_of(*norm)] = step;
+        summed_by_[*window_.maker(summand)] = step;
         return;
       }
     }
-  }
-
-  size_t number_of(const Step& step) const {
-    const auto found = std::find_if(window_.program.steps.begin(), window_.program.steps.end(),
-                                    [&](const StepPointer& pointer) { return pointer.get() == &step; });
-    return found - window_.program.steps.begin();
   }
 
   void add_norm(const BatchNorm& norm, size_t number) {

@@ -220,6 +220,16 @@ TEST(Planner, ComputesAttentionAgainFromFineCopies) {
   EXPECT_EQ(copies(plan_of(kAttention, {.recompute_attention = true})), copies(plan));
 }
 
+TEST(Planner, KeepsAttentionExactlyWhereCopiesAreCoarse) {
+  // An input's copy is perhaps somebody else's.
+  const Plan plan = plan_of(R"({"inputs": 2, "results": [5], "steps": [
+      {"op": "linear", "inputs": [0], "weight": 0},
+      {"op": "linear", "inputs": [0], "weight": 1},
+      {"op": "attention", "inputs": [2, 3, 1]},
+      {"op": "linear", "inputs": [4], "weight": 2}]})");
+  EXPECT_EQ(copies(plan), (Values{0, 4}));
+}
+
 TEST(Planner, ComputesQueryKeyAndValueAgainFromTheCopyOfANorm) {
   const std::string program = R"({"inputs": 3, "results": [11], "steps": [
       {"op": "layer_norm", "inputs": [0], "dimensions": 1, "eps": 1e-5},

@@ -45,8 +45,18 @@ class Transformer : public testing::Test {
         std::get<0>(layer->self_attn->forward(normalized, normalized, normalized, {}, /*need_weights=*/false, mask));
     const at::Tensor middle = input + attended.transpose(0, 1);
     const at::Tensor inner = layer->linear1->forward(layer->norm2->forward(middle));
-    const at::Tensor active = layer->options.activation() == ActivationKind::kReLU ? inner.relu() : at::gelu(inner);
-    return middle + layer->linear2->forward(active);
+    return middle + layer->linear2->forward(activated(layer->options.activation(), inner));
+  }
+
+  static at::Tensor activated(ActivationKind kind, const at::Tensor& input) {
+    switch (kind) {
+      case ActivationKind::kReLU:
+        return input.relu();
+      case ActivationKind::kLeakyReLU:
+        return at::leaky_relu(input);
+      default:
+        return at::gelu(input);
+    }
   }
 
   static double relative_error(const at::Tensor& actual, const at::Tensor& expected) {
@@ -63,7 +73,7 @@ class Transformer : public testing::Test {
 TEST_F(Transformer, ComputesWhatTorchsLayersDo) {
   for (const TransformerLayerOptions& options :
        {make_options(), make_options().causal(true), make_options().bias(false).mlp(48),
-        make_options().activation(ActivationKind::kReLU)}) {
+        make_options().activation(ActivationKind::kReLU), make_options().activation(ActivationKind::kLeakyReLU)}) {
     TransformerLayer layer(options);
     const at::Tensor input = make_input();
     const at::Tensor output = layer->forward(input);
