@@ -223,7 +223,7 @@ void NormAct::pass_through(BackwardRun& run, Gradient gradient) const {
         gradient.second.defined() ? OptionalTensor(as_matrix(with_dtype(gradient.second, dtype))) : std::nullopt;
     const at::Tensor result =
         add_act_gradient({.packed = copy[0], .activation = activation, .bits = *bits}, grad, second, copy[1]);
-    gradient = {from_matrix(result, size), {}};
+    gradient = {.first = from_matrix(result, size), .second = {}, .sums = {}};
   }
   gradient.join();
   if (has_residual && run.wants(inputs[1])) {
