@@ -31,6 +31,7 @@ import workers
 from measure import MIB
 from networks import NETWORKS
 from steps import Runs, Variant, converted, with_blocks, with_checkpoints
+from transformer_workloads import TRANSFORMERS
 from workloads import WORKLOADS
 
 VARIANTS = {
@@ -38,12 +39,15 @@ VARIANTS = {
     "blocks": Variant(amp=True, prepare=partial(with_blocks, 4)),
     "blocks 3 bits": Variant(amp=True, prepare=partial(with_blocks, 3)),
     "blocks stored": Variant(amp=True, prepare=partial(with_blocks, 4, recompute=False)),
+    "blocks small": Variant(amp=True, prepare=partial(with_blocks, 4, recompute_attention=True, smooth_bits=4)),
+    "blocks fast": Variant(amp=True, prepare=partial(with_blocks, 4, attention_bits=0)),
     "layers": Variant(amp=True, prepare=partial(converted, 4)),
     "checkpoint": Variant(amp=True, prepare=with_checkpoints),
     "compile": Variant(amp=True, prepare=torch.compile),
     "compile blocks": Variant(amp=True, prepare=lambda model: torch.compile(with_blocks(4, model))),
 }
 COMPILED = ("resnet50", 128)  # by default: compiling takes as long as everything else
+OF_TRANSFORMERS = ("blocks small", "blocks fast")
 LARGEST_NETWORKS, LARGEST_VARIANTS = ("resnet50", "resnet152"), ("exact", "checkpoint", "blocks")
 NOT_CAPTURED = {
     ("efficientnet_b0", "checkpoint"): "recomputing sets the state of the random numbers, which no capture allows",
@@ -115,6 +119,7 @@ def cells(arguments: argparse.Namespace) -> list[Cell]:
             if not names:
                 compiled = (network, batch) == COMPILED and not arguments.smoke
                 names = [name for name in VARIANTS if compiled or not name.startswith("compile")]
+                names = [name for name in names if network in TRANSFORMERS or name not in OF_TRANSFORMERS]
             captured = () if arguments.no_graph or arguments.device == "cpu" else tuple(names)
             made.append(Cell(network, batch, tuple(names), captured, arguments.rounds, arguments.smoke))
     return made
@@ -142,8 +147,9 @@ class Search:
 
     def run(self, device: torch.device, send: workers.Send) -> bool:
         print(f"\n{self.network}, {self.variant}, {self.limit:g} GiB", flush=True)
-        make, ceiling = partial(WORKLOADS[self.network].make, self.smoke), 32 if self.smoke else 2**14
-        found = largest_batch.find(make, VARIANTS[self.variant], device, self.limit, ceiling)
+        known, ceiling = WORKLOADS[self.network], 32 if self.smoke else 2**14
+        make = partial(known.make, self.smoke)
+        found = largest_batch.find(make, VARIANTS[self.variant], device, self.limit, ceiling, known.multiple)
         send(self.parts[0], {"limit_bytes": int(self.limit * 2**30)} | found)
         return workers.is_usable(device)
 

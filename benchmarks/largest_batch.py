@@ -5,18 +5,18 @@ from functools import partial
 
 import measure
 import torch
-from steps import Images, Run, Variant
+from steps import Run, Variant, Workload
 
-MULTIPLE = 8
-FIRST = 64
+DOUBLED_FROM = 8
+"""Multiples: the first batch that is tried."""
 
 
 class Trial:
     """A variant of a network, trained at one batch size after the other."""
 
-    def __init__(self, workload: Callable[[int], Images], variant: Variant, device: torch.device):
+    def __init__(self, workload: Callable[[int], Workload], variant: Variant, device: torch.device, batch: int):
         self.workload, self.device = workload, device
-        self.run = Run(variant, workload(MULTIPLE), device)
+        self.run = Run(variant, workload(batch), device)
         self.run.warm_up(2)  # the optimizer's state is part of what must fit
         self.stopped_by = ""
         """The smallest batch that did not fit, and what torch said."""
@@ -55,28 +55,35 @@ class Trial:
         measure.release_memory(self.device)
 
 
-def search(fits: Callable[[int], bool], ceiling: int) -> int:
-    """The largest multiple of `MULTIPLE` up to `ceiling` that fits, if all smaller ones do; 0 if none does."""
-    low, high = 0, min(FIRST, ceiling)
+def search(fits: Callable[[int], bool], ceiling: int, multiple: int = 8) -> int:
+    """The largest multiple of `multiple` up to `ceiling` that fits, if all smaller ones do; 0 if none does."""
+    low, high = 0, min(DOUBLED_FROM * multiple, ceiling)
     while fits(high):
         low, high = high, min(2 * high, ceiling)
         if low == ceiling:
             return low
-    while high - low > MULTIPLE:
-        middle = (low + high) // 2 // MULTIPLE * MULTIPLE
+    while high - low > multiple:
+        middle = (low + high) // 2 // multiple * multiple
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 
 def find(
-    workload: Callable[[int], Images], variant: Variant, device: torch.device, limit: float, ceiling: int
+    workload: Callable[[int], Workload],
+    variant: Variant,
+    device: torch.device,
+    limit: float,
+    ceiling: int,
+    multiple: int,
 ) -> dict[str, object]:
     """The batch, its peak and its time. `limit`: GiB of a GPU's memory, which this process is held to from here on."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit * 2**30 / total), device)
-    trial = Trial(workload, variant, device)
-    for batch in range(search(trial.fits, ceiling), 0, -MULTIPLE):  # at the limit, one step more may be one too many
+    trial = Trial(workload, variant, device, multiple)
+    for batch in range(
+        search(trial.fits, ceiling, multiple), 0, -multiple
+    ):  # at the limit, one step more may be one too many
         if measured := trial.measure(batch, steps=3):
             return measured | {"stopped_by": trial.stopped_by}
     return {"error": f"no batch runs; {trial.stopped_by}"}

@@ -16,6 +16,8 @@ class Known:
     """Of the comparison."""
     make: Callable[[bool, int], Workload]
     """Of whether tiny sizes will do, and the samples of a step."""
+    multiple: int
+    """That the largest batch is to be one of."""
 
 
 def _images(network: str, smoke: bool, batch: int) -> Images:
@@ -26,6 +28,6 @@ def _images(network: str, smoke: bool, batch: int) -> Images:
 
 
 WORKLOADS = {
-    **{name: Known(network.title, network.batches, partial(_images, name)) for name, network in NETWORKS.items()},
-    **{name: Known(model.title, (model.batch,), model.make) for name, model in TRANSFORMERS.items()},
+    **{name: Known(network.title, network.batches, partial(_images, name), 8) for name, network in NETWORKS.items()},
+    **{name: Known(model.title, (model.batch,), model.make, 1) for name, model in TRANSFORMERS.items()},
 }

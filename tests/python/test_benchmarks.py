@@ -192,7 +192,8 @@ def test_results_have_a_line_for_every_record(tmp_path):
 def test_every_network_is_measured_with_blocks(tmp_path):
     rows = results_of(tmp_path / "blocks.json", "blocks.py", "--rounds", "1")["rows"]
     assert not [row for row in rows if "error" in row]
-    names = [name for name in blocks.VARIANTS if not name.startswith("compile")]
+    others = ("compile", "blocks small", "blocks fast")
+    names = [name for name in blocks.VARIANTS if not name.startswith(others)]
     assert [(row["network"], row["variant"]) for row in rows] == [(n, v) for n in networks.NETWORKS for v in names]
     for network in ("resnet50", "resnet152", "wide_resnet101_2", "densenet201"):  # the others have dropout
         losses = {row["variant"]: row["first_loss"] for row in rows if row["network"] == network}
@@ -230,6 +231,10 @@ def test_the_networks_have_as_many_parameters_as_torchvisions():
 @pytest.mark.parametrize("limit, ceiling, largest", [(7, 512, 0), (8, 512, 8), (200, 512, 200), (207, 512, 200)])
 def test_the_largest_batch_is_found(limit, ceiling, largest):
     assert largest_batch.search(lambda batch: batch <= limit, ceiling) == largest
+
+
+def test_the_largest_batch_of_any_number_is_found():
+    assert largest_batch.search(lambda batch: batch <= 13, 512, multiple=1) == 13
 
 
 def test_the_search_for_the_largest_batch_ends_at_its_ceiling():
