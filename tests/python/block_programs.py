@@ -211,6 +211,19 @@ def attention_half(features=16, heads=4, length=10, dropout=None, integers=0):
     return p
 
 
+def window_half(features=16, heads=4, length=10):
+    """The first half of Swin's layer: shifted windows, each with its own part of the second input, a learned mask."""
+    p = Program(inputs=2)
+    width = features // heads
+    x = p.step("roll", p.layer_norm(0, features), shifts=[-3], dimensions=[1])
+    qkv = p.step("reshape", p.linear(x, features, 3 * features), sizes=[-1, length, 3, heads, width])
+    q = p.step("unbind", p.step("permute", qkv, dimensions=[2, 0, 3, 1, 4]), count=3, dimension=0, outputs=3)
+    y = p.step("attention", q, q + 1, q + 2, 1, mask_repeats=True)
+    y = p.step("reshape", p.step("permute", y, dimensions=[0, 2, 1, 3]), sizes=[-1, length, features])
+    p.add(0, p.step("roll", p.linear(y, features, features), shifts=[3], dimensions=[1]))
+    return p
+
+
 def gated_half(features=16, hidden=24):
     """The second half of a LLaMA's layer."""
     p = Program()
@@ -256,6 +269,7 @@ OTHERS = {
     "squeeze and excitation": (squeeze_and_excitation, [(4, 8, 7, 7)]),
     "dense block": (dense_block, [(4, 8, 6, 6)]),
     "attention": (attention_half, [(3, 10, 16)]),
+    "windows": (window_half, [(6, 10, 16), (3, 4, 10, 10)]),
     "gated": (gated_half, [(3, 5, 16)]),
     "U-Net": (u_net, [(2, 3, 8, 8)]),
 }

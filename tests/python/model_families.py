@@ -118,10 +118,8 @@ GPT2 = {"n_embd": WIDTH, "n_layer": 2, "n_head": 2, "n_positions": 2 * LENGTH, "
 T5 = {"d_model": WIDTH, "d_kv": WIDTH // 2, "d_ff": 2 * WIDTH, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0,
       "decoder_start_token_id": 0, "use_cache": False}  # fmt: skip
 DECODER, BERT = r"model\.model\.layers\.\d", r"model\.{}\.encoder\.layer\.\d"
-T5_EXACT = {"layer.0.SelfAttention: where", "layer.0.SelfAttention: scaled_dot_product_attention"}
-"""The mask of its self-attention is learned."""
-T5_ALONE = {"layer.0.layer_norm", *(f"layer.0.SelfAttention.{part}" for part in ("q", "k", "v")),
-            "layer.0.SelfAttention.relative_attention_bias"}  # fmt: skip
+T5_EXACT, T5_ALONE = {"layer.0.SelfAttention: where"}, {"layer.0.SelfAttention.relative_attention_bias"}
+"""The mask of its self-attention is learned; it is made outside."""
 
 # --- torchvision and timm --------------------------------------------------------------------------------------------
 
@@ -146,10 +144,10 @@ def timm(name, **options):
     return make
 
 
-SWIN_EXACT = {"attn: matmul", "attn: add"}
-"""The bias of its attention is learned."""
-TORCHVISION_SWIN = SWIN_EXACT | {"attn: pad", "attn: roll"}, {"norm1", "attn", "attn.qkv", "attn.proj"}
-TIMM_SWIN = SWIN_EXACT | {": pad", ": roll"}, {"norm1", "attn", "attn.qkv", "attn.proj"}
+SWIN_EXACT = {"attn: added_mask"}
+"""The bias of its attention is learned; it and the mask are added outside."""
+TORCHVISION_SWIN = SWIN_EXACT, {"attn.qkv", "attn.proj"}
+"""Whose weights a function is called with, in `attn`."""
 TIMM_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": WIDTH, "depth": 2, "num_heads": 2}
 
 # --- torch and by hand -----------------------------------------------------------------------------------------------
@@ -227,11 +225,11 @@ FAMILIES = {
     "Gemma": Family(decoder("Gemma"), words, DECODER, 2),
     "T5": Family(
         language_model("T5ForConditionalGeneration", "T5Config", **T5), words, r"model\.(?:en|de)coder\.block\.\d",
-        2, T5_EXACT, T5_ALONE,
+        6, T5_EXACT, T5_ALONE,
     ),
     "T5 with gates": Family(
         language_model("T5ForConditionalGeneration", "T5Config", **T5, feed_forward_proj="gated-gelu"), words,
-        r"model\.(?:en|de)coder\.block\.\d", 2, T5_EXACT, T5_ALONE,
+        r"model\.(?:en|de)coder\.block\.\d", 6, T5_EXACT, T5_ALONE,
     ),
     "ViT": Family(
         hugging_face("ViTForImageClassification", "ViTConfig", **SIZES, **IMAGES, **NO_DROPOUT), images(),
@@ -245,13 +243,13 @@ FAMILIES = {
         lambda: LastState(whisper_encoder()), lambda: (torch.randn(2, 8, 2 * LENGTH),), r"encoder\.layers\.\d", 2
     ),
     "torchvision's ViT": Family(torchvision_vit, images(), r"encoder\.layers\.encoder_layer_\d", 2),
-    "torchvision's Swin": Family(torchvision_swin, images(), r"features\.[13]\.\d", 0, *TORCHVISION_SWIN),
+    "torchvision's Swin": Family(torchvision_swin, images(), r"features\.[13]\.\d", 4, *TORCHVISION_SWIN),
     "timm's ViT": Family(timm("vit_tiny_patch16_224", **TIMM_VIT), images(), r"blocks\.\d", 2),
     "timm's DeiT": Family(timm("deit_tiny_patch16_224", **TIMM_VIT), images(), r"blocks\.\d", 2),
     "timm's Swin": Family(
         timm("swin_tiny_patch4_window7_224", img_size=32, embed_dim=24, depths=(2, 2), num_heads=(2, 2),
              window_size=4, drop_path_rate=0.0),
-        images(), r"layers\.\d\.blocks\.\d", 0, *TIMM_SWIN,
+        images(), r"layers\.\d\.blocks\.\d", 4, SWIN_EXACT,
     ),
     "timm's ConvNeXt": Family(
         timm("convnext_atto", dims=(16, 24, 32, 32), depths=(1, 1, 2, 1)), images(64), r"stages\.\d\.blocks\.\d", 0

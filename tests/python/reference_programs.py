@@ -131,8 +131,12 @@ def _upsample(x, mode, size, scale_factors, align_corners, dtype):
     return F.interpolate(x, size, scale_factors, mode, align)
 
 
-def _attention(q, k, v, mask=None, *, probability, causal, scale, grouped, dtype):
+def _attention(
+    q, k, v, mask=None, *, dtype, probability=0.0, causal=False, scale=None, grouped=False, mask_repeats=False
+):
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if mask_repeats:
+        mask = mask.repeat(q.shape[0] // mask.shape[0], 1, 1, 1)
     return F.scaled_dot_product_attention(q, k, v, mask, probability, causal, scale=scale, enable_gqa=grouped)
 
 
@@ -151,6 +155,7 @@ STEPS = {
     "reshape": lambda x, sizes, dtype: x.reshape(sizes),
     "flatten": lambda x, start, end, dtype: x.flatten(start, end),
     "permute": lambda x, dimensions, dtype: x.permute(dimensions),
+    "roll": lambda x, shifts, dimensions, dtype: x.roll(shifts, dimensions),
     "select": lambda x, dimension, index, dtype: x.select(dimension, index),
     "unsqueeze": lambda x, dimension, dtype: x.unsqueeze(dimension),
     "squeeze": lambda x, dimension, dtype: x.squeeze(dimension),

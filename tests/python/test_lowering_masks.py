@@ -112,3 +112,32 @@ def test_graphs_for_any_size_keep_theirs():
         x = torch.randn(shape)
         torch.testing.assert_close(call(x), exact(x))
     assert attention_of(lowered[:1]) == (False, True) and attention_of(lowered[1:]) == (True, False)
+
+
+class TwoLayers(nn.Module):
+    """Both with the bias and the padding of their model, as in T5."""
+
+    def __init__(self, learned=True, between=lambda hidden: None):
+        super().__init__()
+        self.between = between
+        self.bias = nn.Parameter(torch.randn(1, HEADS, LENGTH, LENGTH), requires_grad=learned)
+        self.layers = nn.ModuleList(Model(self.mask) for _ in range(2))
+        self.hidden = None
+
+    def mask(self, x, b, n):
+        return torch.where(self.hidden[:, None, None, :], self.bias, torch.finfo(x.dtype).min).contiguous()
+
+    def forward(self, x, hidden):
+        self.hidden = hidden.clone()
+        y = self.layers[0](x)
+        self.between(self.hidden)
+        return self.layers[1](y)
+
+
+def test_layers_that_make_the_same_mask_share_it():
+    hidden = torch.rand(3, LENGTH) < 0.7
+    lowered = assert_computes_the_same(TwoLayers(), torch.randn(3, LENGTH, WIDTH), hidden)
+    assert lowered[0].module.code.count("torch.where") == 1
+    model = TwoLayers(learned=False, between=lambda hidden: hidden.logical_not_())
+    written = assert_computes_the_same(model, torch.randn(3, LENGTH, WIDTH), hidden)
+    assert written[0].module.code.count("torch.where") == 2

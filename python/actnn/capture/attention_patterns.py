@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import fx
 
 from . import written_out
+from .added_masks import attention_with, repeating
 from .pattern_nodes import (
     PRODUCTS,
     SUMS,
@@ -93,14 +94,15 @@ def attention(node: fx.Node) -> Match | None:
 def _attention(
     node, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
 ) -> Match | None:
-    scaled = _scaled(query)
+    times = scaled(query)
     repeated = None if enable_gqa else (_repeated(key), _repeated(value))
     is_repeated = repeated is not None and None not in repeated and repeated[0][1] == repeated[1][1]
     if scale is None:
         scale = example(query).shape[-1] ** -0.5
-    if not (scaled or is_repeated) or not is_number(scale):
+    windows = None if is_causal or is_repeated or enable_gqa else repeating(attn_mask)
+    if not (times or is_repeated or windows) or not is_number(scale):
         return None
-    unscaled, factor, views = scaled or (query, 1.0, [])
+    unscaled, factor, views = times or (query, 1.0, [])
     inputs = (unscaled, *((repeated[0][0], repeated[1][0]) if is_repeated else (key, value)))
     is_grouped = is_repeated and attn_mask is None
 
@@ -113,15 +115,18 @@ def _attention(
                 _copies(record, value, times, whole)
                 for (value, times), whole in zip(repeated, (key, value), strict=True)
             ]
+        if windows is not None:
+            return attention_with(record, *heads, windows, dropout_p, scale * factor, example(node).dtype)
         return record.call(
             F.scaled_dot_product_attention, *heads, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal,
             scale=scale * factor, enable_gqa=enable_gqa or is_grouped,
         )  # fmt: skip
 
-    return Match(node, (*inputs, *([] if attn_mask is None else [attn_mask])), make)
+    masks = [] if attn_mask is None else [attn_mask]
+    return Match(node, (*inputs, *(masks if windows is None else windows.terms)), make)
 
 
-def _scaled(query: fx.Node) -> tuple[fx.Node, float, list[fx.Node]] | None:
+def scaled(query: fx.Node) -> tuple[fx.Node, float, list[fx.Node]] | None:
     """What a query is a multiple of, by which number, and the views behind, in order."""
     views: list[fx.Node] = []
     node = query

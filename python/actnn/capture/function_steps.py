@@ -129,10 +129,29 @@ def getitem(value, index):
     if not isinstance(example(value), Tensor):
         return None
     entries = index if isinstance(index, tuple) else (index,)
+    if _is_everything(value, entries):
+        return Step("identity", (value,))
     picked = [(place, entry) for place, entry in enumerate(entries) if type(entry) is int]
     if len(picked) != 1 or any(entry != slice(None) for place, entry in enumerate(entries) if place != picked[0][0]):
         return None
     return Step("select", (value,), {"dimension": picked[0][0], "index": picked[0][1]})
+
+
+def _is_everything(value: fx.Node, entries: tuple) -> bool:
+    """Whether slices leave nothing out."""
+    sizes = tensor(value).shape
+    if len(entries) > len(sizes) or not all(isinstance(entry, slice) for entry in entries):
+        return False
+    return all(
+        entry == slice(None)
+        or (
+            entry.start in (None, 0)
+            and entry.step in (None, 1)
+            and type(entry.stop) is type(size) is int
+            and entry.stop >= size
+        )
+        for entry, size in zip(entries, sizes, strict=False)
+    )
 
 
 @step_reader(torch.select, methods=("select",))
@@ -202,6 +221,19 @@ def squeeze(input, dim=None):
     dimension = dimension_of(input, dim)
     is_squeezed = static_size(input, dimension) == 1
     return Step("squeeze", (input,), {"dimension": dimension}) if is_squeezed else Step("identity", (input,))
+
+
+@step_reader(torch.roll, methods=("roll",))
+def roll(input, shifts, dims=None):
+    shifts, dims = ([one] if isinstance(one, int) else one for one in (shifts, dims))
+    if not isinstance(shifts, (list, tuple)) or not isinstance(dims, (list, tuple)):
+        raise UnsupportedError("it shifts all elements in a row, or by a number that is computed")
+    return Step("roll", (input,), {"shifts": list(shifts), "dimensions": [dimension_of(input, dim) for dim in dims]})
+
+
+@step_reader(F.pad, torch._C._nn.pad)
+def pad(input, pad, mode="constant", value=None):
+    return Step("identity", (input,)) if all(type(width) is int and width == 0 for width in pad) else None
 
 
 @step_reader(methods=("contiguous",))

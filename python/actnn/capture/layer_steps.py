@@ -10,7 +10,7 @@ from torch import fx
 
 from ..redirected import padding_of
 from .steps import Step, dimension_of, expand, step_reader
-from .values import UnsupportedError, any_requires_grad, rank, static_size, tensor
+from .values import UnsupportedError, rank, static_size, tensor
 
 
 def _convolution(input, weight, bias, stride, padding, dilation, groups, transposed=False, output_padding=None):
@@ -117,10 +117,8 @@ def instance_norm(
 def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
     if {rank(query), rank(key), rank(value)} != {4}:
         raise UnsupportedError("its arguments have no four dimensions")
-    if attn_mask is not None and any_requires_grad([attn_mask]):
-        raise UnsupportedError("its mask wants a gradient")
-    if attn_mask is not None and tensor(attn_mask).dtype not in (torch.bool, tensor(query).dtype):
-        raise UnsupportedError("its mask is neither boolean nor of the query's dtype")
+    if attn_mask is not None and not (tensor(attn_mask).dtype == torch.bool or tensor(attn_mask).is_floating_point()):
+        raise UnsupportedError("its mask is neither boolean nor added")
     fields = {"probability": dropout_p, "causal": is_causal, "scale": scale, "grouped": enable_gqa}
     return Step("attention", (query, key, value, *([] if attn_mask is None else [attn_mask])), fields)
 

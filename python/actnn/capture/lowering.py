@@ -16,7 +16,7 @@ from .composites import expand_composites
 from .factories import make_without_models
 from .functions import name_of_target, replace_functions
 from .losses import join_losses
-from .masks import leave_out_causal_masks
+from .masks import join_equal_masks, leave_out_causal_masks
 from .partition import Reasons, Steps, find_programs
 from .pattern_nodes import PRODUCTS, SUMS, is_number, operands
 from .patterns import join_patterns
@@ -104,6 +104,7 @@ def lower(graph_module: fx.GraphModule, options: LoweringOptions) -> Lowered:
     make_without_models(graph)
     if options.makes_programs or options.replaces_functions:
         join_patterns(graph, lambda node: _is_skipped(node, options))
+    join_equal_masks(graph)
     joined = join_losses(graph, lambda node: _is_skipped(node, options)) if options.replaces_functions else {}
     sizes = read_from_inputs(graph)
     # Without programs nothing is asked of steps: what failed with them is tried again without.

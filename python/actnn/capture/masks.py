@@ -2,7 +2,8 @@
 
 Libraries of models write a causal mask out while they are captured, where they would leave it out otherwise: kernels
 then compute what it hides. Such a mask is computed once here, with the sizes that the graph is for, and left out again
-where it is the causal one, or hides nothing. Graphs for any size keep theirs.
+where it is the causal one, or hides nothing. Graphs for any size keep theirs. Masks that each layer makes anew of the
+same values, as T5 does, become one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from . import written_out
 from .values import example
 from .writes import memory_of, written_memory
 
@@ -31,6 +33,7 @@ _FUNCTIONS = frozenset(
         *(torch.eq, torch.ne, torch.le, torch.lt, torch.ge, torch.gt, torch.unsqueeze, torch.cumsum),
         *(operator.add, operator.sub, operator.mul, operator.floordiv, operator.getitem, operator.and_, operator.or_),
         *(operator.invert, operator.eq, operator.ne, operator.le, operator.lt, operator.ge, operator.gt),
+        *(written_out.added_mask, written_out.hiding_mask),
     }
 )  # fmt: skip
 _METHODS = frozenset(
@@ -50,7 +53,7 @@ def leave_out_causal_masks(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.op != "call_function" or node.target not in _ATTENTION:
             continue
-        arguments = dict(zip(_NAMES, node.args, strict=False)) | node.kwargs
+        arguments = _arguments(node)
         mask = arguments.get("attn_mask")
         if not isinstance(mask, fx.Node) or arguments.get("is_causal") or not _is_small(mask):
             continue
@@ -61,6 +64,42 @@ def leave_out_causal_masks(graph: fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
         if constants.get(node) is not None and not node.users:
             graph.erase_node(node)
+
+
+def join_equal_masks(graph: fx.Graph) -> None:
+    """Lets all attentions read one mask that each computes from the same values: it is saved once."""
+    made: dict[tuple, fx.Node] = {}
+    written = written_memory(graph)
+    for node in _makers_of_masks(graph, written):
+        first = made.setdefault((node.op, node.target, repr(node.args), repr(node.kwargs)), node)
+        if first is not node and example(first).dtype == example(node).dtype:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+
+
+def _makers_of_masks(graph: fx.Graph, written: set[int]) -> list[fx.Node]:
+    """What masks are computed by, in order, as far back as equal arguments are certain to give the same."""
+    waiting = [mask for node in graph.nodes if isinstance(mask := _mask_of(node), fx.Node)]
+    found: set[fx.Node] = set()
+    while waiting:
+        node = waiting.pop()
+        is_constant = _is_certain(node, written) and all(memory_of(one) not in written for one in node.all_input_nodes)
+        if node not in found and is_constant and isinstance(example(node), Tensor):
+            found.add(node)
+            waiting += node.all_input_nodes
+    return [node for node in graph.nodes if node in found]
+
+
+def _mask_of(node: fx.Node) -> Any:
+    if node.op != "call_function":
+        return None
+    if node.target is written_out.windowed_attention:
+        return node.args[3]
+    return _arguments(node).get("attn_mask") if node.target in _ATTENTION else None
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    return dict(zip(_NAMES, node.args, strict=False)) | node.kwargs
 
 
 def _is_small(mask: fx.Node) -> bool:

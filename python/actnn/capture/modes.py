@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.utils import _pytree as pytree
@@ -38,5 +39,6 @@ def computed(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     fakes = [value for value in pytree.tree_leaves((values, named)) if isinstance(value, FakeTensor)]
     if not fakes:
         return function(*values, **named)
-    with torch.random.fork_rng(devices=[]), fakes[0].fake_mode:
+    # As TorchDynamo does: functions in C++ would make symbolic sizes numbers.
+    with torch.random.fork_rng(devices=[]), fakes[0].fake_mode, enable_python_dispatcher():
         return function(*values, **named)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx
 
-from . import attention_patterns, elementwise_patterns, linear_patterns, norm_patterns
+from . import attention_patterns, elementwise_patterns, linear_patterns, norm_patterns, softmax_patterns
 from .composites import Recorder
 from .modes import computed, nodes_in_their_modes
 from .pattern_nodes import CASTS, Match, key_of
@@ -26,6 +26,7 @@ MATCHERS: dict[object, Matcher] = {
     **dict.fromkeys(elementwise_patterns.ANCHORS, elementwise_patterns.activation),
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), attention_patterns.rotary_embedding),
     F.scaled_dot_product_attention: attention_patterns.attention,
+    **dict.fromkeys(softmax_patterns.SOFTMAX, softmax_patterns.attention),
 }
 """By a call that the function has in it."""
 

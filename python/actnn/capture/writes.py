@@ -12,16 +12,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx
 
-from . import factories
 from .steps import Step
 from .values import example, source_of
 
 PURE_MODULES = ("torch", "_operator", "math", "builtins", "actnn")
-MAKE_NEW_MEMORY = frozenset({
-    torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.empty_like,
-    torch.zeros_like, torch.ones_like, torch.full_like, torch.rand_like, torch.randn_like, *factories.FACTORIES,
-    "clone",
-})  # fmt: skip
 IN_PLACE_OPERATORS = frozenset({
     operator.iadd, operator.iand, operator.iconcat, operator.ifloordiv, operator.ilshift, operator.imatmul,
     operator.imod, operator.imul, operator.ior, operator.ipow, operator.irshift, operator.isub, operator.itruediv,
@@ -79,7 +73,7 @@ def memory_of(value: Any) -> int | None:
 
 def _changes_a_mode(node: fx.Node) -> bool:
     """Autocast, the grad mode, and whatever else has no value for a result."""
-    if node.target is torch._C._log_api_usage_once:
+    if node.target in (torch._C._log_api_usage_once, operator.setitem):
         return False
     value = example(node)
     return not isinstance(value, (Tensor, int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool, tuple, list))
@@ -130,19 +124,16 @@ def _signature(target: Any) -> inspect.Signature | None:
 
 
 def _is_private(value: Any, writer: fx.Node, steps: dict[fx.Node, Step], order: dict[fx.Node, int]) -> bool:
-    """Whether no step before the writer can see what it writes to: a tensor that the graph has made for itself, such as
+    """Whether no step before the writer can see what it writes to: memory that the graph has made for itself, such as
     the noise of stochastic depth, or a buffer of a module that no step reads."""
-    root = value
-    while isinstance(root, fx.Node) and root.op in ("call_function", "call_method") and not _is_factory(root):
-        if root in steps:
-            return False
-        tensors = [argument for argument in root.all_input_nodes if isinstance(example(argument), Tensor)]
-        if len(tensors) != 1:
-            return False
-        root = tensors[0]
-    if not isinstance(root, fx.Node) or (root.op == "placeholder" and "._buffers[" not in source_of(root)):
+    memory = memory_of(value)
+    if memory is None:
         return False
-    seen, waiting = set(), [root]
+    sharing = [node for node in writer.graph.nodes if memory_of(node) == memory and order[node] < order[writer]]
+    is_argument = [node.op == "placeholder" and "._buffers[" not in source_of(node) for node in sharing]
+    if any(is_argument) or not steps.keys().isdisjoint(sharing):
+        return False
+    seen, waiting = set(), sharing
     while waiting:
         reached = waiting.pop()
         for user in reached.users:
@@ -153,10 +144,3 @@ def _is_private(value: Any, writer: fx.Node, steps: dict[fx.Node, Step], order: 
             seen.add(user)
             waiting.append(user)
     return True
-
-
-def _is_factory(node: fx.Node) -> bool:
-    try:
-        return node.target in MAKE_NEW_MEMORY
-    except TypeError:
-        return False

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import operator
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx
@@ -67,3 +72,30 @@ def _rotary_embedding(input: fx.Node, cos: fx.Node, sin: fx.Node) -> Step:
     if tensor(input).dim() < max(tensor(cos).dim(), tensor(sin).dim()):
         raise UnsupportedError("its angles have more dimensions than what it turns")
     return Step("rotary", (input, cos, sin))
+
+
+def added_mask(masks: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """The sum of what is added to scores, in their type. What hides a key stays finite where it is, as in the type that
+    it had: rows that see nothing are alike in both."""
+    least = torch.finfo(dtype).min
+    bounded = [mask if mask.requires_grad or mask.dtype == dtype else mask.clamp(min=least) for mask in masks]
+    return functools.reduce(operator.add, bounded).to(dtype)
+
+
+def hiding_mask(where: Tensor, number: float, dtype: torch.dtype) -> Tensor:
+    """`number`, or the least of the type, where scores count for nothing; 0 elsewhere."""
+    number = number if number == -math.inf else max(number, torch.finfo(dtype).min)
+    return torch.zeros_like(where, dtype=dtype).masked_fill(where, number)
+
+
+def windowed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, probability: float, scale: float):
+    """Attention of windows, a picture's after another's, by a mask of one picture: [windows, heads or 1, length,
+    length], added to scores."""
+    masks = mask.expand(query.shape[0] // mask.shape[0], *mask.shape).flatten(0, 1)
+    return F.scaled_dot_product_attention(query, key, value, masks, probability, scale=scale)
+
+
+@step_reader(windowed_attention)
+def _windowed_attention(query, key, value, mask, probability, scale):
+    fields = {"probability": probability, "scale": scale, "mask_repeats": True}
+    return Step("attention", (query, key, value, mask), fields)

@@ -19,7 +19,8 @@ constexpr size_t kMask = 3;  // the place among the inputs
 
 /// `tensor_of(place)`: an input.
 template <class TensorOf>
-AttentionArguments attention_arguments(const Attention& step, at::ScalarType dtype, const TensorOf& tensor_of) {
+AttentionArguments attention_arguments(const Attention& step, at::ScalarType dtype, bool mask_trains,
+                                       const TensorOf& tensor_of) {
   // Kernels read heads in one piece; values with channels innermost have them in others.
   const auto heads = [&](size_t place) {
     const at::Tensor tensor = with_dtype(tensor_of(place), dtype);
@@ -35,6 +36,8 @@ AttentionArguments attention_arguments(const Attention& step, at::ScalarType dty
   if (step.inputs.size() > kMask) {
     const at::Tensor mask = tensor_of(kMask);
     arguments.mask = mask.scalar_type() == at::kBool ? mask : with_dtype(mask, dtype);
+    arguments.mask_repeats = step.mask_repeats;
+    arguments.mask_trains = mask_trains;
   }
   return arguments;
 }
@@ -55,6 +58,7 @@ void Attention::visit_fields(FieldVisitor& fields) {
   fields.optional("causal", causal);
   fields.optional("scale", scale);
   fields.optional("grouped", grouped);
+  fields.optional("mask_repeats", mask_repeats);
 }
 
 void Attention::check() const {
@@ -63,6 +67,7 @@ void Attention::check() const {
   TORCH_CHECK_VALUE(probability >= 0.0 && probability < 1.0,
                     "block: attention must have a probability of dropout in [0, 1), got ", probability);
   TORCH_CHECK_VALUE(!causal || !has_mask(), "block: attention must have a mask or be causal, got both");
+  TORCH_CHECK_VALUE(!mask_repeats || has_mask(), "block: attention must have a mask that repeats, got none");
 }
 
 std::vector<Sizes> Attention::infer_sizes(const KnownSizes& known) const {
@@ -81,7 +86,7 @@ std::vector<Sizes> Attention::infer_sizes(const KnownSizes& known) const {
 }
 
 std::vector<Need> Attention::needs(const Wants& wants) const {
-  if (std::none_of(inputs.begin(), inputs.begin() + kMask, [&](Value input) { return wants.wants(input); })) {
+  if (std::none_of(inputs.begin(), inputs.end(), [&](Value input) { return wants.wants(input); })) {
     return {};
   }
   std::vector<Need> needs;
@@ -99,20 +104,20 @@ std::vector<Need> Attention::needs(const Wants& wants) const {
   return needs;
 }
 
+bool Attention::wants_mask(const Wants& wants) const { return has_mask() && wants.wants(inputs[kMask]); }
+
 /// A mask is saved as it is.
 Form Attention::saved_form(size_t place) const { return copy_bits == 0 || place >= kMask ? Form::kExact : Form::kCopy; }
 
 std::vector<at::Tensor> Attention::compute(Operands& operands) const {
-  const AttentionArguments arguments =
-      attention_arguments(*this, operands.dtype(output()), [&](size_t place) { return operands.value(inputs[place]); });
+  const AttentionArguments arguments = attention_arguments(*this, operands.dtype(output()), /*mask_trains=*/false,
+                                                           [&](size_t place) { return operands.value(inputs[place]); });
   return {attention_forward(arguments, /*trains=*/false).output};
 }
 
 void Attention::forward(ForwardRun& run) const {
-  TORCH_CHECK_VALUE(!has_mask() || !run.wants(inputs[kMask]),
-                    "block: the mask of attention must be one that gets no gradient");
-  const AttentionArguments arguments =
-      attention_arguments(*this, run.dtype(output()), [&](size_t place) { return run.value(inputs[place]); });
+  const AttentionArguments arguments = attention_arguments(*this, run.dtype(output()), wants_mask(run),
+                                                           [&](size_t place) { return run.value(inputs[place]); });
   const bool trains = run.saves(output(), Form::kStatistics);
   AttentionResult result = attention_forward(arguments, trains);
   result.output = in_layout(result.output, run.layout(output()));
@@ -136,21 +141,21 @@ void Attention::forward(ForwardRun& run) const {
 void Attention::backward(BackwardRun& run) const {
   const at::ScalarType dtype = run.dtype(output());
   const at::Tensor grad = with_dtype(run.take_joined(output()), dtype);
-  const std::array<bool, 3> wanted{run.wants(inputs[0]), run.wants(inputs[1]), run.wants(inputs[2])};
-  if (!wanted[0] && !wanted[1] && !wanted[2]) {
+  const AttentionWants wanted{run.wants(inputs[0]), run.wants(inputs[1]), run.wants(inputs[2]), wants_mask(run)};
+  if (std::none_of(wanted.begin(), wanted.end(), [](bool one) { return one; })) {
     return;
   }
   const auto saved = [&](Value value, Form form) {
     return form == Form::kCopy ? run.copy(value) : run.saved(value, Form::kExact)[0];
   };
-  const AttentionArguments arguments =
-      attention_arguments(*this, dtype, [&](size_t place) { return saved(inputs[place], saved_form(place)); });
+  const AttentionArguments arguments = attention_arguments(
+      *this, dtype, wanted[kMask], [&](size_t place) { return saved(inputs[place], saved_form(place)); });
   AttentionResult result{.output = with_dtype(saved(output(), saved_form_of_output()), dtype),
                          .log_sum_exp = run.saved(output(), Form::kStatistics)[0]};
   if (probability > 0.0) {
     result.random_state = AttentionRandomState::from(run.saved(output(), Form::kRandomState));
   }
-  std::array<at::Tensor, 3> gradients = attention_backward(arguments, result, grad, wanted);
+  AttentionGradients gradients = attention_backward(arguments, result, grad, wanted);
   for (size_t place = 0; place < gradients.size(); ++place) {
     if (wanted[place]) {
       const at::Tensor gradient = sum_to(std::exchange(gradients[place], {}), run.sizes(inputs[place]));

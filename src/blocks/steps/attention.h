@@ -13,7 +13,8 @@ inline constexpr int64_t kFewestAttentionBits = 5;
 /// a mask, boolean or added to scores, by the kernel that torch takes. It saves the logarithm of the sum of each row's
 /// exponentials, so that any kernel's backward serves any kernel's forward, and its inputs and its output: as copies,
 /// of which backward computes the weights again, or exactly, as torch does. Copies bias gradients of query and key, by
-/// as much as their noise squared. A mask gets no gradient.
+/// as much as their noise squared. The mask itself is saved; of an added one there is a gradient, which kernels
+/// write for each sample and head before it is summed.
 struct Attention : StepOf<Attention> {
   static constexpr const char* kName = "attention";
 
@@ -21,6 +22,8 @@ struct Attention : StepOf<Attention> {
   bool causal = false;                         ///< a position sees itself and those before it
   std::optional<double> scale = std::nullopt;  ///< none: 1 / sqrt(head size)
   bool grouped = false;                        ///< several heads of the query share one of key and value
+  /// The mask is [m, heads or 1, length, length] and repeats: it stands for each m samples in a row, as of windows.
+  bool mask_repeats = false;
   /// The fewest bits of copies of query, key and value; 0: they are saved exactly. No field: the planner's.
   int64_t copy_bits = 0;
 
@@ -36,6 +39,7 @@ struct Attention : StepOf<Attention> {
 
  private:
   bool has_mask() const { return inputs.size() == 4; }
+  bool wants_mask(const Wants& wants) const;
   Form saved_form(size_t place) const;
   Form saved_form_of_output() const { return copy_bits == 0 ? Form::kExact : Form::kCopy; }
 };

@@ -15,13 +15,12 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/stack.h>
-#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
 #include <cmath>
-#include <limits>
 #include <utility>
 
+#include "src/blocks/steps/attention_masks.h"
 #include "src/blocks/steps/attention_math.h"
 #include "src/ops/tensors.h"
 
@@ -29,8 +28,6 @@ namespace actnn::blocks {
 namespace {
 
 using at::SDPBackend;
-
-constexpr double kNothing = std::numeric_limits<double>::infinity();
 
 /// Torch's choice for these arguments, which depends on whether a gradient is wanted: not every kernel's backward takes
 /// every size.
@@ -41,51 +38,27 @@ SDPBackend choose(const AttentionArguments& arguments, bool trains) {
   }
   const at::AutoGradMode mode(trains);
   const auto like_torchs = [&](const at::Tensor& tensor) { return trains ? tensor.detach().requires_grad_() : tensor; };
-  const auto choice = static_cast<SDPBackend>(at::_fused_sdp_choice(
-      like_torchs(arguments.query), like_torchs(arguments.key), like_torchs(arguments.value), arguments.mask,
-      arguments.probability, arguments.causal, arguments.scale, arguments.grouped));
-  const bool is_known = choice == SDPBackend::flash_attention ||
-                        (arguments.query.is_cuda() &&
-                         (choice == SDPBackend::efficient_attention || choice == SDPBackend::cudnn_attention));
+  std::optional<at::Tensor> mask = arguments.mask;
+  if (mask && arguments.mask_repeats) {
+    mask = mask->narrow(0, 0, 1);  // of a size that is known to broadcast
+  }
+  if (mask && arguments.mask_trains) {
+    mask = like_torchs(*mask);
+  }
+  const auto choice = static_cast<SDPBackend>(
+      at::_fused_sdp_choice(like_torchs(arguments.query), like_torchs(arguments.key), like_torchs(arguments.value),
+                            mask, arguments.probability, arguments.causal, arguments.scale, arguments.grouped));
+  // Of CUDA's kernels one alone has a gradient of the mask, of the CPU's none.
+  const bool is_cuda = arguments.query.is_cuda();
+  const bool is_known = (is_cuda && choice == SDPBackend::efficient_attention) ||
+                        (!arguments.mask_trains &&
+                         (choice == SDPBackend::flash_attention || (is_cuda && choice == SDPBackend::cudnn_attention)));
   return is_known ? choice : SDPBackend::math;
 }
 
 double scale_of(const AttentionArguments& arguments) {
   return arguments.scale.value_or(
       1.0 / std::sqrt(static_cast<double>(arguments.query.sym_size(-1).guard_int(__FILE__, __LINE__))));
-}
-
-/// A mask that is added to scores. `hidden` is what a boolean one stands for where it is false.
-std::optional<at::Tensor> additive_mask(const AttentionArguments& arguments, double hidden) {
-  if (!arguments.mask || arguments.mask->scalar_type() != at::kBool) {
-    return arguments.mask;
-  }
-  const auto options = arguments.query.options();
-  return at::where(*arguments.mask, at::scalar_tensor(0.0, options), at::scalar_tensor(hidden, options));
-}
-
-/// One that is added, in four dimensions, with rows that start at multiples of 16 elements, as the memory-efficient
-/// kernel reads them.
-std::optional<at::Tensor> aligned_mask(const AttentionArguments& arguments) {
-  constexpr int64_t kAlignment = 16;
-  std::optional<at::Tensor> mask = additive_mask(arguments, -kNothing);
-  if (!mask) {
-    return mask;
-  }
-  const c10::SymInt length = arguments.key.sym_size(2);
-  std::vector<c10::SymInt> row = mask->sym_sizes().vec();
-  row.back() = length;
-  at::Tensor result = mask->expand_symint(row);
-  bool is_aligned = result.sym_stride(-1) == 1;
-  for (int64_t dimension = 0; dimension + 1 < result.dim(); ++dimension) {
-    is_aligned = is_aligned && result.sym_stride(dimension) % kAlignment == 0;
-  }
-  if (!is_aligned) {
-    const c10::SymInt padding = (kAlignment - length % kAlignment) % kAlignment;
-    result = at::constant_pad_nd_symint(result.contiguous(), {0, padding}, 0).slice_symint(-1, 0, length);
-  }
-  const at::Tensor& query = arguments.query;
-  return result.expand_symint({query.sym_size(0), query.sym_size(1), query.sym_size(2), length});
 }
 
 /// Flash attention on CUDA takes head sizes that are multiples of 8; zeros change nothing.
@@ -115,16 +88,16 @@ class CpuFlashAttention {
   static AttentionResult forward(const AttentionArguments& arguments) {
     auto [output, log_sum_exp] = at::_scaled_dot_product_flash_attention_for_cpu(
         arguments.query, arguments.key, arguments.value, arguments.probability, arguments.causal,
-        additive_mask(arguments, -kNothing), arguments.scale);
+        additive_mask(arguments, -kInfinity), arguments.scale);
     return {.output = std::move(output), .log_sum_exp = std::move(log_sum_exp)};
   }
 
-  static std::array<at::Tensor, 3> backward(const AttentionArguments& arguments, const AttentionResult& result,
-                                            const at::Tensor& grad) {
+  static AttentionGradients backward(const AttentionArguments& arguments, const AttentionResult& result,
+                                     const at::Tensor& grad) {
     auto [query, key, value] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
         grad, arguments.query, arguments.key, arguments.value, result.output, result.log_sum_exp, arguments.probability,
-        arguments.causal, additive_mask(arguments, -kNothing), arguments.scale);
-    return {std::move(query), std::move(key), std::move(value)};
+        arguments.causal, additive_mask(arguments, -kInfinity), arguments.scale);
+    return {std::move(query), std::move(key), std::move(value), {}};
   }
 };
 
@@ -144,8 +117,8 @@ class CudaFlashAttention {
     return result;
   }
 
-  static std::array<at::Tensor, 3> backward(const AttentionArguments& arguments, const AttentionResult& result,
-                                            const at::Tensor& grad) {
+  static AttentionGradients backward(const AttentionArguments& arguments, const AttentionResult& result,
+                                     const at::Tensor& grad) {
     const auto options = arguments.query.options();
     const at::Tensor state = arguments.probability > 0.0
                                  ? at::stack({result.random_state.seed, result.random_state.offset}).view(at::kUInt64)
@@ -155,8 +128,10 @@ class CudaFlashAttention {
         with_padded_heads(arguments.value), with_padded_heads(result.output), result.log_sum_exp, at::Tensor(),
         at::Tensor(), arguments.query.sym_size(2), arguments.key.sym_size(2), arguments.probability, arguments.causal,
         state, at::empty({}, options.dtype(at::kUInt64)), scale_of(arguments));
-    return {without_padding(query, arguments.query), without_padding(key, arguments.key),
-            without_padding(value, arguments.value)};
+    return {without_padding(query, arguments.query),
+            without_padding(key, arguments.key),
+            without_padding(value, arguments.value),
+            {}};
   }
 };
 
@@ -171,8 +146,8 @@ class EfficientAttention {
             .random_state = {std::move(seed), std::move(offset), {}}};
   }
 
-  static std::array<at::Tensor, 3> backward(const AttentionArguments& arguments, const AttentionResult& result,
-                                            const at::Tensor& grad, std::array<bool, 3> wanted) {
+  static AttentionGradients backward(const AttentionArguments& arguments, const AttentionResult& result,
+                                     const at::Tensor& grad, const AttentionWants& wanted) {
     // The kernel reads whole blocks of rows; those beyond the length have no weights.
     constexpr int64_t kBlock = 32;
     const c10::SymInt missing = (kBlock - arguments.query.sym_size(2) % kBlock) % kBlock;
@@ -180,12 +155,12 @@ class EfficientAttention {
     const at::Tensor none = drops ? at::Tensor() : at::zeros({}, at::kLong);
     // It takes for granted that the output lies in memory as it wrote it: [batch, length, heads, head size].
     const at::Tensor output = result.output.transpose(1, 2).contiguous().transpose(1, 2);
-    auto [query, key, value, _] = at::_scaled_dot_product_efficient_attention_backward(
+    auto [query, key, value, mask] = at::_scaled_dot_product_efficient_attention_backward(
         grad, arguments.query, arguments.key, arguments.value, aligned_mask(arguments).value_or(at::Tensor()), output,
-        at::constant_pad_nd_symint(result.log_sum_exp, {0, missing}, kNothing), drops ? result.random_state.seed : none,
-        drops ? result.random_state.offset : none, arguments.probability, {wanted[0], wanted[1], wanted[2], false},
-        arguments.causal, arguments.scale);
-    return {std::move(query), std::move(key), std::move(value)};
+        at::constant_pad_nd_symint(result.log_sum_exp, {0, missing}, kInfinity),
+        drops ? result.random_state.seed : none, drops ? result.random_state.offset : none, arguments.probability,
+        wanted, arguments.causal, arguments.scale);
+    return {std::move(query), std::move(key), std::move(value), std::move(mask)};
   }
 };
 
@@ -203,8 +178,8 @@ class CudnnAttention {
             .random_state = {std::get<6>(results), std::get<7>(results), {}}};
   }
 
-  static std::array<at::Tensor, 3> backward(const AttentionArguments& arguments, const AttentionResult& result,
-                                            const at::Tensor& grad) {
+  static AttentionGradients backward(const AttentionArguments& arguments, const AttentionResult& result,
+                                     const at::Tensor& grad) {
     const bool drops = arguments.probability > 0.0;
     const at::Tensor none = drops ? at::Tensor() : at::zeros({}, arguments.query.options().dtype(at::kLong));
     auto [query, key, value] = at::_scaled_dot_product_cudnn_attention_backward_symint(
@@ -213,7 +188,7 @@ class CudnnAttention {
         additive_mask(arguments, kHidden).value_or(at::Tensor()), at::Tensor(), at::Tensor(),
         arguments.query.sym_size(2), arguments.key.sym_size(2), arguments.probability, arguments.causal,
         arguments.scale);
-    return {std::move(query), std::move(key), std::move(value)};
+    return {std::move(query), std::move(key), std::move(value), {}};
   }
 };
 
@@ -227,6 +202,24 @@ AttentionResult run_kernel(SDPBackend kernel, const AttentionArguments& argument
       return CudnnAttention::forward(arguments, trains);
     default:
       return math_attention_forward(arguments, trains);
+  }
+}
+
+AttentionGradients run_kernel_backward(const AttentionArguments& arguments, const AttentionResult& result,
+                                       const at::Tensor& grad, const AttentionWants& wanted) {
+  const bool is_chosen = arguments.probability > 0.0 && !arguments.query.is_meta();
+  const auto kernel = is_chosen ? static_cast<SDPBackend>(result.random_state.kernel.item<int64_t>())
+                                : choose(arguments, /*trains=*/true);
+  switch (kernel) {
+    case SDPBackend::flash_attention:
+      return arguments.query.is_cuda() ? CudaFlashAttention::backward(arguments, result, grad)
+                                       : CpuFlashAttention::backward(arguments, result, grad);
+    case SDPBackend::efficient_attention:
+      return EfficientAttention::backward(arguments, result, grad, wanted);
+    case SDPBackend::cudnn_attention:
+      return CudnnAttention::backward(arguments, result, grad);
+    default:
+      return math_attention_backward(arguments, result, grad, wanted);
   }
 }
 
@@ -244,22 +237,13 @@ AttentionResult attention_forward(const AttentionArguments& arguments, bool trai
   return result;
 }
 
-std::array<at::Tensor, 3> attention_backward(const AttentionArguments& arguments, const AttentionResult& result,
-                                             const at::Tensor& grad, std::array<bool, 3> wanted) {
-  const bool is_chosen = arguments.probability > 0.0 && !arguments.query.is_meta();
-  const auto kernel = is_chosen ? static_cast<SDPBackend>(result.random_state.kernel.item<int64_t>())
-                                : choose(arguments, /*trains=*/true);
-  switch (kernel) {
-    case SDPBackend::flash_attention:
-      return arguments.query.is_cuda() ? CudaFlashAttention::backward(arguments, result, grad)
-                                       : CpuFlashAttention::backward(arguments, result, grad);
-    case SDPBackend::efficient_attention:
-      return EfficientAttention::backward(arguments, result, grad, wanted);
-    case SDPBackend::cudnn_attention:
-      return CudnnAttention::backward(arguments, result, grad);
-    default:
-      return math_attention_backward(arguments, result, grad, wanted);
+AttentionGradients attention_backward(const AttentionArguments& arguments, const AttentionResult& result,
+                                      const at::Tensor& grad, const AttentionWants& wanted) {
+  AttentionGradients gradients = run_kernel_backward(arguments, result, grad, wanted);
+  if (wanted[3] && arguments.mask_repeats) {
+    gradients[3] = sum_repeated(gradients[3], arguments);
   }
+  return gradients;
 }
 
 }  // namespace actnn::blocks

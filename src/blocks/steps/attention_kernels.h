@@ -19,6 +19,8 @@ struct AttentionArguments {
   at::Tensor key;
   at::Tensor value;
   std::optional<at::Tensor> mask = std::nullopt;  ///< bool, or of the dtype of query
+  bool mask_repeats = false;  ///< the mask is [m, heads or 1, length, length] and stands for m samples after the other
+  bool mask_trains = false;   ///< whether a gradient of the mask is wanted
   double probability = 0.0;
   bool causal = false;
   std::optional<double> scale = std::nullopt;
@@ -48,9 +50,13 @@ struct AttentionResult {
 /// As `at::scaled_dot_product_attention`, bit by bit without dropout. `trains`: with what backward needs.
 AttentionResult attention_forward(const AttentionArguments& arguments, bool trains);
 
-/// Gradients of query, key and value; undefined where they are not wanted, or not. Those of inputs that were broadcast
-/// are not summed.
-std::array<at::Tensor, 3> attention_backward(const AttentionArguments& arguments, const AttentionResult& result,
-                                             const at::Tensor& grad, std::array<bool, 3> wanted);
+/// Of query, key, value and the mask.
+using AttentionGradients = std::array<at::Tensor, 4>;
+using AttentionWants = std::array<bool, 4>;
+
+/// Gradients; undefined where they are not wanted, or not. Those of inputs that were broadcast are not summed, but that
+/// of a mask that repeats is, to [m, heads, length, length].
+AttentionGradients attention_backward(const AttentionArguments& arguments, const AttentionResult& result,
+                                      const at::Tensor& grad, const AttentionWants& wanted);
 
 }  // namespace actnn::blocks

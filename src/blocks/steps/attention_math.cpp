@@ -9,16 +9,14 @@
 #include <c10/core/SymFloat.h>
 
 #include <cmath>
-#include <limits>
 #include <utility>
 
 #include "actnn/ops/dropout.h"
+#include "src/blocks/steps/attention_masks.h"
 #include "src/ops/tensors.h"
 
 namespace actnn::blocks {
 namespace {
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 /// Query and key are each multiplied by the root of the scale, as torch does, so that no product overflows. A negative
 /// scale's sign goes to the query.
@@ -65,10 +63,8 @@ at::Tensor scores_of(const AttentionArguments& arguments, const at::Tensor& key,
     const at::Tensor seen =
         at::ones_symint({scores.sym_size(-2), scores.sym_size(-1)}, scores.options().dtype(at::kBool));
     scores.masked_fill_(seen.tril().logical_not_(), -kInfinity);
-  } else if (arguments.mask && arguments.mask->scalar_type() == at::kBool) {
-    scores.masked_fill_(arguments.mask->logical_not(), -kInfinity);
-  } else if (arguments.mask) {
-    scores.add_(*arguments.mask);
+  } else if (const std::optional<at::Tensor> mask = repeated_mask(arguments)) {
+    mask->scalar_type() == at::kBool ? scores.masked_fill_(mask->logical_not(), -kInfinity) : scores.add_(*mask);
   }
   return scores.contiguous();
 }
@@ -99,9 +95,9 @@ AttentionResult math_attention_forward(const AttentionArguments& arguments, bool
   return result;
 }
 
-std::array<at::Tensor, 3> math_attention_backward(const AttentionArguments& arguments, const AttentionResult& result,
-                                                  const at::Tensor& grad, std::array<bool, 3> wanted) {
-  const auto [wants_query, wants_key, wants_value] = wanted;
+AttentionGradients math_attention_backward(const AttentionArguments& arguments, const AttentionResult& result,
+                                           const at::Tensor& grad, const AttentionWants& wanted) {
+  const auto [wants_query, wants_key, wants_value, wants_mask] = wanted;
   const RootOfScale root(arguments);
   const at::Tensor exact_grad = with_dtype(grad, at::kFloat);
   const at::Tensor key = expand_heads(arguments.key, arguments);
@@ -112,11 +108,11 @@ std::array<at::Tensor, 3> math_attention_backward(const AttentionArguments& argu
     return drops ? apply_dropout(tensor, arguments.probability, state, weights.sym_strides()) : tensor;
   };
 
-  std::array<at::Tensor, 3> gradients;
+  AttentionGradients gradients;
   if (wants_value) {
     gradients[2] = sum_heads(at::matmul(dropped(weights).transpose(-2, -1), exact_grad), arguments.value, arguments);
   }
-  if (wants_query || wants_key) {
+  if (wants_query || wants_key || wants_mask) {
     const at::Tensor grad_weights =
         dropped(at::matmul(exact_grad, expand_heads(arguments.value, arguments).transpose(-2, -1)));
     const at::Tensor grad_scores = at::_softmax_backward_data(grad_weights, weights, -1, at::kFloat);
@@ -127,6 +123,9 @@ std::array<at::Tensor, 3> math_attention_backward(const AttentionArguments& argu
     }
     if (wants_query) {
       gradients[0] = at::matmul(grad_scores, key).mul_(scale);
+    }
+    if (wants_mask) {
+      gradients[3] = grad_scores;
     }
   }
   return gradients;

@@ -11,7 +11,7 @@ namespace actnn::blocks {
 AttentionResult math_attention_forward(const AttentionArguments& arguments, bool trains);
 
 /// `seed` and `offset` of the random state count, not the kernel.
-std::array<at::Tensor, 3> math_attention_backward(const AttentionArguments& arguments, const AttentionResult& result,
-                                                  const at::Tensor& grad, std::array<bool, 3> wanted);
+AttentionGradients math_attention_backward(const AttentionArguments& arguments, const AttentionResult& result,
+                                           const at::Tensor& grad, const AttentionWants& wanted);
 
 }  // namespace actnn::blocks

@@ -40,7 +40,7 @@ struct StepCase {
   double error;  // of gradients
 };
 
-void PrintTo(const StepCase& step_case, std::ostream* out) { *out << step_case.name; }
+std::ostream& operator<<(std::ostream& out, const StepCase& step_case) { return out << step_case.name; }
 
 Program program_of(std::shared_ptr<Step> step, size_t inputs) {
   Program program;
@@ -326,10 +326,58 @@ TEST(AttentionStep, TakesMasks) {
   }
 }
 
-TEST(AttentionStep, RefusesAMaskThatWantsAGradient) {
-  const Tensors x = leaves({{2, 3, 5, 8}, {2, 3, 5, 8}, {2, 3, 5, 8}, {5, 5}}, at::kFloat);
-  const Block block(program_of(std::make_shared<Attention>(), 4));
-  EXPECT_THROW(block.run(x, {}, {}), c10::ValueError);
+TEST(AttentionStep, GivesAnAddedMaskItsGradient) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const Tensors x = leaves({{2, 3, 5, 8}, {2, 3, 7, 8}, {2, 3, 7, 8}}, dtype);
+    for (const std::vector<int64_t>& size :
+         std::vector<std::vector<int64_t>>{{5, 7}, {1, 3, 5, 7}, {2, 1, 5, 7}, {2, 3, 1, 7}, {2, 3, 5, 7}}) {
+      const Tensors inputs{x[0], x[1], x[2], leaves({size}, dtype)[0]};
+      const at::Tensor expected = at::scaled_dot_product_attention(inputs[0], inputs[1], inputs[2], inputs[3]);
+      const at::Tensor grad = at::randn_like(expected);
+      const at::Tensor actual = Block(program_of(std::make_shared<Attention>(), 4)).run(inputs, {}, {})[0];
+      const double error = dtype == at::kFloat ? 1e-5 : 1e-2;
+      EXPECT_LE(relative_error(actual, expected), error);
+      const Tensors expected_gradients = gradients(expected, grad, inputs, {});
+      const Tensors actual_gradients = gradients(actual, grad, inputs, {});
+      for (size_t number = 0; number < inputs.size(); ++number) {
+        EXPECT_LE(relative_error(actual_gradients[number], expected_gradients[number]), error)
+            << number << " of " << size;
+      }
+    }
+  }
+}
+
+TEST(AttentionStep, GivesTheMaskAloneItsGradient) {
+  const at::Tensor x = at::randn({2, 3, 5, 8});
+  const at::Tensor mask = at::randn({3, 5, 5}).requires_grad_();
+  const at::Tensor expected = at::scaled_dot_product_attention(x, x, x, mask);
+  const at::Tensor grad = at::randn_like(expected);
+  const at::Tensor actual = Block(program_of(std::make_shared<Attention>(), 4)).run({x, x, x, mask}, {}, {})[0];
+  EXPECT_LE(relative_error(gradients(actual, grad, {mask}, {})[0], gradients(expected, grad, {mask}, {})[0]), 1e-5);
+}
+
+/// Six samples, three windows each of two pictures.
+TEST(AttentionStep, RepeatsMasks) {
+  const Tensors x = leaves({{6, 2, 5, 8}, {6, 2, 7, 8}, {6, 2, 7, 8}}, at::kFloat);
+  const at::Tensor added = leaves({{3, 2, 5, 7}}, at::kFloat)[0];
+  for (const at::Tensor& mask : {added, at::rand({3, 1, 5, 7}) > 0.3, leaves({{1, 2, 5, 7}}, at::kFloat)[0]}) {
+    auto attention = std::make_shared<Attention>();
+    attention->mask_repeats = true;
+    const at::Tensor actual = Block(program_of(attention, 4)).run({x[0], x[1], x[2], mask}, {}, {})[0];
+    const at::Tensor expected =
+        at::scaled_dot_product_attention(x[0], x[1], x[2], mask.repeat({6 / mask.size(0), 1, 1, 1}));
+    EXPECT_LE(relative_error(actual, expected), 1e-5);
+    Tensors wanted = x;
+    if (mask.requires_grad()) {
+      wanted.push_back(mask);
+    }
+    const at::Tensor grad = at::randn_like(expected);
+    const Tensors expected_gradients = gradients(expected, grad, wanted, {});
+    const Tensors actual_gradients = gradients(actual, grad, wanted, {});
+    for (size_t number = 0; number < wanted.size(); ++number) {
+      EXPECT_LE(relative_error(actual_gradients[number], expected_gradients[number]), 1e-5) << number;
+    }
+  }
 }
 
 TEST(AttentionStep, DropsTheSameWeightsInBackward) {
@@ -357,6 +405,9 @@ TEST(NonlinearStep, RefusesFieldsThatMakeNoSense) {
   auto attention = std::make_shared<Attention>();
   attention->causal = true;
   EXPECT_THROW(program_of(attention, 4), c10::ValueError);
+  auto repeating = std::make_shared<Attention>();
+  repeating->mask_repeats = true;
+  EXPECT_THROW(program_of(repeating, 3), c10::ValueError);
   EXPECT_THROW(program_of(std::make_shared<Attention>(), 2), c10::ValueError);
   EXPECT_THROW(program_of(std::make_shared<Dropout>(Value{0}, 1.5), 1), c10::ValueError);
   EXPECT_THROW(program_of(std::make_shared<Multiply>(), 3), c10::ValueError);

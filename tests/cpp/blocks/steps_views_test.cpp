@@ -89,6 +89,10 @@ std::vector<Case> views() {
       view("Permute", image, step("permute", R"("dimensions": [2, 0, -1, 1])"), {1}, of_input([](const at::Tensor& x) {
              return x.permute({2, 0, 3, 1});
            })),
+      view("Roll", image, step("roll", R"("shifts": [-1, 2], "dimensions": [2, -1])"), {1},
+           of_input([](const at::Tensor& x) {
+             return x.roll({-1, 2}, {2, 3});
+           })),
       view("Select", image, step("select", R"("dimension": 1, "index": -2)"), {1},
            of_input([](const at::Tensor& x) { return x.select(1, -2); })),
       view("Split", image, step("split", R"("sizes": [1, 3, 2], "dimension": 1)"), {1, 2, 3},

@@ -1,0 +1,188 @@
+"""Attention that is written as products and a softmax: `dropout(softmax(query @ key.mT * scale + mask)) @ value`."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import fx
+
+from . import written_out
+from .added_masks import AddedMasks, attention_with, is_of_windows
+from .attention_patterns import scaled
+from .pattern_nodes import (
+    PRODUCTS,
+    SUMS,
+    Match,
+    cast_value,
+    is_number,
+    is_tensor,
+    key_of,
+    only_user,
+    operands,
+    with_casts_behind,
+)
+from .values import example
+
+MATRIX_PRODUCTS = frozenset({torch.matmul, operator.matmul, "matmul", "__matmul__"})
+QUOTIENTS = frozenset({operator.truediv, torch.div, "div", "__truediv__"})
+SOFTMAX = frozenset({F.softmax, torch.softmax, "softmax"})
+FILLS = frozenset({torch.masked_fill, "masked_fill"})
+HIDDEN = -1e4
+"""What fills scores that count for nothing is below."""
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """[batch, heads, length, length]: the product of query and key, scaled, and what is added."""
+
+    query: fx.Node
+    key: fx.Node
+    """[..., head size, length]."""
+    scale: float = 1.0
+    masks: AddedMasks = field(default_factory=AddedMasks)
+    fills: tuple[tuple[fx.Node, float], ...] = ()
+    """Where, and with what."""
+
+
+def attention(softmax: fx.Node) -> Match | None:
+    scores = _scores(softmax.args[0]) if _is_of_last(*softmax.args, **softmax.kwargs) else None
+    weights, probability = _weights(softmax)
+    result = only_user(weights)
+    factors = operands(result, MATRIX_PRODUCTS)
+    if scores is None or probability is None or factors is None or factors[0] is not weights:
+        return None
+    value, dtype = factors[1], example(result).dtype
+    if [example(one).dim() for one in (scores.query, scores.key, value)] != [4, 4, 4]:
+        return None
+    query, factor, views = scaled(scores.query) or (scores.query, 1.0, [])
+    key, is_exchanged = _exchanged(scores.key)
+    read = (*scores.masks.terms, *(where for where, _ in scores.fills))
+
+    def make(record):
+        heads = query
+        for view in views:
+            heads = record.method(view.target, heads, *view.args[1:], **view.kwargs)
+        keys = key if is_exchanged else record.method("transpose", key, -2, -1)
+        filled = [record.call(written_out.hiding_mask, where, number, dtype) for where, number in scores.fills]
+        masks = replace(scores.masks, terms=(*scores.masks.terms, *filled))
+        return attention_with(record, heads, keys, value, masks, probability, scores.scale * factor, dtype)
+
+    return Match(result, (query, key, value, *read), make)
+
+
+def _is_of_last(input, dim=None, _stacklevel=3, dtype=None) -> bool:
+    return dim in (-1, example(input).dim() - 1) and dtype in (None, torch.float32, example(input).dtype)
+
+
+def _weights(softmax: fx.Node) -> tuple[fx.Node, float | None]:
+    """What multiplies the values, and the probability with which a weight is dropped; None if that is computed."""
+    weights = list(with_casts_behind(softmax))[-1]
+    dropped = only_user(weights)
+    if key_of(dropped) is not F.dropout or dropped.args[0] is not weights:
+        return weights, 0.0
+    probability = _probability(*dropped.args, **dropped.kwargs)
+    return list(with_casts_behind(dropped))[-1], probability
+
+
+def _probability(input, p=0.5, training=True, inplace=False) -> float | None:
+    is_known = is_number(p) and 0 <= p < 1 and isinstance(training, bool)
+    return (p if training else 0.0) if is_known else None
+
+
+def _scores(node: object) -> _Scores | None:
+    while (converted := cast_value(node)) is not None:
+        node = converted
+    if not is_tensor(node):
+        return None
+    for read in (_product, _scaled_scores, _masked, _filled, _of_windows):
+        if (found := read(node)) is not None:
+            return found
+    return None
+
+
+def _product(node: fx.Node) -> _Scores | None:
+    factors = operands(node, MATRIX_PRODUCTS)
+    return _Scores(*factors) if factors is not None and all(map(is_tensor, factors)) else None
+
+
+def _scaled_scores(node: fx.Node) -> _Scores | None:
+    """Those that are multiplied or divided by a number, before anything is added."""
+    quotient = operands(node, QUOTIENTS)
+    factors = quotient or operands(node, PRODUCTS)
+    if factors is None or not any(map(is_number, factors)) or (quotient and not is_number(factors[1])):
+        return None
+    inner, number = factors if is_number(factors[1]) else factors[::-1]
+    scores = _scores(inner)
+    if scores is None or scores.masks.terms or scores.fills or number <= 0:
+        return None
+    return replace(scores, scale=scores.scale / number if quotient else scores.scale * number)
+
+
+def _masked(node: fx.Node) -> _Scores | None:
+    terms = operands(node, SUMS)
+    if terms is None or not all(map(is_tensor, terms)):
+        return None
+    for inner, mask in (terms, terms[::-1]):
+        if example(mask).is_floating_point() and (scores := _scores(inner)) is not None:
+            return _with_mask(scores, mask) if example(node).shape == example(inner).shape else None
+    return None
+
+
+def _filled(node: fx.Node) -> _Scores | None:
+    if key_of(node) not in FILLS or len(node.args) != 3 or not is_number(node.args[2]) or node.args[2] > HIDDEN:
+        return None
+    inner, where, number = node.args
+    scores = _scores(inner)
+    if scores is None or not is_tensor(where) or example(where).dim() > 4 or scores.masks.repeats:
+        return None
+    return replace(scores, fills=(*scores.fills, (where, float(number))))
+
+
+def _of_windows(node: fx.Node) -> _Scores | None:
+    """Those to which, as [pictures, windows, heads, length, length], a mask of windows is added."""
+    terms = operands(_viewed(node), SUMS)
+    if terms is None or not all(map(is_tensor, terms)):
+        return None
+    for separate, mask in (terms, terms[::-1]):
+        inner = _viewed(separate)
+        if inner is None or (scores := _scores(inner)) is None:
+            continue
+        sizes, joined = list(example(separate).shape), list(example(node).shape)
+        is_split = len(sizes) == 5 and len(joined) == 4 and joined[1:] == sizes[2:] == list(example(inner).shape)[1:]
+        if not is_split or scores.masks.repeats or scores.fills or not is_of_windows(mask, sizes[1:]):
+            return None
+        others = scores.masks.terms
+        if any(example(term).dim() == 4 and example(term).shape[0] != 1 for term in others):
+            return None
+        return replace(scores, masks=AddedMasks((*others, mask), repeats=True))
+    return None
+
+
+def _viewed(node: object) -> fx.Node | None:
+    return node.args[0] if key_of(node) in ("view", "reshape") else None
+
+
+def _with_mask(scores: _Scores, mask: fx.Node) -> _Scores | None:
+    is_of_any_sample = example(mask).dim() < 4 or example(mask).shape[0] == 1
+    if example(mask).dim() > 4 or (scores.masks.repeats and not is_of_any_sample):
+        return None
+    return replace(scores, masks=replace(scores.masks, terms=(*scores.masks.terms, mask)))
+
+
+EXCHANGES: dict[object, Callable[..., bool]] = {
+    "transpose": lambda first, second: {first % 4, second % 4} == {2, 3},
+    "permute": lambda *order: order in ((0, 1, 3, 2), ([0, 1, 3, 2],), ((0, 1, 3, 2),)),
+    getattr: lambda name: name == "mT",
+}
+EXCHANGES |= {"swapaxes": EXCHANGES["transpose"], torch.transpose: EXCHANGES["transpose"]}
+
+
+def _exchanged(key: fx.Node) -> tuple[fx.Node, bool]:
+    """The key before its last two dimensions were exchanged, or as it is."""
+    exchange = EXCHANGES.get(key_of(key))
+    is_exchanged = exchange is not None and not key.kwargs and exchange(*key.args[1:]) and only_user(key) is not None
+    return (key.args[0], True) if is_exchanged else (key, False)
