@@ -87,9 +87,12 @@ class _Meter:
         self.records: dict[int, str] = {}
         self.place: tuple[dict[str, int], str] | None = None
         """Of the node of a captured graph that is running: where its bytes count, and under which name."""
-        own = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.layout == torch.strided]
+        own = [_local(tensor) for tensor in (*model.parameters(), *model.buffers())]
         # By address; whose memory is not free for another tensor before all is counted.
-        self.counted = {tensor.untyped_storage().data_ptr(): tensor for tensor in own}
+        self.counted = {_address(tensor): tensor for tensor in own if tensor.layout == torch.strided}
+        self.sharded = [
+            (module, name) for module in model.modules() for name, p in module._parameters.items() if _local(p) is not p
+        ]
 
     def keep(self, tensor: Tensor) -> Tensor:
         """What autograd calls with each tensor that it saves."""
@@ -119,10 +122,19 @@ class _Meter:
 
     def _new_bytes(self, tensor: Tensor) -> int:
         """The bytes of a tensor's memory, if nobody else keeps it."""
-        if tensor.layout != torch.strided or (address := tensor.untyped_storage().data_ptr()) in self.counted:
+        tensor = _local(tensor)
+        if (
+            tensor.layout != torch.strided
+            or (address := _address(tensor)) in self.counted
+            or self._is_gathered(address)
+        ):
             return 0
         self.counted[address] = tensor
         return tensor.untyped_storage().nbytes()
+
+    def _is_gathered(self, address: int) -> bool:
+        """Whether this is the memory of a sharded parameter while it is whole: of `fully_shard`, which frees it."""
+        return any(_address(_local(getattr(module, name))) == address for module, name in self.sharded)
 
     def _caller(self) -> str | None:
         """The path of the innermost module of the model whose call is going on in this thread."""
@@ -149,6 +161,15 @@ class _NodeByNode(fx.Interpreter):
             return super().run_node(node)
         finally:
             self.meter.place = None
+
+
+def _local(tensor: Tensor | None) -> Tensor | None:
+    """The part of a DTensor that is here; other tensors as they are."""
+    return getattr(tensor, "_local_tensor", tensor)
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 @contextmanager
