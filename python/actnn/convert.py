@@ -210,7 +210,7 @@ class _Survey:
 
     def _look_at(self, path: str, module: nn.Module) -> None:
         name = type(module).__name__
-        parent = _torch_layer(module)
+        parent = self._layer_of(module)
         reason = self._why_not(module, parent)
         if reason == UNKNOWN and any(True for _ in module.children()):
             self._report(path, name, TRAVERSED, reason=self._remark(module))
@@ -218,6 +218,9 @@ class _Survey:
             self._report(path, name, LEFT, reason=reason)
         else:
             self._report(path, name, CONVERTED, **self._convert(path, module, parent))
+
+    def _layer_of(self, module: nn.Module) -> type[nn.Module] | None:
+        return _torch_layer(module) or _sharded_layer(module)
 
     def _remark(self, module: nn.Module) -> str:
         return ""
@@ -258,6 +261,9 @@ class _Converter(_Survey):
         for module in self.converted:
             _restore_layer(module)
 
+    def _layer_of(self, module: nn.Module) -> type[nn.Module] | None:
+        return _torch_layer(module)
+
     def _remark(self, module: nn.Module) -> str:
         return "attention itself keeps exact activations" if isinstance(module, nn.MultiheadAttention) else ""
 
@@ -294,6 +300,13 @@ def _torch_layer(module: nn.Module) -> type[nn.Module] | None:
     """The layer of torch that the module computes, if there is a compressed form of it."""
     base = _base(module)
     return base if base in CONVERSIONS else None
+
+
+def _sharded_layer(module: nn.Module) -> type[nn.Module] | None:
+    """The same for a layer that `fully_shard` has given a class of its own."""
+    is_sharded = isinstance(module, getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ()))
+    base = type(module).__bases__[-1]
+    return base if is_sharded and base in CONVERSIONS else None
 
 
 def _base(module: nn.Module) -> type[nn.Module]:

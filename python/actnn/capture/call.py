@@ -243,7 +243,7 @@ class PartialCall(_Call):
         super().__init__(module)
         self._whole, self.path = weakref.ref(whole), path
         self.use(whole.settings)
-        self._is_layer = not any(True for _ in module.children()) and type(module).__module__.startswith("torch.nn.")
+        self._is_layer = _is_layer(module)
 
     def use(self, settings: Settings) -> None:
         """Captures anew at the next call."""
@@ -261,6 +261,12 @@ class PartialCall(_Call):
         if not has_own_graph or _compresses_functions(whole) or not whole.may_capture():
             return whole.call_without_capture(module, args, kwargs)
         return self._run_graph(whole, compilation, args, kwargs)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether its forward is that of one of torch's layers, which TorchDynamo does not capture between graph breaks."""
+    forward = getattr(type(module).forward, "__module__", None) or ""
+    return forward.startswith("torch.nn.") and not any(True for _ in module.children())
 
 
 def _compresses_functions(call: CapturedCall) -> bool:
