@@ -9,7 +9,7 @@ import textwrap
 import actnn
 import pytest
 import torch
-from actnn.capture import backend
+from actnn.capture import backend, dynamo
 from captured_models import Net, check_same, images, mlp, pair
 from configurations import eight_bits
 from saved_memory import saved_bytes
@@ -48,6 +48,40 @@ def test_many_models_do_not_share_limits():
         for count in (2, 3, 4):
             model(torch.randn(count, 8))
     assert [len(report.graphs) for report in reports] == [2] * 12
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = mlp()
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
+class Cut(nn.Module):
+    """Its layers are cut from one another, by their hooks."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.ModuleList(Residual() for _ in range(layers))
+        for layer in self.layers:
+            layer.register_forward_pre_hook(torch._dynamo.disable(lambda *_: None))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_layers_with_one_forward_do_not_share_limits(monkeypatch):
+    monkeypatch.setattr(dynamo, "NESTED_LIMIT", 2)
+    exact, converted, report = pair(lambda: Cut(3))
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for count in (2, 3):
+            check_same(exact, converted, torch.randn(count, 8, 8))
+    layers = {block.name.partition("#")[0] for block in report.blocks}
+    assert layers == {"layers.0", "layers.1", "layers.2"} and not report.record.fallback
 
 
 def test_errors_are_the_models_own():

@@ -29,7 +29,7 @@ from .versions import why_capture_is_wrong
 ATTEMPTS = 3
 """How often a call may turn out impossible to capture, until calls are no longer captured."""
 NESTED_LIMIT = 256
-"""How often code of the user's that runs between graph breaks is captured, for all modules and models that share it."""
+"""How often code of the user's that runs between graph breaks is captured, for one module."""
 
 PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _number = itertools.count()
@@ -151,7 +151,11 @@ class Capture:
             types = torch._dynamo.types  # what it calls may be captured by others, and is not by this one
             skip = types.FrameExecStrategy(types.FrameAction.SKIP, types.FrameAction.SKIP)
             return types.ConvertFrameReturn(frame_exec_strategy=skip, apply_to_code=False)
-        with torch._dynamo.convert_frame.compile_lock, self._settings(is_entry), self._notes_breaks():
+        with (
+            torch._dynamo.convert_frame.compile_lock,
+            self._settings(self._limit_of(frame.f_code)),
+            self._notes_breaks(),
+        ):
             self._cause = _why_anew(frame, self._backend)
             self._root = Root(path=self._path) if is_entry else self._root_of(frame)
             try:
@@ -180,10 +184,17 @@ class Capture:
         self.record.note(trouble)
         return torch._dynamo.types.ConvertFrameReturn(apply_to_code=False)
 
+    def _limit_of(self, code: types.CodeType) -> int:
+        """How many captures of some code Dynamo is to allow, which counts those for other modules, too: all layers of a
+        model that are cut from one another share their forward."""
+        limit = torch._dynamo.config.recompile_limit
+        if code is self._code:
+            return limit
+        return max(limit, NESTED_LIMIT) + sum(entry.backend is not self._backend for entry in _entries_of(code))
+
     @contextmanager
-    def _settings(self, is_entry: bool) -> Iterator[None]:
+    def _settings(self, limit: int) -> Iterator[None]:
         config = torch._dynamo.config
-        limit = config.recompile_limit if is_entry else max(config.recompile_limit, NESTED_LIMIT)
         _local.depth = getattr(_local, "depth", 0) + 1
         try:
             with (
@@ -257,11 +268,15 @@ class _Backend:
         return graph.forward if capture is None else capture.compile(graph, inputs)
 
 
+def _entries_of(code: types.CodeType) -> list:
+    """What Dynamo has captured of some code, for whomever."""
+    return torch._C._dynamo.eval_frame._debug_get_cache_entry_list(code)
+
+
 def _why_anew(frame: Any, backend: Callable) -> str:
     """What was different from the last capture of a frame; empty for the first."""
     # Code between graph breaks is captured for others, too.
-    entries = torch._C._dynamo.eval_frame._debug_get_cache_entry_list(frame.f_code)
-    entry = next((entry for entry in entries if entry.backend is backend), None)
+    entry = next((entry for entry in _entries_of(frame.f_code) if entry.backend is backend), None)
     if entry is None:
         return ""
     try:
