@@ -69,9 +69,16 @@ class Cut(nn.Module):
             layer.register_forward_pre_hook(torch._dynamo.disable(lambda *_: None))
 
     def forward(self, x):
+        x = activated(x)
         for layer in self.layers:
             x = layer(x)
-        return x
+        return activated(x)
+
+
+def activated(x):
+    """Says how it ran, without gradients."""
+    is_captured = torch.compiler.is_compiling() and not x.requires_grad
+    return torch.sigmoid(x) + is_captured
 
 
 def test_layers_with_one_forward_do_not_share_limits(monkeypatch):
@@ -82,6 +89,13 @@ def test_layers_with_one_forward_do_not_share_limits(monkeypatch):
             check_same(exact, converted, torch.randn(count, 8, 8))
     layers = {block.name.partition("#")[0] for block in report.blocks}
     assert layers == {"layers.0", "layers.1", "layers.2"} and not report.record.fallback
+
+
+def test_functions_between_breaks_that_save_nothing_run_as_they_are():
+    exact, converted, report = pair(lambda: Cut(2))
+    for _ in range(3):
+        check_same(exact, converted, torch.randn(2, 8, 8))
+    assert len(report.graphs) == 3  # of the layers, and of the function where something is saved
 
 
 def test_errors_are_the_models_own():

@@ -21,7 +21,7 @@ from torch import fx, nn
 
 from .backend import Root, Settings, compile_graph
 from .compilation import Compilation
-from .records import Record
+from .records import WITHOUT_GRADIENTS, Graph, Record
 from .synchronized import synchronized_norms
 from .traceable import WithSaidOnce, plain_isinstance
 from .versions import why_capture_is_wrong
@@ -29,7 +29,7 @@ from .versions import why_capture_is_wrong
 ATTEMPTS = 3
 """How often a call may turn out impossible to capture, until calls are no longer captured."""
 NESTED_LIMIT = 256
-"""How often code of the user's that runs between graph breaks is captured, for one module."""
+"""How often code of the user's that runs between graph breaks is captured for one module."""
 
 PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _number = itertools.count()
@@ -87,6 +87,8 @@ class Capture:
         self._code = call_torchs.__code__.replace(co_name=f"{name}_{next(_number)}")
         self._backend = _Backend(self)
         self._skipped: list[types.CodeType] = []
+        self._plain: set[tuple] = set()
+        """Kinds of calls between graph breaks that run as they are."""
         self._cause, self._root = "", Root(path=path)
         self._misses = 0
         self._breaks: dict[str, str] = {}
@@ -148,9 +150,9 @@ class Capture:
         """What Dynamo's callback does."""
         is_entry = frame.f_code is self._code
         if not is_entry and frame.f_code.co_filename.startswith(PACKAGE):
-            types = torch._dynamo.types  # what it calls may be captured by others, and is not by this one
-            skip = types.FrameExecStrategy(types.FrameAction.SKIP, types.FrameAction.SKIP)
-            return types.ConvertFrameReturn(frame_exec_strategy=skip, apply_to_code=False)
+            return _skip(with_callees=True)  # what it calls may be captured by others, and is not by this one
+        if (kind := _kind_of(frame)) in self._plain:
+            return _as_it_is(frame)
         with (
             torch._dynamo.convert_frame.compile_lock,
             self._settings(self._limit_of(frame.f_code)),
@@ -158,6 +160,7 @@ class Capture:
         ):
             self._cause = _why_anew(frame, self._backend)
             self._root = Root(path=self._path) if is_entry else self._root_of(frame)
+            graphs, breaks = len(self.record.graphs), len(torch._dynamo.output_graph.graph_break_reasons)
             try:
                 result = convert(frame, cache_entry, frame_state)
             except torch._dynamo.exc.FailOnRecompileLimitHit:
@@ -171,11 +174,27 @@ class Capture:
                     raise
                 reason = f"{type(error).__name__}: {_one_line(str(error))}"
                 return self._not_captured(is_entry, reason, f"{frame.f_code.co_name}: {reason}")
+            is_cut = len(torch._dynamo.output_graph.graph_break_reasons) > breaks
+        if not is_entry and not is_cut and self._is_plain(frame, self.record.graphs[graphs:]):
+            del self.record.graphs[graphs:]
+            self._plain.add(kind)
+            return _as_it_is(frame)
         if result.guarded_code is None:
             if is_entry:
                 raise NotCapturedError("it has no operations that TorchDynamo captures", has_work=False)
             self._skipped.append(frame.f_code)
         return result
+
+    def _is_plain(self, frame: Any, graphs: list[Graph]) -> bool:
+        """Whether a function that was captured without a break is to run as it is from now on: nothing in it is saved
+        for backward, and code that does not know that it is captured may do better. Masks of transformers, say, are
+        left out then where attention is just causal."""
+        return (
+            self.settings.compile is None
+            and bool(graphs)
+            and all(graph.reason == WITHOUT_GRADIENTS for graph in graphs)
+            and not any(isinstance(value, nn.Module) for value in frame.f_locals.values())
+        )
 
     def _not_captured(self, is_entry: bool, reason: str, trouble: str) -> Any:
         """Of the module's own call nothing has run yet; what runs between graph breaks runs this once as it is."""
@@ -242,6 +261,25 @@ class Capture:
         """Code that Dynamo skips because the user's code raised an error in it may be captured the next time."""
         while self._skipped:
             torch._C._dynamo.eval_frame.reset_code(self._skipped.pop())
+
+
+def _skip(with_callees: bool) -> Any:
+    """Dynamo's answer for a frame that runs as it is, this once."""
+    types = torch._dynamo.types
+    actions = types.FrameAction
+    strategy = types.FrameExecStrategy(actions.SKIP, actions.SKIP if with_callees else actions.DEFAULT)
+    return types.ConvertFrameReturn(frame_exec_strategy=strategy, apply_to_code=False)
+
+
+def _as_it_is(frame: Any) -> Any:
+    """With what it calls, unless it is a wrapper, whose code is that of wrappers of other functions, too."""
+    return _skip(with_callees=not frame.f_code.co_freevars)
+
+
+def _kind_of(frame: Any) -> tuple[types.CodeType, frozenset[str]]:
+    """Its code, and which of its locals require a gradient."""
+    tensors = {name: value for name, value in frame.f_locals.items() if isinstance(value, torch.Tensor)}
+    return frame.f_code, frozenset(name for name, tensor in tensors.items() if tensor.requires_grad)
 
 
 class _Callback:

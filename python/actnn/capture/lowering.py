@@ -21,6 +21,7 @@ from .partition import Reasons, Steps, find_programs
 from .pattern_nodes import PRODUCTS, SUMS, is_number, operands
 from .patterns import join_patterns
 from .programs import Program, common_path, program_of, put_into_graph
+from .records import WITHOUT_GRADIENTS
 from .sharing import share_copies
 from .sizes import Sizes, read_from_inputs
 from .steps import step_of
@@ -96,7 +97,7 @@ def lower(graph_module: fx.GraphModule, options: LoweringOptions) -> Lowered:
     if not torch.is_grad_enabled():
         return Lowered(graph_module, [], [], "gradients are off")
     if not any(requires_grad(node) for node in graph_module.graph.nodes):
-        return Lowered(graph_module, [], [], "nothing requires a gradient")
+        return Lowered(graph_module, [], [], WITHOUT_GRADIENTS)
     module = _copy_of(graph_module)
     graph = module.graph
     leave_out_causal_masks(graph)

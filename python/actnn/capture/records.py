@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+WITHOUT_GRADIENTS = "nothing requires a gradient"
+"""The reason of a graph that has nothing to save."""
+
 
 @dataclass(frozen=True)
 class CapturedProgram:
