@@ -13,7 +13,7 @@ from dataclasses import replace
 from torch import fx
 
 from .steps import LAYERS, NORMS, Step
-from .values import any_requires_grad, elements
+from .values import any_requires_grad, elements, requires_grad
 from .writes import disturbs
 
 Steps = dict[fx.Node, Step]
@@ -61,7 +61,12 @@ def results_of(piece: Sequence[fx.Node]) -> list[fx.Node]:
 
 
 def _leave_computed_parameters(steps: Steps, reasons: Reasons) -> None:
-    """What computes a weight (a parametrization, a tied transposed embedding) runs before the program."""
+    """What computes a weight (a parametrization, a tied transposed embedding) runs before the program, which saves the
+    weight; so what needs no gradient is not in one with it."""
+    for node, step in list(steps.items()):
+        if not requires_grad(node) and any(tensor.op not in ("placeholder", "get_attr") for tensor in step.tensors):
+            del steps[node]
+            reasons[node] = "nothing in it requires a gradient"
     for tensor in [tensor for step in steps.values() for tensor in [*step.tensors, *step.integers()]]:
         if steps.pop(tensor, None):
             reasons[tensor] = "it computes a weight"

@@ -50,7 +50,7 @@ def overwrites(node: fx.Node, steps: dict[fx.Node, Step], order: dict[fx.Node, i
     if node.op not in ("call_function", "call_method", "call_module"):
         return False
     return node.op == "call_module" or any(
-        written is ANYTHING or not _is_private(written, node, steps, order) for written in _written(node)
+        written is ANYTHING or not _is_private(written, node, steps, order) for written in values_written(node)
     )
 
 
@@ -59,7 +59,7 @@ def written_memory(graph: fx.Graph) -> set[int]:
     found = set()
     for node in graph.nodes:
         if node.op in ("call_function", "call_method", "call_module"):
-            written = [ANYTHING] if node.op == "call_module" else _written(node)
+            written = [ANYTHING] if node.op == "call_module" else values_written(node)
             for value in written:
                 found |= {memory_of(one) for one in ([value] if isinstance(value, fx.Node) else node.all_input_nodes)}
     return found - {None}
@@ -79,7 +79,8 @@ def _changes_a_mode(node: fx.Node) -> bool:
     return not isinstance(value, (Tensor, int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool, tuple, list))
 
 
-def _written(node: fx.Node) -> list[Any]:
+def values_written(node: fx.Node) -> list[Any]:
+    """What a call may write to, or `ANYTHING`."""
     if "out" in node.kwargs and node.kwargs["out"] is not None:
         return [ANYTHING]
     if node.op == "call_method":
