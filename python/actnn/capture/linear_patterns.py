@@ -53,7 +53,7 @@ def _scaled(node: fx.Node, weight: fx.Node) -> tuple[fx.Node | None, float]:
 
 def converted(cast: fx.Node) -> Match | None:
     """A conversion to a wider type, of what only products read that autocast has in the type that it had before; or
-    one to a narrower type, of a sum."""
+    one to a narrower type, of a sum or of one of its terms."""
     value = cast_value(cast)
     if value is None:
         return None
@@ -64,10 +64,14 @@ def converted(cast: fx.Node) -> Match | None:
         if readers is None or memory_of(value) in written_memory(cast.graph):
             return None
         return Match(cast, (value,), lambda record: value, before, readers=readers)
-    terms = operands(value, SUMS) if _is_wider(before, after) else None
-    if terms is None or not all(map(is_tensor, terms)):
+    if not _is_wider(before, after):
         return None
-    return Match(cast, terms, lambda record: record.call(written_out.add, *terms, after))
+    result, terms = cast, operands(value, SUMS)
+    if terms is None and (terms := operands(only_user(cast), SUMS)) is not None:
+        result, terms = only_user(cast), tuple(value if term is cast else term for term in terms)
+    if terms is None or not all(map(is_tensor, terms)) or example(result).dtype != after:
+        return None
+    return Match(result, terms, lambda record: record.call(written_out.add, *terms, after))
 
 
 def _is_wider(dtype: torch.dtype, other: torch.dtype) -> bool:
