@@ -13,6 +13,7 @@ from . import _checks
 from ._unchanged import unchanged
 from .capture.backend import COUNTED_IN, watch
 from .capture.call import call_of
+from .capture.frozen_weights import FrozenWeight
 from .capture.records import Record
 from .layers import QuantizedLayer
 
@@ -121,7 +122,9 @@ class _Meter:
         return graph(*inputs) if prefix is None else _NodeByNode(graph, self, prefix).run(*inputs)
 
     def _new_bytes(self, tensor: Tensor) -> int:
-        """The bytes of a tensor's memory, if nobody else keeps it."""
+        """The bytes of a tensor's memory, if nobody else keeps it. A frozen weight has none but the model's."""
+        if isinstance(tensor, FrozenWeight):
+            return 0
         tensor = _local(tensor)
         if (
             tensor.layout != torch.strided

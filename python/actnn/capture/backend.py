@@ -34,6 +34,8 @@ class Settings:
     """Paths of the modules that stay exact."""
     compile: str | Callable | None = None
     """What compiles the graphs with their programs."""
+    is_traced: bool = False
+    """Whether somebody else's compiler traces them."""
     bits: BlockBits = field(default_factory=BlockBits)
     """Of single values; shared by all graphs of the model."""
 
@@ -158,6 +160,7 @@ def _options(settings: Settings, root: Root) -> LoweringOptions:
             "rounding": config.rounding,
         },
         skipped=lambda path: root.under(path) in settings.skipped,
+        is_traced=settings.is_traced or settings.compile is not None,
     )
 
 

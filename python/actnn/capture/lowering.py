@@ -14,6 +14,7 @@ from . import function_steps, layer_steps, written_out  # noqa: F401  (they fill
 from .block_bits import BlockBits
 from .composites import expand_composites
 from .factories import make_without_models
+from .frozen_linears import find_frozen_linears
 from .functions import name_of_target, replace_functions
 from .losses import join_losses
 from .masks import join_equal_masks, leave_out_causal_masks
@@ -51,6 +52,8 @@ class LoweringOptions:
     """Functions whose calls stay exact, such as `BATCH_NORMS`."""
     makes_programs: bool = True
     replaces_functions: bool = True
+    is_traced: bool = False
+    """Whether a compiler traces what the graph becomes: tensors that are more than their memory are nothing for it."""
     run: Callable | None = None
     """What the graph calls for a program; None: the library's op."""
     describe: Callable[[str], str] | None = None
@@ -103,6 +106,8 @@ def lower(graph_module: fx.GraphModule, options: LoweringOptions) -> Lowered:
     leave_out_causal_masks(graph)
     expand_composites(graph)
     make_without_models(graph)
+    if options.makes_programs and not options.is_traced:
+        find_frozen_linears(graph, lambda node: _is_skipped(node, options))
     if options.makes_programs or options.replaces_functions:
         join_patterns(graph, lambda node: _is_skipped(node, options))
     join_equal_masks(graph)

@@ -83,7 +83,8 @@ def lowered_for(name: str) -> Callable:
 def _lowered(name: str, inner: fx.GraphModule) -> Callable:
     call = _calls[name]
     if LOWERED not in inner.meta:
-        settings, cause = replace(call.settings, compile=None), "torch.compile has traced a call of the model"
+        settings = replace(call.settings, compile=None, is_traced=True)
+        cause = "torch.compile has traced a call of the model"
         with _disable_current_modes():  # of the compiler, for examples
             inputs = _locate(inner.graph, call.module)
             inner.meta[LOWERED] = compile_graph(inner, inputs, settings, call.record, cause, Root())
