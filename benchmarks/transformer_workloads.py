@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 def trained(model: nn.Module) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(parameters, lr=1e-5, fused=parameters[0].is_cuda)
+    is_cuda = parameters[0].is_cuda
+    return torch.optim.AdamW(parameters, lr=1e-5, fused=is_cuda, capturable=is_cuda)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 #include "src/blocks/backward.h"
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <utility>
 
@@ -54,6 +55,9 @@ class Backward : public BackwardRun {
       }
       for (const Value output : stage.outputs) {
         gradients_[output.number] = {};
+        if (is_awaited(output)) {
+          give_copy(output, BackwardRun::copy(output));
+        }
       }
       std::erase_if(decoded_, [&](const auto& entry) { return last_copy_reader(entry.first) >= stage_; });
     }
@@ -91,6 +95,38 @@ class Backward : public BackwardRun {
   }
 
   at::Tensor copy(Value value, at::ScalarType dtype) override { return with_dtype(take_copy(value, dtype), dtype); }
+  void with_copy(Value value, at::ScalarType dtype, std::function<void(const at::Tensor&)> use) override {
+    const Value shown = shown_by(value);
+    const Step* const maker = schedule_.makers[shown.number];
+    if (maker == nullptr || !wants(shown) || decoded_.contains(shown) || !maker->gives_copy(*this)) {
+      use(copy(value, dtype));
+      return;
+    }
+    awaited_[shown].push_back([this, value, shown, dtype, use = std::move(use)](const at::Tensor& given) {
+      decoded_.insert_or_assign(shown, given);
+      use(copy(value, dtype));
+      decoded_.erase(shown);
+    });
+  }
+  bool is_awaited(Value value) const override { return awaited_.contains(value); }
+  void give_copy(Value value, const at::Tensor& copy) override {
+    const auto uses = awaited_.extract(value);
+    for (const auto& use : uses.mapped()) {
+      use(copy);
+    }
+  }
+  std::optional<PackedRows> packed_rows(Value value, at::ScalarType dtype) override {
+    const auto format = plan_.copies.find(value);
+    if (format == plan_.copies.end() || decoded_.contains(value) ||
+        decoding_dtype(this->dtype(value), dtype) != dtype ||
+        !is_rows_in_columns(format->second, sizes(value), layout(value)) || !has_saved(value, Form::kCopy)) {
+      return std::nullopt;
+    }
+    const at::Tensor& packed = saved(value, Form::kCopy)[0];
+    return can_activate_packed_rows(packed, sizes(value).back())
+               ? std::optional(PackedRows{packed, format->second.bits, format->second.group_rows})
+               : std::nullopt;
+  }
   const std::vector<at::Tensor>& saved(Value value, Form form) const override {
     const std::pair key(value, form);
     const auto known = forms_.find(key);
@@ -137,6 +173,12 @@ class Backward : public BackwardRun {
    private:
     Backward& backward_;
   };
+
+  /// The value that a view of one shows.
+  Value shown_by(Value value) const {
+    const Step* const maker = schedule_.makers[value.number];
+    return maker != nullptr && maker->is_view() && maker->inputs.size() == 1 ? shown_by(maker->inputs[0]) : value;
+  }
 
   /// The first stage, which is the last in backward, that reads a copy.
   size_t last_copy_reader(Value value) const {
@@ -218,6 +260,7 @@ class Backward : public BackwardRun {
   std::vector<Sizes> sizes_;
   std::vector<at::ScalarType> parameter_dtypes_;  // as forward was given them
   std::map<Value, at::Tensor> decoded_;
+  std::map<Value, std::vector<std::function<void(const at::Tensor&)>>> awaited_;  // copies that a stage will have
   mutable std::map<std::pair<Value, Form>, std::vector<at::Tensor>> forms_;
   size_t stage_ = 0;
 };

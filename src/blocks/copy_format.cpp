@@ -72,6 +72,10 @@ at::ScalarType decoding_dtype(at::ScalarType packed, at::ScalarType wanted) {
   return packed == at::kFloat && wanted == at::kBFloat16 ? wanted : packed;
 }
 
+bool is_rows_in_columns(const CopyFormat& format, c10::SymIntArrayRef size, Layout layout) {
+  return layout == Layout::kPlain && is_in_columns(format, size, layout);
+}
+
 std::vector<at::Tensor> pack_copy(const at::Tensor& value, const CopyFormat& format, Layout layout, Rounding rounding) {
   if (format.kind == CopyFormat::Kind::kExact) {
     return {value};

@@ -19,6 +19,9 @@ std::vector<c10::SymInt> strides_of(c10::SymIntArrayRef size, Layout layout);
 /// `tensor` stored in this layout; a copy unless it is.
 at::Tensor in_layout(const at::Tensor& tensor, Layout layout);
 
+/// Whether a copy of this format is packed as rows of the last dimension, in columns.
+bool is_rows_in_columns(const CopyFormat& format, c10::SymIntArrayRef size, Layout layout);
+
 /// The tensors of a copy of `value`, which is dense in its layout; not of those of passes, which the pass that makes
 /// the value packs.
 std::vector<at::Tensor> pack_copy(const at::Tensor& value, const CopyFormat& format, Layout layout, Rounding rounding);

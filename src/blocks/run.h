@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -55,6 +56,15 @@ class BackwardRun : public Wants {
   at::Tensor copy(Value value) { return copy(value, dtype(value)); }
   /// ... in this dtype.
   virtual at::Tensor copy(Value value, at::ScalarType dtype) = 0;
+  /// Calls `use` with the copy: at once, or, if the step that made the value has it from its own backward for less
+  /// (`Step::gives_copy`), then.
+  virtual void with_copy(Value value, at::ScalarType dtype, std::function<void(const at::Tensor&)> use) = 0;
+  /// Whether somebody waits for the copy of an output so, and the giving of it.
+  virtual bool is_awaited(Value value) const = 0;
+  virtual void give_copy(Value value, const at::Tensor& copy) = 0;
+  /// A copy as it is packed, if it is one of rows in columns, in a dtype that it may be unpacked in, which nobody has
+  /// unpacked, and there is a pass that unpacks it: `can_activate_packed_rows`.
+  virtual std::optional<PackedRows> packed_rows(Value value, at::ScalarType dtype) = 0;
   virtual const std::vector<at::Tensor>& saved(Value value, Form form) const = 0;
   virtual bool has_saved(Value value, Form form) const = 0;
   /// As `Operands::parameter`.

@@ -132,6 +132,8 @@ class Step {
   /// inputs, and that copy.
   virtual bool copies_from_saved() const { return false; }
   virtual at::Tensor copy_from_saved(BackwardRun& run, at::ScalarType dtype) const;
+  /// Whether backward, which computes the gradient of the input, computes the copy of the output in the same pass.
+  virtual bool gives_copy(BackwardRun& /*run*/) const { return false; }
   /// Whether the copies of inputs that it reads are to be computed again from those of their makers' inputs.
   virtual bool recomputes_inputs() const { return false; }
   /// The format of the copy that the step itself packs of one of its outputs; none: the executor packs it where one is

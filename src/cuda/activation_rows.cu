@@ -1,52 +1,9 @@
-#include "actnn/core/activation.h"
 #include "actnn/cuda/rows.h"
 #include "src/cuda/row_teams.cuh"
+#include "src/cuda/smooth_activation.cuh"
 
 namespace actnn::cuda {
 namespace {
-
-constexpr float kSqrtHalf = 0.70710678118654752440F;
-constexpr float kTwoOverSqrtPi = 1.12837916709551257390F;
-
-/// x P(X < x) of a normal X, and the derivative. The exponential of the density also makes the probability: Abramowitz
-/// and Stegun, Handbook of Mathematical Functions (1964), 7.1.26, off by at most 1.5e-7.
-__device__ ActivatedNumber gelu(float x) {
-  const float exponential = __expf(-0.5F * x * x);
-  constexpr float kFarthest = 64.0F;  // from where on all is 0 or 1
-  const float t = reciprocal(__fmaf_rn(0.3275911F * kSqrtHalf, at_most(fabsf(x), kFarthest), 1.0F));
-  float p = 1.061405429F;
-  p = __fmaf_rn(p, t, -1.453152027F);
-  p = __fmaf_rn(p, t, 1.421413741F);
-  p = __fmaf_rn(p, t, -0.284496736F);
-  p = __fmaf_rn(p, t, 0.254829592F);
-  const float beyond = 0.5F * p * t * exponential;  // P(X > |x|)
-  const float share = x < 0.0F ? beyond : 1.0F - beyond;
-  const float density = 0.5F * kSqrtHalf * kTwoOverSqrtPi * exponential;
-  return {x * share, __fmaf_rn(x, density, share)};
-}
-
-/// x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3), and the derivative.
-__device__ ActivatedNumber gelu_tanh(float x) {
-  constexpr float kLinear = 2.0F * kSqrtHalf * kTwoOverSqrtPi;
-  constexpr float kCubic = 0.044715F * kLinear;
-  constexpr float kFarthest = SigmoidCoefficients::kFarthest;
-  const float square = x * x;
-  const float twice = x * __fmaf_rn(kCubic, square, kLinear);
-  const float share = sigmoid(at_most(twice < -kFarthest ? -kFarthest : twice, kFarthest));
-  const float slope = __fmaf_rn(3.0F * kCubic, square, kLinear);
-  return {x * share, share * __fmaf_rn(x * (1.0F - share), slope, 1.0F)};
-}
-
-__device__ ActivatedNumber activate(ActivationKind kind, float x) {
-  switch (kind) {
-    case ActivationKind::kGELU:
-      return gelu(x);
-    case ActivationKind::kGELUTanh:
-      return gelu_tanh(x);
-    default:
-      return actnn::activate<ActivationFunction::kSiLU>(x);
-  }
-}
 
 struct ThreePieces {
   RawPiece x;
@@ -137,7 +94,7 @@ cudaError_t activate_rows_backward(const ActivateRowsBackward& arguments, cudaSt
   if (error != cudaSuccess || arguments.grad_bias == nullptr) {
     return error;
   }
-  return join_column_sums(arguments.workspace, teams, 1, &arguments.grad_bias, stream);
+  return join_column_sums(arguments.workspace, teams.parts, teams.channels, 1, &arguments.grad_bias, stream);
 }
 
 cudaError_t gate_rows(const GateRows& arguments, cudaStream_t stream) {

@@ -74,7 +74,7 @@ cudaError_t drop_rows(const DropRows& arguments, cudaStream_t stream) {
   if (error != cudaSuccess || arguments.sums == nullptr) {
     return error;
   }
-  return join_column_sums(arguments.workspace, teams, 1, &arguments.sums, stream);
+  return join_column_sums(arguments.workspace, teams.parts, teams.channels, 1, &arguments.sums, stream);
 }
 
 }  // namespace actnn::cuda

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <type_traits>
 
 #include "actnn/cuda/cast.h"
 #include "src/cuda/launch.cuh"
@@ -9,9 +10,11 @@ namespace {
 
 /// Arrays of a launch: their description has to fit into a kernel's arguments, 4 KiB.
 constexpr int kMostArrays = 96;
-/// Elements of a thread, and of a block: few, so that a small array fills many multiprocessors.
-constexpr int kThreadElements = 8;
-constexpr int kBlockElements = kBlockThreads * kThreadElements;
+/// Elements of a thread at once, and how often; of a block. Neighbouring threads have neighbouring ones, so that whole
+/// lines of memory are read and written.
+constexpr int kQuad = 4;
+constexpr int kQuads = 4;
+constexpr int kBlockElements = kBlockThreads * kQuad * kQuads;
 
 struct Casts {
   Cast arrays[kMostArrays];
@@ -42,12 +45,27 @@ struct Casts {
 };
 static_assert(sizeof(Casts) <= 4000);
 
+/// Four elements, as they are in memory.
 template <class Element>
-__device__ float2 pair_at(const uint32_t (&words)[kThreadElements], int pair) {
+using QuadWords = std::conditional_t<sizeof(Element) == sizeof(float), uint4, uint2>;
+
+template <class Element>
+__device__ float4 to_floats(const QuadWords<Element>& words) {
   if constexpr (sizeof(Element) == sizeof(float)) {
-    return make_float2(float_of(words[2 * pair]), float_of(words[2 * pair + 1]));
+    return make_float4(float_of(words.x), float_of(words.y), float_of(words.z), float_of(words.w));
   } else {
-    return Pair<Element>::to_floats(words[pair]);
+    const float2 first = Pair<Element>::to_floats(words.x);
+    const float2 second = Pair<Element>::to_floats(words.y);
+    return make_float4(first.x, first.y, second.x, second.y);
+  }
+}
+
+template <class Element>
+__device__ QuadWords<Element> rounded(const float4& x) {
+  if constexpr (sizeof(Element) == sizeof(float)) {
+    return make_uint4(bits_of(x.x), bits_of(x.y), bits_of(x.z), bits_of(x.w));
+  } else {
+    return make_uint2(Pair<Element>::round(x.x, x.y), Pair<Element>::round(x.z, x.w));
   }
 }
 
@@ -56,13 +74,13 @@ __global__ void __launch_bounds__(kBlockThreads) cast_kernel(const Casts casts) 
   wait_for_kernels_before();
   const int number = casts.array_of(blockIdx.x);
   const Cast& cast = casts.arrays[number];
-  const int64_t first =
-      int64_t{blockIdx.x - casts.first_block[number]} * kBlockElements + threadIdx.x * kThreadElements;
-  const auto* const from = static_cast<const From*>(cast.from) + first;
-  auto* const to = static_cast<To*>(cast.to) + first;
+  const int64_t begin = int64_t{blockIdx.x - casts.first_block[number]} * kBlockElements;
+  const auto* const from = static_cast<const From*>(cast.from) + begin;
+  auto* const to = static_cast<To*>(cast.to) + begin;
   const auto places = reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to);
-  if (first + kThreadElements > cast.count || places % sizeof(Vector) != 0) {
-    for (int i = 0; i < kThreadElements && first + i < cast.count; ++i) {
+  if (begin + kBlockElements > cast.count || places % sizeof(Vector) != 0) {
+    const auto count = static_cast<int>(min(cast.count - begin, int64_t{kBlockElements}));
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += kBlockThreads) {
       const float value = to_float(from[i]);
       if constexpr (sizeof(To) == sizeof(float)) {
         to[i] = value;
@@ -72,29 +90,14 @@ __global__ void __launch_bounds__(kBlockThreads) cast_kernel(const Casts casts) 
     }
     return;
   }
-  uint32_t words[kThreadElements];
+  QuadWords<From> quads[kQuads];
 #pragma unroll
-  for (int v = 0; v < kThreadElements / kVectorElements<From>; ++v) {
-    const Vector vector = load_streaming(from + v * kVectorElements<From>);
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      words[4 * v + w] = vector.word[w];
-    }
-  }
-  uint32_t results[kThreadElements];
-#pragma unroll
-  for (int pair = 0; pair < kThreadElements / 2; ++pair) {
-    const float2 values = pair_at<From>(words, pair);
-    if constexpr (sizeof(To) == sizeof(float)) {
-      results[2 * pair] = bits_of(values.x);
-      results[2 * pair + 1] = bits_of(values.y);
-    } else {
-      results[pair] = Pair<To>::round(values.x, values.y);
-    }
+  for (int q = 0; q < kQuads; ++q) {
+    quads[q] = __ldcs(reinterpret_cast<const QuadWords<From>*>(from) + q * kBlockThreads + threadIdx.x);
   }
 #pragma unroll
-  for (int v = 0; v < kThreadElements / kVectorElements<To>; ++v) {
-    store(to + v * kVectorElements<To>, {{results[4 * v], results[4 * v + 1], results[4 * v + 2], results[4 * v + 3]}});
+  for (int q = 0; q < kQuads; ++q) {
+    reinterpret_cast<QuadWords<To>*>(to)[q * kBlockThreads + threadIdx.x] = rounded<To>(to_floats<From>(quads[q]));
   }
 }
 

@@ -6,7 +6,8 @@ namespace {
 
 constexpr int kMostSums = 2;
 constexpr int kColumns = 32;  // of a block
-constexpr int kShares = 16;   // of a column's rows, one for each warp
+constexpr int kShares = 32;   // of a column's rows, one for each warp
+constexpr int kAtOnce = 8;    // loads of a thread: there is little to add, and each takes long
 
 struct Targets {
   float* of[kMostSums];
@@ -20,9 +21,17 @@ __global__ void __launch_bounds__(kColumns* kShares)
   const int share = static_cast<int>(threadIdx.x) / kColumns;
   float sum = 0.0F;
   if (column < columns) {
-#pragma unroll 4
-    for (int row = share; row < rows; row += kShares) {
-      sum += workspace[row * columns + column];
+    for (int first = share; first < rows; first += kAtOnce * kShares) {
+      float summands[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int row = first + i * kShares;
+        summands[i] = row < rows ? workspace[row * columns + column] : 0.0F;
+      }
+#pragma unroll
+      for (const float summand : summands) {
+        sum += summand;
+      }
     }
   }
   shared[share][threadIdx.x % kColumns] = sum;
@@ -56,13 +65,13 @@ __global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
 
 }  // namespace
 
-cudaError_t join_column_sums(const float* workspace, const RowTeams& teams, int count, float* const* targets,
+cudaError_t join_column_sums(const float* workspace, int64_t parts, int channels, int count, float* const* targets,
                              cudaStream_t stream) {
   Targets given{};
   std::copy_n(targets, count, given.of);
-  const int64_t columns = int64_t{count} * teams.channels;
+  const int64_t columns = int64_t{count} * channels;
   return launch_kernel(join_column_sums_kernel, blocks_for(columns, kColumns), kColumns * kShares, 0, stream, workspace,
-                       static_cast<int>(teams.parts), columns, teams.channels, given);
+                       static_cast<int>(parts), columns, channels, given);
 }
 
 int64_t column_sums_workspace(int64_t rows, int64_t channels, int sums) {
@@ -75,7 +84,9 @@ cudaError_t sum_rows(const SumRows& arguments, cudaStream_t stream) {
   const RowTeams teams(arguments.rows, arguments.channels, begin_at_vectors(arguments.matrix), Rows::kStrips);
   const cudaError_t error =
       launch_kernel(sum_rows_kernel, teams.blocks(), teams.threads(), 0, stream, arguments, teams);
-  return error == cudaSuccess ? join_column_sums(arguments.workspace, teams, 1, &arguments.sums, stream) : error;
+  return error == cudaSuccess
+             ? join_column_sums(arguments.workspace, teams.parts, teams.channels, 1, &arguments.sums, stream)
+             : error;
 }
 
 }  // namespace actnn::cuda

@@ -170,7 +170,7 @@ cudaError_t normalize_rows_backward(const NormalizeRowsBackward& arguments, cuda
     return error;
   }
   float* const targets[] = {arguments.grad_weight, arguments.grad_bias};
-  return join_column_sums(arguments.workspace, teams, 2, targets, stream);
+  return join_column_sums(arguments.workspace, teams.parts, teams.channels, 2, targets, stream);
 }
 
 }  // namespace actnn::cuda

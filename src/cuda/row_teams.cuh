@@ -477,7 +477,7 @@ __device__ void write_column_sums(const TeamMember<kPieces>& member, const Piece
 
 /// Adds the rows of such a workspace up, and gives each of the `count` sums to its target; those that are null are left
 /// out.
-cudaError_t join_column_sums(const float* workspace, const RowTeams& teams, int count, float* const* targets,
+cudaError_t join_column_sums(const float* workspace, int64_t parts, int channels, int count, float* const* targets,
                              cudaStream_t stream);
 
 }  // namespace actnn::cuda

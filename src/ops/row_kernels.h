@@ -15,6 +15,9 @@ RowNormGradients normalize_rows_backward_cuda(const RowNorm& norm, const RowNorm
                                               std::array<bool, 3> wanted);
 SummedGradient activate_rows_backward_cuda(ActivationKind kind, const at::Tensor& x, const at::Tensor& grad,
                                            bool wants_sums);
+ActivationGradients activate_packed_rows_backward_cuda(ActivationKind kind, const PackedRows& x,
+                                                       const std::optional<at::Tensor>& gate, const at::Tensor& grad,
+                                                       bool wants_output, bool wants_sums);
 SummedRows add_rows_cuda(const at::Tensor& x, const at::Tensor& residual, double probability, at::ScalarType dtype);
 SummedGradient add_rows_backward_cuda(const at::Tensor& grad, double probability, const at::Tensor& state,
                                       at::ScalarType dtype, bool wants_sums);

@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "actnn/cuda/column_activation.h"
 #include "actnn/cuda/cross_entropy.h"
 #include "actnn/cuda/rotate.h"
 #include "actnn/cuda/rows.h"
@@ -67,6 +68,13 @@ struct Sums {
 /// Whether its memory may be overwritten.
 bool is_free(const at::Tensor& tensor) {
   return tensor.use_count() == 1 && tensor.storage().use_count() == 1 && tensor.is_contiguous();
+}
+
+/// Contiguous, at a multiple of 16 bytes.
+at::Tensor at_vectors(const at::Tensor& tensor) {
+  constexpr uintptr_t kVector = 16;
+  const at::Tensor dense = tensor.contiguous();
+  return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % kVector == 0 ? dense : dense.clone();
 }
 
 }  // namespace
@@ -169,6 +177,41 @@ SummedGradient activate_rows_backward_cuda(ActivationKind kind, const at::Tensor
                                              .grad_bias = sums.data(),
                                              .workspace = sums.workspace_data()},
                                             current_stream()));
+  return result;
+}
+
+ActivationGradients activate_packed_rows_backward_cuda(ActivationKind kind, const PackedRows& x,
+                                                       const std::optional<at::Tensor>& gate, const at::Tensor& grad,
+                                                       bool wants_output, bool wants_sums) {
+  const c10::cuda::CUDAGuard guard(grad.device());
+  const bool holds_result = is_free(grad);
+  const at::Tensor gradient = at_vectors(grad);
+  const at::Tensor factor = gate ? at_vectors(with_dtype(*gate, grad.scalar_type())) : at::Tensor();
+  const at::Tensor packed = aligned_bytes(x.packed);
+  const auto empty = [&] { return dense_like(gradient, gradient.scalar_type()); };
+  const int64_t channels = gradient.size(-1);
+  const ColumnLayout<int64_t> layout{rows_of(gradient, channels), channels, x.group_rows, static_cast<int>(x.bits), 0};
+  ActivationGradients result{.x = holds_result && gradient.is_same(grad) ? gradient : empty(),
+                             .gate = gate ? empty() : at::Tensor(),
+                             .output = wants_output ? empty() : at::Tensor(),
+                             .sums = wants_sums ? floats(gradient, {channels}) : at::Tensor()};
+  const at::Tensor workspace =
+      wants_sums ? floats(gradient, {cuda::column_activation_workspace(layout)}) : at::Tensor();
+  const auto memory_of = [](const at::Tensor& tensor) {
+    return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
+  };
+  check_launch(cuda::activate_columns_backward({.packed = packed.const_data_ptr<uint8_t>(),
+                                                .layout = layout,
+                                                .kind = kind,
+                                                .type = check_element_type(kName, gradient.scalar_type()),
+                                                .grad = gradient.const_data_ptr(),
+                                                .gate = factor.defined() ? factor.const_data_ptr() : nullptr,
+                                                .output = memory_of(result.output),
+                                                .grad_x = result.x.mutable_data_ptr(),
+                                                .grad_gate = memory_of(result.gate),
+                                                .grad_bias = static_cast<float*>(memory_of(result.sums)),
+                                                .workspace = static_cast<float*>(memory_of(workspace))},
+                                               current_stream()));
   return result;
 }
 

@@ -25,6 +25,12 @@ SummedGradient activate_rows_backward_cuda(ActivationKind /*kind*/, const at::Te
                                            bool /*wants_sums*/) {
   refuse();
 }
+ActivationGradients activate_packed_rows_backward_cuda(ActivationKind /*kind*/, const PackedRows& /*x*/,
+                                                       const std::optional<at::Tensor>& /*gate*/,
+                                                       const at::Tensor& /*grad*/, bool /*wants_output*/,
+                                                       bool /*wants_sums*/) {
+  refuse();
+}
 SummedRows add_rows_cuda(const at::Tensor& /*x*/, const at::Tensor& /*residual*/, double /*probability*/,
                          at::ScalarType /*dtype*/) {
   refuse();

@@ -197,6 +197,17 @@ SummedGradient activate_rows_backward(ActivationKind kind, const at::Tensor& x, 
   return with_sums(smooth_gradient(kind, grad, with_dtype(x, grad.scalar_type()), {}), wants_sums);
 }
 
+bool can_activate_packed_rows(const at::Tensor& packed, const c10::SymInt& channels) {
+  constexpr int64_t kVector = 4;
+  return has_row_kernels(packed, channels) && channels % kVector == 0;
+}
+
+ActivationGradients activate_packed_rows_backward(ActivationKind kind, const PackedRows& x,
+                                                  const std::optional<at::Tensor>& gate, const at::Tensor& grad,
+                                                  bool wants_output, bool wants_sums) {
+  return activate_packed_rows_backward_cuda(kind, x, gate, grad, wants_output, wants_sums);
+}
+
 SummedRows add_rows(const at::Tensor& x, const at::Tensor& residual, double probability, at::ScalarType dtype) {
   // Dropout counts elements in fours.
   if (are_rows(x) && x.sizes() == residual.sizes() && (probability == 0.0 || x.size(-1) % kDropoutQuad == 0)) {

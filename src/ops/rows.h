@@ -73,6 +73,30 @@ struct SummedGradient {
 SummedGradient activate_rows_backward(ActivationKind kind, const at::Tensor& x, const at::Tensor& grad,
                                       bool wants_sums);
 
+/// Rows that are packed in columns (actnn/ops/columns.h), as many as the gradients that come with them.
+struct PackedRows {
+  at::Tensor packed;
+  int64_t bits;
+  int64_t group_rows;
+};
+
+/// The others are undefined unless they are asked for.
+struct ActivationGradients {
+  at::Tensor x;
+  at::Tensor gate;    ///< if there is one
+  at::Tensor output;  ///< activation(x), times the gate
+  at::Tensor sums;    ///< of the gradient of x, over all dimensions but the last, float32
+};
+
+/// Whether `activate_packed_rows_backward` has a pass for packed rows of this many channels.
+bool can_activate_packed_rows(const at::Tensor& packed, const c10::SymInt& channels);
+
+/// The backward of activation(x), or activation(x) gate, in the pass that unpacks x; in the dtype of `grad`, perhaps in
+/// its memory.
+ActivationGradients activate_packed_rows_backward(ActivationKind kind, const PackedRows& x,
+                                                  const std::optional<at::Tensor>& gate, const at::Tensor& grad,
+                                                  bool wants_output, bool wants_sums);
+
 /// residual + dropout(x), which broadcast, in `dtype`; `probability` 0: without dropout. `state`: what its mask was
 /// made of, undefined without.
 struct SummedRows {

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/mul.h>
 
+#include <optional>
 #include <utility>
 
 #include "src/blocks/fusions/fusion.h"
@@ -43,6 +44,11 @@ at::Tensor GatedActivation::copy_from_saved(BackwardRun& run, at::ScalarType dty
   return gated(kind, run.copy(inputs[0], dtype), run.copy(inputs[1], dtype));
 }
 
+bool GatedActivation::gives_copy(BackwardRun& run) const {
+  return run.wants(inputs[0]) && run.sizes(inputs[0]) == run.sizes(inputs[1]) &&
+         run.packed_rows(inputs[0], run.dtype(output()));
+}
+
 void GatedActivation::backward(BackwardRun& run) const {
   const at::Tensor grad = run.take_joined(output());
   const at::ScalarType dtype = grad.scalar_type();
@@ -50,6 +56,20 @@ void GatedActivation::backward(BackwardRun& run) const {
   const bool wants_gate = run.wants(inputs[1]);
   if (!wants_x && !wants_gate) {
     return;
+  }
+  if (wants_x && run.sizes(inputs[0]) == run.sizes(inputs[1])) {
+    if (const std::optional<PackedRows> packed = run.packed_rows(inputs[0], dtype)) {
+      const ActivationGradients gradients = activate_packed_rows_backward(
+          kind, *packed, run.copy(inputs[1], dtype), grad, run.is_awaited(output()), /*wants_sums=*/false);
+      if (gradients.output.defined()) {
+        run.give_copy(output(), gradients.output);
+      }
+      run.add(inputs[0], gradients.x);
+      if (wants_gate) {
+        run.add(inputs[1], gradients.gate);
+      }
+      return;
+    }
   }
   const at::Tensor x = run.copy(inputs[0], dtype);
   if (!wants_x) {

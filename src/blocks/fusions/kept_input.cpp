@@ -1,5 +1,7 @@
 #include "src/blocks/fusions/kept_input.h"
 
+#include <optional>
+
 #include "src/blocks/run.h"
 #include "src/ops/activation_functions.h"
 #include "src/ops/rows.h"
@@ -23,11 +25,26 @@ at::Tensor KeptInputActivation::copy_from_saved(BackwardRun& run, at::ScalarType
   return activate(kind, run.copy(inputs[0], dtype));
 }
 
+bool KeptInputActivation::gives_copy(BackwardRun& run) const {
+  return run.wants(inputs[0]) && run.packed_rows(inputs[0], run.dtype(output()));
+}
+
 void KeptInputActivation::backward(BackwardRun& run) const {
   const at::Tensor grad = run.take_joined(output());
-  if (run.wants(inputs[0])) {
+  if (!run.wants(inputs[0])) {
+    return;
+  }
+  const bool wants_sums = run.reads_sums(inputs[0]);
+  if (const std::optional<PackedRows> packed = run.packed_rows(inputs[0], grad.scalar_type())) {
+    const ActivationGradients gradients =
+        activate_packed_rows_backward(kind, *packed, {}, grad, run.is_awaited(output()), wants_sums);
+    if (gradients.output.defined()) {
+      run.give_copy(output(), gradients.output);
+    }
+    run.add(inputs[0], SummedGradient{gradients.x, gradients.sums});
+  } else {
     const at::Tensor input = run.copy(inputs[0], grad.scalar_type());
-    run.add(inputs[0], activate_rows_backward(kind, input, grad, run.reads_sums(inputs[0])));
+    run.add(inputs[0], activate_rows_backward(kind, input, grad, wants_sums));
   }
 }
 

@@ -24,6 +24,7 @@ struct KeptInputActivation : StepOf<KeptInputActivation> {
   std::vector<Need> needs_to_recompute() const override { return {input_copy()}; }
   bool copies_from_saved() const override { return true; }
   at::Tensor copy_from_saved(BackwardRun& run, at::ScalarType dtype) const override;
+  bool gives_copy(BackwardRun& run) const override;
   std::vector<at::Tensor> compute(Operands& operands) const override;
   void backward(BackwardRun& run) const override;
 

@@ -58,7 +58,9 @@ void Linear::backward(BackwardRun& run) const {
   gradient.join();
   const at::Tensor grad = rows_of(with_dtype(gradient.first, dtype));
   if (run.wants(weight)) {
-    run.add(weight, grad.t().mm(rows_of(run.copy(inputs[0], dtype))));
+    run.with_copy(inputs[0], dtype, [&run, grad, index = weight](const at::Tensor& input) {
+      run.add(index, grad.t().mm(rows_of(input)));
+    });
   }
   if (run.wants(bias)) {
     run.add(*bias, gradient.sums.defined() ? gradient.sums : sum_rows(grad));

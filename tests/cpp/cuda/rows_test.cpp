@@ -4,6 +4,8 @@
 
 #include "actnn/core/dropout.h"
 #include "actnn/core/layout.h"
+#include "actnn/cuda/column_activation.h"
+#include "actnn/cuda/columns.h"
 #include "tests/cpp/cpu/test_data.h"
 #include "tests/cpp/cuda/gpu_test.h"
 
@@ -299,6 +301,75 @@ TEST_P(Rows, HaveGradientsThroughActivationsAndGates) {
         biases[i % static_cast<size_t>(channels)] += rounded[i];
       }
       expect_near(grad_bias, biases, 10.0 + static_cast<double>(rows), "bias");
+    }
+  }
+}
+
+/// In the pass that unpacks them, as if they had been unpacked before, but for the rounding that this takes.
+TEST_P(Rows, HaveGradientsThroughActivationsOfCopies) {
+  const auto [rows, channels, stream, type] = GetParam();
+  const int64_t count = rows * channels;
+  if (channels % 4 != 0) {
+    GTEST_SKIP() << "such rows are unpacked before";
+  }
+  const ColumnLayout<int64_t> layout{rows, channels, kDefaultGroupRows, 5, 0};
+  const Matrix exact(count, type, 1);
+  const Matrix gate(count, type, 2);
+  const Matrix grad(count, type, 3);
+  const GpuBytes packed(static_cast<size_t>(layout.bytes()));
+  check(quantize_columns({.elements = exact.memory.as<void>(),
+                          .type = type,
+                          .layout = layout,
+                          .packed = packed.as<uint8_t>(),
+                          .random = {.shift = kState},
+                          .rounding = Rounding::kDithered},
+                         nullptr));
+  const Result x(count, type);
+  check(dequantize_columns(
+      {.packed = packed.as<uint8_t>(), .layout = layout, .type = type, .elements = x.memory.as<void>()}, nullptr));
+  const Numbers numbers = Matrix::numbers_of(x.memory.read(), type);
+  const Numbers gates = gate.numbers();
+  const Numbers gradients = grad.numbers();
+  for (const ActivationKind kind : {ActivationKind::kGELU, ActivationKind::kGELUTanh, ActivationKind::kSiLU}) {
+    for (const bool is_gated : {false, true}) {
+      const Result output(count, type);
+      const Matrix grad_x(count, type, 3);  // the memory of the gradient
+      const Result grad_gate(count, type);
+      const GpuArray<float> grad_bias(channels);
+      const GpuArray<float> workspace(column_activation_workspace(layout));
+      check(activate_columns_backward({.packed = packed.as<uint8_t>(),
+                                       .layout = layout,
+                                       .kind = kind,
+                                       .type = type,
+                                       .grad = grad_x.memory.as<void>(),
+                                       .gate = is_gated ? gate.memory.as<void>() : nullptr,
+                                       .output = output.memory.as<void>(),
+                                       .grad_x = grad_x.memory.as<void>(),
+                                       .grad_gate = is_gated ? grad_gate.memory.as<void>() : nullptr,
+                                       .grad_bias = grad_bias.data(),
+                                       .workspace = workspace.data()},
+                                      nullptr));
+      Numbers y;
+      Numbers dx;
+      Numbers dgate;
+      for (size_t i = 0; i < numbers.size(); ++i) {
+        const Number number = activated(kind, numbers[i]);
+        const double factor = is_gated ? gates[i] : 1.0;
+        y.push_back(number.y * factor);
+        dx.push_back(number.derivative * factor * gradients[i]);
+        dgate.push_back(number.y * gradients[i]);
+      }
+      const Numbers found = Matrix::numbers_of(grad_x.memory.read(), type);
+      Numbers biases(static_cast<size_t>(channels), 0.0);
+      for (size_t i = 0; i < found.size(); ++i) {
+        ASSERT_NEAR(found[i], dx[i], 2 * rounding_of(type) * (std::abs(dx[i]) + 1.5)) << "gradient, element " << i;
+        biases[i % static_cast<size_t>(channels)] += found[i];
+      }
+      expect_near(grad_bias, biases, 10.0 + static_cast<double>(rows), "bias");
+      expect_near(output, y, "output", 30.0);
+      if (is_gated) {
+        expect_near(grad_gate, dgate, "gradient of the gate", 30.0);
+      }
     }
   }
 }
