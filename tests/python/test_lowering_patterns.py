@@ -214,12 +214,22 @@ def rotate_pairs(x):
     return torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
 
 
+def named(q, k, v, attn_mask):
+    return F.scaled_dot_product_attention(query=q, key=k, value=v, attn_mask=attn_mask)
+
+
+def with_query(q, k, v, attn_mask):
+    return q + F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+
+
 class Attention(nn.Module):
     """Self-attention with rotary embeddings, and fewer heads of keys and values than of queries."""
 
-    def __init__(self, rotate=rotate_half, groups=1, mask=False, learned=False, scale=1.0):
+    def __init__(
+        self, rotate=rotate_half, groups=1, mask=False, learned=False, scale=1.0, attend=F.scaled_dot_product_attention
+    ):
         super().__init__()
-        self.rotate, self.groups, self.mask, self.scale = rotate, groups, mask, scale
+        self.rotate, self.groups, self.mask, self.scale, self.attend = rotate, groups, mask, scale, attend
         self.q, self.o = nn.Linear(WIDTH, HEADS * WIDTH), nn.Linear(HEADS * WIDTH, WIDTH)
         self.k, self.v = (nn.Linear(WIDTH, HEADS // groups * WIDTH) for _ in range(2))
         angles = torch.randn(7, WIDTH)
@@ -241,7 +251,7 @@ class Attention(nn.Module):
         if self.scale != 1:
             q = (q * self.scale).contiguous()
         mask = x.new_ones(7, 7).tril().bool() if self.mask else None
-        y = F.scaled_dot_product_attention(q, self.repeated(k), self.repeated(v), attn_mask=mask)
+        y = self.attend(q, self.repeated(k), self.repeated(v), attn_mask=mask)
         return x + self.o(y.transpose(1, 2).flatten(2))
 
 
@@ -257,14 +267,26 @@ def test_other_rotations_stay(options):
     assert "rotary" not in str(programs(lowered)) and "rotary_embedding" not in lowered[0].module.code
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_angles_of_another_type_leave_autocasts_to_attention(groups):
-    model, x = Attention(groups=groups, mask=True), torch.randn(2, 7, WIDTH)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"groups": 2}, {"attend": named}, {"attend": named, "groups": 2}],
+    ids=["one group", "groups", "named", "named groups"],
+)
+def test_angles_of_another_type_leave_autocasts_to_attention(options):
+    model, x = Attention(**options, mask=True), torch.randn(2, 7, WIDTH)
     call, lowered = captured(model)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(call(x), model(x), rtol=2e-2, atol=2e-2)
     assert len(programs(lowered)) == 1 and programs(lowered)[0].count("rotary") == 2 and not outside(lowered)
     assert set(lowered[0].programs[0].body["program"]["dtypes"][1:]) == {"float32", "bfloat16", "bool"}
+
+
+def test_angles_of_another_type_stay_where_others_read_what_they_turn():
+    model, x = Attention(mask=True, attend=with_query), torch.randn(2, 7, WIDTH)
+    call, lowered = captured(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(call(x), model(x), rtol=2e-2, atol=2e-2)
+    assert str(programs(lowered)).count("rotary") == 1  # the key
 
 
 @pytest.mark.parametrize(("mask", "heads"), [(False, "attention"), (True, "concatenate concatenate attention")])

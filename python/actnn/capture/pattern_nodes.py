@@ -16,7 +16,11 @@ from .values import example
 PRODUCTS = frozenset({operator.mul, torch.mul, torch.multiply, "mul", "multiply", "__mul__", "__rmul__"})
 SUMS = frozenset({operator.add, torch.add, "add", "__add__", "__radd__"})
 VIEWS = frozenset({"view", "reshape", "transpose", "permute", "contiguous", "expand", "unsqueeze"})
-IN_AUTOCASTS_TYPE = frozenset({F.linear, torch.conv1d, torch.conv2d, torch.conv3d})
+IN_AUTOCASTS_TYPE: dict[object, tuple[str, ...]] = {
+    F.scaled_dot_product_attention: ("query", "key", "value"),
+    **dict.fromkeys((F.linear, torch.conv1d, torch.conv2d, torch.conv3d), ("input",)),
+}
+"""The names of the first arguments, which are neither masks nor parameters, by the function or the method's name."""
 CASTS = frozenset({"to", "float", "half", "bfloat16", "type", "type_as"})
 
 
@@ -144,9 +148,9 @@ def readers_in(dtype: torch.dtype, node: fx.Node) -> list[fx.Node] | None:
     found: list[fx.Node] = []
     for user in node.users:
         is_alike = example(user).dtype == example(node).dtype if is_tensor(user) else False
-        if user.target is F.scaled_dot_product_attention or user.target in IN_AUTOCASTS_TYPE:
-            count = 3 if user.target is F.scaled_dot_product_attention else 1
-            if user.all_input_nodes.count(node) != 1 or node not in user.args[:count] or example(user).dtype != dtype:
+        if (names := IN_AUTOCASTS_TYPE.get(key_of(user))) is not None:
+            others = [*user.args[len(names) :], *(user.kwargs[name] for name in user.kwargs if name not in names)]
+            if node in others or example(user).dtype != dtype:
                 return None
         elif is_alike and (user.target in VIEWS or user.target is operator.getitem or _is_dropout(user)):
             behind = readers_in(dtype, user)
