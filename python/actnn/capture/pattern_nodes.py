@@ -15,9 +15,11 @@ from .values import example
 
 PRODUCTS = frozenset({operator.mul, torch.mul, torch.multiply, "mul", "multiply", "__mul__", "__rmul__"})
 SUMS = frozenset({operator.add, torch.add, "add", "__add__", "__radd__"})
+MATRIX_PRODUCTS = frozenset({torch.matmul, operator.matmul, "matmul", "__matmul__"})
 VIEWS = frozenset({"view", "reshape", "transpose", "permute", "contiguous", "expand", "unsqueeze"})
 IN_AUTOCASTS_TYPE: dict[object, tuple[str, ...]] = {
     F.scaled_dot_product_attention: ("query", "key", "value"),
+    **dict.fromkeys(MATRIX_PRODUCTS, ("input", "other")),
     **dict.fromkeys((F.linear, torch.conv1d, torch.conv2d, torch.conv3d), ("input",)),
 }
 """The names of the first arguments, which are neither masks nor parameters, by the function or the method's name."""

@@ -14,6 +14,7 @@ from . import written_out
 from .added_masks import AddedMasks, attention_with, is_of_windows
 from .attention_patterns import scaled
 from .pattern_nodes import (
+    MATRIX_PRODUCTS,
     PRODUCTS,
     SUMS,
     Match,
@@ -27,7 +28,6 @@ from .pattern_nodes import (
 )
 from .values import example
 
-MATRIX_PRODUCTS = frozenset({torch.matmul, operator.matmul, "matmul", "__matmul__"})
 QUOTIENTS = frozenset({operator.truediv, torch.div, "div", "__truediv__"})
 SOFTMAX = frozenset({F.softmax, torch.softmax, "softmax"})
 FILLS = frozenset({torch.masked_fill, "masked_fill"})
