@@ -35,12 +35,19 @@ class WithLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, words):
-        return self.model(input_ids=words, labels=words).loss
+    def forward(self, words, mask=None):
+        return self.model(input_ids=words, attention_mask=mask, labels=words).loss
 
 
 def words():
     return (torch.randint(3, WORDS, (2, LENGTH)),)
+
+
+def padded_words():
+    """And the mask that says which are none."""
+    mask = torch.ones(2, LENGTH, dtype=torch.int64)
+    mask[1, 5:] = 0
+    return (*words(), mask)
 
 
 def images(size=32):
@@ -258,3 +265,6 @@ FAMILIES = {
     "torch's decoder": Family(TorchDecoder, sequences(LENGTH, 6), r"layers\.\d", 4),
     "nanoGPT": Family(NanoGPT, words, r"h\.\d", 2),
 }  # fmt: skip
+
+WITH_PADDING = [name for name, family in FAMILIES.items() if family.inputs is words and family.make is not NanoGPT]
+"""Those that take such a mask."""

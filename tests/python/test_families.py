@@ -1,4 +1,5 @@
-"""Transformers of Hugging Face, torchvision, timm and torch, converted: what is in blocks, results, gradients."""
+"""Transformers of Hugging Face, torchvision, timm and torch, converted: what is in blocks, results, gradients; without
+and with autocast."""
 
 import copy
 import re
@@ -7,7 +8,7 @@ import actnn
 import pytest
 import torch
 from configurations import one_thread  # noqa: F401
-from model_families import FAMILIES
+from model_families import FAMILIES, WITH_PADDING, padded_words
 from torch import nn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,9 +24,11 @@ def loss_of(result):
     return (result * torch.linspace(-1, 1, result.numel()).reshape(result.shape)).sum() if result.dim() else result
 
 
-def gradient(model, inputs):
+def gradient(model, inputs, dtype=None):
+    """The loss and its gradient, under autocast to a type if there is one."""
     model.zero_grad()
-    loss = loss_of(model(*inputs))
+    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        loss = loss_of(model(*inputs))
     loss.backward()
     return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double()
 
@@ -47,7 +50,35 @@ def test_a_family(name):
     deviation, mean = torch.std_mean(torch.stack(projections))
     # What a norm's statistics share with its input leaves a bias of the order of 1 / rows.
     assert deviation > 0 and abs(mean - 1) < 4 * deviation / DRAWS**0.5 + 5e-3
+    assert_in_blocks(family, model, report)
 
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_under_autocast(name):
+    torch.manual_seed(0)
+    family = FAMILIES[name]
+    check_under_autocast(family, family.inputs(), torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", WITH_PADDING)
+def test_a_family_with_padding_under_autocast(name):
+    torch.manual_seed(0)
+    check_under_autocast(FAMILIES[name], padded_words(), torch.float16)
+
+
+def check_under_autocast(family, inputs, dtype):
+    model = family.make().train()
+    exact = copy.deepcopy(model)
+    report = actnn.convert(model, blocks=actnn.BlockOptions(bits=8))
+    loss, found = gradient(model, inputs, dtype)
+    expected_loss, expected = gradient(exact, inputs, dtype)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-3, atol=2e-3)
+    assert (found - expected).norm() < 0.15 * expected.norm()
+    assert_in_blocks(family, model, report)
+
+
+def assert_in_blocks(family, model, report):
+    """All that is not said to be outside."""
     assert len(report.graphs) == 1 and not report.record.breaks
     in_layers = re.compile(rf"{family.layers}(?:\.|(?=: )|$)")
     places = [(in_layers.match(place), place) for place in report.without_blocks]
