@@ -39,7 +39,7 @@ VARIANTS = {
     "blocks": Variant(amp=True, prepare=partial(with_blocks, 4)),
     "blocks 3 bits": Variant(amp=True, prepare=partial(with_blocks, 3)),
     "blocks stored": Variant(amp=True, prepare=partial(with_blocks, 4, recompute=False)),
-    "blocks small": Variant(amp=True, prepare=partial(with_blocks, 4, recompute_attention=True, smooth_bits=4)),
+    "blocks small": Variant(amp=True, prepare=partial(with_blocks, 4, recompute_attention=True, recompute_mlp=True)),
     "blocks fast": Variant(amp=True, prepare=partial(with_blocks, 4, attention_bits=0)),
     "layers": Variant(amp=True, prepare=partial(converted, 4)),
     "checkpoint": Variant(amp=True, prepare=with_checkpoints),

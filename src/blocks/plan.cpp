@@ -42,6 +42,7 @@ class Planner {
     make_stages();
     keep_inputs_of_activations();
     pack_attention();
+    recompute_mlps();
     for (const StepPointer& stage : plan_.stages) {
       for (const Need& need : stage->needs(AllWanted())) {
         if (need.form == Form::kCopy) {
@@ -152,24 +153,34 @@ class Planner {
         stage = std::make_shared<Attention>(std::move(packed));
         makers_[stage->output()] = stage.get();
         for (size_t place = 0; plan_.options.recompute_attention && place < 3; ++place) {
-          recompute_for_attention(stage->inputs[place]);
+          recompute_up_to_product(stage->inputs[place]);
         }
       }
     }
   }
 
-  /// A value that attention reads, and what it is made of, up to a product of what this program has made.
-  void recompute_for_attention(Value value) {
+  /// What smooth activations are computed from is computed again, if that is wanted.
+  void recompute_mlps() {
+    for (const StepPointer& stage : plan_.stages) {
+      if (plan_.options.recompute_mlp && is_of_kept_inputs(*stage)) {
+        std::for_each(stage->inputs.begin(), stage->inputs.end(), [&](Value input) { recompute_up_to_product(input); });
+      }
+    }
+  }
+
+  /// A value that attention or an MLP's activation reads, and what it is made of, up to a product of what this program
+  /// has made.
+  void recompute_up_to_product(Value value) {
     const auto maker = makers_.find(value);
     if (maker == makers_.end()) {
       return;
     }
     const Step& stage = *maker->second;
     if (stage.is_product() ? !is_input(stage.inputs[0]) : dynamic_cast<const Rotary*>(&stage) != nullptr) {
-      recomputed_for_attention_.insert(value);
+      recomputed_on_demand_.insert(value);
     }
     if (stage.is_view() || dynamic_cast<const Rotary*>(&stage) != nullptr) {
-      recompute_for_attention(stage.inputs[0]);
+      recompute_up_to_product(stage.inputs[0]);
     }
   }
 
@@ -220,10 +231,13 @@ class Planner {
       return pass->bits >= bits;
     }
     // A norm's normalized copy has as many bits as it is asked for; functions of kept inputs have their own.
-    const bool is_of_kept_inputs = dynamic_cast<const KeptInputActivation*>(&stage) != nullptr ||
-                                   dynamic_cast<const GatedActivation*>(&stage) != nullptr;
-    return (stage.copies_from_saved() && (!is_of_kept_inputs || plan_.options.smooth_bits >= bits)) ||
+    return (stage.copies_from_saved() && (!is_of_kept_inputs(stage) || plan_.options.smooth_bits >= bits)) ||
            stage.is_product() || is_sum(stage) || !is_linear_in_copies(stage, plan_.options);
+  }
+
+  static bool is_of_kept_inputs(const Step& stage) {
+    return dynamic_cast<const KeptInputActivation*>(&stage) != nullptr ||
+           dynamic_cast<const GatedActivation*>(&stage) != nullptr;
   }
 
   static bool is_sum(const Step& stage) {
@@ -284,7 +298,7 @@ class Planner {
     if (!is_linear_in_copies(stage, plan_.options) || is_sum(stage)) {
       return false;
     }
-    if (recomputed_for_attention_.contains(value)) {
+    if (recomputed_on_demand_.contains(value)) {
       return true;
     }
     const std::vector<Value> inputs = stage.copies_to_recompute();
@@ -309,7 +323,7 @@ class Planner {
 
   Plan plan_;
   std::map<Value, const Step*> makers_;
-  std::set<Value> recomputed_for_attention_;
+  std::set<Value> recomputed_on_demand_;
   std::set<Value> of_rows_;            // rows of channels where they are contiguous
   std::map<Value, int64_t> demanded_;  // values whose copies backward reads, and the fewest bits of them
 };

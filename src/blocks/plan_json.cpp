@@ -86,13 +86,14 @@ CopyFormat copy_format_from_json(const json& written) {
 
 PlanOptions options_from_json(const json& written) {
   check_keys("options", written,
-             {"bits", "output_bits", "smooth_bits", "attention_bits", "recompute_attention", "group_rows", "recompute",
-              "norm_bits", "rounding", "value_bits", "exact"});
+             {"bits", "output_bits", "smooth_bits", "attention_bits", "recompute_attention", "recompute_mlp", "group_rows",
+              "recompute", "norm_bits", "rounding", "value_bits", "exact"});
   PlanOptions options = PlanOptions::of_bits(written.value("bits", PlanOptions{}.bits));
   options.output_bits = written.value("output_bits", options.output_bits);
   options.smooth_bits = written.value("smooth_bits", options.smooth_bits);
   options.attention_bits = written.value("attention_bits", options.attention_bits);
   options.recompute_attention = written.value("recompute_attention", options.recompute_attention);
+  options.recompute_mlp = written.value("recompute_mlp", options.recompute_mlp);
   options.group_rows = written.value("group_rows", options.group_rows);
   options.recompute = written.value("recompute", options.recompute);
   options.norm_bits = written.value("norm_bits", options.norm_bits);

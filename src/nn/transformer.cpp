@@ -81,6 +81,7 @@ Chain TransformerLayerImpl::make_chain() {
   plan.smooth_bits = options.smooth_bits().value_or(plan.smooth_bits);
   plan.attention_bits = options.attention_bits().value_or(plan.attention_bits);
   plan.recompute_attention = options.recompute_attention();
+  plan.recompute_mlp = options.recompute_mlp();
   return builder.build(plan);
 }
 

@@ -143,23 +143,24 @@ def test_padded_batches(models):
     assert_gradients_near(*models)
 
 
-def test_query_key_and_value_that_are_computed_again():
+def test_values_that_are_computed_again():
     """They cost no bytes, and the noise of one copy more."""
     torch.manual_seed(0)
     exact, one, kept = llama(), batch(), {}
     exact(**one).loss.backward()
-    for again in (False, True):
+    for again in ((), ("recompute_attention",), ("recompute_attention", "recompute_mlp")):
         model = copy.deepcopy(exact)
         model.zero_grad()
         config = actnn.Config("L2", activation_compression_bits=[8])
-        report = actnn.convert(model, config, blocks=actnn.BlockOptions(**FINE, recompute_attention=again))
+        report = actnn.convert(model, config, blocks=actnn.BlockOptions(**FINE, **dict.fromkeys(again, True)))
         report.measure(model, partial(loss_of, model, one))
-        kept[again] = sum(block.kept_bytes for block in report.blocks)
+        kept[len(again)] = sum(block.kept_bytes for block in report.blocks)
         model(**one).loss.backward()
         assert_gradients_near(model, exact)
         assert_gradients_are_not_wrong_together(model, exact, one)
     rows, heads = 4 * LENGTH, 64 + 2 * 32
-    assert kept[False] - kept[True] > 2 * rows * heads  # of two layers, 8 bits each
+    assert kept[0] - kept[1] > 2 * rows * heads  # of two layers, 8 bits each
+    assert kept[1] - kept[2] > 2 * rows * 2 * 96
 
 
 def assert_gradients_are_not_wrong_together(model, exact, one, draws=12):

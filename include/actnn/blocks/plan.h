@@ -77,6 +77,9 @@ struct PlanOptions {
   /// Query, key and value are computed again in backward, by the products that made them, from a copy of what these
   /// read that has `attention_bits`; not where that is an input of the program.
   bool recompute_attention = false;
+  /// What smooth activations and their gates are computed from is computed again likewise, from a copy that has
+  /// `smooth_bits`.
+  bool recompute_mlp = false;
   int64_t group_rows = kDefaultGroupRows;  ///< of copies in column groups: 64, 128 or 256
   /// Norms in front of a sum: their input is computed again in backward, by the convolution that made it, instead of
   /// saved. Copies of 2 bits are too coarse for that, and the norm saves a copy of its own then.

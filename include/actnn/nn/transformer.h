@@ -35,6 +35,7 @@ struct TransformerLayerOptions : QuantizationOptions<TransformerLayerOptions> {
   /// `blocks::PlanOptions::attention_bits`; none: 6, or as many as `bits` if those are more
   TORCH_ARG(std::optional<int64_t>, attention_bits) = std::nullopt;
   TORCH_ARG(bool, recompute_attention) = false;  ///< `blocks::PlanOptions::recompute_attention`
+  TORCH_ARG(bool, recompute_mlp) = false;        ///< `blocks::PlanOptions::recompute_mlp`
   TORCH_ARG(bool, compressed) = true;            ///< false: torch's layers run, one by one, and save what they save
 };
 

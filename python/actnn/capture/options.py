@@ -32,6 +32,8 @@ class BlockOptions:
             its result are kept exactly; None: 6, or as many as `bits` if those are more.
         recompute_attention: compute query, key and value again in backward, from a copy of what their products read
             that has `attention_bits`, instead of keeping copies of them. Smaller, slower, and noisier.
+        recompute_mlp: compute what GELU, SiLU and their gates are functions of again in backward, likewise, from a copy
+            that has `smooth_bits`.
         group_rows: rows whose elements of a channel have a grid of their own, where channels are innermost in memory:
             64, 128 or 256. Fewer have less noise, and more parameters (32 bits a group).
     """
@@ -43,6 +45,7 @@ class BlockOptions:
     smooth_bits: int | None = None
     attention_bits: int | None = None
     recompute_attention: bool = False
+    recompute_mlp: bool = False
     group_rows: int = 256
 
     def __post_init__(self) -> None:
@@ -53,7 +56,7 @@ class BlockOptions:
             _checks.integer("BlockOptions", "attention_bits", self.attention_bits, 5, 8)
         if self.norm_bits is not None:
             _checks.integer("BlockOptions", "norm_bits", self.norm_bits, 1, 8)
-        for name in ("recompute", "recompute_attention"):
+        for name in ("recompute", "recompute_attention", "recompute_mlp"):
             _checks.switch("BlockOptions", name, getattr(self, name))
         _checks.integer("BlockOptions", "group_rows", self.group_rows, 64, 256)
         if self.group_rows not in (64, 128, 256):

@@ -250,6 +250,34 @@ TEST(Planner, ComputesQueryKeyAndValueAgainFromTheCopyOfANorm) {
   EXPECT_EQ(kept.saves.at({{3}, Form::kNormalized}).bits, 4);
 }
 
+TEST(Planner, ComputesAnMlpAgainFromTheCopyOfANorm) {
+  const std::string norm = R"({"op": "layer_norm", "inputs": [0], "dimensions": 1, "eps": 1e-5})";
+  const std::string plain = R"({"inputs": 1, "results": [4], "steps": [)" + norm + R"(,
+      {"op": "linear", "inputs": [1], "weight": 0},
+      {"op": "activation", "inputs": [2], "kind": "gelu"},
+      {"op": "linear", "inputs": [3], "weight": 1}]})";
+  const std::string gated = R"({"inputs": 1, "results": [6], "steps": [)" + norm + R"(,
+      {"op": "linear", "inputs": [1], "weight": 0},
+      {"op": "linear", "inputs": [1], "weight": 1},
+      {"op": "activation", "inputs": [2], "kind": "silu"},
+      {"op": "multiply", "inputs": [4, 3]},
+      {"op": "linear", "inputs": [5], "weight": 2}]})";
+  EXPECT_EQ(copies(plan_of(plain)), (Values{2}));
+  EXPECT_EQ(copies(plan_of(gated)), (Values{2, 3}));
+  for (const std::string& program : {plain, gated}) {
+    const Plan plan = plan_of(program, {.recompute_mlp = true});
+    EXPECT_TRUE(plan.copies.empty());
+    EXPECT_EQ(plan.saves.at({{1}, Form::kNormalized}).bits, kSmoothBits);
+  }
+  // What the copy of an input is like is not known.
+  EXPECT_EQ(copies(plan_of(R"({"inputs": 1, "results": [3], "steps": [
+      {"op": "linear", "inputs": [0], "weight": 0},
+      {"op": "activation", "inputs": [1], "kind": "gelu"},
+      {"op": "linear", "inputs": [2], "weight": 1}]})",
+                           {.recompute_mlp = true})),
+            (Values{0, 1}));
+}
+
 TEST(Planner, SavesNoCopyOfAnImportedInput) {
   const Plan plan = make_plan(program_from_json(kConcatenation), {}, {{{0}, {.bits = 3}}});
   EXPECT_EQ(copies(plan), (Values{1}));

@@ -111,6 +111,10 @@ TEST_F(Transformer, IsOneNodeThatSavesLess) {
   TransformerLayer again(make_options().bits(4).recompute_attention(true));
   again->forward(input);
   EXPECT_LT(again->saved_bytes(), layer->saved_bytes() - input.nbytes() / 2);
+  // The norm in front of the MLP has 5 bits then, one more, and nothing else is kept of it.
+  TransformerLayer small(make_options().bits(4).recompute_attention(true).recompute_mlp(true));
+  small->forward(input);
+  EXPECT_LT(small->saved_bytes(), again->saved_bytes() - (4 * 5 - 1) * input.nbytes() / 32);
   // Attention exactly: 16 bits an element and more.
   TransformerLayer exact(make_options().bits(4).attention_bits(0));
   exact->forward(input);
