@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <map>
 #include <utility>
 
 #include "src/blocks/cast_parameters.h"
@@ -22,6 +23,11 @@ class Forward : public ForwardRun {
         seconds_(plan.program.values()),
         saved_(schedule.saved_tensors) {
     cast_parameters(plan.program, parameters_, arguments.dtype);
+    for (const StepPointer& stage : plan.stages) {
+      if (stage->packs_input()) {
+        packers_.emplace(stage->inputs[0], stage.get());
+      }
+    }
   }
 
   ForwardResult run() {
@@ -35,8 +41,13 @@ class Forward : public ForwardRun {
       const Step& stage = *plan_.stages[stage_];
       stage.forward(*this);
       for (const Value output : stage.outputs) {
-        save_copy(output);
+        if (!packing(output)) {
+          save_copy(output);
+        }
         release(output);
+      }
+      if (stage.packs_input()) {
+        save_copy(stage.inputs[0]);  // unless it has
       }
       for (const Value input : stage.inputs) {
         release(input);
@@ -86,6 +97,19 @@ class Forward : public ForwardRun {
       saved_[slot.first + part] = is_value && !is_input ? tensors[part].detach() : std::move(tensors[part]);
     }
   }
+  std::optional<ColumnQuantization> packing(Value value) const override {
+    const auto packer = packers_.find(value);
+    const at::Tensor& tensor = values_[value.number];
+    if (packer == packers_.end() || !is_to_be_packed(value) || !can_activate_and_pack_rows(tensor) ||
+        tensor.scalar_type() != dtype(packer->second->output())) {
+      return std::nullopt;
+    }
+    const CopyFormat& format = plan_.copies.at(value);
+    if (!is_rows_in_columns(format, tensor.sym_sizes(), layout(value))) {
+      return std::nullopt;
+    }
+    return ColumnQuantization{.bits = format.bits, .group_rows = format.group_rows, .rounding = rounding()};
+  }
   Layout layout(Value value) const override { return plan_.layouts[value.number]; }
   Rounding rounding() const override { return plan_.options.rounding; }
   CopyFormat saved_format(Value output) const override { return plan_.saved_format(output); }
@@ -96,10 +120,14 @@ class Forward : public ForwardRun {
   void set_second(Value output, at::Tensor tensor) override { seconds_[output.number] = std::move(tensor); }
 
  private:
+  bool is_to_be_packed(Value value) const {
+    const auto slot = schedule_.slots.find({value, Form::kCopy});
+    return slot != schedule_.slots.end() && !saved_[slot->second.first].defined();
+  }
+
   /// The copy of a value that no pass packs.
   void save_copy(Value value) {
-    const auto slot = schedule_.slots.find({value, Form::kCopy});
-    if (slot != schedule_.slots.end() && !saved_[slot->second.first].defined()) {
+    if (is_to_be_packed(value)) {
       save(value, Form::kCopy,
            pack_copy(in_layout(values_[value.number], layout(value)), plan_.copies.at(value), layout(value),
                      rounding()));
@@ -120,6 +148,7 @@ class Forward : public ForwardRun {
   std::vector<at::Tensor> values_;
   std::vector<at::Tensor> seconds_;  // in another dtype
   std::vector<at::Tensor> saved_;
+  std::map<Value, const Step*> packers_;  // of values whose copies their readers may pack
   size_t stage_ = 0;
 };
 

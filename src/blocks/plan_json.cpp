@@ -86,8 +86,8 @@ CopyFormat copy_format_from_json(const json& written) {
 
 PlanOptions options_from_json(const json& written) {
   check_keys("options", written,
-             {"bits", "output_bits", "smooth_bits", "attention_bits", "recompute_attention", "recompute_mlp", "group_rows",
-              "recompute", "norm_bits", "rounding", "value_bits", "exact"});
+             {"bits", "output_bits", "smooth_bits", "attention_bits", "recompute_attention", "recompute_mlp",
+              "group_rows", "recompute", "norm_bits", "rounding", "value_bits", "exact"});
   PlanOptions options = PlanOptions::of_bits(written.value("bits", PlanOptions{}.bits));
   options.output_bits = written.value("output_bits", options.output_bits);
   options.smooth_bits = written.value("smooth_bits", options.smooth_bits);

@@ -25,6 +25,8 @@ class ForwardRun : public Operands, public Wants {
   /// Whether a form of a value must be saved in this run, and the saving of it.
   virtual bool saves(Value value, Form form) const = 0;
   virtual void save(Value value, Form form, std::vector<at::Tensor> tensors) = 0;
+  /// How the copy of an input is packed that the step is to save (`Step::packs_input`); none: it is none of the step's.
+  virtual std::optional<ColumnQuantization> packing(Value value) const = 0;
   virtual Rounding rounding() const = 0;  ///< of copies
   /// Of what the step saves of an output besides its copy: a normalized value, a derivative.
   virtual CopyFormat saved_format(Value output) const = 0;

@@ -140,6 +140,9 @@ class Step {
   /// needed.
   virtual std::optional<CopyFormat> packs(Value /*output*/) const { return std::nullopt; }
 
+  /// Whether forward packs the copy of the first input in the pass that reads it, where `ForwardRun::packing` says so.
+  virtual bool packs_input() const { return false; }
+
   /// The outputs. The tensors of inputs must stay as they are.
   virtual std::vector<at::Tensor> compute(Operands& operands) const = 0;
   /// Computes the outputs and saves what `needs` says and is not a copy that the executor packs.

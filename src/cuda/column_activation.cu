@@ -1,10 +1,52 @@
 #include "actnn/cuda/column_activation.h"
 #include "src/cuda/column_copies.cuh"
+#include "src/cuda/column_quantizer.cuh"
 #include "src/cuda/row_teams.cuh"
 #include "src/cuda/smooth_activation.cuh"
 
 namespace actnn::cuda {
 namespace {
+
+/// y beside the packing of x. Rows that do not exist are the last one again, whose result is the same.
+template <class Element, ActivationKind kKind, bool kGated>
+struct Activated {
+  const Element* gate;
+  Element* output;
+
+  template <class Place>
+  __device__ void operator()(const Place& place, const typename Place::Row (&x)[kRows]) const {
+    if (place.channels() == 0) {
+      return;
+    }
+    place.for_each_row(output, [&](int j, const Element* first) {
+      const int64_t at = first - output;
+      typename Place::Row factor;
+      if constexpr (kGated) {
+        factor.template load<true>(gate + at);
+      }
+      typename Place::Row y;
+#pragma unroll
+      for (int k = 0; k < Place::kChannels; k += 2) {
+        float first_y = activate<kKind>(x[j][k]).y;
+        float second_y = activate<kKind>(x[j][k + 1]).y;
+        if constexpr (kGated) {
+          first_y *= factor[k];
+          second_y *= factor[k + 1];
+        }
+        y.set_pair(k, first_y, second_y);
+      }
+      y.store(output + at);
+    });
+  }
+};
+
+/// Calls `body.operator()<kKind, kGated>()`.
+template <class Body>
+void with_activation(ActivationKind kind, bool is_gated, Body&& body) {
+  with_smooth_activation(kind, [&]<ActivationKind kKind>() {
+    is_gated ? body.template operator()<kKind, true>() : body.template operator()<kKind, false>();
+  });
+}
 
 /// Of a multiprocessor, as many as have the registers.
 constexpr int kBlocks = 4;
@@ -109,6 +151,20 @@ WarpColumns columns_of(const ColumnLayout<int64_t>& layout) {
 
 }  // namespace
 
+cudaError_t activate_and_pack_columns(const ActivateAndPackColumns& arguments, cudaStream_t stream) {
+  cudaError_t error = cudaErrorInvalidValue;
+  with_element_type(arguments.x.type, [&]<class Element>(Element /*tag*/) {
+    if constexpr (sizeof(Element) == sizeof(uint16_t)) {
+      with_activation(arguments.kind, arguments.gate != nullptr, [&]<ActivationKind kKind, bool kGated>() {
+        const Activated<Element, kKind, kGated> besides{static_cast<const Element*>(arguments.gate),
+                                                        static_cast<Element*>(arguments.output)};
+        error = launch_packing<Element, /*kVectors=*/true>(arguments.x, besides, stream);
+      });
+    }
+  });
+  return error;
+}
+
 cudaError_t activate_columns_backward(const ActivateColumnsBackward& arguments, cudaStream_t stream) {
   const ColumnLayout<int64_t>& layout = arguments.layout;
   if (layout.rows == 0 || layout.channels == 0) {
@@ -126,15 +182,11 @@ cudaError_t activate_columns_backward(const ActivateColumnsBackward& arguments, 
     const Written<Element> written{static_cast<Element*>(arguments.output), static_cast<Element*>(arguments.grad_x),
                                    static_cast<Element*>(arguments.grad_gate),
                                    arguments.grad_bias == nullptr ? nullptr : arguments.workspace};
-    with_smooth_activation(arguments.kind, [&]<ActivationKind kKind>() {
-      with_flags(
-          [&]<bool kGated>() {
-            constexpr int kMatrices = kGated ? 2 : 1;
-            const StageParts parts(columns, source, RowsAhead<ColumnPlace<Element, true>, kMatrices>::kBytes);
-            error = launch_warps(activate_columns_kernel<Element, kKind, kGated>, columns, parts, stream, source,
-                                 columns, parts, written);
-          },
-          arguments.gate != nullptr);
+    with_activation(arguments.kind, arguments.gate != nullptr, [&]<ActivationKind kKind, bool kGated>() {
+      constexpr int kMatrices = kGated ? 2 : 1;
+      const StageParts parts(columns, source, RowsAhead<ColumnPlace<Element, true>, kMatrices>::kBytes);
+      error = launch_warps(activate_columns_kernel<Element, kKind, kGated>, columns, parts, stream, source, columns,
+                           parts, written);
     });
   });
   if (error != cudaSuccess || arguments.grad_bias == nullptr) {

@@ -15,6 +15,9 @@ RowNormGradients normalize_rows_backward_cuda(const RowNorm& norm, const RowNorm
                                               std::array<bool, 3> wanted);
 SummedGradient activate_rows_backward_cuda(ActivationKind kind, const at::Tensor& x, const at::Tensor& grad,
                                            bool wants_sums);
+ActivatedRows activate_and_pack_rows_cuda(ActivationKind kind, const at::Tensor& x,
+                                          const std::optional<at::Tensor>& gate,
+                                          const ColumnQuantization& quantization);
 ActivationGradients activate_packed_rows_backward_cuda(ActivationKind kind, const PackedRows& x,
                                                        const std::optional<at::Tensor>& gate, const at::Tensor& grad,
                                                        bool wants_output, bool wants_sums);

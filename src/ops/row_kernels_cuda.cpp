@@ -180,6 +180,29 @@ SummedGradient activate_rows_backward_cuda(ActivationKind kind, const at::Tensor
   return result;
 }
 
+ActivatedRows activate_and_pack_rows_cuda(ActivationKind kind, const at::Tensor& x,
+                                          const std::optional<at::Tensor>& gate,
+                                          const ColumnQuantization& quantization) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const at::Tensor input = at_vectors(x);
+  const at::Tensor factor = gate ? at_vectors(with_dtype(*gate, x.scalar_type())) : at::Tensor();
+  const int64_t channels = input.size(-1);
+  const ColumnLayout<int64_t> layout{rows_of(input, channels), channels, quantization.group_rows,
+                                     static_cast<int>(quantization.bits), 0};
+  const ActivatedRows result{dense_like(input, input.scalar_type()), empty_bytes(layout.bytes(), input)};
+  check_launch(cuda::activate_and_pack_columns({.x = {.elements = input.const_data_ptr(),
+                                                      .type = check_element_type(kName, input.scalar_type()),
+                                                      .layout = layout,
+                                                      .packed = result.packed.mutable_data_ptr<uint8_t>(),
+                                                      .random = random_source(std::nullopt),
+                                                      .rounding = quantization.rounding},
+                                                .kind = kind,
+                                                .gate = factor.defined() ? factor.const_data_ptr() : nullptr,
+                                                .output = result.output.mutable_data_ptr()},
+                                               current_stream()));
+  return result;
+}
+
 ActivationGradients activate_packed_rows_backward_cuda(ActivationKind kind, const PackedRows& x,
                                                        const std::optional<at::Tensor>& gate, const at::Tensor& grad,
                                                        bool wants_output, bool wants_sums) {

@@ -25,6 +25,11 @@ SummedGradient activate_rows_backward_cuda(ActivationKind /*kind*/, const at::Te
                                            bool /*wants_sums*/) {
   refuse();
 }
+ActivatedRows activate_and_pack_rows_cuda(ActivationKind /*kind*/, const at::Tensor& /*x*/,
+                                          const std::optional<at::Tensor>& /*gate*/,
+                                          const ColumnQuantization& /*quantization*/) {
+  refuse();
+}
 ActivationGradients activate_packed_rows_backward_cuda(ActivationKind /*kind*/, const PackedRows& /*x*/,
                                                        const std::optional<at::Tensor>& /*gate*/,
                                                        const at::Tensor& /*grad*/, bool /*wants_output*/,

@@ -197,6 +197,17 @@ SummedGradient activate_rows_backward(ActivationKind kind, const at::Tensor& x, 
   return with_sums(smooth_gradient(kind, grad, with_dtype(x, grad.scalar_type()), {}), wants_sums);
 }
 
+bool can_activate_and_pack_rows(const at::Tensor& x) {
+  constexpr int64_t kVector = 8;
+  return x.dim() > 0 && x.element_size() == sizeof(uint16_t) && has_row_kernels(x, x.sym_size(-1)) &&
+         x.sym_size(-1) % kVector == 0;
+}
+
+ActivatedRows activate_and_pack_rows(ActivationKind kind, const at::Tensor& x, const std::optional<at::Tensor>& gate,
+                                     const ColumnQuantization& quantization) {
+  return activate_and_pack_rows_cuda(kind, x, gate, quantization);
+}
+
 bool can_activate_packed_rows(const at::Tensor& packed, const c10::SymInt& channels) {
   constexpr int64_t kVector = 4;
   return has_row_kernels(packed, channels) && channels % kVector == 0;

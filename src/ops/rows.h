@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "actnn/ops/columns.h"
 #include "src/ops/activation_names.h"
 
 /// \file
@@ -79,6 +80,17 @@ struct PackedRows {
   int64_t bits;
   int64_t group_rows;
 };
+
+/// Whether `activate_and_pack_rows` has a pass for a tensor.
+bool can_activate_and_pack_rows(const at::Tensor& x);
+
+/// activation(x), or activation(x) gate, and x as it is packed in columns.
+struct ActivatedRows {
+  at::Tensor output;
+  at::Tensor packed;
+};
+ActivatedRows activate_and_pack_rows(ActivationKind kind, const at::Tensor& x, const std::optional<at::Tensor>& gate,
+                                     const ColumnQuantization& quantization);
 
 /// The others are undefined unless they are asked for.
 struct ActivationGradients {

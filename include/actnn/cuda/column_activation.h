@@ -7,11 +7,24 @@
 #include "actnn/core/activation.h"
 #include "actnn/core/columns.h"
 #include "actnn/core/scalar_types.h"
+#include "actnn/cuda/columns.h"
 
 /// \file
-/// The backward of smooth activations from packed copies of their inputs, on a GPU, in the pass that unpacks them.
+/// Smooth activations on a GPU whose inputs are kept as packed copies: forward in the pass that packs them, backward in
+/// the one that unpacks them.
 
 namespace actnn::cuda {
+
+/// The packing of x in the pass that computes output = activation(x), or activation(x) gate: two 16-bit types, rows and
+/// pointers at multiples of 16 bytes.
+struct ActivateAndPackColumns {
+  QuantizeColumns x;
+  ActivationKind kind;
+  const void* gate = nullptr;  ///< null: there is none
+  void* output;
+};
+
+cudaError_t activate_and_pack_columns(const ActivateAndPackColumns& arguments, cudaStream_t stream);
 
 /// As `ActivateRowsBackward` (rows.h), of a packed x, which is computed with as it is unpacked, in float32. Matrices
 /// are [rows, channels] of one type, row-major, at multiples of 16 bytes; channels are a multiple of 4.

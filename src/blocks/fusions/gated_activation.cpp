@@ -40,6 +40,18 @@ std::vector<at::Tensor> GatedActivation::compute(Operands& operands) const {
   return {gated(kind, with_dtype(operands.value(inputs[0]), dtype), with_dtype(operands.value(inputs[1]), dtype))};
 }
 
+void GatedActivation::forward(ForwardRun& run) const {
+  const at::Tensor x = run.value(inputs[0]);
+  const at::Tensor gate = run.value(inputs[1]);
+  const std::optional<ColumnQuantization> packing = run.packing(inputs[0]);
+  if (!packing || gate.sym_sizes() != x.sym_sizes()) {
+    return Step::forward(run);
+  }
+  ActivatedRows rows = activate_and_pack_rows(kind, x, gate, *packing);
+  run.save(inputs[0], Form::kCopy, {std::move(rows.packed)});
+  run.set(output(), std::move(rows.output));
+}
+
 at::Tensor GatedActivation::copy_from_saved(BackwardRun& run, at::ScalarType dtype) const {
   return gated(kind, run.copy(inputs[0], dtype), run.copy(inputs[1], dtype));
 }

@@ -26,7 +26,9 @@ struct GatedActivation : StepOf<GatedActivation> {
   bool copies_from_saved() const override { return true; }
   at::Tensor copy_from_saved(BackwardRun& run, at::ScalarType dtype) const override;
   bool gives_copy(BackwardRun& run) const override;
+  bool packs_input() const override { return true; }
   std::vector<at::Tensor> compute(Operands& operands) const override;
+  void forward(ForwardRun& run) const override;
   void backward(BackwardRun& run) const override;
 
  private:

@@ -1,6 +1,7 @@
 #include "src/blocks/fusions/kept_input.h"
 
 #include <optional>
+#include <utility>
 
 #include "src/blocks/run.h"
 #include "src/ops/activation_functions.h"
@@ -19,6 +20,16 @@ std::vector<Need> KeptInputActivation::needs(const Wants& wants) const {
 
 std::vector<at::Tensor> KeptInputActivation::compute(Operands& operands) const {
   return {activate(kind, with_dtype(operands.value(inputs[0]), operands.dtype(output())))};
+}
+
+void KeptInputActivation::forward(ForwardRun& run) const {
+  const std::optional<ColumnQuantization> packing = run.packing(inputs[0]);
+  if (!packing) {
+    return Step::forward(run);
+  }
+  ActivatedRows rows = activate_and_pack_rows(kind, run.value(inputs[0]), {}, *packing);
+  run.save(inputs[0], Form::kCopy, {std::move(rows.packed)});
+  run.set(output(), std::move(rows.output));
 }
 
 at::Tensor KeptInputActivation::copy_from_saved(BackwardRun& run, at::ScalarType dtype) const {

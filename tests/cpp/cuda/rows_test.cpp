@@ -305,6 +305,48 @@ TEST_P(Rows, HaveGradientsThroughActivationsAndGates) {
   }
 }
 
+/// In the pass that packs them: the bytes that packing alone gives, and the activation.
+TEST_P(Rows, AreActivatedAndPacked) {
+  const auto [rows, channels, stream, type] = GetParam();
+  const int64_t count = rows * channels;
+  if (channels % 8 != 0 || type == kFloat) {
+    GTEST_SKIP() << "such rows are packed by themselves";
+  }
+  const ColumnLayout<int64_t> layout{rows, channels, kDefaultGroupRows, 5, 0};
+  const Matrix x(count, type, 1);
+  const Matrix gate(count, type, 2);
+  const auto bytes = static_cast<size_t>(layout.bytes());
+  const auto packing_into = [&](const GpuBytes& packed) {
+    return QuantizeColumns{.elements = x.memory.as<void>(),
+                           .type = type,
+                           .layout = layout,
+                           .packed = packed.as<uint8_t>(),
+                           .random = {.shift = kState},
+                           .rounding = Rounding::kDithered};
+  };
+  const GpuBytes alone(bytes);
+  check(quantize_columns(packing_into(alone), nullptr));
+  for (const ActivationKind kind : {ActivationKind::kGELU, ActivationKind::kGELUTanh, ActivationKind::kSiLU}) {
+    for (const bool is_gated : {false, true}) {
+      const GpuBytes packed(bytes);
+      const Result output(count, type);
+      check(activate_and_pack_columns({.x = packing_into(packed),
+                                       .kind = kind,
+                                       .gate = is_gated ? gate.memory.as<void>() : nullptr,
+                                       .output = output.memory.as<void>()},
+                                      nullptr));
+      EXPECT_EQ(packed.read(), alone.read());
+      const Numbers numbers = x.numbers();
+      const Numbers gates = gate.numbers();
+      Numbers y;
+      for (size_t i = 0; i < numbers.size(); ++i) {
+        y.push_back(activated(kind, numbers[i]).y * (is_gated ? gates[i] : 1.0));
+      }
+      expect_near(output, y, "output", 10.0);
+    }
+  }
+}
+
 /// In the pass that unpacks them, as if they had been unpacked before, but for the rounding that this takes.
 TEST_P(Rows, HaveGradientsThroughActivationsOfCopies) {
   const auto [rows, channels, stream, type] = GetParam();
