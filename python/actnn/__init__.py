@@ -23,6 +23,7 @@ from . import _fakes as _fakes  # noqa: E402
 from . import conf, cpp_extension, dataloader, functional, layers, module, ops, qbnscheme, qscheme, utils  # noqa: E402
 from .block_allocation import BlockAllocation  # noqa: E402
 from .capture.options import BlockOptions  # noqa: E402
+from .checkpoint import checkpoint  # noqa: E402
 from .conf import Config, config, set_optimization_level  # noqa: E402
 from .convert import Report, convert, restore  # noqa: E402
 from .dataloader import DataLoader  # noqa: E402
@@ -131,6 +132,7 @@ __all__ = [
     "QSyncBatchNorm",
     "QTanh",
     "Report",
+    "checkpoint",
     "compute_tensor_bytes",
     "conf",
     "config",

@@ -42,8 +42,9 @@ def measure_kept_bytes(model: nn.Module, run: Callable[[], object]) -> KeptBytes
 
     Memory counts once, for whoever keeps it first: a copy that a block shares with the layer behind it is the block's.
     It counts wherever it is, on a device or, offloaded, on the host. Parameters and buffers do not count; an input that
-    autograd keeps as it is does. What a checkpoint (`torch.utils.checkpoint`) keeps is not seen, nor are sparse
-    tensors. While it is measured, captured graphs run node by node, and without their compiler.
+    autograd keeps as it is does, and so do the inputs of a checkpoint (`actnn.checkpoint`, `torch.utils.checkpoint`),
+    packed or as they are, but not what it computes again. Sparse tensors are not seen. While it is measured, captured
+    graphs run node by node, and without their compiler.
 
     Gradients, buffers, bits of adaptive layers and torch's random state are put back afterwards. Nothing of this runs
     during training.
