@@ -43,11 +43,12 @@ VARIANTS = {
     "blocks fast": Variant(amp=True, prepare=partial(with_blocks, 4, attention_bits=0)),
     "layers": Variant(amp=True, prepare=partial(converted, 4)),
     "checkpoint": Variant(amp=True, prepare=with_checkpoints),
+    "checkpoint packed": Variant(amp=True, prepare=partial(with_checkpoints, bits=8)),
     "compile": Variant(amp=True, prepare=torch.compile),
     "compile blocks": Variant(amp=True, prepare=lambda model: torch.compile(with_blocks(4, model))),
 }
 COMPILED = ("resnet50", 128)  # by default: compiling takes as long as everything else
-OF_TRANSFORMERS = ("blocks small", "blocks fast")
+OF_TRANSFORMERS = ("blocks small", "blocks fast", "checkpoint packed")
 LARGEST_NETWORKS, LARGEST_VARIANTS = ("resnet50", "resnet152"), ("exact", "checkpoint", "blocks")
 NOT_CAPTURED = {
     ("efficientnet_b0", "checkpoint"): "recomputing sets the state of the random numbers, which no capture allows",

@@ -86,10 +86,14 @@ class Variant:
     prepare: Callable[[nn.Module], nn.Module] = lambda model: model
 
 
-def with_checkpoints(model: nn.Module) -> nn.Module:
-    """Each of the model's repeated parts is recomputed in backward; the random numbers' state is kept if one draws."""
+def with_checkpoints(model: nn.Module, bits: int | None = None) -> nn.Module:
+    """Each of the model's repeated parts is recomputed in backward; the random numbers' state is kept if one draws.
+
+    With `bits` from packed copies of their inputs, else from the inputs.
+    """
+    run = partial(checkpoint, use_reentrant=False) if bits is None else partial(actnn.checkpoint, bits=bits)
     for part in [module for module in model.modules() if type(module).__name__ in CHECKPOINTED]:
-        part.forward = partial(checkpoint, part.forward, use_reentrant=False, preserve_rng_state=_may_draw(part))
+        part.forward = partial(run, part.forward, preserve_rng_state=_may_draw(part))
     return model
 
 

@@ -192,7 +192,7 @@ def test_results_have_a_line_for_every_record(tmp_path):
 def test_every_network_is_measured_with_blocks(tmp_path):
     rows = results_of(tmp_path / "blocks.json", "blocks.py", "--rounds", "1")["rows"]
     assert not [row for row in rows if "error" in row]
-    others = ("compile", "blocks small", "blocks fast")
+    others = ("compile", *blocks.OF_TRANSFORMERS)
     names = [name for name in blocks.VARIANTS if not name.startswith(others)]
     assert [(row["network"], row["variant"]) for row in rows] == [(n, v) for n in networks.NETWORKS for v in names]
     for network in ("resnet50", "resnet152", "wide_resnet101_2", "densenet201"):  # the others have dropout
