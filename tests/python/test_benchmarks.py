@@ -106,6 +106,13 @@ def test_uses_that_are_not_linear_are_measured(tmp_path):
     assert {"+ input of GELU, SwiGLU 4", "defaults"} <= rows.keys()
 
 
+def test_packed_checkpoints_are_measured(tmp_path):
+    rows = {row["variant"]: row for row in results_of(tmp_path / "noise.json", "checkpoint_noise.py")["rows"]}
+    exact, packed = rows["checkpoint"], rows["checkpoint packed, 8 bits"]
+    assert exact["noise"] == 0 < packed["noise"] < rows["checkpoint packed, 4 bits"]["noise"] < 0.01
+    assert packed["kept_bytes"] < exact["kept_bytes"]
+
+
 def test_every_op_that_moves_a_tensor_is_measured(tmp_path):
     rows = results_of(tmp_path / "kernels.json", "cuda_kernels.py")["rows"]
     assert not [row for row in rows if "error" in row]
