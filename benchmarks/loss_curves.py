@@ -28,6 +28,7 @@ from torch import Tensor, nn
 POINTS = 30  # of a curve
 SHOWN = (1, 3, 6, 10, 15, 20, 25, 30)  # of these, in the printed table
 LAST = 10  # the final training loss is that of the last tenth
+REDRAWN = 2**16  # is added to a seed
 WEIGHT_DECAY, BETAS, CLIPPED = 0.1, (0.9, 0.99), 1.0
 
 
@@ -58,10 +59,14 @@ class Setting:
     text: str
     prepare: Callable[[nn.Module], object] = lambda model: None
     """Changes the model in place."""
+    redraws: bool = False
+    """Whether dropout is another one than that of other settings."""
 
 
 SETTINGS = {
     "exact": Setting("exact activations"),
+    "redrawn": Setting("exact activations, another dropout", redraws=True),
+    "blocks8": Setting("actnn.convert, 8 bits", partial(steps.with_blocks, 8)),
     "blocks": Setting("actnn.convert, 4 bits", lambda model: actnn.convert(model)),
     "blocks3": Setting("3 bits", partial(steps.with_blocks, 3)),
     "blocks2": Setting("2 bits", partial(steps.with_blocks, 2)),
@@ -104,7 +109,8 @@ class Run:
         samples = self.order.to(self.device)
         self.held = self.bytes_held(samples[0])
         self.batches = [Batch(row) for row in samples]
-        torch.manual_seed(self.seed)  # for dropout and noise: whatever building and converting drew
+        # For dropout and noise: whatever building and converting drew.
+        torch.manual_seed(self.seed + (REDRAWN if SETTINGS[self.setting].redraws else 0))
 
     def groups(self) -> list[dict]:
         """Matrices decay, vectors do not."""

