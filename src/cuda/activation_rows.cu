@@ -30,17 +30,12 @@ __global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
         if (is_gated) {
           gate = member.fetched(arguments.gate, raw.gate);
         }
-        Piece output[1];
         Piece grad_gate[1];
 #pragma unroll
         for (int k = 0; k < kPiece; ++k) {
           const ActivatedNumber number = activate(arguments.kind, grad_x[0].x[k]);
-          output[0].x[k] = is_gated ? number.y * gate.x[k] : number.y;
           grad_gate[0].x[k] = number.y * grad.x[k];
           grad_x[0].x[k] = number.derivative * (is_gated ? gate.x[k] * grad.x[k] : grad.x[k]);
-        }
-        if (arguments.output.elements != nullptr) {
-          member.store(arguments.output, row, output);
         }
         if (arguments.grad_gate.elements != nullptr) {
           member.store(arguments.grad_gate, row, grad_gate);
@@ -85,10 +80,10 @@ __global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
 }  // namespace
 
 cudaError_t activate_rows_backward(const ActivateRowsBackward& arguments, cudaStream_t stream) {
-  const RowTeams teams(arguments.rows, arguments.channels,
-                       begin_at_vectors(arguments.x, arguments.gate, arguments.grad, arguments.output, arguments.grad_x,
-                                        arguments.grad_gate),
-                       Rows::kStrips);
+  const RowTeams teams(
+      arguments.rows, arguments.channels,
+      begin_at_vectors(arguments.x, arguments.gate, arguments.grad, arguments.grad_x, arguments.grad_gate),
+      Rows::kStrips);
   const cudaError_t error =
       launch_kernel(activate_rows_backward_kernel, teams.blocks(), teams.threads(), 0, stream, arguments, teams);
   if (error != cudaSuccess || arguments.grad_bias == nullptr) {

@@ -99,8 +99,8 @@ struct NormalizeRowsBackward {
 
 cudaError_t normalize_rows_backward(const NormalizeRowsBackward& arguments, cudaStream_t stream);
 
-/// GELU, its approximation by tanh, or SiLU, and their derivatives at x: grad_x = derivative grad, output = activation.
-/// With a gate: output = activation(x) gate, grad_x = derivative gate grad, grad_gate = activation grad.
+/// GELU, its approximation by tanh, or SiLU, and their derivatives at x: grad_x = derivative grad. With a gate:
+/// grad_x = derivative gate grad, grad_gate = activation grad.
 struct ActivateRowsBackward {
   int64_t rows;
   int64_t channels;
@@ -108,7 +108,6 @@ struct ActivateRowsBackward {
   RowSource x;
   RowSource gate = {};
   RowSource grad;
-  RowTarget output = {};
   RowTarget grad_x = {};  ///< targets may be the memory of sources of the same type
   RowTarget grad_gate = {};
   float* grad_bias = nullptr;  ///< of x: sum over rows of grad_x, as it is rounded
