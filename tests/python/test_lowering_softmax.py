@@ -109,6 +109,20 @@ def test_rows_that_see_nothing_are_what_they_were():
     assert all("attention" in text for text in programs(lowered))
 
 
+def causal(self, q, k, v):
+    """As transformers has it without a function of torch."""
+    places = torch.arange(q.shape[2])
+    hidden = places[None, :] > places[:, None]
+    mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)[None, None]
+    return F.softmax(q @ k.transpose(2, 3) * 0.5 + mask, -1, dtype=torch.float32).to(q.dtype) @ v
+
+
+def test_a_causal_mask_is_left_out():
+    lowered = assert_computes_the_same(Attention(causal), inputs())
+    attention = attention_of(lowered)
+    assert len(attention["inputs"]) == 3 and attention["causal"] and not outside(lowered)
+
+
 def test_weights_that_are_dropped():
     def attend(self, q, k, v):
         return F.dropout(F.softmax(q @ k.mT, dim=-1), 0.25, self.training) @ v

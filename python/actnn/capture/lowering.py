@@ -110,6 +110,7 @@ def lower(graph_module: fx.GraphModule, options: LoweringOptions) -> Lowered:
         find_frozen_linears(graph, lambda node: _is_skipped(node, options))
     if options.makes_programs or options.replaces_functions:
         join_patterns(graph, lambda node: _is_skipped(node, options))
+        leave_out_causal_masks(graph)  # of attention that was written out, too
     join_equal_masks(graph)
     joined = join_losses(graph, lambda node: _is_skipped(node, options)) if options.replaces_functions else {}
     sizes = read_from_inputs(graph)
