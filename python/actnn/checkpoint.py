@@ -1,5 +1,6 @@
 """Gradient checkpointing whose inputs are kept as packed copies."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +25,8 @@ def checkpoint(function: Callable, *args: Any, bits: int = 8, use_reentrant: boo
 
     * require a gradient and are no leaves: a parameter is there in any case, and what requires none, such as a mask or
       the tables of a rotary embedding, is mostly small, or shared by all layers;
-    * are float32, float16 or bfloat16, of 1024 elements or more, and fill their memory without gaps.
+    * are float32, float16 or bfloat16, of 1024 elements or more, fill their memory without gaps, and share it with no
+      other argument.
 
     Other arguments are kept as they are, and so are keyword arguments and tensors inside of lists and dictionaries. A
     tensor that many checkpoints are given, such as an encoder's result, would be packed by each: hand it over as a
@@ -56,7 +58,11 @@ def checkpoint(function: Callable, *args: Any, bits: int = 8, use_reentrant: boo
     if _checks.switch("checkpoint", "use_reentrant", use_reentrant):
         raise ValueError("checkpoint: use_reentrant must be False, for there is no reentrant one")
     once = {id(arg): arg for arg in args}
-    layouts = [_Layout.of(value, bits) if _is_packed(value) else None for value in once.values()]
+    memory = Counter(value.untyped_storage().data_ptr() for value in once.values() if _is_dense(value))
+    layouts = [
+        _Layout.of(value, bits) if _is_packed(value) and memory[value.untyped_storage().data_ptr()] == 1 else None
+        for value in once.values()
+    ]
     kept = [layout.pack(value) if layout else value for value, layout in zip(once.values(), layouts, strict=True)]
     places = {key: place for place, key in enumerate(once)}
     call = _Call(function, args, [places[id(arg)] for arg in args], layouts)
@@ -110,6 +116,10 @@ class _Layout(NamedTuple):
             memory = _ops.dequantize(packed, [count], [1], self.dtype, self.bits, _GROUP)
         # Neither a leaf nor a leaf's view, for autograd: nobody may write to those.
         return torch.ops.aten._unsafe_view(memory.requires_grad_(), [count]).as_strided(self.shape, self.stride)
+
+
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided
 
 
 def _is_packed(value: Any) -> bool:

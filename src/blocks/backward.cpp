@@ -7,6 +7,7 @@
 
 #include "src/blocks/cast_parameters.h"
 #include "src/blocks/run.h"
+#include "src/blocks/steps/dropout.h"
 #include "src/blocks/steps/linear.h"
 #include "src/blocks/steps/permute.h"
 #include "src/blocks/value_sizes.h"
@@ -98,7 +99,8 @@ class Backward : public BackwardRun {
   void with_copy(Value value, at::ScalarType dtype, std::function<void(const at::Tensor&)> use) override {
     const Value shown = shown_by(value);
     const Step* const maker = schedule_.makers[shown.number];
-    if (maker == nullptr || !wants(shown) || decoded_.contains(shown) || !maker->gives_copy(*this)) {
+    // What is saved of it, or was unpacked, is what the plan says it is.
+    if (!plan_.recomputes.contains(shown) || !wants(shown) || decoded_.contains(shown) || !maker->gives_copy(*this)) {
       use(copy(value, dtype));
       return;
     }
@@ -111,6 +113,7 @@ class Backward : public BackwardRun {
   bool is_awaited(Value value) const override { return awaited_.contains(value); }
   void give_copy(Value value, const at::Tensor& copy) override {
     const auto uses = awaited_.extract(value);
+    TORCH_INTERNAL_ASSERT(!uses.empty(), "nobody waits for this copy");
     for (const auto& use : uses.mapped()) {
       use(copy);
     }
@@ -174,10 +177,14 @@ class Backward : public BackwardRun {
     Backward& backward_;
   };
 
-  /// The value that a view of one shows.
+  /// The value of whose copy alone that of a view, or of what is dropped, is computed.
   Value shown_by(Value value) const {
-    const Step* const maker = schedule_.makers[value.number];
-    return maker != nullptr && maker->is_view() && maker->inputs.size() == 1 ? shown_by(maker->inputs[0]) : value;
+    if (!plan_.recomputes.contains(value)) {
+      return value;
+    }
+    const Step& maker = *schedule_.makers[value.number];
+    const bool shows = (maker.is_view() && maker.inputs.size() == 1) || dynamic_cast<const Dropout*>(&maker) != nullptr;
+    return shows ? shown_by(maker.inputs[0]) : value;
   }
 
   /// The first stage, which is the last in backward, that reads a copy.

@@ -25,7 +25,7 @@ class ForwardRun : public Operands, public Wants {
   /// Whether a form of a value must be saved in this run, and the saving of it.
   virtual bool saves(Value value, Form form) const = 0;
   virtual void save(Value value, Form form, std::vector<at::Tensor> tensors) = 0;
-  /// How the copy of an input is packed that the step is to save (`Step::packs_input`); none: it is none of the step's.
+  /// How the step packs the copy of an input, which it saves then (`Step::packs_input`); none: the executor does.
   virtual std::optional<ColumnQuantization> packing(Value value) const = 0;
   virtual Rounding rounding() const = 0;  ///< of copies
   /// Of what the step saves of an output besides its copy: a normalized value, a derivative.

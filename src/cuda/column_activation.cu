@@ -51,6 +51,10 @@ void with_activation(ActivationKind kind, bool is_gated, Body&& body) {
 /// Of a multiprocessor, as many as have the registers.
 constexpr int kBlocks = 4;
 
+/// Those that are read besides the copies: the gradient and the gate.
+template <bool kGated>
+constexpr int kMatrices = kGated ? 2 : 1;
+
 /// What is written. `grad_bias`: the rows of the workspace, one for each part of a strip.
 template <class Element>
 struct Written {
@@ -76,7 +80,7 @@ __global__ void __launch_bounds__(kUnpackingThreads, kBlocks)
   typename Copies::Table table;
   Copies copies(source, columns, parts, shared, table, [](int64_t /*channel*/) { return true; });
   Place place(columns, columns.first_channel(), columns.column());
-  auto rows = copies.template rows_ahead < kGated ? 2 : 1 > ();
+  auto rows = copies.template rows_ahead<kMatrices<kGated>>();
   float sums[Place::kChannels] = {};
   const auto use = [&] {
     Row grad[kRows];
@@ -167,9 +171,6 @@ cudaError_t activate_and_pack_columns(const ActivateAndPackColumns& arguments, c
 
 cudaError_t activate_columns_backward(const ActivateColumnsBackward& arguments, cudaStream_t stream) {
   const ColumnLayout<int64_t>& layout = arguments.layout;
-  if (layout.rows == 0 || layout.channels == 0) {
-    return cudaSuccess;
-  }
   const WarpColumns columns = columns_of(layout);
   cudaError_t error = cudaSuccess;
   with_element_type(arguments.type, [&]<class Element>(Element /*tag*/) {
@@ -183,8 +184,7 @@ cudaError_t activate_columns_backward(const ActivateColumnsBackward& arguments, 
                                    static_cast<Element*>(arguments.grad_gate),
                                    arguments.grad_bias == nullptr ? nullptr : arguments.workspace};
     with_activation(arguments.kind, arguments.gate != nullptr, [&]<ActivationKind kKind, bool kGated>() {
-      constexpr int kMatrices = kGated ? 2 : 1;
-      const StageParts parts(columns, source, RowsAhead<ColumnPlace<Element, true>, kMatrices>::kBytes);
+      const StageParts parts(columns, source, RowsAhead<ColumnPlace<Element, true>, kMatrices<kGated>>::kBytes);
       error = launch_warps(activate_columns_kernel<Element, kKind, kGated>, columns, parts, stream, source, columns,
                            parts, written);
     });

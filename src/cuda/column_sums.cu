@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "actnn/cuda/rows.h"
 #include "src/cuda/row_teams.cuh"
 

@@ -20,7 +20,7 @@ ActivatedRows activate_and_pack_rows_cuda(ActivationKind kind, const at::Tensor&
                                           const ColumnQuantization& quantization);
 ActivationGradients activate_packed_rows_backward_cuda(ActivationKind kind, const PackedRows& x,
                                                        const std::optional<at::Tensor>& gate, const at::Tensor& grad,
-                                                       bool wants_output, bool wants_sums);
+                                                       const WantedOfActivation& wanted);
 SummedRows add_rows_cuda(const at::Tensor& x, const at::Tensor& residual, double probability, at::ScalarType dtype);
 SummedGradient add_rows_backward_cuda(const at::Tensor& grad, double probability, const at::Tensor& state,
                                       at::ScalarType dtype, bool wants_sums);

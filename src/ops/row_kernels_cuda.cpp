@@ -205,7 +205,7 @@ ActivatedRows activate_and_pack_rows_cuda(ActivationKind kind, const at::Tensor&
 
 ActivationGradients activate_packed_rows_backward_cuda(ActivationKind kind, const PackedRows& x,
                                                        const std::optional<at::Tensor>& gate, const at::Tensor& grad,
-                                                       bool wants_output, bool wants_sums) {
+                                                       const WantedOfActivation& wanted) {
   const c10::cuda::CUDAGuard guard(grad.device());
   const bool holds_result = is_free(grad);
   const at::Tensor gradient = at_vectors(grad);
@@ -214,12 +214,14 @@ ActivationGradients activate_packed_rows_backward_cuda(ActivationKind kind, cons
   const auto empty = [&] { return dense_like(gradient, gradient.scalar_type()); };
   const int64_t channels = gradient.size(-1);
   const ColumnLayout<int64_t> layout{rows_of(gradient, channels), channels, x.group_rows, static_cast<int>(x.bits), 0};
+  TORCH_CHECK_VALUE(packed.numel() == layout.bytes(), kName, ": packed rows must have ", layout.bytes(), " bytes, got ",
+                    packed.numel());
   ActivationGradients result{.x = holds_result && gradient.is_same(grad) ? gradient : empty(),
-                             .gate = gate ? empty() : at::Tensor(),
-                             .output = wants_output ? empty() : at::Tensor(),
-                             .sums = wants_sums ? floats(gradient, {channels}) : at::Tensor()};
+                             .gate = wanted.gate ? empty() : at::Tensor(),
+                             .output = wanted.output ? empty() : at::Tensor(),
+                             .sums = wanted.sums ? floats(gradient, {channels}) : at::Tensor()};
   const at::Tensor workspace =
-      wants_sums ? floats(gradient, {cuda::column_activation_workspace(layout)}) : at::Tensor();
+      wanted.sums ? floats(gradient, {cuda::column_activation_workspace(layout)}) : at::Tensor();
   const auto memory_of = [](const at::Tensor& tensor) {
     return tensor.defined() ? tensor.mutable_data_ptr() : nullptr;
   };

@@ -32,8 +32,8 @@ ActivatedRows activate_and_pack_rows_cuda(ActivationKind /*kind*/, const at::Ten
 }
 ActivationGradients activate_packed_rows_backward_cuda(ActivationKind /*kind*/, const PackedRows& /*x*/,
                                                        const std::optional<at::Tensor>& /*gate*/,
-                                                       const at::Tensor& /*grad*/, bool /*wants_output*/,
-                                                       bool /*wants_sums*/) {
+                                                       const at::Tensor& /*grad*/,
+                                                       const WantedOfActivation& /*wanted*/) {
   refuse();
 }
 SummedRows add_rows_cuda(const at::Tensor& /*x*/, const at::Tensor& /*residual*/, double /*probability*/,

@@ -198,7 +198,7 @@ SummedGradient activate_rows_backward(ActivationKind kind, const at::Tensor& x, 
 }
 
 bool can_activate_and_pack_rows(const at::Tensor& x) {
-  constexpr int64_t kVector = 8;
+  constexpr int64_t kVector = 8;  // elements that are packed together
   return x.dim() > 0 && x.element_size() == sizeof(uint16_t) && has_row_kernels(x, x.sym_size(-1)) &&
          x.sym_size(-1) % kVector == 0;
 }
@@ -209,14 +209,14 @@ ActivatedRows activate_and_pack_rows(ActivationKind kind, const at::Tensor& x, c
 }
 
 bool can_activate_packed_rows(const at::Tensor& packed, const c10::SymInt& channels) {
-  constexpr int64_t kVector = 4;
+  constexpr int64_t kVector = 4;  // elements that are unpacked together
   return has_row_kernels(packed, channels) && channels % kVector == 0;
 }
 
 ActivationGradients activate_packed_rows_backward(ActivationKind kind, const PackedRows& x,
                                                   const std::optional<at::Tensor>& gate, const at::Tensor& grad,
-                                                  bool wants_output, bool wants_sums) {
-  return activate_packed_rows_backward_cuda(kind, x, gate, grad, wants_output, wants_sums);
+                                                  const WantedOfActivation& wanted) {
+  return activate_packed_rows_backward_cuda(kind, x, gate, grad, wanted);
 }
 
 SummedRows add_rows(const at::Tensor& x, const at::Tensor& residual, double probability, at::ScalarType dtype) {

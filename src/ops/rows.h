@@ -95,9 +95,15 @@ ActivatedRows activate_and_pack_rows(ActivationKind kind, const at::Tensor& x, c
 /// The others are undefined unless they are asked for.
 struct ActivationGradients {
   at::Tensor x;
-  at::Tensor gate;    ///< if there is one
+  at::Tensor gate;
   at::Tensor output;  ///< activation(x), times the gate
   at::Tensor sums;    ///< of the gradient of x, over all dimensions but the last, float32
+};
+
+struct WantedOfActivation {
+  bool gate = false;
+  bool output = false;
+  bool sums = false;
 };
 
 /// Whether `activate_packed_rows_backward` has a pass for packed rows of this many channels.
@@ -107,7 +113,7 @@ bool can_activate_packed_rows(const at::Tensor& packed, const c10::SymInt& chann
 /// its memory.
 ActivationGradients activate_packed_rows_backward(ActivationKind kind, const PackedRows& x,
                                                   const std::optional<at::Tensor>& gate, const at::Tensor& grad,
-                                                  bool wants_output, bool wants_sums);
+                                                  const WantedOfActivation& wanted);
 
 /// residual + dropout(x), which broadcast, in `dtype`; `probability` 0: without dropout. `state`: what its mask was
 /// made of, undefined without.

@@ -51,3 +51,22 @@ def test_values_without_dimensions_leave_the_rest_in_blocks(end):
     exact, converted, report = pair(Model)
     check_same(exact, converted, torch.randn(4, 3, 10, 10))
     assert report.blocks
+
+
+def test_a_view_of_a_function_that_was_written_out_is_written_to():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(8, 8) for _ in range(3))
+            self.weight = nn.Parameter(torch.rand(8))
+
+        def forward(self, x):
+            h = self.a(x)
+            normalized = self.weight * (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6))
+            view = normalized[:, 1:].detach()
+            y = self.c(nn.functional.gelu(self.b(x) + normalized))
+            view[:] = 5.0
+            return nn.functional.gelu(y) + normalized.mean()
+
+    exact, converted, _ = pair(Model)
+    check_same(exact, converted, torch.randn(16, 6, 8))

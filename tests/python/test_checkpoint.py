@@ -380,3 +380,17 @@ def test_a_function_that_does_something_else_the_second_time():
     result = checkpoint(lambda x: x[: next(sizes)].exp(), torch.randn(64, 64, requires_grad=True) * 1)
     with pytest.raises(CheckpointError, match="different metadata than during the forward pass"):
         result.sum().backward()
+
+
+def test_arguments_that_share_memory_are_kept():
+    """So that torch notices what is written to one of them."""
+    weight = torch.randn(64, 64, requires_grad=True)
+    x = torch.randn(128, 64, requires_grad=True) * 2
+
+    def function(first, second):
+        first.add_(1.0)
+        return (first @ weight) * second
+
+    y = actnn.checkpoint(function, x, x[:, :])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()

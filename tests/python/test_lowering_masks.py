@@ -141,3 +141,16 @@ def test_layers_that_make_the_same_mask_share_it():
     model = TwoLayers(learned=False, between=lambda hidden: hidden.logical_not_())
     written = assert_computes_the_same(model, torch.randn(3, LENGTH, WIDTH), hidden)
     assert written[0].module.code.count("torch.where") == 2
+
+
+def test_a_pass_without_gradients_takes_none_from_a_mask():
+    """As of a model that is given its own result."""
+
+    class Model(TwoLayers):
+        def forward(self, x, hidden):
+            self.hidden = hidden
+            with torch.no_grad():
+                first = self.layers[0](x)
+            return self.layers[1](x + first)
+
+    assert_computes_the_same(Model(), torch.randn(3, LENGTH, WIDTH), torch.rand(3, LENGTH) < 0.7)

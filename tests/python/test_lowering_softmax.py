@@ -123,6 +123,58 @@ def test_a_causal_mask_is_left_out():
     assert len(attention["inputs"]) == 3 and attention["causal"] and not outside(lowered)
 
 
+def alibi(self, q, k, v):
+    """Numbers that a 16-bit type would round to steps of 4."""
+    distances = torch.tensor([0.7, 0.3]).view(1, HEADS, 1, 1) * torch.arange(-999 - LENGTH, -999.0)
+    scores = (q @ k.mT + distances).masked_fill(self.seen == 0, torch.finfo(q.dtype).min)
+    return F.softmax(scores.float(), -1).to(v.dtype) @ v
+
+
+def test_large_numbers_are_not_rounded():
+    model, x = Attention(alibi), inputs()
+    call, lowered = captured(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(call(x), model(x), rtol=2e-2, atol=2e-2)
+    assert attention_of(lowered)
+
+
+@pytest.mark.parametrize("number", [-1e4, -1e9, None])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+def test_a_row_that_is_filled_is_what_it_was(number, dtype):
+    def attend(self, q, k, v):
+        scores = q @ k.mT
+        least = torch.finfo(scores.dtype).min if number is None else number
+        return F.softmax(scores.masked_fill(self.seen == 0, least).masked_fill(self.hidden, least), dim=-1) @ v
+
+    model, x = Attention(attend), inputs()
+    model.register_buffer("hidden", torch.arange(LENGTH)[:, None] == 2)
+    call, lowered = captured(model)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is not None):
+        torch.testing.assert_close(call(x), model(x), rtol=2e-2, atol=2e-2)
+    assert attention_of(lowered)
+
+
+def test_boolean_windows_hide_and_are_not_added():
+    def attend(self, q, k, v):
+        windows = (self.windows == 0).view(1, WINDOWS, 1, LENGTH, LENGTH)
+        windows = windows.expand(q.size(0) // WINDOWS, -1, HEADS, -1, -1).reshape(-1, HEADS, LENGTH, LENGTH)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=windows)
+
+    model = Attention(attend)
+    model.windows[:, range(LENGTH), range(LENGTH)] = 0  # each sees something
+    assert_computes_the_same(model, inputs())
+
+
+def test_a_mask_that_is_written_to_later_stays_a_sum():
+    def attend(self, q, k, v):
+        mask = torch.zeros(1, 1, LENGTH, LENGTH)
+        first = F.softmax(q @ k.mT + mask, -1) @ v
+        mask[..., 0] = 3
+        return first + F.softmax(q @ k.mT + mask, -1) @ v
+
+    assert_computes_the_same(Attention(attend), inputs())
+
+
 def test_weights_that_are_dropped():
     def attend(self, q, k, v):
         return F.dropout(F.softmax(q @ k.mT, dim=-1), 0.25, self.training) @ v

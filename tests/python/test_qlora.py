@@ -179,6 +179,41 @@ class WithItsInput(torch.autograd.Function):
         return (grad * (F.linear(x, weight) > 0)) @ weight, None
 
 
+class Drawn(torch.autograd.Function):
+    """What it keeps is never the same."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        drawn = weight * torch.rand(WIDTH, 1)
+        ctx.save_for_backward(drawn)
+        return F.linear(x, drawn)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad @ ctx.saved_tensors[0], None
+
+
+def test_what_draws_is_no_product():
+    class WithDrawn(Model):
+        def forward(self, x):
+            return Drawn.apply(self.layers(self.first(x)), torch.eye(WIDTH)).square().mean()
+
+    model = WithDrawn(function)
+    report = actnn.convert(model)
+    model(batch()).backward()
+    assert any("autograd_function_apply" in name for name in report.without_blocks)
+
+
+def test_a_weight_that_is_written_to_in_front_of_backward_is_noticed():
+    model = Model(function)
+    actnn.convert(model)
+    loss = model(batch())
+    frozen = next(module for module in model.modules() if hasattr(module, "codes"))
+    frozen.scales.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("other", [StraightThrough.apply, lambda x: WithItsInput.apply(x, torch.eye(WIDTH))])
 def test_other_functions_are_no_products(other):
     class WithOther(Model):

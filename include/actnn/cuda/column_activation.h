@@ -26,8 +26,9 @@ struct ActivateAndPackColumns {
 
 cudaError_t activate_and_pack_columns(const ActivateAndPackColumns& arguments, cudaStream_t stream);
 
-/// As `ActivateRowsBackward` (rows.h), of a packed x, which is computed with as it is unpacked, in float32. Matrices
-/// are [rows, channels] of one type, row-major, at multiples of 16 bytes; channels are a multiple of 4.
+/// As `ActivateRowsBackward` (rows.h), of a packed x, which is computed with as it is unpacked, in float32, and with
+/// the activation itself as another result. Matrices are [rows, channels] of one type, row-major, at multiples of 16
+/// bytes; there are rows, and channels are a multiple of 4.
 struct ActivateColumnsBackward {
   const uint8_t* packed;         ///< x, in column groups (core/columns.h)
   ColumnLayout<int64_t> layout;  ///< without masks

@@ -30,6 +30,8 @@ class AddedMasks:
 def repeating(mask: object) -> AddedMasks | None:
     """A mask that is written for all windows of all pictures; None for any other."""
     terms = _terms(mask)
+    if not all(example(term).is_floating_point() for term in terms):
+        return None
     windows = [_of_one_picture(term) for term in terms]
     if all(window is None for window in windows):
         return None

@@ -51,10 +51,13 @@ def expand_composites(graph: fx.Graph) -> None:
             for made in reversed(record.made):
                 graph.erase_node(made)
             continue
+        # Its example is the one whose memory those of its views are in.
         if isinstance(example(node), Tensor):
+            result.meta["example_value"] = example(node)
             node.replace_all_uses_with(result)
         else:
             for user in list(node.users):
+                result.meta["example_value"] = example(user)
                 user.replace_all_uses_with(result)
                 graph.erase_node(user)
         inputs = node.all_input_nodes

@@ -18,6 +18,7 @@ from .frozen_weights import FrozenProduct, frozen_linear, weight_of
 from .modes import computed
 from .pattern_nodes import (
     CASTS,
+    MATRIX_PRODUCTS,
     PRODUCTS,
     VIEWS,
     is_tensor,
@@ -32,7 +33,10 @@ from .values import PATH, example, requires_grad
 from .writes import memory_of, values_written, written_memory
 
 APPLY = torch.ops.higher_order.autograd_function_apply
-MATRIX_PRODUCTS = frozenset({torch.matmul, torch.mm, operator.matmul, "matmul", "mm", "__matmul__"})
+FROZEN_PRODUCTS = MATRIX_PRODUCTS | {torch.mm, "mm"}
+RANDOM = ("rand", "bernoulli", "normal", "uniform", "dropout", "multinomial", "poisson", "exponential", "geometric",
+          "cauchy")  # fmt: skip
+"""In the names of functions that draw numbers."""
 LINEAR_IN_FIRST = VIEWS | CASTS | {"flatten", "unflatten", torch.flatten, torch.reshape}
 
 
@@ -64,6 +68,7 @@ def _rebind_at_end(graph: fx.Graph) -> None:
         before, after = node.prev, node.next
         is_around = _sets_grad(before, False) and _sets_grad(after, True)
         users = set(node.args[0].users) - {node}
+        users |= {reader for user in node.users for reader in user.users}
         if not is_around or node.args[0].op != "placeholder" or any(map(_reads(node.args[0]), users)):
             continue
         for one in (before, node, after):
@@ -109,7 +114,7 @@ def _product(node: fx.Node) -> FrozenProduct | None:
     x = _placeholders(forward.graph)[place]
     of_x = _computed_of(x)
     _, kept = _results(forward.graph)
-    if not of_x.isdisjoint(kept) or not _writes_to_its_own(forward.graph, of_x):
+    if not of_x.isdisjoint(kept) or not _writes_to_its_own(forward.graph, of_x) or _draws(forward.graph):
         return None
     grad = _placeholders(backward.graph)[0]
     gradient = _results(backward.graph)[place]
@@ -161,11 +166,17 @@ def _writes_to_its_own(graph: fx.Graph, of_x: Collection[fx.Node]) -> bool:
     return True
 
 
+def _draws(graph: fx.Graph) -> bool:
+    """Whether there are random numbers: what is kept is computed again, and must be the same."""
+    names = [getattr(node.target, "__name__", str(node.target)) for node in graph.nodes if node.op.startswith("call_")]
+    return any(word in name for name in names for word in RANDOM)
+
+
 def _sizes(gradient: Any, grad: fx.Node) -> list[int] | None:
     """Of the matrix W of a gradient that is grad W, with conversions, views and factors between; None for any other."""
     of_grad, sizes = _computed_of(grad), None
     while gradient is not grad:
-        factors = operands(gradient, MATRIX_PRODUCTS | PRODUCTS | {F.linear})
+        factors = operands(gradient, FROZEN_PRODUCTS | PRODUCTS | {F.linear})
         if factors is None:
             if key_of(gradient) not in LINEAR_IN_FIRST or gradient.args[0] not in of_grad:
                 return None

@@ -46,6 +46,7 @@ class _Call:
         self.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         self.shape: list[int] = []
         """The result's, but for the last dimension."""
+        self.versions = self._versions()
 
     def with_gradient(self, x: Tensor) -> Tensor:
         product = self.product
@@ -62,6 +63,8 @@ class _Call:
     @torch.no_grad()
     def backward(self, grad: Tensor) -> Tensor:
         """Of rows."""
+        if self._versions() != self.versions:
+            raise RuntimeError("a frozen weight that backward computes again has been modified by an inplace operation")
         product = self.product
         like_x = torch.empty((), dtype=product.input_dtype, device=grad.device).expand(*self.shape, product.sizes[1])
         with _autocast_as(*self.autocast):
@@ -76,6 +79,9 @@ class _Call:
         outputs, rows = self.product.sizes[0], math.prod(self.shape)
         identity = F.pad(torch.eye(outputs, dtype=dtype, device=device), (0, 0, 0, -outputs % rows))
         return torch.cat([self.backward(part) for part in identity.split(rows)])[:outputs]
+
+    def _versions(self) -> list[int]:
+        return [value._version for value in self.arguments if isinstance(value, Tensor) and not value.is_inference()]
 
     def _with(self, x: Tensor) -> list[Any]:
         place = self.product.place

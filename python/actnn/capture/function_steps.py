@@ -228,7 +228,7 @@ def squeeze(input, dim=None):
 @step_reader(torch.roll, methods=("roll",))
 def roll(input, shifts, dims=None):
     shifts, dims = ([one] if isinstance(one, int) else one for one in (shifts, dims))
-    if not isinstance(shifts, (list, tuple)) or not isinstance(dims, (list, tuple)):
+    if not all(isinstance(one, (list, tuple)) for one in (shifts, dims)) or len(shifts) != len(dims) or not dims:
         raise UnsupportedError("it shifts all elements in a row, or by a number that is computed")
     return Step("roll", (input,), {"shifts": list(shifts), "dimensions": [dimension_of(input, dim) for dim in dims]})
 

@@ -23,8 +23,6 @@ from .writes import memory_of, written_memory
 _ATTENTION = (F.scaled_dot_product_attention, torch._C._nn.scaled_dot_product_attention)
 _NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 _MOST_ELEMENTS = 2**27
-_HIDDEN = -1e4
-"""What is added to scores that count for nothing is below."""
 
 _FUNCTIONS = frozenset(
     {
@@ -71,8 +69,10 @@ def join_equal_masks(graph: fx.Graph) -> None:
     made: dict[tuple, fx.Node] = {}
     written = written_memory(graph)
     for node in _makers_of_masks(graph, written):
-        first = made.setdefault((node.op, node.target, repr(node.args), repr(node.kwargs)), node)
-        if first is not node and example(first).dtype == example(node).dtype:
+        found = example(node)
+        key = (node.op, node.target, repr(node.args), repr(node.kwargs), found.dtype, found.requires_grad)
+        first = made.setdefault(key, node)
+        if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
 
@@ -164,7 +164,7 @@ def _seen(mask: Tensor) -> Tensor | None:
     if not mask.is_floating_point():
         return None
     is_seen = mask == 0
-    return is_seen if bool((mask[~is_seen] < _HIDDEN).all()) else None
+    return is_seen if bool((mask[~is_seen] < written_out.HIDDEN).all()) else None
 
 
 def _is_causal(seen: Tensor) -> bool:

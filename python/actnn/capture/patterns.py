@@ -80,6 +80,8 @@ def _replace(match: Match) -> None:
         for node in reversed(record.made):
             graph.erase_node(node)
         return
+    if found.dtype == wanted.dtype:
+        made.meta["example_value"] = wanted  # whose memory those of its views are in
     match.result.replace_all_uses_with(made)
     order = {node: i for i, node in enumerate(graph.nodes)}
     for node in sorted(match.inside, key=order.__getitem__, reverse=True):

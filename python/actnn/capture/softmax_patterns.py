@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -27,12 +28,11 @@ from .pattern_nodes import (
     with_casts_behind,
 )
 from .values import example
+from .writes import memory_of, written_memory
 
 QUOTIENTS = frozenset({operator.truediv, torch.div, "div", "__truediv__"})
 SOFTMAX = frozenset({F.softmax, torch.softmax, "softmax"})
 FILLS = frozenset({torch.masked_fill, "masked_fill"})
-HIDDEN = -1e4
-"""What fills scores that count for nothing is below."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,22 @@ def attention(softmax: fx.Node) -> Match | None:
         return None
     query, factor, views = scaled(scores.query) or (scores.query, 1.0, [])
     key, is_exchanged = _exchanged(scores.key)
-    read = (*scores.masks.terms, *(where for where, _ in scores.fills))
+    fills = [number for _, number in scores.fills]
+    is_infinite = all(number == -math.inf for number in fills)
+    if dtype == torch.float16 and not is_infinite:  # whose least number is a score as others are
+        return None
+    places = [where for where, _ in scores.fills]
+    read = (*scores.masks.terms, *places)
+    written = written_memory(softmax.graph, behind=softmax)
+    if any(memory_of(mask) in written for mask in read):  # attention keeps what a sum does not
+        return None
 
     def make(record):
         heads = query
         for view in views:
             heads = record.method(view.target, heads, *view.args[1:], **view.kwargs)
         keys = key if is_exchanged else record.method("transpose", key, -2, -1)
-        filled = [record.call(written_out.hiding_mask, where, number, dtype) for where, number in scores.fills]
+        filled = [record.call(written_out.hiding_mask, places, is_infinite, dtype)] if places else []
         masks = replace(scores.masks, terms=(*scores.masks.terms, *filled))
         return attention_with(record, heads, keys, value, masks, probability, scores.scale * factor, dtype)
 
@@ -133,9 +141,11 @@ def _masked(node: fx.Node) -> _Scores | None:
 
 
 def _filled(node: fx.Node) -> _Scores | None:
-    if key_of(node) not in FILLS or len(node.args) != 3 or not is_number(node.args[2]) or node.args[2] > HIDDEN:
+    if key_of(node) not in FILLS or len(node.args) != 3:
         return None
     inner, where, number = node.args
+    if not is_number(number) or number > written_out.HIDDEN:
+        return None
     scores = _scores(inner)
     if scores is None or not is_tensor(where) or example(where).dim() > 4 or scores.masks.repeats:
         return None
@@ -149,17 +159,24 @@ def _of_windows(node: fx.Node) -> _Scores | None:
         return None
     for separate, mask in (terms, terms[::-1]):
         inner = _viewed(separate)
-        if inner is None or (scores := _scores(inner)) is None:
-            continue
-        sizes, joined = list(example(separate).shape), list(example(node).shape)
-        is_split = len(sizes) == 5 and len(joined) == 4 and joined[1:] == sizes[2:] == list(example(inner).shape)[1:]
-        if not is_split or scores.masks.repeats or scores.fills or not is_of_windows(mask, sizes[1:]):
-            return None
-        others = scores.masks.terms
-        if any(example(term).dim() == 4 and example(term).shape[0] != 1 for term in others):
-            return None
-        return replace(scores, masks=AddedMasks((*others, mask), repeats=True))
+        if inner is not None and (scores := _scores(inner)) is not None:
+            return _with_windows(scores, mask) if _is_split(inner, separate, mask, node) else None
     return None
+
+
+def _is_split(inner: fx.Node, separate: fx.Node, mask: fx.Node, node: fx.Node) -> bool:
+    """Whether scores of samples are seen as those of windows of pictures, and as before behind the mask."""
+    before, sizes, behind = (list(example(one).shape) for one in (inner, separate, node))
+    is_split = len(sizes) == 5 and len(behind) == 4 and before[1:] == sizes[2:] == behind[1:]
+    return is_split and is_of_windows(mask, sizes[1:])
+
+
+def _with_windows(scores: _Scores, mask: fx.Node) -> _Scores | None:
+    others = scores.masks.terms
+    are_of_all = all(example(term).dim() < 4 or example(term).shape[0] == 1 for term in others)
+    if scores.masks.repeats or scores.fills or not are_of_all:
+        return None
+    return replace(scores, masks=AddedMasks((*others, mask), repeats=True))
 
 
 def _viewed(node: object) -> fx.Node | None:

@@ -54,10 +54,11 @@ def overwrites(node: fx.Node, steps: dict[fx.Node, Step], order: dict[fx.Node, i
     )
 
 
-def written_memory(graph: fx.Graph) -> set[int]:
-    """What memory nodes may write to, as `memory_of` names it: views share it."""
+def written_memory(graph: fx.Graph, behind: fx.Node | None = None) -> set[int]:
+    """What memory nodes may write to, as `memory_of` names it: views share it. `behind`: those behind a node alone."""
     found = set()
-    for node in graph.nodes:
+    nodes = list(graph.nodes)
+    for node in nodes if behind is None else nodes[nodes.index(behind) + 1 :]:
         if node.op in ("call_function", "call_method", "call_module"):
             written = [ANYTHING] if node.op == "call_module" else values_written(node)
             for value in written:

@@ -74,18 +74,30 @@ def _rotary_embedding(input: fx.Node, cos: fx.Node, sin: fx.Node) -> Step:
     return Step("rotary", (input, cos, sin))
 
 
+HIDDEN = -1e4
+"""Scores below count for nothing."""
+_LEAST, _LOST = -1e30, -1e7
+"""What hides keys, beside which no score makes a difference; beside which scores are lost in float32."""
+
+
 def added_mask(masks: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """The sum of what is added to scores, in their type. What hides a key stays finite where it is, as in the type that
-    it had: rows that see nothing are alike in both."""
-    least = torch.finfo(dtype).min
-    bounded = [mask if mask.requires_grad or mask.dtype == dtype else mask.clamp(min=least) for mask in masks]
-    return functools.reduce(operator.add, bounded).to(dtype)
+    """The sum of what is added to scores, in their type.
+
+    In a narrower type the largest number of a row becomes 0, which softmax does not notice: those that count are
+    rounded least. What hides a key stays finite where it is.
+    """
+    total = functools.reduce(operator.add, masks)
+    if total.dtype == dtype:
+        return total
+    largest = total.detach().amax(-1, keepdim=True)
+    total = total - torch.where(largest > _LOST, largest, 0.0)
+    return total.clamp(min=torch.finfo(dtype).min).to(dtype)
 
 
-def hiding_mask(where: Tensor, number: float, dtype: torch.dtype) -> Tensor:
-    """`number`, or the least of the type, where scores count for nothing; 0 elsewhere."""
-    number = number if number == -math.inf else max(number, torch.finfo(dtype).min)
-    return torch.zeros_like(where, dtype=dtype).masked_fill(where, number)
+def hiding_mask(places: Sequence[Tensor], is_infinite: bool, dtype: torch.dtype) -> Tensor:
+    """What hides the keys at all these places, added to scores."""
+    where = functools.reduce(torch.logical_or, places)
+    return torch.zeros_like(where, dtype=dtype).masked_fill(where, -math.inf if is_infinite else _LEAST)
 
 
 def windowed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, probability: float, scale: float):

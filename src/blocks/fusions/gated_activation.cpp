@@ -72,7 +72,7 @@ void GatedActivation::backward(BackwardRun& run) const {
   if (wants_x && run.sizes(inputs[0]) == run.sizes(inputs[1])) {
     if (const std::optional<PackedRows> packed = run.packed_rows(inputs[0], dtype)) {
       const ActivationGradients gradients = activate_packed_rows_backward(
-          kind, *packed, run.copy(inputs[1], dtype), grad, run.is_awaited(output()), /*wants_sums=*/false);
+          kind, *packed, run.copy(inputs[1], dtype), grad, {.gate = wants_gate, .output = run.is_awaited(output())});
       if (gradients.output.defined()) {
         run.give_copy(output(), gradients.output);
       }

@@ -47,8 +47,8 @@ void KeptInputActivation::backward(BackwardRun& run) const {
   }
   const bool wants_sums = run.reads_sums(inputs[0]);
   if (const std::optional<PackedRows> packed = run.packed_rows(inputs[0], grad.scalar_type())) {
-    const ActivationGradients gradients =
-        activate_packed_rows_backward(kind, *packed, {}, grad, run.is_awaited(output()), wants_sums);
+    const ActivationGradients gradients = activate_packed_rows_backward(
+        kind, *packed, {}, grad, {.output = run.is_awaited(output()), .sums = wants_sums});
     if (gradients.output.defined()) {
       run.give_copy(output(), gradients.output);
     }

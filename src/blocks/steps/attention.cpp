@@ -3,7 +3,6 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <array>
 #include <utility>
 
 #include "src/blocks/registry.h"
@@ -35,6 +34,13 @@ AttentionArguments attention_arguments(const Attention& step, at::ScalarType dty
                                .grouped = step.grouped};
   if (step.inputs.size() > kMask) {
     const at::Tensor mask = tensor_of(kMask);
+    if (step.mask_repeats) {
+      const at::Tensor& query = arguments.query;
+      TORCH_CHECK_VALUE(query.dim() == 4 && mask.dim() == 4 && query.sym_size(0) % mask.sym_size(0) == 0,
+                        "block: attention must have as many samples as its mask that repeats, or a multiple, all of "
+                        "four dimensions, got shapes ",
+                        query.sym_sizes(), " and ", mask.sym_sizes());
+    }
     arguments.mask = mask.scalar_type() == at::kBool ? mask : with_dtype(mask, dtype);
     arguments.mask_repeats = step.mask_repeats;
     arguments.mask_trains = mask_trains;

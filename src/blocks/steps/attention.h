@@ -22,7 +22,8 @@ struct Attention : StepOf<Attention> {
   bool causal = false;                         ///< a position sees itself and those before it
   std::optional<double> scale = std::nullopt;  ///< none: 1 / sqrt(head size)
   bool grouped = false;                        ///< several heads of the query share one of key and value
-  /// The mask is [m, heads or 1, length, length] and repeats: it stands for each m samples in a row, as of windows.
+  /// The mask is [m, heads, length, length of the keys], or broadcasts to that, and stands for each m samples in a row,
+  /// as of windows.
   bool mask_repeats = false;
   /// The fewest bits of copies of query, key and value; 0: they are saved exactly. No field: the planner's.
   int64_t copy_bits = 0;

@@ -19,7 +19,7 @@ struct AttentionArguments {
   at::Tensor key;
   at::Tensor value;
   std::optional<at::Tensor> mask = std::nullopt;  ///< bool, or of the dtype of query
-  bool mask_repeats = false;  ///< the mask is [m, heads or 1, length, length] and stands for m samples after the other
+  bool mask_repeats = false;  ///< the mask has four dimensions and stands for as many samples after the other
   bool mask_trains = false;   ///< whether a gradient of the mask is wanted
   double probability = 0.0;
   bool causal = false;

@@ -48,7 +48,8 @@ std::optional<at::Tensor> aligned_mask(const AttentionArguments& arguments) {
   std::vector<c10::SymInt> row = mask->sym_sizes().vec();
   row.back() = length;
   at::Tensor result = mask->expand_symint(row);
-  bool is_aligned = result.sym_stride(-1) == 1;
+  // What repeats is copied without what lies between its rows.
+  bool is_aligned = result.sym_stride(-1) == 1 && !(arguments.mask_repeats && length % kAlignment != 0);
   for (int64_t dimension = 0; dimension + 1 < result.dim(); ++dimension) {
     is_aligned = is_aligned && result.sym_stride(dimension) % kAlignment == 0;
   }

@@ -380,6 +380,17 @@ TEST(AttentionStep, RepeatsMasks) {
   }
 }
 
+TEST(AttentionStep, RefusesMasksThatDoNotRepeat) {
+  const at::Tensor x = at::randn({6, 2, 5, 8});
+  auto attention = std::make_shared<Attention>();
+  attention->mask_repeats = true;
+  const Block block(program_of(attention, 4));
+  for (const std::vector<int64_t>& size :
+       std::vector<std::vector<int64_t>>{{5, 5}, {3, 5, 5}, {4, 2, 5, 5}, {12, 1, 5, 5}}) {
+    EXPECT_THROW(block.run({x, x, x, at::randn(size)}, {}, {}), c10::ValueError) << size;
+  }
+}
+
 TEST(AttentionStep, DropsTheSameWeightsInBackward) {
   auto attention = std::make_shared<Attention>();
   attention->probability = 0.3;
