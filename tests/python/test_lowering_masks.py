@@ -143,10 +143,14 @@ def test_layers_that_make_the_same_mask_share_it():
     assert written[0].module.code.count("torch.where") == 2
 
 
-def test_a_pass_without_gradients_takes_none_from_a_mask():
+@pytest.mark.parametrize("is_view", [False, True])
+def test_a_pass_without_gradients_takes_none_from_a_mask(is_view):
     """As of a model that is given its own result."""
 
     class Model(TwoLayers):
+        def mask(self, x, b, n):
+            return self.bias.expand(b, -1, -1, -1) if is_view else super().mask(x, b, n)
+
         def forward(self, x, hidden):
             self.hidden = hidden
             with torch.no_grad():

@@ -70,7 +70,9 @@ def join_equal_masks(graph: fx.Graph) -> None:
     written = written_memory(graph)
     for node in _makers_of_masks(graph, written):
         found = example(node)
-        key = (node.op, node.target, repr(node.args), repr(node.kwargs), found.dtype, found.requires_grad)
+        # A view that is made without gradients is a leaf that says it requires one.
+        gradient = (found.requires_grad, found.grad_fn is None)
+        key = (node.op, node.target, repr(node.args), repr(node.kwargs), found.dtype, gradient)
         first = made.setdefault(key, node)
         if first is not node:
             node.replace_all_uses_with(first)
