@@ -81,9 +81,8 @@ def find(
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit * 2**30 / total), device)
     trial = Trial(workload, variant, device, multiple)
-    for batch in range(
-        search(trial.fits, ceiling, multiple), 0, -multiple
-    ):  # at the limit, one step more may be one too many
+    largest = search(trial.fits, ceiling, multiple)
+    for batch in range(largest, 0, -multiple):  # at the limit, one step more may be one too many
         if measured := trial.measure(batch, steps=3):
             return measured | {"stopped_by": trial.stopped_by}
     return {"error": f"no batch runs; {trial.stopped_by}"}

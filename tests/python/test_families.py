@@ -33,13 +33,19 @@ def gradient(model, inputs, dtype=None):
     return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double()
 
 
+def converted(family):
+    """A model, its exact twin, and what has become of it."""
+    model = family.make().train()
+    exact = copy.deepcopy(model)
+    return model, exact, actnn.convert(model, blocks=actnn.BlockOptions(bits=8))
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family(name):
     torch.manual_seed(0)
     family = FAMILIES[name]
-    model, inputs = family.make().train(), family.inputs()
-    exact = copy.deepcopy(model)
-    report = actnn.convert(model, blocks=actnn.BlockOptions(bits=8))
+    model, exact, report = converted(family)
+    inputs = family.inputs()
     expected_loss, expected = gradient(exact, inputs)
     projections = []
     for seed in range(DRAWS):
@@ -71,9 +77,8 @@ def test_a_family_with_batches_of_any_size(name):
     """The second size has a graph for any, with programs like those of the first."""
     torch.manual_seed(0)
     family = FAMILIES[name]
-    model, inputs = family.make().train(), family.inputs()
-    exact = copy.deepcopy(model)
-    report = actnn.convert(model, blocks=actnn.BlockOptions(bits=8))
+    model, exact, report = converted(family)
+    inputs = family.inputs()
     for size in (2, 3, 5):
         batch = [torch.cat([x, x, x])[:size] for x in inputs]
         loss, found = gradient(model, batch)
@@ -87,9 +92,7 @@ def test_a_family_with_batches_of_any_size(name):
 
 
 def check_under_autocast(family, inputs, dtype):
-    model = family.make().train()
-    exact = copy.deepcopy(model)
-    report = actnn.convert(model, blocks=actnn.BlockOptions(bits=8))
+    model, exact, report = converted(family)
     loss, found = gradient(model, inputs, dtype)
     expected_loss, expected = gradient(exact, inputs, dtype)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-3, atol=2e-3)

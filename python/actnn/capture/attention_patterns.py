@@ -103,27 +103,36 @@ def _attention(
     if not (times or is_repeated or windows) or not is_number(scale):
         return None
     unscaled, factor, views = times or (query, 1.0, [])
+    if windows is not None:
+
+        def make_of_windows(record):
+            heads = through_views(record, unscaled, views)
+            return attention_with(record, heads, key, value, windows, dropout_p, scale * factor, example(node).dtype)
+
+        return Match(node, (unscaled, key, value, *windows.terms), make_of_windows)
     inputs = (unscaled, *((repeated[0][0], repeated[1][0]) if is_repeated else (key, value)))
     is_grouped = is_repeated and attn_mask is None
 
     def make(record):
-        heads = list(inputs)
-        for view in views:
-            heads[0] = record.method(view.target, heads[0], *view.args[1:], **view.kwargs)
+        heads = [through_views(record, unscaled, views), *inputs[1:]]
         if is_repeated and not is_grouped:  # few kernels take masks and groups
             heads[1:] = [
                 _copies(record, value, times, whole)
                 for (value, times), whole in zip(repeated, (key, value), strict=True)
             ]
-        if windows is not None:
-            return attention_with(record, *heads, windows, dropout_p, scale * factor, example(node).dtype)
         return record.call(
             F.scaled_dot_product_attention, *heads, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal,
             scale=scale * factor, enable_gqa=enable_gqa or is_grouped,
         )  # fmt: skip
 
-    masks = [] if attn_mask is None else [attn_mask]
-    return Match(node, (*inputs, *(masks if windows is None else windows.terms)), make)
+    return Match(node, (*inputs, *([] if attn_mask is None else [attn_mask])), make)
+
+
+def through_views(record, value: fx.Node, views: list[fx.Node]) -> fx.Node:
+    """What these views of a multiple of a value are of the value itself."""
+    for view in views:
+        value = record.method(view.target, value, *view.args[1:], **view.kwargs)
+    return value
 
 
 def scaled(query: fx.Node) -> tuple[fx.Node, float, list[fx.Node]] | None:

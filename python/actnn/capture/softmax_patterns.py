@@ -13,7 +13,7 @@ from torch import fx
 
 from . import written_out
 from .added_masks import AddedMasks, attention_with, is_of_windows
-from .attention_patterns import scaled
+from .attention_patterns import scaled, through_views
 from .pattern_nodes import (
     MATRIX_PRODUCTS,
     PRODUCTS,
@@ -47,6 +47,11 @@ class _Scores:
     fills: tuple[tuple[fx.Node, float], ...] = ()
     """Where, and with what."""
 
+    @property
+    def hides_all(self) -> bool:
+        """Whether all fills are infinite."""
+        return all(number == -math.inf for _, number in self.fills)
+
 
 def attention(softmax: fx.Node) -> Match | None:
     scores = _scores(softmax.args[0]) if _is_of_last(*softmax.args, **softmax.kwargs) else None
@@ -58,28 +63,29 @@ def attention(softmax: fx.Node) -> Match | None:
     value, dtype = factors[1], example(result).dtype
     if [example(one).dim() for one in (scores.query, scores.key, value)] != [4, 4, 4]:
         return None
+    if not _may_be_kept(scores, softmax, dtype):
+        return None
     query, factor, views = scaled(scores.query) or (scores.query, 1.0, [])
     key, is_exchanged = _exchanged(scores.key)
-    fills = [number for _, number in scores.fills]
-    is_infinite = all(number == -math.inf for number in fills)
-    if dtype == torch.float16 and not is_infinite:  # whose least number is a score as others are
-        return None
     places = [where for where, _ in scores.fills]
-    read = (*scores.masks.terms, *places)
-    written = written_memory(softmax.graph, behind=softmax)
-    if any(memory_of(mask) in written for mask in read):  # attention keeps what a sum does not
-        return None
 
     def make(record):
-        heads = query
-        for view in views:
-            heads = record.method(view.target, heads, *view.args[1:], **view.kwargs)
+        heads = through_views(record, query, views)
         keys = key if is_exchanged else record.method("transpose", key, -2, -1)
-        filled = [record.call(written_out.hiding_mask, places, is_infinite, dtype)] if places else []
+        filled = [record.call(written_out.hiding_mask, places, scores.hides_all, dtype)] if places else []
         masks = replace(scores.masks, terms=(*scores.masks.terms, *filled))
         return attention_with(record, heads, keys, value, masks, probability, scores.scale * factor, dtype)
 
-    return Match(result, (query, key, value, *read), make)
+    return Match(result, (query, key, value, *scores.masks.terms, *places), make)
+
+
+def _may_be_kept(scores: _Scores, softmax: fx.Node, dtype: torch.dtype) -> bool:
+    """Whether what is added can be a mask, which attention keeps: nobody writes to it later, and what hides keys is far
+    below all scores in its type."""
+    written = written_memory(softmax.graph, behind=softmax)
+    masks = (*scores.masks.terms, *(where for where, _ in scores.fills))
+    is_written = any(memory_of(mask) in written for mask in masks)
+    return not is_written and (dtype != torch.float16 or scores.hides_all)
 
 
 def _is_of_last(input, dim=None, _stacklevel=3, dtype=None) -> bool:

@@ -249,6 +249,25 @@ Number activated(ActivationKind kind, double x) {
   return {x * share, share * (1.0 + x * (1.0 - share))};
 }
 
+/// The result and the gradients of x and of the gate, of which there may be none.
+struct Activated {
+  Numbers y;
+  Numbers dx;
+  Numbers dgate;
+};
+
+Activated activated_rows(ActivationKind kind, const Numbers& x, const Numbers& gate, const Numbers& grad) {
+  Activated result;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const Number number = activated(kind, x[i]);
+    const double factor = gate.empty() ? 1.0 : gate[i];
+    result.y.push_back(number.y * factor);
+    result.dx.push_back(number.derivative * factor * grad[i]);
+    result.dgate.push_back(number.y * grad[i]);
+  }
+  return result;
+}
+
 TEST_P(Rows, HaveGradientsThroughActivationsAndGates) {
   const auto [rows, channels, stream, branch] = GetParam();
   const int64_t count = rows * channels;
@@ -275,16 +294,7 @@ TEST_P(Rows, HaveGradientsThroughActivationsAndGates) {
       const Numbers numbers = x.numbers();
       const Numbers gates = gate.numbers();
       const Numbers gradients = grad.numbers();
-      Numbers y;
-      Numbers dx;
-      Numbers dgate;
-      for (size_t i = 0; i < numbers.size(); ++i) {
-        const Number number = activated(kind, numbers[i]);
-        const double factor = is_gated ? gates[i] : 1.0;
-        y.push_back(number.y * factor);
-        dx.push_back(number.derivative * factor * gradients[i]);
-        dgate.push_back(number.y * gradients[i]);
-      }
+      const auto [y, dx, dgate] = activated_rows(kind, numbers, is_gated ? gates : Numbers(), gradients);
       expect_near(grad_x, dx, "gradient", 30.0);
       if (is_gated) {
         expect_near(grad_gate, dgate, "gradient of the gate", 30.0);
@@ -313,7 +323,7 @@ TEST_P(Rows, AreActivatedAndPacked) {
   const Matrix x(count, type, 1);
   const Matrix gate(count, type, 2);
   const auto bytes = static_cast<size_t>(layout.bytes());
-  const auto packing_into = [&](const GpuBytes& packed) {
+  const auto packing_into = [&x, &layout, type = type](const GpuBytes& packed) {
     return QuantizeColumns{.elements = x.memory.as<void>(),
                            .type = type,
                            .layout = layout,
@@ -388,16 +398,7 @@ TEST_P(Rows, HaveGradientsThroughActivationsOfCopies) {
                                        .grad_bias = grad_bias.data(),
                                        .workspace = workspace.data()},
                                       nullptr));
-      Numbers y;
-      Numbers dx;
-      Numbers dgate;
-      for (size_t i = 0; i < numbers.size(); ++i) {
-        const Number number = activated(kind, numbers[i]);
-        const double factor = is_gated ? gates[i] : 1.0;
-        y.push_back(number.y * factor);
-        dx.push_back(number.derivative * factor * gradients[i]);
-        dgate.push_back(number.y * gradients[i]);
-      }
+      const auto [y, dx, dgate] = activated_rows(kind, numbers, is_gated ? gates : Numbers(), gradients);
       const Numbers found = Matrix::numbers_of(grad_x.memory.read(), type);
       Numbers biases(static_cast<size_t>(channels), 0.0);
       for (size_t i = 0; i < found.size(); ++i) {
