@@ -45,18 +45,23 @@ def kind_of(kernel: str) -> str:
 
 
 def kernels_of(run: Run, steps: int) -> dict[str, tuple[float, int]]:
-    """Milliseconds and launches of each kernel in a step."""
+    """Milliseconds and launches of each kernel in a step. A kernel may start before the one in front of it has ended
+    (programmatic dependent launch), and then waits for it: that time is the other's alone."""
     on_gpu = run.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU], acc_events=True) as profiler:
         for _ in range(steps):
             run.step()
         measure.synchronize(run.device)
     own = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
-    times, launches = Counter(), Counter()
-    for event in profiler.events():
-        if event.device_type == own:
-            times[event.name] += (event.device_time_total if on_gpu else event.self_cpu_time_total) / 1000 / steps
-            launches[event.name] += 1
+    times, launches, ended = Counter(), Counter(), 0.0
+    for event in sorted(profiler.events(), key=lambda event: event.time_range.start):
+        if event.device_type != own:
+            continue
+        begin, end = event.time_range.start, event.time_range.end
+        microseconds = max(end - max(begin, ended), 0.0) if on_gpu else event.self_cpu_time_total
+        ended = max(ended, end)
+        times[event.name] += microseconds / 1000 / steps
+        launches[event.name] += 1
     return {name: (times[name], -(-launches[name] // steps)) for name in times}
 
 
