@@ -90,6 +90,33 @@ struct LogitRow {
   }
 };
 
+/// Copies elements to any place, by the threads of a block: two of 16 bits at a time, where those of the copy begin at
+/// a multiple of 4 bytes.
+template <class Element>
+__device__ void copy_row(const Element* from, int64_t count, Element* to) {
+  if constexpr (sizeof(Element) == sizeof(float)) {
+    for (int64_t i = threadIdx.x; i < count; i += kThreads) {
+      to[i] = from[i];
+    }
+  } else {
+    const auto* const source = reinterpret_cast<const uint16_t*>(from);
+    const int head = reinterpret_cast<uintptr_t>(to) % sizeof(uint32_t) == 0 ? 0 : 1;
+    const int64_t pairs = (count - head) / 2;
+    auto* const target = reinterpret_cast<uint32_t*>(to + head);
+    const bool is_alike = reinterpret_cast<uintptr_t>(from + head) % sizeof(uint32_t) == 0;
+#pragma unroll 4
+    for (int64_t i = threadIdx.x; i < pairs; i += kThreads) {
+      const int64_t at = head + 2 * i;
+      target[i] = is_alike ? *reinterpret_cast<const uint32_t*>(source + at)
+                           : source[at] | static_cast<uint32_t>(source[at + 1]) << 16;
+    }
+    if (threadIdx.x == 0 && count > 0) {
+      to[0] = from[0];
+      to[count - 1] = from[count - 1];
+    }
+  }
+}
+
 template <class Element>
 __global__ void __launch_bounds__(kThreads) cross_entropy_rows_kernel(const CrossEntropyRows arguments) {
   __shared__ LogSum shared[kWarps];
@@ -101,7 +128,11 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_rows_kernel(const Cros
   if (arguments.writes_gradient && threadIdx.x < arguments.pitch - arguments.classes) {
     store_rounded(0.0F, row.first + arguments.classes + threadIdx.x);
   }
+  if (arguments.kept != nullptr) {
+    copy_row(row.first, arguments.classes, static_cast<Element*>(arguments.kept) + number * arguments.classes);
+  }
   if (target == arguments.ignore_index) {
+    __syncthreads();  // what is copied is not overwritten yet
     if (arguments.writes_gradient) {
       row.visit([](Element* vector, int64_t /*at*/) { store(vector, Vector{}); },
                 [](Element* element, int64_t /*at*/) { store_rounded(0.0F, element); });

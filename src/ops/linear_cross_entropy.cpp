@@ -142,12 +142,16 @@ Tensors forward(const at::Tensor& input, const at::Tensor& weight, const Optiona
     const int64_t count = std::min(step, rows - first);
     const at::Tensor x = input.narrow(0, first, count);
     at::Tensor logits = biases ? at::addmm(*biases, x, weights.t()) : x.mm(weights.t());
-    if (returns_logits) {
-      all_logits.narrow(0, first, count).copy_(logits.narrow(1, 0, classes));
-    }
+    const at::Tensor kept = returns_logits ? all_logits.narrow(0, first, count) : at::Tensor();
     const at::Tensor of_target = target.narrow(0, first, count);
-    loss.add_(logits.is_cuda() ? cross_entropy_rows_cuda(logits, classes, of_target, how, has_gradients).sum()
-                               : cross_entropy_rows(logits, of_target, how, has_gradients).sum());
+    if (logits.is_cuda()) {
+      loss.add_(cross_entropy_rows_cuda(logits, classes, of_target, how, has_gradients, kept).sum());
+    } else {
+      if (returns_logits) {
+        kept.copy_(logits);
+      }
+      loss.add_(cross_entropy_rows(logits, of_target, how, has_gradients).sum());
+    }
     if (!has_gradients) {
       continue;
     }

@@ -39,8 +39,9 @@ struct CrossEntropy {
   double z_loss;
 };
 /// The losses, float32 [rows]. `logits`, [rows, classes and up to 8 more columns] and contiguous, becomes their
-/// gradient, if `writes_gradient`; that of the columns more is 0.
+/// gradient, if `writes_gradient`; that of the columns more is 0. `kept`: contiguous [rows, classes] for the logits as
+/// they were, or undefined.
 at::Tensor cross_entropy_rows_cuda(at::Tensor& logits, int64_t classes, const at::Tensor& target,
-                                   const CrossEntropy& how, bool writes_gradient);
+                                   const CrossEntropy& how, bool writes_gradient, const at::Tensor& kept);
 
 }  // namespace actnn

@@ -363,7 +363,7 @@ at::Tensor rotate_cuda(const at::Tensor& x, const at::Tensor& cosines, const at:
 }
 
 at::Tensor cross_entropy_rows_cuda(at::Tensor& logits, int64_t classes, const at::Tensor& target,
-                                   const CrossEntropy& how, bool writes_gradient) {
+                                   const CrossEntropy& how, bool writes_gradient, const at::Tensor& kept) {
   const c10::cuda::CUDAGuard guard(logits.device());
   const at::Tensor labels = target.contiguous();
   at::Tensor loss = floats(logits, {logits.size(0)});
@@ -377,7 +377,8 @@ at::Tensor cross_entropy_rows_cuda(at::Tensor& logits, int64_t classes, const at
                                          .label_smoothing = static_cast<float>(how.label_smoothing),
                                          .z_loss = static_cast<float>(how.z_loss),
                                          .writes_gradient = writes_gradient,
-                                         .loss = loss.mutable_data_ptr<float>()},
+                                         .loss = loss.mutable_data_ptr<float>(),
+                                         .kept = kept.defined() ? kept.mutable_data_ptr() : nullptr},
                                         current_stream()));
   return loss;
 }

@@ -132,6 +132,20 @@ def test_only_wanted_gradients_are_kept(device, wanted):
     assert found == (sum(sizes) + 4 if sizes else 0)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [1, 2, CLASSES, 64, 1001])
+@pytest.mark.parametrize("has_gradients", [True, False])
+def test_logits_are_what_torch_computes(device, dtype, classes, has_gradients):
+    x, weight, target, bias = tensors(300, classes, dtype=dtype)
+    target[::3] = -100  # ignored; their logits are there
+    wanted = [has_gradients] * 3
+    found = torch.ops.actnn.linear_cross_entropy_forward(
+        x.detach(), weight.detach(), bias.detach(), target, wanted, -100, 0.0, 0.0, True, True
+    )
+    torch.testing.assert_close(found[5], F.linear(x, weight, bias).detach())
+    assert found[5].is_contiguous()
+
+
 def test_a_weight_is_an_embeddings_too(device):
     class Model(nn.Module):
         def __init__(self):

@@ -7,8 +7,8 @@
 #include "actnn/core/scalar_types.h"
 
 /// \file
-/// The cross entropy of rows of logits, and its gradient in their place, on a GPU. Each row is read twice, the second
-/// time from the cache, and written once.
+/// The cross entropy of rows of logits, and its gradient in their place, on a GPU. Each row is read from memory once,
+/// then from the cache, and written once.
 
 namespace actnn::cuda {
 
@@ -23,7 +23,8 @@ struct CrossEntropyRows {
   float label_smoothing;
   float z_loss;  ///< the weight of the squared logarithm of the sum of exponentials
   bool writes_gradient;
-  float* loss;  ///< out: [rows]
+  float* loss;           ///< out: [rows]
+  void* kept = nullptr;  ///< out: [rows, classes], row-major, the logits as they were; may be null
 };
 
 cudaError_t cross_entropy_rows(const CrossEntropyRows& arguments, cudaStream_t stream);
