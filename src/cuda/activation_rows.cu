@@ -11,11 +11,12 @@ struct ThreePieces {
   RawPiece grad;
 };
 
+template <bool kVectors>
 __global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
     activate_rows_backward_kernel(const ActivateRowsBackward arguments, const RowTeams teams) {
   __shared__ Piece shared[kTeamBlock];
   wait_for_kernels_before();
-  const TeamMember<1> member(teams);
+  const TeamMember<1, kVectors> member(teams);
   const bool is_gated = arguments.gate.elements != nullptr;
   Piece sums[1] = {};
   member.for_each_row_ahead(
@@ -58,10 +59,11 @@ struct TwoPieces {
   RawPiece gate;
 };
 
+template <bool kVectors>
 __global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
     gate_rows_kernel(const GateRows arguments, const RowTeams teams) {
   wait_for_kernels_before();
-  const TeamMember<1> member(teams);
+  const TeamMember<1, kVectors> member(teams);
   member.for_each_row_ahead(
       [&](int64_t row) {
         return TwoPieces{member.fetch(arguments.x, row), member.fetch(arguments.gate, row)};
@@ -84,8 +86,11 @@ cudaError_t activate_rows_backward(const ActivateRowsBackward& arguments, cudaSt
       arguments.rows, arguments.channels,
       begin_at_vectors(arguments.x, arguments.gate, arguments.grad, arguments.grad_x, arguments.grad_gate),
       Rows::kStrips);
-  const cudaError_t error =
-      launch_kernel(activate_rows_backward_kernel, teams.blocks(), teams.threads(), 0, stream, arguments, teams);
+  cudaError_t error = cudaSuccess;
+  with_vectors(teams, [&]<bool kVectors>() {
+    error = launch_kernel(activate_rows_backward_kernel<kVectors>, teams.blocks(), teams.threads(), 0, stream,
+                          arguments, teams);
+  });
   if (error != cudaSuccess || arguments.grad_bias == nullptr) {
     return error;
   }
@@ -95,7 +100,11 @@ cudaError_t activate_rows_backward(const ActivateRowsBackward& arguments, cudaSt
 cudaError_t gate_rows(const GateRows& arguments, cudaStream_t stream) {
   const RowTeams teams(arguments.rows, arguments.channels,
                        begin_at_vectors(arguments.x, arguments.gate, arguments.output), Rows::kStrips);
-  return launch_kernel(gate_rows_kernel, teams.blocks(), teams.threads(), 0, stream, arguments, teams);
+  cudaError_t error = cudaSuccess;
+  with_vectors(teams, [&]<bool kVectors>() {
+    error = launch_kernel(gate_rows_kernel<kVectors>, teams.blocks(), teams.threads(), 0, stream, arguments, teams);
+  });
+  return error;
 }
 
 }  // namespace actnn::cuda

@@ -10,10 +10,11 @@ struct TwoPieces {
   RawPiece residual;
 };
 
+template <bool kVectors>
 __global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
     add_rows_kernel(const AddRows arguments, const RowTeams teams, const DropoutScale scale) {
   wait_for_kernels_before();
-  const TeamMember<1> member(teams);
+  const TeamMember<1, kVectors> member(teams);
   const RandomState random = arguments.dropout > 0.0 ? arguments.random.load() : RandomState{};
   if (arguments.used_state != nullptr && thread_index() == 0) {
     arguments.used_state[0] = static_cast<int64_t>(random.seed);
@@ -34,11 +35,12 @@ __global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
       });
 }
 
+template <bool kVectors>
 __global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
     drop_rows_kernel(const DropRows arguments, const RowTeams teams, const DropoutScale scale) {
   __shared__ Piece shared[kTeamBlock];
   wait_for_kernels_before();
-  const TeamMember<1> member(teams);
+  const TeamMember<1, kVectors> member(teams);
   const RandomState random = arguments.dropout > 0.0 ? arguments.random.load() : RandomState{};
   Piece sums[1] = {};
   member.for_each_row_ahead([&](int64_t row) { return member.fetch(arguments.grad, row); },
@@ -62,15 +64,22 @@ __global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
 cudaError_t add_rows(const AddRows& arguments, cudaStream_t stream) {
   const RowTeams teams(arguments.rows, arguments.channels,
                        begin_at_vectors(arguments.x, arguments.residual, arguments.output), Rows::kStrips);
-  return launch_kernel(add_rows_kernel, teams.blocks(), teams.threads(), 0, stream, arguments, teams,
-                       DropoutScale(arguments.dropout));
+  cudaError_t error = cudaSuccess;
+  with_vectors(teams, [&]<bool kVectors>() {
+    error = launch_kernel(add_rows_kernel<kVectors>, teams.blocks(), teams.threads(), 0, stream, arguments, teams,
+                          DropoutScale(arguments.dropout));
+  });
+  return error;
 }
 
 cudaError_t drop_rows(const DropRows& arguments, cudaStream_t stream) {
   const RowTeams teams(arguments.rows, arguments.channels, begin_at_vectors(arguments.grad, arguments.output),
                        Rows::kStrips);
-  const cudaError_t error = launch_kernel(drop_rows_kernel, teams.blocks(), teams.threads(), 0, stream, arguments,
-                                          teams, DropoutScale(arguments.dropout));
+  cudaError_t error = cudaSuccess;
+  with_vectors(teams, [&]<bool kVectors>() {
+    error = launch_kernel(drop_rows_kernel<kVectors>, teams.blocks(), teams.threads(), 0, stream, arguments, teams,
+                          DropoutScale(arguments.dropout));
+  });
   if (error != cudaSuccess || arguments.sums == nullptr) {
     return error;
   }

@@ -51,11 +51,12 @@ __global__ void __launch_bounds__(kColumns* kShares)
   }
 }
 
+template <bool kVectors>
 __global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
     sum_rows_kernel(const SumRows arguments, const RowTeams teams) {
   __shared__ Piece shared[kTeamBlock];
   wait_for_kernels_before();
-  const TeamMember<1> member(teams);
+  const TeamMember<1, kVectors> member(teams);
   Piece sums[1] = {};
   member.for_each_row_ahead([&](int64_t row) { return member.fetch(arguments.matrix, row); },
                             [&](int64_t /*row*/, const RawPiece& raw) {
@@ -84,8 +85,10 @@ int64_t column_sums_workspace(int64_t rows, int64_t channels, int sums) {
 
 cudaError_t sum_rows(const SumRows& arguments, cudaStream_t stream) {
   const RowTeams teams(arguments.rows, arguments.channels, begin_at_vectors(arguments.matrix), Rows::kStrips);
-  const cudaError_t error =
-      launch_kernel(sum_rows_kernel, teams.blocks(), teams.threads(), 0, stream, arguments, teams);
+  cudaError_t error = cudaSuccess;
+  with_vectors(teams, [&]<bool kVectors>() {
+    error = launch_kernel(sum_rows_kernel<kVectors>, teams.blocks(), teams.threads(), 0, stream, arguments, teams);
+  });
   return error == cudaSuccess
              ? join_column_sums(arguments.workspace, teams.parts, teams.channels, 1, &arguments.sums, stream)
              : error;

@@ -1,27 +1,67 @@
 #include "actnn/cuda/rows.h"
 #include "src/cuda/row_teams.cuh"
+#include "src/cuda/team_rows.cuh"
 
 namespace actnn::cuda {
 namespace {
 
-template <int kPieces>
-__global__ void __launch_bounds__(kMostTeam)
+/// Threads of a multiprocessor in backward, with one piece of a row: as many as have the registers.
+constexpr int kBackwardThreads = 768;
+
+/// A norm's weight or bias: where a thread has one piece of it in registers, else read for each row.
+template <int kPieces, bool kVectors>
+class NormParameter {
+ public:
+  __device__ NormParameter(const TeamMember<kPieces, kVectors>& member, const RowSource& source)
+      : member_(member), source_(source) {
+    if constexpr (kPieces == 1) {
+      if (source.elements != nullptr) {
+        member.load(source, 0, own_);
+      }
+    }
+  }
+
+  /// Calls `body(pieces)` if there is one.
+  template <class Body>
+  __device__ void with(Body&& body) const {
+    if (source_.elements == nullptr) {
+      return;
+    }
+    if constexpr (kPieces == 1) {
+      body(own_);
+    } else {
+      Piece pieces[kPieces];
+      member_.load(source_, 0, pieces);
+      body(pieces);
+    }
+  }
+
+ private:
+  const TeamMember<kPieces, kVectors>& member_;
+  const RowSource& source_;
+  Piece own_[1];
+};
+
+template <int kPieces, bool kVectors>
+__global__ void __launch_bounds__(kPieces == 1 ? kWholeThreads : kThreadsOfPieces)
     normalize_rows_kernel(const NormalizeRows arguments, const RowTeams teams, const DropoutScale scale) {
   __shared__ float shared[TeamSum<1>::kShared];
   wait_for_kernels_before();
-  const TeamMember<kPieces> member(teams);
+  const TeamMember<kPieces, kVectors> member(teams);
   TeamSum<1> team_sum(teams, shared);
   const RandomState random = arguments.dropout > 0.0 ? arguments.random.load() : RandomState{};
   const float share = 1.0F / static_cast<float>(teams.channels);
-  RowAhead<kPieces> xs(member, arguments.x);
-  RowAhead<kPieces> residuals(member, arguments.residual);
+  const NormParameter<kPieces, kVectors> weight(member, arguments.weight);
+  const NormParameter<kPieces, kVectors> bias(member, arguments.bias);
+  RowAhead<kPieces, kVectors> xs(member, arguments.x);
+  RowAhead<kPieces, kVectors> residuals(member, arguments.residual);
   member.for_each_row([&](int64_t row, bool exists) {
     Piece s[kPieces];
     xs.take(row, s);
     if (arguments.dropout > 0.0) {
       drop(member, row, scale, random, arguments.x.type, s);
     }
-    if (arguments.residual.elements != nullptr) {
+    if (residuals.exists()) {
       Piece residual[kPieces];
       residuals.take(row, residual);
       add(residual, s);
@@ -39,7 +79,7 @@ __global__ void __launch_bounds__(kMostTeam)
       team_sum.add_up(mean);
       for_each_number<kPieces>([&](int p, int k) {
         // What does not exist stays 0.
-        s[p].x[k] -= member.channel(p) + k < teams.channels ? mean[0] * share : 0.0F;
+        s[p].x[k] -= member.exists(p, k) ? mean[0] * share : 0.0F;
       });
     }
     float squares[1] = {0.0F};
@@ -56,16 +96,8 @@ __global__ void __launch_bounds__(kMostTeam)
     if (arguments.normalized.elements != nullptr) {
       member.store(arguments.normalized, row, s);
     }
-    if (arguments.weight.elements != nullptr) {
-      Piece weight[kPieces];
-      member.load(arguments.weight, 0, weight);
-      multiply(weight, s);
-    }
-    if (arguments.bias.elements != nullptr) {
-      Piece bias[kPieces];
-      member.load(arguments.bias, 0, bias);
-      add(bias, s);
-    }
+    weight.with([&](const auto& pieces) { multiply(pieces, s); });
+    bias.with([&](const auto& pieces) { add(pieces, s); });
     if (arguments.output.elements != nullptr) {
       member.store(arguments.output, row, s);
     }
@@ -75,30 +107,39 @@ __global__ void __launch_bounds__(kMostTeam)
   });
 }
 
-template <int kPieces>
-__global__ void __launch_bounds__(kMostTeam)
+template <int kPieces, bool kVectors, bool kStaged>
+__global__ void __launch_bounds__(kPieces == 1 ? kBackwardThreads : kThreadsOfPieces)
     normalize_rows_backward_kernel(const NormalizeRowsBackward arguments, const RowTeams teams) {
+  extern __shared__ uint4 places[];
   __shared__ float shared[TeamSum<2>::kShared];
   __shared__ Piece pieces[kTeamBlock];
   wait_for_kernels_before();
-  const TeamMember<kPieces> member(teams);
+  const TeamMember<kPieces, kVectors> member(teams);
   TeamSum<2> team_sum(teams, shared);
   const float share = 1.0F / static_cast<float>(teams.channels);
   const bool has_sums = arguments.workspace != nullptr;
   Piece weight_sums[kPieces] = {};
   Piece bias_sums[kPieces] = {};
-  RowAhead<kPieces> grads(member, arguments.grad);
-  RowAhead<kPieces> second_grads(member, arguments.second_grad);
-  RowAhead<kPieces> normalizeds(member, arguments.normalized);
-  RowAhead<kPieces> residual_grads(member, arguments.residual_grad);
-  member.for_each_row([&](int64_t row, bool exists) {
+  uint4* memory = places;
+  const TeamRows<kPieces, kVectors, kStaged> grads(member, arguments.grad, memory);
+  const TeamRows<kPieces, kVectors, kStaged> second_grads(member, arguments.second_grad, memory);
+  const TeamRows<kPieces, kVectors, kStaged> normalizeds(member, arguments.normalized, memory);
+  const TeamRows<kPieces, kVectors, kStaged> residual_grads(member, arguments.residual_grad, memory);
+  const auto fetch = [&](int64_t piece, int place) {
+    grads.fetch(piece, place);
+    second_grads.fetch(piece, place);
+    normalizeds.fetch(piece, place);
+    residual_grads.fetch(piece, place);
+  };
+  for_each_staged_row(member, fetch, [&](int64_t row, bool exists, int place) {
+    const float rstd = arguments.rstd == nullptr ? 0.0F : arguments.rstd[row];  // well ahead of its use
     Piece g[kPieces];
     Piece normalized[kPieces];
-    grads.take(row, g);
-    normalizeds.take(row, normalized);
+    grads.take(row, place, g);
+    normalizeds.take(row, place, normalized);
     if (second_grads.exists()) {
       Piece second[kPieces];
-      second_grads.take(row, second);
+      second_grads.take(row, place, second);
       add(second, g);
     }
     if (has_sums && exists) {
@@ -124,14 +165,13 @@ __global__ void __launch_bounds__(kMostTeam)
     if (!exists) {
       return;
     }
-    const float rstd = arguments.rstd[row];
     const float mean = arguments.is_centered ? sums[0] * share : 0.0F;
     const float slope = sums[1] * share;
     for_each_number<kPieces>(
         [&](int p, int k) { g[p].x[k] = rstd * __fmaf_rn(-normalized[p].x[k], slope, g[p].x[k] - mean); });
     if (residual_grads.exists()) {
       Piece residual[kPieces];
-      residual_grads.take(row, residual);
+      residual_grads.take(row, place, residual);
       add(residual, g);
     }
     member.store(arguments.grad_input, row, g);
@@ -142,6 +182,19 @@ __global__ void __launch_bounds__(kMostTeam)
   }
 }
 
+/// Calls `body.operator()<kPieces, kVectors, kStaged>()`.
+template <class Body>
+void with_way(const RowTeams& teams, int staged_bytes, Body&& body) {
+  with_pieces(teams, [&]<int kPieces, bool kVectors>() {
+    if constexpr (kVectors) {
+      if (staged_bytes > 0) {
+        return body.template operator()<kPieces, true, true>();
+      }
+    }
+    body.template operator()<kPieces, kVectors, false>();
+  });
+}
+
 }  // namespace
 
 cudaError_t normalize_rows(const NormalizeRows& arguments, cudaStream_t stream) {
@@ -150,9 +203,9 @@ cudaError_t normalize_rows(const NormalizeRows& arguments, cudaStream_t stream) 
       begin_at_vectors(arguments.x, arguments.residual, arguments.weight, arguments.bias, arguments.sum,
                        arguments.normalized, arguments.output, arguments.second_output));
   cudaError_t error = cudaSuccess;
-  with_pieces(teams, [&]<int kPieces>() {
-    error = launch_kernel(normalize_rows_kernel<kPieces>, teams.blocks(), teams.threads(), 0, stream, arguments, teams,
-                          DropoutScale(arguments.dropout));
+  with_pieces(teams, [&]<int kPieces, bool kVectors>() {
+    error = launch_kernel(normalize_rows_kernel<kPieces, kVectors>, teams.blocks(), teams.threads(), 0, stream,
+                          arguments, teams, DropoutScale(arguments.dropout));
   });
   return error;
 }
@@ -160,11 +213,17 @@ cudaError_t normalize_rows(const NormalizeRows& arguments, cudaStream_t stream) 
 cudaError_t normalize_rows_backward(const NormalizeRowsBackward& arguments, cudaStream_t stream) {
   const RowTeams teams(arguments.rows, arguments.channels,
                        begin_at_vectors(arguments.grad, arguments.second_grad, arguments.normalized, arguments.weight,
-                                        arguments.residual_grad, arguments.grad_input));
+                                        arguments.residual_grad, arguments.grad_input),
+                       Rows::kWhole, kBackwardThreads);
+  const int bytes = bytes_of_staged_rows(
+      teams, {arguments.grad, arguments.second_grad, arguments.normalized, arguments.residual_grad});
   cudaError_t error = cudaSuccess;
-  with_pieces(teams, [&]<int kPieces>() {
-    error = launch_kernel(normalize_rows_backward_kernel<kPieces>, teams.blocks(), teams.threads(), 0, stream,
-                          arguments, teams);
+  with_way(teams, bytes, [&]<int kPieces, bool kVectors, bool kStaged>() {
+    const auto kernel = normalize_rows_backward_kernel<kPieces, kVectors, kStaged>;
+    error = allow_shared_memory(kernel, bytes);
+    if (error == cudaSuccess) {
+      error = launch_kernel(kernel, teams.blocks(), teams.threads(), bytes, stream, arguments, teams);
+    }
   });
   if (error != cudaSuccess || arguments.workspace == nullptr) {
     return error;

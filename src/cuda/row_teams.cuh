@@ -22,8 +22,10 @@ inline constexpr int kMostTeam = 512;
 inline constexpr int kTeamBlock = 256;
 inline constexpr int kMostPieces = static_cast<int>(kMostRowChannels) / (kPiece * kMostTeam);
 
-/// Threads of a multiprocessor at once, with whole rows; blocks, with strips, whose kernels are bounded to so many.
+/// Threads of a multiprocessor at once, with whole rows, if they have one piece each, at most, or several; blocks, with
+/// strips, whose kernels are bounded to so many.
 inline constexpr int kWholeThreads = 1024;
+inline constexpr int kThreadsOfPieces = 512;
 inline constexpr int kStripBlocks = 3;
 
 /// Whether a team has whole rows.
@@ -39,7 +41,8 @@ struct RowTeams {
   unsigned parts;    ///< of the rows; block b has strip b % strips of part b / strips
   bool has_vectors;  ///< whole pieces, at multiples of 16 bytes
 
-  RowTeams(int64_t matrix_rows, int64_t matrix_channels, bool vectors, Rows own = Rows::kWhole)
+  RowTeams(int64_t matrix_rows, int64_t matrix_channels, bool vectors, Rows own = Rows::kWhole,
+           int whole_threads = kWholeThreads)
       : rows(matrix_rows), channels(static_cast<int>(matrix_channels)), has_vectors(vectors && channels % kPiece == 0) {
     const int wanted = static_cast<int>(ceil_div(matrix_channels, int64_t{kPiece}));
     const int most = own == Rows::kWhole ? kMostTeam : kTeamBlock;
@@ -52,7 +55,8 @@ struct RowTeams {
       strips = (wanted + team - 1) / team;
     }
     teams = std::max(1, kTeamBlock / team);
-    const int of_multiprocessor = own == Rows::kWhole ? kWholeThreads / static_cast<int>(threads()) : kStripBlocks;
+    const int at_most = pieces == 1 ? whole_threads : kThreadsOfPieces;
+    const int of_multiprocessor = own == Rows::kWhole ? at_most / static_cast<int>(threads()) : kStripBlocks;
     const int64_t at_once = int64_t{multiprocessors()} * of_multiprocessor / strips;
     parts =
         static_cast<unsigned>(std::clamp<int64_t>(ceil_div(rows, int64_t{teams}), 1, std::max<int64_t>(at_once, 1)));
@@ -62,16 +66,24 @@ struct RowTeams {
   unsigned blocks() const { return parts * static_cast<unsigned>(strips); }
 };
 
-/// Calls `body.operator()<kPieces>()` with the pieces of a thread.
+/// Calls `body.operator()<kVectors>()`.
+template <class Body>
+void with_vectors(const RowTeams& teams, Body&& body) {
+  with_flags(body, teams.has_vectors);
+}
+
+/// Calls `body.operator()<kPieces, kVectors>()` with the pieces of a thread.
 template <class Body>
 void with_pieces(const RowTeams& teams, Body&& body) {
-  if (teams.pieces == 1) {
-    body.template operator()<1>();
-  } else if (teams.pieces == 2) {
-    body.template operator()<2>();
-  } else {
-    body.template operator()<kMostPieces>();
-  }
+  with_vectors(teams, [&]<bool kVectors>() {
+    if (teams.pieces == 1) {
+      body.template operator()<1, kVectors>();
+    } else if (teams.pieces == 2) {
+      body.template operator()<2, kVectors>();
+    } else {
+      body.template operator()<kMostPieces, kVectors>();
+    }
+  });
 }
 
 /// Whether the matrices of 16- or 32-bit elements begin at multiples of 16 bytes; those that there are not do.
@@ -204,8 +216,8 @@ __device__ inline void store_number(const RowTarget& target, int64_t i, float x)
   }
 }
 
-/// The thread's place in its team, and the walk over rows.
-template <int kPieces>
+/// The thread's place in its team, and the walk over rows. `kVectors`: the teams' `has_vectors`.
+template <int kPieces, bool kVectors>
 class TeamMember {
  public:
   __device__ explicit TeamMember(const RowTeams& teams)
@@ -215,7 +227,7 @@ class TeamMember {
         strip_(static_cast<int>(blockIdx.x % static_cast<unsigned>(teams.strips))),
         part_(blockIdx.x / static_cast<unsigned>(teams.strips)) {}
 
-  /// Calls `body(row, exists)` for each row of the team; all threads of a block have as many calls.
+  /// Calls `body(row, exists)` for each row of the team; all threads of a team have as many calls.
   template <class Body>
   __device__ void for_each_row(Body&& body) const {
     for (int64_t first = int64_t{part_} * teams_.teams; first < teams_.rows;
@@ -251,7 +263,7 @@ class TeamMember {
       return raw;
     }
     const int64_t at = row * teams_.channels + channel(0);
-    if (teams_.has_vectors) {
+    if constexpr (kVectors) {
       fetch_whole_piece(source, at, raw);
     } else {
 #pragma unroll
@@ -269,11 +281,13 @@ class TeamMember {
 
   __device__ Piece fetched(const RowSource& source, const RawPiece& raw) const {
     Piece piece;
-    convert(teams_.has_vectors ? source.type : ElementType::kFloat32, raw, piece);
+    convert(kVectors ? source.type : ElementType::kFloat32, raw, piece);
     return piece;
   }
 
   __device__ int channel(int piece) const { return ((strip_ + piece) * teams_.team + member_) * kPiece; }
+  /// Whether there is channel k of a piece.
+  __device__ bool exists(int piece, int k) const { return channel(piece) + (kVectors ? 0 : k) < teams_.channels; }
   __device__ unsigned part() const { return part_; }
   __device__ int team() const { return team_; }
   __device__ int member() const { return member_; }
@@ -298,7 +312,7 @@ class TeamMember {
     const int64_t at = row_begin + channel;
     if (count <= 0) {
       piece = {};
-    } else if (!teams_.has_vectors) {
+    } else if constexpr (!kVectors) {
 #pragma unroll
       for (int k = 0; k < kPiece; ++k) {
         piece.x[k] = k < count ? load_number(source, at + k) : 0.0F;
@@ -314,7 +328,7 @@ class TeamMember {
     if (count <= 0) {
       return;
     }
-    if (!teams_.has_vectors) {
+    if constexpr (!kVectors) {
 #pragma unroll
       for (int k = 0; k < kPiece; ++k) {
         if (k < count) {
@@ -336,8 +350,8 @@ class TeamMember {
 
 /// What is dropped of the pieces of a row, whose elements are counted through the matrix. Rounded, as dropout on its
 /// own would be.
-template <int kPieces>
-__device__ void drop(const TeamMember<kPieces>& member, int64_t row, const DropoutScale& scale,
+template <int kPieces, bool kVectors>
+__device__ void drop(const TeamMember<kPieces, kVectors>& member, int64_t row, const DropoutScale& scale,
                      const RandomState& random, ElementType type, Piece (&x)[kPieces]) {
   static_assert(kPiece == 2 * kDropoutQuad);
 #pragma unroll
@@ -358,10 +372,11 @@ __device__ void drop(const TeamMember<kPieces>& member, int64_t row, const Dropo
 
 /// Rows of a matrix for a team that walks along: the next one is under way while one is in use, if a thread has one
 /// piece of it; for more there are no registers.
-template <int kPieces>
+template <int kPieces, bool kVectors>
 class RowAhead {
  public:
-  __device__ RowAhead(const TeamMember<kPieces>& member, const RowSource& source) : member_(member), source_(source) {
+  __device__ RowAhead(const TeamMember<kPieces, kVectors>& member, const RowSource& source)
+      : member_(member), source_(source) {
     if constexpr (kPieces == 1) {
       next_ = fetch(member.first());
     }
@@ -385,13 +400,13 @@ class RowAhead {
     return member_.channel(0) < member_.teams().channels ? member_.fetch(source_, row) : RawPiece{};
   }
 
-  const TeamMember<kPieces>& member_;
+  const TeamMember<kPieces, kVectors>& member_;
   const RowSource& source_;
   RawPiece next_;
 };
 
 /// Sums of a number of each thread of a team, for all of them. `shared`: two rooms of a block's warps times kNumbers
-/// floats. All threads of a block take part.
+/// floats. All threads of a team take part.
 template <int kNumbers>
 class TeamSum {
  public:
@@ -401,14 +416,17 @@ class TeamSum {
   __device__ TeamSum(const RowTeams& teams, float* shared) : team_(teams.team), shared_(shared) {}
 
   __device__ void add_up(float (&numbers)[kNumbers]) {
-    const int width = min(team_, kWarp);
-    for (int distance = width / 2; distance > 0; distance /= 2) {
-#pragma unroll
-      for (int n = 0; n < kNumbers; ++n) {
-        numbers[n] += __shfl_xor_sync(~0U, numbers[n], distance);
+    if (team_ < kWarp) {
+      for (int distance = team_ / 2; distance > 0; distance /= 2) {
+        add_of_lane(distance, numbers);
       }
+      return;
     }
-    if (team_ <= kWarp) {
+#pragma unroll
+    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+      add_of_lane(distance, numbers);
+    }
+    if (team_ == kWarp) {
       return;
     }
     float* room = shared_ + room_ * kRoom;
@@ -420,7 +438,7 @@ class TeamSum {
         room[warp * kNumbers + n] = numbers[n];
       }
     }
-    __syncthreads();
+    wait_for_team();
     const int warps = team_ / kWarp;
     const float* first = room + warp / warps * warps * kNumbers;
 #pragma unroll
@@ -436,6 +454,19 @@ class TeamSum {
   }
 
  private:
+  static __device__ void add_of_lane(int distance, float (&numbers)[kNumbers]) {
+#pragma unroll
+    for (int n = 0; n < kNumbers; ++n) {
+      numbers[n] += __shfl_xor_sync(~0U, numbers[n], distance);
+    }
+  }
+
+  /// A barrier of the team's warps; number 0 is that of the block.
+  __device__ void wait_for_team() const {
+    const int barrier = 1 + static_cast<int>(threadIdx.x) / team_;
+    asm volatile("bar.sync %0, %1;" : : "r"(barrier), "r"(team_) : "memory");
+  }
+
   int team_;
   float* shared_;
   int room_ = 0;
@@ -443,9 +474,9 @@ class TeamSum {
 
 /// Adds up what the teams of a block have summed for each channel, and writes it to the row of its part in the
 /// workspace, [parts, sums, channels]. `shared`: kTeamBlock pieces.
-template <int kPieces>
-__device__ void write_column_sums(const TeamMember<kPieces>& member, const Piece (&sums)[kPieces], float* workspace,
-                                  int number, int count, Piece* shared) {
+template <int kPieces, bool kVectors>
+__device__ void write_column_sums(const TeamMember<kPieces, kVectors>& member, const Piece (&sums)[kPieces],
+                                  float* workspace, int number, int count, Piece* shared) {
   const RowTeams& teams = member.teams();
   float* const target = workspace + (int64_t{member.part()} * count + number) * teams.channels;
 #pragma unroll
