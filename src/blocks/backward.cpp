@@ -10,6 +10,7 @@
 #include "src/blocks/steps/dropout.h"
 #include "src/blocks/steps/linear.h"
 #include "src/blocks/steps/permute.h"
+#include "src/blocks/steps/reshape.h"
 #include "src/blocks/value_sizes.h"
 #include "src/ops/cast_together.h"
 #include "src/ops/tensors.h"
@@ -83,7 +84,12 @@ class Backward : public BackwardRun {
     gradients_[value.number].add(std::move(gradient.grad), std::move(gradient.sums));
   }
   bool reads_sums(Value value) const override {
-    const auto* const linear = dynamic_cast<const Linear*>(schedule_.makers[value.number]);
+    const Step* const maker = schedule_.makers[value.number];
+    const bool shows = dynamic_cast<const Reshape*>(maker) != nullptr || dynamic_cast<const Flatten*>(maker) != nullptr;
+    if (shows && have_same_rows(sizes(maker->inputs[0]), sizes(value))) {
+      return reads_sums(maker->inputs[0]);
+    }
+    const auto* const linear = dynamic_cast<const Linear*>(maker);
     return linear != nullptr && wants(linear->bias);
   }
   std::optional<at::Tensor> take_owned(Value value, at::ScalarType dtype) override {
@@ -234,7 +240,7 @@ class Backward : public BackwardRun {
   /// By the step that made it, of copies.
   at::Tensor computed_again(Value value, at::ScalarType dtype) {
     const Step& step = *schedule_.makers[value.number];
-    if (step.copies_from_saved()) {
+    if (step.copies_from_saved(value)) {
       return step.copy_from_saved(*this, dtype);
     }
     Copies copies(*this);

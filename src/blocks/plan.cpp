@@ -7,6 +7,7 @@
 
 #include "actnn/core/bit_packing.h"
 #include "src/autograd/saved_activation.h"
+#include "src/blocks/fusions/add_norm.h"
 #include "src/blocks/fusions/dropout_add.h"
 #include "src/blocks/fusions/fusion.h"
 #include "src/blocks/fusions/gated_activation.h"
@@ -99,7 +100,7 @@ class Planner {
     const Window window(program, plan_.options, plan_.layouts);
     std::vector<bool> fused(program.steps.size());
     std::vector<StepPointer> passes(program.steps.size());
-    for (const auto& find : {find_norm_act_passes, find_gated_activations, find_dropout_adds}) {
+    for (const auto& find : {find_norm_act_passes, find_gated_activations, find_add_norms, find_dropout_adds}) {
       for (FusedPass& found : find(window)) {
         if (std::any_of(found.steps.begin(), found.steps.end(), [&](size_t step) { return fused[step]; })) {
           continue;  // it is part of another pass
@@ -231,8 +232,8 @@ class Planner {
       return pass->bits >= bits;
     }
     // A norm's normalized copy has as many bits as it is asked for; functions of kept inputs have their own.
-    return (stage.copies_from_saved() && (!is_of_kept_inputs(stage) || plan_.options.smooth_bits >= bits)) ||
-           stage.is_product() || is_sum(stage) || !is_linear_in_copies(stage, plan_.options);
+    return (stage.copies_from_saved(value) && (!is_of_kept_inputs(stage) || plan_.options.smooth_bits >= bits)) ||
+           stage.is_product() || is_sum(stage, value) || !is_linear_in_copies(stage, plan_.options);
   }
 
   static bool is_of_kept_inputs(const Step& stage) {
@@ -240,8 +241,10 @@ class Planner {
            dynamic_cast<const GatedActivation*>(&stage) != nullptr;
   }
 
-  static bool is_sum(const Step& stage) {
-    return dynamic_cast<const Add*>(&stage) != nullptr || dynamic_cast<const DropoutAdd*>(&stage) != nullptr;
+  static bool is_sum(const Step& stage, Value value) {
+    const auto* const normalized = dynamic_cast<const AddNorm*>(&stage);
+    return dynamic_cast<const Add*>(&stage) != nullptr || dynamic_cast<const DropoutAdd*>(&stage) != nullptr ||
+           (normalized != nullptr && normalized->sum() == value);
   }
 
   /// That backward reads the copy of a value, of `fewest_bits` at least.
@@ -272,7 +275,7 @@ class Planner {
       plan_.copies[value] = *pass;
     } else if (options.exact.contains(value)) {
       plan_.copies[value] = {.kind = CopyFormat::Kind::kExact};
-    } else if (stage != nullptr && stage->copies_from_saved()) {
+    } else if (stage != nullptr && stage->copies_from_saved(value)) {
       plan_.recomputes.insert(value);
       if (const auto normalized = plan_.saves.find({value, Form::kNormalized}); normalized != plan_.saves.end()) {
         normalized->second.bits = options.bits_of(value, std::max(normalized->second.bits, fewest));
@@ -283,7 +286,7 @@ class Planner {
         demand(input, fewest);
       }
     } else {
-      const int64_t bits = stage != nullptr && is_sum(*stage) ? options.output_bits : options.bits;
+      const int64_t bits = stage != nullptr && is_sum(*stage, value) ? options.output_bits : options.bits;
       plan_.copies[value] = packed(value, options.bits_of(value, std::max(bits, fewest)));
     }
   }
@@ -295,7 +298,7 @@ class Planner {
     if (stage.is_view()) {
       return true;
     }
-    if (!is_linear_in_copies(stage, plan_.options) || is_sum(stage)) {
+    if (!is_linear_in_copies(stage, plan_.options) || is_sum(stage, value)) {
       return false;
     }
     if (recomputed_on_demand_.contains(value)) {
@@ -318,7 +321,7 @@ class Planner {
   bool has_copy(Value value) const {
     const auto maker = makers_.find(value);
     return demanded_.contains(value) || plan_.imports_copy_of(value) || plan_.options.exact.contains(value) ||
-           (maker != makers_.end() && (maker->second->packs(value) || maker->second->copies_from_saved()));
+           (maker != makers_.end() && (maker->second->packs(value) || maker->second->copies_from_saved(value)));
   }
 
   Plan plan_;

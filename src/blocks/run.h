@@ -47,7 +47,8 @@ class BackwardRun : public Wants {
   /// Adds to the gradient of an input, or of a parameter; of any floating dtype.
   void add(Value value, at::Tensor gradient) { add(value, SummedGradient{std::move(gradient), {}}); }
   virtual void add(Value value, SummedGradient gradient) = 0;
-  /// Whether the step that made a value asks for the sums of its gradient: `SummedGradient` then has them.
+  /// Whether the step that made a value, or what it shows the rows of, asks for the sums of its gradient:
+  /// `SummedGradient` then has them.
   virtual bool reads_sums(Value value) const = 0;
   /// The gradient of an input so far, or a part of it, to be added to in place and given back by `add`: none if there
   /// is none of this dtype yet, or others see it.

@@ -21,7 +21,7 @@ std::set<Value> read_by_products(const Plan& plan, const Schedule& schedule) {
   // From the last to the first: what makes a value stands in front of those that read it.
   for (auto value = plan.recomputes.rbegin(); value != plan.recomputes.rend(); ++value) {
     const Step& step = *schedule.makers[value->number];
-    if (!step.copies_from_saved() && (step.is_product() || read.contains(*value))) {
+    if (!step.copies_from_saved(*value) && (step.is_product() || read.contains(*value))) {
       add_inputs(step);
     }
   }
@@ -50,7 +50,7 @@ std::map<Value, int64_t> fewest_bits(const Plan& plan, const Schedule& schedule)
     const Step& step = *schedule.makers[value->number];
     if ((step.is_view() || step.is_product()) && fewest.contains(*value)) {
       set(step.inputs, fewest[*value]);
-    } else if (fewest.contains(*value) && !step.copies_from_saved()) {
+    } else if (fewest.contains(*value) && !step.copies_from_saved(*value)) {
       set(step.copies_to_recompute(), fewest[*value]);
     }
   }

@@ -85,7 +85,7 @@ class Scheduler : public Wants {
                         " cannot be computed again, for no step makes it");
       const Step& step = *maker;
       check_unbiased(step, value);
-      for (const Value input : step.copies_from_saved() ? std::vector<Value>{} : step.copies_to_recompute()) {
+      for (const Value input : step.copies_from_saved(value) ? std::vector<Value>{} : step.copies_to_recompute()) {
         need_copy(input);
       }
       for (const Need& need : step.needs_to_recompute()) {
@@ -100,7 +100,7 @@ class Scheduler : public Wants {
   }
 
   void check_unbiased(const Step& step, Value value) const {
-    TORCH_CHECK_VALUE(step.is_view() || step.copies_from_saved() || is_linear_in_copies(step, plan_.options),
+    TORCH_CHECK_VALUE(step.is_view() || step.copies_from_saved(value) || is_linear_in_copies(step, plan_.options),
                       "block: value ", value.number, " cannot be computed again, for ", step.name(),
                       " of unbiased copies is biased");
   }

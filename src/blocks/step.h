@@ -128,9 +128,9 @@ class Step {
   virtual std::vector<Value> copies_to_recompute() const { return inputs; }
   /// What `compute` reads of saved tensors, besides the inputs' copies, where the output is computed again.
   virtual std::vector<Need> needs_to_recompute() const { return {}; }
-  /// Whether the copy of its output is computed of what it saves (`needs_to_recompute`), and not of copies of its
+  /// Whether the copy of an output is computed of what it saves (`needs_to_recompute`), and not of copies of its
   /// inputs, and that copy.
-  virtual bool copies_from_saved() const { return false; }
+  virtual bool copies_from_saved(Value /*output*/) const { return false; }
   virtual at::Tensor copy_from_saved(BackwardRun& run, at::ScalarType dtype) const;
   /// Whether backward, which computes the gradient of the input, computes the copy of the output in the same pass.
   virtual bool gives_copy(BackwardRun& /*run*/) const { return false; }

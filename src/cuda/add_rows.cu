@@ -16,10 +16,7 @@ __global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
   wait_for_kernels_before();
   const TeamMember<1, kVectors> member(teams);
   const RandomState random = arguments.dropout > 0.0 ? arguments.random.load() : RandomState{};
-  if (arguments.used_state != nullptr && thread_index() == 0) {
-    arguments.used_state[0] = static_cast<int64_t>(random.seed);
-    arguments.used_state[1] = static_cast<int64_t>(random.offset);
-  }
+  write_state(random, arguments.used_state);
   member.for_each_row_ahead(
       [&](int64_t row) {
         return TwoPieces{member.fetch(arguments.x, row), member.fetch(arguments.residual, row)};

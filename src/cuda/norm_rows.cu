@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(kPieces == 1 ? kWholeThreads : kThreadsOfPiece
   const TeamMember<kPieces, kVectors> member(teams);
   TeamSum<1> team_sum(teams, shared);
   const RandomState random = arguments.dropout > 0.0 ? arguments.random.load() : RandomState{};
+  write_state(random, arguments.used_state);
   const float share = 1.0F / static_cast<float>(teams.channels);
   const NormParameter<kPieces, kVectors> weight(member, arguments.weight);
   const NormParameter<kPieces, kVectors> bias(member, arguments.bias);

@@ -405,6 +405,14 @@ class RowAhead {
   RawPiece next_;
 };
 
+/// Writes {seed, offset}, unless there is no place for them.
+__device__ inline void write_state(const RandomState& random, int64_t* state) {
+  if (state != nullptr && thread_index() == 0) {
+    state[0] = static_cast<int64_t>(random.seed);
+    state[1] = static_cast<int64_t>(random.offset);
+  }
+}
+
 /// Sums of a number of each thread of a team, for all of them. `shared`: two rooms of a block's warps times kNumbers
 /// floats. All threads of a team take part.
 template <int kNumbers>

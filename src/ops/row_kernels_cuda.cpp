@@ -50,6 +50,12 @@ at::Tensor dense_like(const at::Tensor& tensor, at::ScalarType dtype) {
   return at::empty(tensor.sizes(), tensor.options().dtype(dtype).memory_format(at::MemoryFormat::Contiguous));
 }
 
+/// {seed, offset} of dropout.
+at::Tensor empty_state(const at::Tensor& like) {
+  return at::empty({2}, like.options().dtype(at::kLong).memory_format(at::MemoryFormat::Contiguous));
+}
+int64_t* state_of(const at::Tensor& state) { return state.defined() ? state.mutable_data_ptr<int64_t>() : nullptr; }
+
 /// Sums over rows, and what a pass needs for them; nothing unless wanted.
 struct Sums {
   at::Tensor sums;
@@ -92,7 +98,8 @@ NormalizedRows normalize_rows_cuda(const RowNorm& norm, const at::Tensor& input,
   const int64_t channels = channels_of(norm, x);
   const auto weight = contiguous(norm.weight);
   const auto bias = contiguous(norm.bias);
-  NormalizedRows result{.output = dense_like(x, forms.dtype), .second_output = {}, .normalized = {}, .rstd = {}};
+  NormalizedRows result{
+      .output = dense_like(x, forms.dtype), .second_output = {}, .normalized = {}, .rstd = {}, .sum = {}, .state = {}};
   if (forms.second) {
     result.second_output = dense_like(x, *forms.second);
   }
@@ -106,13 +113,29 @@ NormalizedRows normalize_rows_cuda(const RowNorm& norm, const at::Tensor& input,
     result.rstd = floats(x, size);
   }
   const auto target = [](const at::Tensor& tensor) { return tensor.defined() ? target_of(tensor) : cuda::RowTarget{}; };
+  std::optional<at::Tensor> residual;
+  cuda::RowTarget sum;
+  double dropout = 0.0;
+  if (forms.addition) {
+    residual = forms.addition->residual.contiguous();
+    dropout = forms.addition->probability;
+    result.sum = forms.addition->keeps_sum ? dense_like(x, forms.addition->dtype) : at::Tensor();
+    result.state = dropout > 0.0 ? empty_state(x) : at::Tensor();
+    sum = target(result.sum);
+    sum.type = check_element_type(kName, forms.addition->dtype);
+  }
   check_launch(cuda::normalize_rows({.rows = rows_of(x, channels),
                                      .channels = channels,
                                      .is_centered = norm.is_centered,
                                      .eps = norm.eps,
                                      .x = source_of(x),
+                                     .residual = source_of(residual),
+                                     .dropout = dropout,
+                                     .random = dropout > 0.0 ? random_source(std::nullopt) : cuda::RandomSource{},
+                                     .used_state = state_of(result.state),
                                      .weight = source_of(weight),
                                      .bias = source_of(bias),
+                                     .sum = sum,
                                      .normalized = is_output ? cuda::RowTarget{} : target(result.normalized),
                                      .output = target(result.output),
                                      .second_output = target(result.second_output),
@@ -245,7 +268,7 @@ SummedRows add_rows_cuda(const at::Tensor& x, const at::Tensor& residual, double
   const at::Tensor first = x.contiguous();
   const at::Tensor second = residual.contiguous();
   const bool drops = probability > 0.0;
-  SummedRows result{dense_like(first, dtype), drops ? at::empty({2}, x.options().dtype(at::kLong)) : at::Tensor()};
+  SummedRows result{dense_like(first, dtype), drops ? empty_state(x) : at::Tensor()};
   const int64_t channels = first.size(-1);
   check_launch(cuda::add_rows({.rows = rows_of(first, channels),
                                .channels = channels,
@@ -253,7 +276,7 @@ SummedRows add_rows_cuda(const at::Tensor& x, const at::Tensor& residual, double
                                .residual = source_of(second),
                                .dropout = probability,
                                .random = drops ? random_source(std::nullopt) : cuda::RandomSource{},
-                               .used_state = drops ? result.state.mutable_data_ptr<int64_t>() : nullptr,
+                               .used_state = state_of(result.state),
                                .output = target_of(result.output)},
                               current_stream()));
   return result;

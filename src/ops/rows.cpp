@@ -69,8 +69,12 @@ NormalizedRows normalize_by_deviation(const RowNorm& norm, const at::Tensor& inp
                      ? std::get<0>(at::native_layer_norm_symint(input, row, std::nullopt, std::nullopt, norm.eps))
                      : output;
   }
-  return {
-      .output = std::move(output), .second_output = {}, .normalized = std::move(normalized), .rstd = std::move(rstd)};
+  return {.output = std::move(output),
+          .second_output = {},
+          .normalized = std::move(normalized),
+          .rstd = std::move(rstd),
+          .sum = {},
+          .state = {}};
 }
 
 NormalizedRows normalize_by_mean_square(const RowNorm& norm, const at::Tensor& input, bool keeps_normalized,
@@ -79,7 +83,9 @@ NormalizedRows normalize_by_mean_square(const RowNorm& norm, const at::Tensor& i
   NormalizedRows result{.output = at::rms_norm_symint(input, row, parameter_for(norm.weight, input), norm.eps),
                         .second_output = {},
                         .normalized = {},
-                        .rstd = {}};
+                        .rstd = {},
+                        .sum = {},
+                        .state = {}};
   if (keeps_normalized) {
     result.normalized = norm.weight ? at::rms_norm_symint(input, row, std::nullopt, norm.eps) : result.output;
   }
@@ -140,7 +146,29 @@ bool are_rows(const at::Tensor& tensor) { return tensor.dim() > 0 && has_row_ker
 
 }  // namespace
 
+namespace {
+
+/// Whether the pass that normalizes rows can add to them. Dropout counts elements in fours.
+bool adds_in_pass(const RowNorm& norm, const at::Tensor& input, const RowAddition& addition) {
+  return are_rows(norm, input) && input.sizes() == addition.residual.sizes() &&
+         (addition.probability == 0.0 || element_count(row_of(norm, input)) % kDropoutQuad == 0);
+}
+
+NormalizedRows add_and_normalize_rows(const RowNorm& norm, const at::Tensor& input, NormalizedForms forms) {
+  const RowAddition addition = *std::exchange(forms.addition, std::nullopt);
+  SummedRows sum = add_rows(input, addition.residual, addition.probability, addition.dtype);
+  NormalizedRows result = normalize_rows(norm, sum.output, forms);
+  result.sum = addition.keeps_sum ? std::move(sum.output) : at::Tensor();
+  result.state = std::move(sum.state);
+  return result;
+}
+
+}  // namespace
+
 NormalizedRows normalize_rows(const RowNorm& norm, const at::Tensor& input, const NormalizedForms& forms) {
+  if (forms.addition && !adds_in_pass(norm, input, *forms.addition)) {
+    return add_and_normalize_rows(norm, input, forms);
+  }
   check_parameters(norm, input);
   if (are_rows(norm, input)) {
     return normalize_rows_cuda(norm, input, forms);

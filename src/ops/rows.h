@@ -25,12 +25,22 @@ struct RowNorm {
   std::optional<at::Tensor> bias;
 };
 
+/// What rows become before they are normalized: dropout(rows) + residual, of one size, in `dtype`.
+struct RowAddition {
+  at::Tensor residual;
+  double probability;  ///< of dropout; 0: without
+  at::ScalarType dtype;
+  bool keeps_sum;
+};
+
 /// The others are undefined unless they are asked for.
 struct NormalizedRows {
   at::Tensor output;
   at::Tensor second_output;  ///< the same in another dtype
   at::Tensor normalized;     ///< before weight and bias
   at::Tensor rstd;           ///< 1 / deviation of each row, or 1 / root mean square; float32, [..., 1]
+  at::Tensor sum;            ///< of an addition
+  at::Tensor state;          ///< what the mask of its dropout was made of
 };
 
 /// What is asked for.
@@ -39,6 +49,7 @@ struct NormalizedForms {
   std::optional<at::ScalarType> second = {};      ///< of a second output
   std::optional<at::ScalarType> normalized = {};  ///< of the normalized rows
   bool rstd = false;
+  std::optional<RowAddition> addition = {};
 };
 
 /// Results are contiguous.

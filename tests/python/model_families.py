@@ -82,7 +82,7 @@ def language_model(name, config, **options):
 
 def decoder(name, heads=1, **options):
     """One of those with rotary embeddings, with a head of keys and values for two of queries."""
-    sizes = SIZES | {"num_key_value_heads": heads, "head_dim": WIDTH // 2, "use_cache": False}
+    sizes = SIZES | {"num_key_value_heads": heads, "head_dim": WIDTH // 2}
     return language_model(f"{name}ForCausalLM", f"{name}Config", **sizes, **options)
 
 
@@ -121,7 +121,7 @@ class LastState(nn.Module):
 
 
 GPT2 = {"n_embd": WIDTH, "n_layer": 2, "n_head": 2, "n_positions": 2 * LENGTH, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0, "use_cache": False}  # fmt: skip
+        "attn_pdrop": 0.0}  # fmt: skip
 T5 = {"d_model": WIDTH, "d_kv": WIDTH // 2, "d_ff": 2 * WIDTH, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0,
       "decoder_start_token_id": 0, "use_cache": False}  # fmt: skip
 DECODER, BERT = r"model\.model\.layers\.\d", r"model\.{}\.encoder\.layer\.\d"

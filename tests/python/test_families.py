@@ -91,6 +91,35 @@ def test_a_family_with_batches_of_any_size(name):
     assert layers[0] == layers[1]
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("name", ["GPT-2", "Llama", "Qwen3"])
+def test_keys_and_values_that_a_family_returns(name, dtype):
+    """As it does unless it is told not to: they are results of the layers' blocks, with gradients of their own."""
+    torch.manual_seed(0)
+    family = FAMILIES[name]
+    outer, exact, _ = converted(family)
+    model, exact = outer.model, exact.model  # without what takes the loss alone
+    actnn.restore(outer)
+    report = actnn.convert(model, blocks=actnn.BlockOptions(bits=8))
+    (words,) = family.inputs()
+    results = []
+    for one in (model, exact):
+        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+            output = one(input_ids=words, labels=words)
+        kept = [tensor for layer in output.past_key_values.layers for tensor in (layer.keys, layer.values)]
+        (output.loss + sum((tensor.float() ** 2).mean() for tensor in kept)).backward()
+        gradients = torch.cat([p.grad.flatten() for p in one.parameters() if p.grad is not None]).double()
+        results.append((output.loss.detach(), [tensor.detach() for tensor in kept], gradients))
+    (loss, kept, found), (expected_loss, expected_kept, expected) = results
+    tolerance = {} if dtype is None else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(loss, expected_loss, **tolerance)
+    torch.testing.assert_close(kept, expected_kept, **tolerance)
+    assert (found - expected).norm() < 0.15 * expected.norm()
+    in_layers = re.compile(family.layers.removeprefix(r"model\."))
+    assert len(report.graphs) == 1
+    assert not [place for place in report.without_blocks if in_layers.match(place)]
+
+
 def check_under_autocast(family, inputs, dtype):
     model, exact, report = converted(family)
     loss, found = gradient(model, inputs, dtype)

@@ -287,12 +287,12 @@ def test_angles_of_another_type_leave_autocasts_to_attention(options):
     assert dtypes - {"bool"} == {"float32", "bfloat16"}
 
 
-def test_angles_of_another_type_stay_where_others_read_what_they_turn():
+def test_angles_of_another_type_make_what_others_read_of_that_type():
     model, x = Attention(mask=True, attend=with_query), torch.randn(2, 7, WIDTH)
     call, lowered = captured(model)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(call(x), model(x), rtol=2e-2, atol=2e-2)
-    assert str(programs(lowered)).count("rotary") == 1  # the key
+    assert str(programs(lowered)).count("rotary") == 2 and not outside(lowered)
 
 
 @pytest.mark.parametrize(("mask", "heads"), [(False, "attention"), (True, "concatenate concatenate attention")])

@@ -1,4 +1,4 @@
-"""Lowered graphs of transformers: programs of half layers, masks, sizes that change, shared copies."""
+"""Lowered graphs of transformers: programs of layers, masks, sizes that change, shared copies."""
 
 import pytest
 import torch
@@ -44,16 +44,16 @@ class ViT(nn.Module):
         return self.head(self.norm(self.layers(x))[:, 0])
 
 
-HALVES = [
-    f"layers.{i}.{half}" for i in range(2)
-    for half in (f"norm1 layers.{i}.qkv attention layers.{i}.proj add",
-                 f"norm2 layers.{i}.fc1 layers.{i}.act layers.{i}.fc2 add")
-]  # fmt: skip
+LAYERS = [
+    f"layers.{i}.norm1 layers.{i}.qkv attention layers.{i}.proj add "
+    f"layers.{i}.norm2 layers.{i}.fc1 layers.{i}.act layers.{i}.fc2 add"
+    for i in range(2)
+]
 
 
 def test_a_vision_transformer():
     lowered = assert_computes_the_same(ViT(), torch.randn(2, 3, 16, 16))
-    assert programs(lowered) == ["patch concatenate add", *HALVES, "norm head"]
+    assert programs(lowered) == ["patch concatenate add", *LAYERS, "norm head"]
     assert not outside(lowered)
 
 
@@ -71,7 +71,7 @@ def test_autocast_around_and_inside():
         (around,) = assert_computes_the_same(ViT(), torch.randn(2, 3, 16, 16))
     (inside,) = assert_computes_the_same(Inside(), torch.randn(2, 3, 16, 16))
     for graph in (around, inside):
-        assert len(graph.programs) == 6
+        assert len(graph.programs) == 4
         assert "bfloat16" in graph.programs[1].body["program"]["dtypes"]
 
 
@@ -85,7 +85,7 @@ def test_sizes_that_change_are_integers_of_the_run():
     y = torch.randn(3, 7, WIDTH)
     torch.testing.assert_close(call(y), model(y))
     (graph,) = lowered
-    assert len(graph.programs) == 4 and not graph.outside
+    assert len(graph.programs) == 2 and not graph.outside
     assert graph.programs[0].body["program"]["integers"] == 2
 
 
@@ -93,16 +93,16 @@ def test_sizes_that_change_are_integers_of_the_run():
     ("make", "shapes", "arguments", "wanted"),
     [
         (lambda: nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), [(2, 5, 8)],
-         {"src_key_padding_mask": torch.tensor([[False] * 4 + [True]] * 2)}, 2),
+         {"src_key_padding_mask": torch.tensor([[False] * 4 + [True]] * 2)}, 1),
         (lambda: nn.TransformerEncoderLayer(8, 2, 16, 0.0, norm_first=True), [(5, 2, 8)],
-         {"src_mask": nn.Transformer.generate_square_subsequent_mask(5), "is_causal": True}, 2),
-        (lambda: nn.TransformerDecoderLayer(8, 2, 16, 0.0), [(5, 2, 8), (6, 2, 8)], {}, 3),
+         {"src_mask": nn.Transformer.generate_square_subsequent_mask(5), "is_causal": True}, 1),
+        (lambda: nn.TransformerDecoderLayer(8, 2, 16, 0.0), [(5, 2, 8), (6, 2, 8)], {}, 2),
     ],
 )  # fmt: skip
 def test_torchs_own_layers_and_their_masks(make, shapes, arguments, wanted):
     lowered = assert_computes_the_same(make(), *(torch.randn(shape) for shape in shapes), **arguments)
     assert len(lowered[0].programs) == wanted
-    assert sum("attention" in steps for steps in programs(lowered)) == len(shapes)
+    assert sum(steps.count("attention") for steps in programs(lowered)) == len(shapes)
 
 
 def test_attention_weights_stay_outside():

@@ -123,7 +123,7 @@ def trains_in_parallel(_, order, options):
         dist.broadcast(first, 0)
         assert torch.equal(ours, first)
         step([parallel, exact])
-    assert len(report.blocks) == 4 and not report.record.fallback and not report.record.troubles
+    assert len(report.blocks) == 2 and not report.record.fallback and not report.record.troubles
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def trains_sharded(_, name, order, dtype):
     blocks = [block.name.partition("#")[0] for block in report.blocks]
     for path, module in model.named_modules():
         if module in set(layers_of(model)):
-            assert sum(block.startswith(path) for block in blocks) == 2
+            assert sum(block.startswith(path) for block in blocks) == 1
     assert not report.record.fallback and not report.record.troubles
 
 

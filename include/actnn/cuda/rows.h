@@ -65,11 +65,12 @@ struct NormalizeRows {
   double eps;
   RowSource x;
   RowSource residual = {};
-  double dropout = 0.0;      ///< of elements of x, below 1; channels are a multiple of 4 then
-  RandomSource random = {};  ///< of dropout, whose elements are counted as core/dropout.h does
-  RowSource weight = {};     ///< [channels]
-  RowSource bias = {};       ///< [channels]
-  RowTarget sum = {};        ///< statistics are those of sums of this type, stored or not
+  double dropout = 0.0;           ///< of elements of x, below 1; channels are a multiple of 4 then
+  RandomSource random = {};       ///< of dropout, whose elements are counted as core/dropout.h does
+  int64_t* used_state = nullptr;  ///< out: the {seed, offset} that were drawn from; may be null
+  RowSource weight = {};          ///< [channels]
+  RowSource bias = {};            ///< [channels]
+  RowTarget sum = {};             ///< statistics are those of sums of this type, stored or not
   RowTarget normalized = {};
   RowTarget output = {};
   RowTarget second_output = {};  ///< the same in another type

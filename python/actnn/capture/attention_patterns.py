@@ -43,14 +43,14 @@ def rotary_embedding(rotated: fx.Node) -> Match | None:
     found, wanted = example(input), example(result)
     if found.shape != wanted.shape:
         return None
+    # In the wider type of its angles, if others than products read it: a cache, for example.
     readers = [] if found.dtype == wanted.dtype else readers_in(found.dtype, result)
-    if readers is None:
-        return None
+    dtype = wanted.dtype if readers is None else found.dtype
 
     def make(record):
-        return record.call(written_out.rotary_embedding, input, cos, sin)
+        return record.call(written_out.rotary_embedding, input, cos, sin, dtype)
 
-    return Match(result, (input, cos, sin), make, found.dtype, readers=readers)
+    return Match(result, (input, cos, sin), make, dtype, readers=readers or [])
 
 
 def _rotated(tensors, dim=0) -> fx.Node | None:

@@ -87,11 +87,19 @@ step_reader(operator.imul, methods=("mul_", "multiply_", "__imul__"))(_arithmeti
 
 @step_reader(torch.cat, torch.concat, torch.concatenate)
 def concatenate(tensors, dim=0, *, axis=None):
-    values = tuple(tensors) if isinstance(tensors, (list, tuple)) else ()
+    given = tuple(tensors) if isinstance(tensors, (list, tuple)) else ()
+    values = tuple(value for value in given if not _is_nothing(value, given[-1]))
     if len(values) < 1 or len({rank(value) for value in values}) != 1:
         raise UnsupportedError("its arguments have different numbers of dimensions")
+    if len(values) == 1 and len(given) > 1:
+        return Step("identity", values)
     dimension = dim if axis is None else axis
     return Step("concatenate", values, {"dimension": dimension_of(values[0], dimension)})
+
+
+def _is_nothing(value: fx.Node, beside: fx.Node) -> bool:
+    """Whether a tensor is the empty list, which can be concatenated with any, as caches begin with it."""
+    return value is not beside and tensor(value).shape == (0,) and tensor(value).dtype == tensor(beside).dtype
 
 
 @step_reader(torch.split, methods=("split", "split_with_sizes"))

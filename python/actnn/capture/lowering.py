@@ -208,7 +208,7 @@ def _is_skipped(node: fx.Node, options: LoweringOptions) -> bool:
 
 def _programs(graph: fx.Graph, steps: Steps, reasons: Reasons, sizes: Sizes, options: LoweringOptions) -> list[Program]:
     programs: list[Program] = []
-    for piece in find_programs(graph, steps, reasons):
+    for piece in find_programs(graph, steps, reasons, options.root):
         try:
             program = program_of(piece, steps, sizes, options.program, "", options.root)
         except UnsupportedError as error:

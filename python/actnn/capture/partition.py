@@ -13,7 +13,7 @@ from dataclasses import replace
 from torch import fx
 
 from .steps import LAYERS, NORMS, Step
-from .values import any_requires_grad, elements, requires_grad
+from .values import any_requires_grad, elements, path_of, requires_grad
 from .writes import disturbs
 
 Steps = dict[fx.Node, Step]
@@ -26,20 +26,23 @@ SPAN = 12
 """Layers within which a value must be read for the last time to count as a shortcut: a program does not end inside of
 one. What is read over more layers (the skips of a U-Net, the features of a dense block, a bias or a mask of all
 attentions) is a result of one program more, and an input of others."""
+ROW_NORMS = frozenset({"layer_norm", "rms_norm"})
+SUMS = 2
+"""Sums of weights' results after which a program ends in front of a norm: a transformer's layer has two."""
 LONE = 8
 """Layers that a program may have before it ends although no norm follows."""
 
 
-def find_programs(graph: fx.Graph, steps: Steps, reasons: Reasons) -> list[list[fx.Node]]:
-    """The nodes of each program, in order. The graph is put into functional form, and so are its steps; those that
-    cannot be are taken out of `steps`, and `reasons` says why."""
+def find_programs(graph: fx.Graph, steps: Steps, reasons: Reasons, root: str) -> list[list[fx.Node]]:
+    """The nodes of each program, in order; `root`: the local that the captured module is. The graph is put into
+    functional form, and so are its steps; those that cannot be are taken out of `steps`, and `reasons` says why."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     _leave_computed_parameters(steps, reasons)
     _make_functional(steps, reasons, order)
-    found = []
+    found, inner = [], _inner_sums(steps, root)
     for segment in _segments(graph, steps, order):
         for region in _regions(segment, steps):
-            for piece in _pieces(region, steps):
+            for piece in _pieces(region, steps, inner):
                 piece = _trimmed(piece, steps)
                 if reason := _why_not(piece, steps, order):
                     reasons.update((node, reason) for node in piece if not steps[node].is_view)
@@ -130,7 +133,9 @@ def _regions(segment: Sequence[fx.Node], steps: Steps) -> list[list[fx.Node]]:
     """The largest sets of steps that have one result."""
     region_of: dict[fx.Node, fx.Node] = {}
     for node in reversed(segment):
-        regions = {region_of.get(user) for user in node.users}
+        # What the graph returns besides, as a cache of keys and values, is a result more.
+        readers = [user for user in node.users if user.op != "output"] or node.users
+        regions = {region_of.get(user) for user in readers}
         joins = len(regions) == 1 and None not in regions
         region_of[node] = regions.pop() if joins else node
     for node in segment:  # an output of a split is a value of the program that splits
@@ -143,7 +148,19 @@ def _regions(segment: Sequence[fx.Node], steps: Steps) -> list[list[fx.Node]]:
     return list(regions.values())
 
 
-def _pieces(region: Sequence[fx.Node], steps: Steps) -> list[list[fx.Node]]:
+def _inner_sums(steps: Steps, root: str) -> frozenset[fx.Node]:
+    """The sums which the module that adds normalizes, itself or by a norm of its own, as a transformer's layer does
+    between attention and MLP: both are one pass."""
+
+    def is_inner(sum: fx.Node) -> bool:
+        norms = [path_of(user, root) for user in sum.users if user in steps and steps[user].op in ROW_NORMS]
+        adds = path_of(sum, root)
+        return any(adds in (path, path.rpartition(".")[0]) for path in norms)
+
+    return frozenset(node for node, step in steps.items() if step.op == "add" and is_inner(node))
+
+
+def _pieces(region: Sequence[fx.Node], steps: Steps, inner: frozenset[fx.Node]) -> list[list[fx.Node]]:
     """A region, cut where nothing but one value of a piece, and what is read much later, is needed further on."""
     place = {node: i for i, node in enumerate(region)}
     layers = [0]
@@ -167,12 +184,20 @@ def _pieces(region: Sequence[fx.Node], steps: Steps) -> list[list[fx.Node]]:
             if place.get(value, -1) < begin and is_shortcut(value):
                 needed_until = max(needed_until, last[value])
         is_alone = i + 1 < len(region) and i >= needed_until
-        if is_alone and _may_end(pieces[-1], region[i + 1], steps, norms_behind[i + 1]):
+        is_inside = node in inner and steps[region[i + 1]].op in ROW_NORMS and _sums(pieces[-1], steps) < SUMS
+        if is_alone and not is_inside and _may_end(pieces[-1], region[i + 1], steps, norms_behind[i + 1]):
             pieces.append([])
             begin, needed_until = i + 1, -1
         elif is_shortcut(node):
             needed_until = max(needed_until, last[node])
     return pieces
+
+
+def _sums(piece: Sequence[fx.Node], steps: Steps) -> int:
+    """How many sums there are behind the first weights."""
+    ops = [steps[node].op for node in piece]
+    first = next((i for i, op in enumerate(ops) if op in WITH_WEIGHTS), len(ops))
+    return ops[first:].count("add")
 
 
 def _counted_behind(region: Sequence[fx.Node], steps: Steps, ops: frozenset[str]) -> list[int]:

@@ -58,15 +58,15 @@ def _activation(input, kind, dtype):
     return Step("activation", (input,), {"kind": kind})
 
 
-def rotary_embedding(input: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotary_embedding(input: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
     """`input`, [..., n], with its pairs (i, i + n / 2) turned by angles; the factors broadcast to its sizes. The result
-    has its type (RoFormer, arXiv 2104.09864, with the halves of GPT-NeoX)."""
+    has a type of its own (RoFormer, arXiv 2104.09864, with the halves of GPT-NeoX)."""
     first, second = input.chunk(2, -1)
-    return (input * cos + torch.cat((-second, first), -1) * sin).to(input.dtype)
+    return (input * cos + torch.cat((-second, first), -1) * sin).to(dtype)
 
 
 @step_reader(rotary_embedding)
-def _rotary_embedding(input: fx.Node, cos: fx.Node, sin: fx.Node) -> Step:
+def _rotary_embedding(input: fx.Node, cos: fx.Node, sin: fx.Node, dtype: torch.dtype) -> Step:
     if any_requires_grad([cos, sin]):
         raise UnsupportedError("its angles want a gradient")
     if tensor(input).dim() < max(tensor(cos).dim(), tensor(sin).dim()):

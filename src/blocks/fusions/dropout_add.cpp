@@ -4,9 +4,7 @@
 
 #include <utility>
 
-#include "src/blocks/fusions/fusion.h"
 #include "src/blocks/run.h"
-#include "src/blocks/steps/add.h"
 #include "src/blocks/steps/broadcast.h"
 #include "src/blocks/steps/dropout.h"
 #include "src/ops/rows.h"
@@ -35,14 +33,31 @@ void DropoutAdd::forward(ForwardRun& run) const {
 }
 
 void DropoutAdd::backward(BackwardRun& run) const {
-  const at::Tensor grad = run.take_joined(output());
-  if (run.wants(inputs[0])) {
-    run.add(inputs[0], add_rows_backward(sum_to(grad, run.sizes(inputs[0])), probability,
-                                         run.saved(output(), Form::kRandomState)[0], run.dtype(inputs[0]),
-                                         run.reads_sums(inputs[0])));
+  add_gradients_of_branch(run, run.take_joined(output()), output(), {inputs[0], inputs[1], probability});
+}
+
+std::optional<Branch> find_dropped_branch(const Window& window, const Add& sum, size_t place) {
+  for (const size_t side : {0, 1}) {
+    const Value dropped = sum.inputs[side];
+    const auto* dropout = window.made_by<Dropout>(dropped);
+    if (dropout != nullptr && dropout->probability > 0.0 && dropout->probability < 1.0 &&
+        window.sole_reader(dropped) == place && window.have_one_dtype({dropout->inputs[0], dropped})) {
+      return Branch{dropout->inputs[0], sum.inputs[1 - side], dropout->probability, window.maker(dropped)};
+    }
   }
-  if (run.wants(inputs[1])) {
-    run.add(inputs[1], with_dtype(sum_to(grad, run.sizes(inputs[1])), run.dtype(inputs[1])));
+  return std::nullopt;
+}
+
+void add_gradients_of_branch(BackwardRun& run, const at::Tensor& grad, Value sum, const Branch& branch) {
+  if (branch.probability == 0.0) {
+    add_gradient_of_summand(run, grad, branch.x);
+  } else if (run.wants(branch.x)) {
+    run.add(branch.x,
+            add_rows_backward(sum_to(grad, run.sizes(branch.x)), branch.probability,
+                              run.saved(sum, Form::kRandomState)[0], run.dtype(branch.x), run.reads_sums(branch.x)));
+  }
+  if (run.wants(branch.residual)) {
+    run.add(branch.residual, with_dtype(sum_to(grad, run.sizes(branch.residual)), run.dtype(branch.residual)));
   }
 }
 
@@ -54,17 +69,10 @@ std::vector<FusedPass> find_dropout_adds(const Window& window) {
     if (sum == nullptr || sum->broadcast || window.layouts[sum->output().number] != Layout::kPlain) {
       continue;
     }
-    for (const size_t side : {0, 1}) {
-      const Value dropped = sum->inputs[side];
-      const auto* dropout = window.made_by<Dropout>(dropped);
-      if (dropout != nullptr && dropout->probability > 0.0 && dropout->probability < 1.0 &&
-          window.sole_reader(dropped) == place && window.have_one_dtype({dropout->inputs[0], dropped})) {
-        passes.push_back({std::make_shared<DropoutAdd>(dropout->probability, dropout->inputs[0], sum->inputs[1 - side],
-                                                       sum->output()),
-                          {*window.maker(dropped), place},
-                          place});
-        break;
-      }
+    if (const std::optional<Branch> branch = find_dropped_branch(window, *sum, place)) {
+      passes.push_back({std::make_shared<DropoutAdd>(branch->probability, branch->x, branch->residual, sum->output()),
+                        {*branch->dropout, place},
+                        place});
     }
   }
   return passes;

@@ -1,6 +1,11 @@
 #pragma once
 
+#include <cstddef>
+#include <optional>
+
+#include "src/blocks/fusions/fusion.h"
 #include "src/blocks/step.h"
+#include "src/blocks/steps/add.h"
 
 namespace actnn::blocks {
 
@@ -23,5 +28,19 @@ struct DropoutAdd : StepOf<DropoutAdd> {
   void forward(ForwardRun& run) const override;
   void backward(BackwardRun& run) const override;
 };
+
+/// What a sum adds to a residual, and whether it is dropped before.
+struct Branch {
+  Value x;
+  Value residual;
+  double probability = 0.0;
+  std::optional<size_t> dropout = std::nullopt;  ///< the step
+};
+
+/// The branch of a sum, step number `place`, that is dropped, and whose dropout nobody else reads.
+std::optional<Branch> find_dropped_branch(const Window& window, const Add& sum, size_t place);
+
+/// Gives branch and residual their gradients, of that of the sum; `probability` 0: without dropout.
+void add_gradients_of_branch(BackwardRun& run, const at::Tensor& grad, Value sum, const Branch& branch);
 
 }  // namespace actnn::blocks

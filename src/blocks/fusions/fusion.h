@@ -63,6 +63,9 @@ struct FusedPass {
 /// program's order.
 std::vector<FusedPass> find_norm_act_passes(const Window& window);
 
+/// Norms of rows with the sums of a branch and a residual that they normalize (fusions/add_norm.h).
+std::vector<FusedPass> find_add_norms(const Window& window);
+
 /// Sums of a residual and the dropout of a branch (fusions/dropout_add.h).
 std::vector<FusedPass> find_dropout_adds(const Window& window);
 

@@ -23,7 +23,7 @@ struct GatedActivation : StepOf<GatedActivation> {
   std::vector<Sizes> infer_sizes(const KnownSizes& known) const override;
   std::vector<Need> needs(const Wants& wants) const override;
   std::vector<Need> needs_to_recompute() const override { return copies(); }
-  bool copies_from_saved() const override { return true; }
+  bool copies_from_saved(Value /*output*/) const override { return true; }
   at::Tensor copy_from_saved(BackwardRun& run, at::ScalarType dtype) const override;
   bool gives_copy(BackwardRun& run) const override;
   bool packs_input() const override { return true; }

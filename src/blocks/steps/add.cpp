@@ -29,16 +29,20 @@ std::vector<at::Tensor> Add::compute(Operands& operands) const {
 void Add::backward(BackwardRun& run) const {
   const at::Tensor grad = run.take_joined(output());
   for (const Value input : inputs) {
-    if (!run.wants(input)) {
-      continue;
-    }
-    // As autograd has it; in one pass with the sums that a linear layer asks for.
-    const at::ScalarType dtype = run.dtype(input);
-    if (dtype != grad.scalar_type() && grad.sym_sizes() == run.sizes(input) && run.reads_sums(input)) {
-      run.add(input, add_rows_backward(grad, /*probability=*/0.0, {}, dtype, /*wants_sums=*/true));
-    } else {
-      run.add(input, with_dtype(sum_to(grad, run.sizes(input)), dtype));
-    }
+    add_gradient_of_summand(run, grad, input);
+  }
+}
+
+void add_gradient_of_summand(BackwardRun& run, const at::Tensor& grad, Value input) {
+  if (!run.wants(input)) {
+    return;
+  }
+  // As autograd has it; in one pass with the sums that a linear layer asks for.
+  const at::ScalarType dtype = run.dtype(input);
+  if (dtype != grad.scalar_type() && grad.sym_sizes() == run.sizes(input) && run.reads_sums(input)) {
+    run.add(input, add_rows_backward(grad, /*probability=*/0.0, {}, dtype, /*wants_sums=*/true));
+  } else {
+    run.add(input, with_dtype(sum_to(grad, run.sizes(input)), dtype));
   }
 }
 

@@ -22,4 +22,7 @@ struct Add : StepOf<Add> {
   void backward(BackwardRun& run) const override;
 };
 
+/// Gives an input of a sum its gradient, of that of the sum, if it is wanted.
+void add_gradient_of_summand(BackwardRun& run, const at::Tensor& grad, Value input);
+
 }  // namespace actnn::blocks

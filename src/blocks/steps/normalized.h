@@ -47,7 +47,7 @@ class NormOf : public StepOf<Derived> {
   std::vector<Sizes> infer_sizes(const KnownSizes& known) const override { return {known.sizes(this->inputs[0])}; }
   std::vector<Need> needs(const Wants& wants) const override { return norm_operands().needs(this->output(), wants); }
   std::vector<Need> needs_to_recompute() const override { return {{this->output(), Form::kNormalized}}; }
-  bool copies_from_saved() const override { return true; }
+  bool copies_from_saved(Value /*output*/) const override { return true; }
   at::Tensor copy_from_saved(BackwardRun& run, at::ScalarType dtype) const override {
     return copy_from_normalized(run, this->output(), norm_operands(), dtype);
   }

@@ -31,9 +31,13 @@ std::vector<at::Tensor> ReshapeOf<Derived>::compute(Operands& operands) const {
 
 template <class Derived>
 void ReshapeOf<Derived>::backward(BackwardRun& run) const {
-  const at::Tensor grad = run.take_joined(this->output());
-  if (run.wants(this->inputs[0])) {
-    run.add(this->inputs[0], grad.reshape_symint(run.sizes(this->inputs[0])));
+  const Value input = this->inputs[0];
+  Gradient gradient = run.take(this->output());
+  gradient.join();
+  if (run.wants(input)) {
+    const bool keeps_sums = have_same_rows(run.sizes(input), run.sizes(this->output()));
+    run.add(input, SummedGradient{gradient.first.reshape_symint(run.sizes(input)),
+                                  keeps_sums ? std::move(gradient.sums) : at::Tensor()});
   }
 }
 

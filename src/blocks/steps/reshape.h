@@ -9,6 +9,11 @@
 
 namespace actnn::blocks {
 
+/// Whether both have rows of the same length, as many of them.
+inline bool have_same_rows(const Sizes& before, const Sizes& after) {
+  return !before.empty() && !after.empty() && before.back() == after.back();
+}
+
 /// `Derived` says which sizes.
 template <class Derived>
 struct ReshapeOf : ViewOf<Derived> {

@@ -21,8 +21,7 @@ RowNorm row_norm_of(const RowStatistics& statistics, const std::optional<at::Ten
 }
 
 NormalizedRows normalize(Operands& operands, const RowStatistics& statistics, const NormOperands& norm,
-                         const NormalizedForms& forms) {
-  const at::Tensor input = operands.value(norm.input);
+                         const at::Tensor& input, const NormalizedForms& forms) {
   return normalize_rows(row_norm_of(statistics, operands.parameter(norm.weight), operands.parameter(norm.bias), input),
                         input, forms);
 }
@@ -30,16 +29,19 @@ NormalizedRows normalize(Operands& operands, const RowStatistics& statistics, co
 }  // namespace
 
 at::Tensor row_norm(Operands& operands, Value output, const RowStatistics& statistics, const NormOperands& norm) {
-  return normalize(operands, statistics, norm, {.dtype = operands.dtype(output)}).output;
+  return normalize(operands, statistics, norm, operands.value(norm.input), {.dtype = operands.dtype(output)}).output;
 }
 
-void row_norm_forward(ForwardRun& run, Value output, const RowStatistics& statistics, const NormOperands& norm) {
+NormalizedRows row_norm_forward(ForwardRun& run, Value output, const RowStatistics& statistics,
+                                const NormOperands& norm, const at::Tensor& input,
+                                std::optional<RowAddition> addition) {
   NormalizedForms forms{.dtype = run.dtype(output), .second = run.second_dtype(output)};
+  forms.addition = std::move(addition);
   if (run.saves(output, Form::kNormalized)) {
     forms.normalized = decoding_dtype(forms.dtype, forms.second.value_or(forms.dtype));
   }
   forms.rstd = run.saves(output, Form::kStatistics);
-  NormalizedRows rows = normalize(run, statistics, norm, forms);
+  NormalizedRows rows = normalize(run, statistics, norm, input, forms);
   if (forms.normalized) {
     save_normalized_copy(run, output, rows.normalized);
   }
@@ -50,11 +52,12 @@ void row_norm_forward(ForwardRun& run, Value output, const RowStatistics& statis
     run.set_second(output, std::move(rows.second_output));
   }
   run.set(output, std::move(rows.output));
+  return rows;
 }
 
-void row_norm_backward(BackwardRun& run, Value output, const RowStatistics& statistics, const NormOperands& norm) {
+void row_norm_backward(BackwardRun& run, Value output, const RowStatistics& statistics, const NormOperands& norm,
+                       Gradient grad) {
   const std::array<bool, 3> wanted = norm.wanted(run);
-  Gradient grad = run.take(output);
   RowNormSaved saved{.grad = std::move(grad.first),
                      .second_grad = std::move(grad.second),
                      .normalized = {},

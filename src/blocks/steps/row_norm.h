@@ -16,9 +16,13 @@ struct RowStatistics {
 };
 
 at::Tensor row_norm(Operands& operands, Value output, const RowStatistics& statistics, const NormOperands& norm);
-void row_norm_forward(ForwardRun& run, Value output, const RowStatistics& statistics, const NormOperands& norm);
+/// Of the norm's input, or of what an addition makes it, whose results are returned.
+NormalizedRows row_norm_forward(ForwardRun& run, Value output, const RowStatistics& statistics,
+                                const NormOperands& norm, const at::Tensor& input,
+                                std::optional<RowAddition> addition = std::nullopt);
 /// The gradient of the input that is there already is added in the same pass.
-void row_norm_backward(BackwardRun& run, Value output, const RowStatistics& statistics, const NormOperands& norm);
+void row_norm_backward(BackwardRun& run, Value output, const RowStatistics& statistics, const NormOperands& norm,
+                       Gradient grad);
 
 /// What both norms share.
 template <class Derived>
@@ -32,10 +36,10 @@ class RowNormOf : public NormOf<Derived> {
     return {row_norm(operands, this->output(), statistics(), this->norm_operands())};
   }
   void forward(ForwardRun& run) const override {
-    row_norm_forward(run, this->output(), statistics(), this->norm_operands());
+    row_norm_forward(run, this->output(), statistics(), this->norm_operands(), run.value(this->inputs[0]));
   }
   void backward(BackwardRun& run) const override {
-    row_norm_backward(run, this->output(), statistics(), this->norm_operands());
+    row_norm_backward(run, this->output(), statistics(), this->norm_operands(), run.take(this->output()));
   }
 };
 

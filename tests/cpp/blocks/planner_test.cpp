@@ -177,6 +177,29 @@ TEST(Planner, HasOneFineCopyOfANormBehindWhichIsASmoothActivation) {
   EXPECT_EQ(plan.saves.at({{1}, Form::kNormalized}).bits, 5);
 }
 
+TEST(Planner, AddsAndNormalizesInOnePass) {
+  const std::string start = R"({"inputs": 2, "steps": [
+      {"op": "linear", "inputs": [0], "weight": 0},
+      {"op": "dropout", "inputs": [2], "probability": 0.1},
+      {"op": "add", "inputs": [1, 3]},
+      {"op": "rms_norm", "inputs": [4], "dimensions": 1},
+      {"op": "linear", "inputs": [5], "weight": 1})";
+  const Plan plan = plan_of(start + R"(], "results": [6]})");
+  ASSERT_EQ(plan.fusions.size(), 1);
+  EXPECT_EQ(plan.fusions[0].name, "add_norm");
+  EXPECT_EQ(plan.fusions[0].steps, (std::vector<size_t>{1, 2, 3}));
+  EXPECT_EQ(numbers(plan.recomputes), (Values{5}));
+  EXPECT_EQ(plan.stages.size(), 3);
+  // Of two norms of a sum, the first has it; a product that reads the sum has a copy of it.
+  const Plan shared = plan_of(start + R"(,
+      {"op": "rms_norm", "inputs": [4], "dimensions": 1},
+      {"op": "linear", "inputs": [4], "weight": 2},
+      {"op": "add", "inputs": [7, 8]}], "results": [6, 9]})");
+  ASSERT_EQ(shared.fusions.size(), 1);
+  EXPECT_EQ(shared.fusions[0].steps, (std::vector<size_t>{1, 2, 3}));
+  EXPECT_EQ(copies(shared), (Values{0, 4}));
+}
+
 TEST(Planner, ComputesAGateAgainFromOneFineCopyOfItsHalves) {
   const Plan plan = plan_of(R"({"inputs": 1, "results": [6], "steps": [
       {"op": "linear", "inputs": [0], "weight": 0},
