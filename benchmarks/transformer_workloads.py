@@ -127,6 +127,11 @@ def llama_1b_lora(smoke: bool, batch: int) -> Words:
     return replace(plain, title="Llama 1B, LoRA", make=make)
 
 
+def llama_1b_text(smoke: bool, words: int) -> Words:
+    """One text, however long."""
+    return replace(llama_1b(smoke, 1), title="Llama 1B, one text", length=words)
+
+
 def vit_l_16(smoke: bool, batch: int) -> Pictures:
     from torchvision.models import VisionTransformer
 
@@ -160,6 +165,8 @@ class Transformer:
     """Of the comparison."""
     make: Callable[[bool, int], Words | Pictures]
     """Of whether tiny sizes will do, and the samples of a step."""
+    multiple: int = 1
+    """That the largest batch is to be one of."""
 
 
 TRANSFORMERS = {
@@ -167,6 +174,7 @@ TRANSFORMERS = {
     "gpt2-medium": Transformer("GPT-2 medium", 8, gpt2_medium),
     "llama-1b": Transformer("Llama 1B", 4, llama_1b),
     "llama-1b-lora": Transformer("Llama 1B, LoRA", 4, llama_1b_lora),
+    "llama-1b-text": Transformer("Llama 1B, words of a text", 8192, llama_1b_text, multiple=512),
     "vit-l": Transformer("ViT-L/16", 64, vit_l_16),
     "swin-t": Transformer("Swin-T", 64, swin_t),
     "convnext-t": Transformer("ConvNeXt-T", 64, convnext_t),

@@ -29,5 +29,5 @@ def _images(network: str, smoke: bool, batch: int) -> Images:
 
 WORKLOADS = {
     **{name: Known(network.title, network.batches, partial(_images, name), 8) for name, network in NETWORKS.items()},
-    **{name: Known(model.title, (model.batch,), model.make, 1) for name, model in TRANSFORMERS.items()},
+    **{name: Known(model.title, (model.batch,), model.make, model.multiple) for name, model in TRANSFORMERS.items()},
 }

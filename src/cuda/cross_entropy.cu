@@ -90,29 +90,51 @@ struct LogitRow {
   }
 };
 
-/// Copies elements to any place, by the threads of a block: two of 16 bits at a time, where those of the copy begin at
-/// a multiple of 4 bytes.
+/// Calls `store(i, load(i))` for all i below a count, by the threads of a block: what several loads have is stored when
+/// all are under way.
+template <class Load, class Store>
+__device__ void copy_each(int64_t count, Load&& load, Store&& store) {
+  constexpr int kAtOnce = 8;
+  for (int64_t first = threadIdx.x; first < count; first += kAtOnce * kThreads) {
+    decltype(load(first)) values[kAtOnce];
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      const int64_t i = first + n * kThreads;
+      values[n] = i < count ? load(i) : 0;
+    }
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      const int64_t i = first + n * kThreads;
+      if (i < count) {
+        store(i, values[n]);
+      }
+    }
+  }
+}
+
+/// Copies elements to any place, by the threads of a block: two of 16 bits at a time, from where those of the copy begin
+/// at a multiple of 4 bytes.
 template <class Element>
 __device__ void copy_row(const Element* from, int64_t count, Element* to) {
   if constexpr (sizeof(Element) == sizeof(float)) {
-    for (int64_t i = threadIdx.x; i < count; i += kThreads) {
-      to[i] = from[i];
-    }
+    copy_each(count, [&](int64_t i) { return from[i]; }, [&](int64_t i, float value) { to[i] = value; });
   } else {
     const auto* const source = reinterpret_cast<const uint16_t*>(from);
+    auto* const target = reinterpret_cast<uint16_t*>(to);
     const int head = reinterpret_cast<uintptr_t>(to) % sizeof(uint32_t) == 0 ? 0 : 1;
     const int64_t pairs = (count - head) / 2;
-    auto* const target = reinterpret_cast<uint32_t*>(to + head);
-    const bool is_alike = reinterpret_cast<uintptr_t>(from + head) % sizeof(uint32_t) == 0;
-#pragma unroll 4
-    for (int64_t i = threadIdx.x; i < pairs; i += kThreads) {
-      const int64_t at = head + 2 * i;
-      target[i] = is_alike ? *reinterpret_cast<const uint32_t*>(source + at)
-                           : source[at] | static_cast<uint32_t>(source[at + 1]) << 16;
+    const auto store_pair = [&](int64_t i, uint32_t pair) { reinterpret_cast<uint32_t*>(target + head)[i] = pair; };
+    if (reinterpret_cast<uintptr_t>(from + head) % sizeof(uint32_t) == 0) {
+      copy_each(pairs, [&](int64_t i) { return reinterpret_cast<const uint32_t*>(source + head)[i]; }, store_pair);
+    } else {
+      const auto load_pair = [&](int64_t i) {
+        return source[head + 2 * i] | static_cast<uint32_t>(source[head + 2 * i + 1]) << 16;
+      };
+      copy_each(pairs, load_pair, store_pair);
     }
     if (threadIdx.x == 0 && count > 0) {
-      to[0] = from[0];
-      to[count - 1] = from[count - 1];
+      target[0] = source[0];
+      target[count - 1] = source[count - 1];
     }
   }
 }
