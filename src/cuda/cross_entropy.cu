@@ -112,12 +112,13 @@ __device__ void copy_each(int64_t count, Load&& load, Store&& store) {
   }
 }
 
-/// Copies elements to any place, by the threads of a block: two of 16 bits at a time, from where those of the copy begin
-/// at a multiple of 4 bytes.
+/// Copies elements to any place, by the threads of a block: two of 16 bits at a time, from where those of the copy
+/// begin at a multiple of 4 bytes.
 template <class Element>
 __device__ void copy_row(const Element* from, int64_t count, Element* to) {
   if constexpr (sizeof(Element) == sizeof(float)) {
-    copy_each(count, [&](int64_t i) { return from[i]; }, [&](int64_t i, float value) { to[i] = value; });
+    copy_each(
+        count, [&](int64_t i) { return from[i]; }, [&](int64_t i, float value) { to[i] = value; });
   } else {
     const auto* const source = reinterpret_cast<const uint16_t*>(from);
     auto* const target = reinterpret_cast<uint16_t*>(to);
@@ -125,7 +126,8 @@ __device__ void copy_row(const Element* from, int64_t count, Element* to) {
     const int64_t pairs = (count - head) / 2;
     const auto store_pair = [&](int64_t i, uint32_t pair) { reinterpret_cast<uint32_t*>(target + head)[i] = pair; };
     if (reinterpret_cast<uintptr_t>(from + head) % sizeof(uint32_t) == 0) {
-      copy_each(pairs, [&](int64_t i) { return reinterpret_cast<const uint32_t*>(source + head)[i]; }, store_pair);
+      copy_each(
+          pairs, [&](int64_t i) { return reinterpret_cast<const uint32_t*>(source + head)[i]; }, store_pair);
     } else {
       const auto load_pair = [&](int64_t i) {
         return source[head + 2 * i] | static_cast<uint32_t>(source[head + 2 * i + 1]) << 16;
