@@ -245,7 +245,8 @@ class Backward : public BackwardRun {
     }
     Copies copies(*this);
     const std::vector<at::Tensor> outputs = step.compute(copies);
-    const at::Tensor& output = outputs[value.number - step.output().number];
+    const at::Tensor& output =
+        outputs[std::find(step.outputs.begin(), step.outputs.end(), value) - step.outputs.begin()];
     // Attention takes heads as they lie.
     return layout(value) == Layout::kHeads ? output : in_layout(output, layout(value));
   }

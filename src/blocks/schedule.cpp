@@ -118,12 +118,13 @@ std::vector<bool> wanted_values(const Plan& plan, const std::vector<bool>& wante
   for (const StepPointer& stage : plan.stages) {
     // A pass trains what its steps train.
     const std::vector<ParameterIndex> parameters = stage->parameters();
-    const bool is_wanted =
-        std::any_of(stage->inputs.begin(), stage->inputs.end(), [&](Value value) { return values[value.number]; }) ||
-        std::any_of(parameters.begin(), parameters.end(),
-                    [&](ParameterIndex index) { return wanted[plan.program.inputs + index.number]; });
+    const bool trains_inputs =
+        std::any_of(stage->inputs.begin(), stage->inputs.end(), [&](Value value) { return values[value.number]; });
+    const bool trains_parameters = std::any_of(parameters.begin(), parameters.end(), [&](ParameterIndex index) {
+      return wanted[plan.program.inputs + index.number];
+    });
     for (const Value output : stage->outputs) {
-      values[output.number] = is_wanted;
+      values[output.number] = trains_inputs || (trains_parameters && stage->depends_on_parameters(output));
     }
   }
   return values;

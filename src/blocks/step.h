@@ -88,7 +88,7 @@ enum class LayoutRule : int8_t {
 class Step {
  public:
   std::vector<Value> inputs;
-  std::vector<Value> outputs = {};  ///< consecutive; `Program::add` numbers them
+  std::vector<Value> outputs = {};  ///< of a program's step consecutive; `Program::add` numbers them
 
   virtual ~Step() = default;
   Step() = default;
@@ -112,6 +112,8 @@ class Step {
   virtual bool is_of_rows() const { return false; }
   /// Of each output.
   virtual std::vector<Sizes> infer_sizes(const KnownSizes& known) const = 0;
+  /// Whether parameters do anything to an output.
+  virtual bool depends_on_parameters(Value /*output*/) const { return true; }
   /// Parameters that are cast to the dtype of the first output, as autocast does.
   virtual std::vector<ParameterIndex> cast_parameters() const { return {}; }
 

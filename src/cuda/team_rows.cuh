@@ -16,8 +16,8 @@ namespace actnn::cuda {
 /// Places for a row of each matrix: that in use, and the one behind it.
 inline constexpr int kRowPlaces = 2;
 
-/// The bytes of shared memory that the rows of matrices take in a block; those that there are not take none. 0: they
-/// are no vectors, or too many, and are read when they are taken.
+/// The bytes of shared memory that the rows of matrices take in a block, beside what its sums over rows take; matrices
+/// that there are not take none. 0: they are no vectors, or too many, and are read when they are taken.
 inline int bytes_of_staged_rows(const RowTeams& teams, std::initializer_list<RowSource> matrices) {
   int bytes = 0;
   for (const RowSource& matrix : matrices) {
@@ -26,7 +26,8 @@ inline int bytes_of_staged_rows(const RowTeams& teams, std::initializer_list<Row
                static_cast<int>(teams.threads());
     }
   }
-  return teams.has_vectors && bytes <= most_shared_memory() ? bytes : 0;
+  constexpr int kSums = kTeamBlock * static_cast<int>(sizeof(Piece));
+  return teams.has_vectors && bytes + kSums <= most_shared_memory() ? bytes : 0;
 }
 
 /// The rows of one matrix. Copies are asynchronous, in groups that are the walk's.
@@ -116,6 +117,7 @@ __device__ void for_each_staged_row(const Member& member, Fetch&& fetch, Use&& u
     }
     __pipeline_commit();
     __pipeline_wait_prior(1);
+    __syncwarp();
     use(min(row, teams.rows - 1), row < teams.rows, place);
   }
 }

@@ -144,13 +144,9 @@ bool are_rows(const RowNorm& norm, const at::Tensor& tensor) {
 
 bool are_rows(const at::Tensor& tensor) { return tensor.dim() > 0 && has_row_kernels(tensor, tensor.sym_size(-1)); }
 
-}  // namespace
-
-namespace {
-
 /// Whether the pass that normalizes rows can add to them. Dropout counts elements in fours.
 bool adds_in_pass(const RowNorm& norm, const at::Tensor& input, const RowAddition& addition) {
-  return are_rows(norm, input) && input.sizes() == addition.residual.sizes() &&
+  return are_rows(norm, input) && addition.residual.is_floating_point() && input.sizes() == addition.residual.sizes() &&
          (addition.probability == 0.0 || element_count(row_of(norm, input)) % kDropoutQuad == 0);
 }
 

@@ -1,6 +1,7 @@
 """Converted models in what somebody else compiles: their programs are part of the compiled graphs."""
 
 import copy
+import warnings
 
 import actnn
 import pytest
@@ -120,6 +121,35 @@ def test_paths_are_those_of_the_model():
     places = {call.place: call.reason for call in report.graphs[0].outside}
     assert places["norm: layer_norm"] == places["net.first.fc: linear"] == "it is to stay exact"
     assert torch.ops.aten.native_layer_norm.default in graphs.of_forward[0]
+
+
+class DropsAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.qkv, self.last = nn.LayerNorm(32), nn.Linear(32, 96), nn.Linear(32, 32, bias=False)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm(x)).view(2, 8, 3, 2, 16).permute(2, 0, 3, 1, 4).unbind(0)
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=0.3)
+        return self.last(y.transpose(1, 2).reshape(2, 8, 32))
+
+
+def test_attention_that_drops_is_in_a_program():
+    torch.manual_seed(0)
+    model = DropsAttention()
+    report = actnn.convert(model, eight_bits())
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        y = compiled(torch.randn(2, 8, 32))
+        weights = torch.linspace(-1, 1, y.numel()).view(y.shape)
+        (y * weights).sum().backward()
+    assert len(report.blocks) == 1
+    # The result is linear in the last weight, and in the values: with what backward drops, as with what forward did.
+    assert torch.allclose((y * weights).sum(), (model.last.weight * model.last.weight.grad).sum(), rtol=0.05)
+    of_values = (model.qkv.weight[64:] * model.qkv.weight.grad[64:]).sum()
+    of_values = of_values + (model.qkv.bias[64:] * model.qkv.bias.grad[64:]).sum()
+    assert torch.allclose((y * weights).sum(), of_values, rtol=0.05)
 
 
 def test_the_mode_and_the_sizes_may_change():

@@ -91,15 +91,15 @@ def concatenate(tensors, dim=0, *, axis=None):
     values = tuple(value for value in given if not _is_nothing(value, given[-1]))
     if len(values) < 1 or len({rank(value) for value in values}) != 1:
         raise UnsupportedError("its arguments have different numbers of dimensions")
-    if len(values) == 1 and len(given) > 1:
-        return Step("identity", values)
     dimension = dim if axis is None else axis
     return Step("concatenate", values, {"dimension": dimension_of(values[0], dimension)})
 
 
 def _is_nothing(value: fx.Node, beside: fx.Node) -> bool:
     """Whether a tensor is the empty list, which can be concatenated with any, as caches begin with it."""
-    return value is not beside and tensor(value).shape == (0,) and tensor(value).dtype == tensor(beside).dtype
+    found, other = tensor(value), tensor(beside)
+    is_empty = found.dim() == 1 and type(found.shape[0]) is int and found.shape[0] == 0
+    return is_empty and value is not beside and (found.dtype, found.device) == (other.dtype, other.device)
 
 
 @step_reader(torch.split, methods=("split", "split_with_sizes"))

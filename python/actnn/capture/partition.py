@@ -28,7 +28,7 @@ one. What is read over more layers (the skips of a U-Net, the features of a dens
 attentions) is a result of one program more, and an input of others."""
 ROW_NORMS = frozenset({"layer_norm", "rms_norm"})
 SUMS = 2
-"""Sums of weights' results after which a program ends in front of a norm: a transformer's layer has two."""
+"""Sums behind weights that a program may have if one is inside of a layer: a transformer's has two."""
 LONE = 8
 """Layers that a program may have before it ends although no norm follows."""
 
@@ -130,12 +130,10 @@ def _segments(graph: fx.Graph, steps: Steps, order: dict[fx.Node, int]) -> Itera
 
 
 def _regions(segment: Sequence[fx.Node], steps: Steps) -> list[list[fx.Node]]:
-    """The largest sets of steps that have one result."""
+    """The largest sets of steps that have one result, besides those that nobody but the graph's caller needs."""
     region_of: dict[fx.Node, fx.Node] = {}
     for node in reversed(segment):
-        # What the graph returns besides, as a cache of keys and values, is a result more.
-        readers = [user for user in node.users if user.op != "output"] or node.users
-        regions = {region_of.get(user) for user in readers}
+        regions = {region_of.get(user) for user in _readers(node, steps)}
         joins = len(regions) == 1 and None not in regions
         region_of[node] = regions.pop() if joins else node
     for node in segment:  # an output of a split is a value of the program that splits
@@ -152,12 +150,20 @@ def _inner_sums(steps: Steps, root: str) -> frozenset[fx.Node]:
     """The sums which the module that adds normalizes, itself or by a norm of its own, as a transformer's layer does
     between attention and MLP: both are one pass."""
 
-    def is_inner(sum: fx.Node) -> bool:
-        norms = [path_of(user, root) for user in sum.users if user in steps and steps[user].op in ROW_NORMS]
-        adds = path_of(sum, root)
+    def is_inner(added: fx.Node) -> bool:
+        norms = [path_of(user, root) for user in added.users if user in steps and steps[user].op in ROW_NORMS]
+        adds = path_of(added, root)
         return any(adds in (path, path.rpartition(".")[0]) for path in norms)
 
     return frozenset(node for node, step in steps.items() if step.op == "add" and is_inner(node))
+
+
+def _readers(node: fx.Node, steps: Steps) -> list[fx.Node]:
+    """Those who read a value before the graph ends. What it returns besides, as a cache of keys and values, may be a
+    result of the program that reads it; views and what has no gradient stay what they are for the caller, too."""
+    inside = [user for user in node.users if user.op != "output"]
+    is_own = not steps[node].is_view and requires_grad(node)
+    return inside if inside and is_own else list(node.users)
 
 
 def _pieces(region: Sequence[fx.Node], steps: Steps, inner: frozenset[fx.Node]) -> list[list[fx.Node]]:
@@ -184,8 +190,7 @@ def _pieces(region: Sequence[fx.Node], steps: Steps, inner: frozenset[fx.Node]) 
             if place.get(value, -1) < begin and is_shortcut(value):
                 needed_until = max(needed_until, last[value])
         is_alone = i + 1 < len(region) and i >= needed_until
-        is_inside = node in inner and steps[region[i + 1]].op in ROW_NORMS and _sums(pieces[-1], steps) < SUMS
-        if is_alone and not is_inside and _may_end(pieces[-1], region[i + 1], steps, norms_behind[i + 1]):
+        if is_alone and _may_end(pieces[-1], region[i + 1], steps, norms_behind[i + 1], inner):
             pieces.append([])
             begin, needed_until = i + 1, -1
         elif is_shortcut(node):
@@ -207,7 +212,9 @@ def _counted_behind(region: Sequence[fx.Node], steps: Steps, ops: frozenset[str]
     return counts[::-1]
 
 
-def _may_end(piece: Sequence[fx.Node], following: fx.Node, steps: Steps, norms_behind: int) -> bool:
+def _may_end(
+    piece: Sequence[fx.Node], following: fx.Node, steps: Steps, norms_behind: int, inner: frozenset[fx.Node]
+) -> bool:
     """Whether a piece may be a program that ends here.
 
     A program without weights, or behind it one without a norm, would keep a copy of its input that is a copy of the
@@ -231,6 +238,7 @@ def _may_end(piece: Sequence[fx.Node], following: fx.Node, steps: Steps, norms_b
         and not (next_op in ("activation", "dropout") and list(piece[-1].users) == [following])
         and not (steps[piece[-1]].fields.get("kind") in SMOOTH and layers < LONE and next_op in WITH_WEIGHTS)
         and not _is_in_front_of_weights(piece, steps)
+        and not (piece[-1] in inner and next_op in ROW_NORMS and _sums(piece, steps) < SUMS)
         and not (_is_gate_ahead(piece[-1], steps) or (_is_gated(piece[-1], steps) and next_op in WITH_WEIGHTS))
     )
 

@@ -59,23 +59,23 @@ void AddNorm::backward(BackwardRun& run) const {
     row_norm_backward(run, output(), statistics, norm_operands(), std::move(of_output));
   }
   if (const at::Tensor grad = run.take_joined(sum()); grad.defined()) {
-    add_gradients_of_branch(run, grad, sum(), {inputs[0], inputs[1], probability});
+    add_gradients_of_branch(run, grad, sum(), {.x = inputs[0], .residual = inputs[1], .probability = probability});
   }
 }
 
 namespace {
 
-struct FoundNorm {
+struct NormOfRows {
   RowStatistics statistics;
   NormOperands operands;
 };
 
-std::optional<FoundNorm> row_norm_of(const Step& step) {
+std::optional<NormOfRows> as_norm_of_rows(const Step& step) {
   if (const auto* layer = dynamic_cast<const LayerNorm*>(&step)) {
-    return FoundNorm{layer->statistics(), layer->norm_operands()};
+    return NormOfRows{layer->statistics(), layer->norm_operands()};
   }
   if (const auto* rms = dynamic_cast<const RmsNorm*>(&step)) {
-    return FoundNorm{rms->statistics(), rms->norm_operands()};
+    return NormOfRows{rms->statistics(), rms->norm_operands()};
   }
   return std::nullopt;
 }
@@ -87,7 +87,7 @@ std::vector<FusedPass> find_add_norms(const Window& window) {
   std::set<Value> sums;  // that a norm has, the first of those that read it
   const std::vector<StepPointer>& steps = window.program.steps;
   for (size_t place = 0; place < steps.size(); ++place) {
-    const std::optional<FoundNorm> norm = row_norm_of(*steps[place]);
+    const std::optional<NormOfRows> norm = as_norm_of_rows(*steps[place]);
     const Add* sum = norm ? window.made_by<Add>(norm->operands.input) : nullptr;
     if (sum == nullptr || sum->broadcast || window.layouts[sum->output().number] != Layout::kPlain ||
         !sums.insert(sum->output()).second) {

@@ -39,6 +39,7 @@ struct AddNorm : StepOf<AddNorm> {
   std::vector<Need> needs(const Wants& wants) const override;
   std::vector<Need> needs_to_recompute() const override { return {{output(), Form::kNormalized}}; }
   bool copies_from_saved(Value value) const override { return value == output(); }
+  bool depends_on_parameters(Value value) const override { return value == output(); }
   at::Tensor copy_from_saved(BackwardRun& run, at::ScalarType dtype) const override;
   std::vector<at::Tensor> compute(Operands& operands) const override;
   void forward(ForwardRun& run) const override;

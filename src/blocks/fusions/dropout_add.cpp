@@ -33,7 +33,8 @@ void DropoutAdd::forward(ForwardRun& run) const {
 }
 
 void DropoutAdd::backward(BackwardRun& run) const {
-  add_gradients_of_branch(run, run.take_joined(output()), output(), {inputs[0], inputs[1], probability});
+  add_gradients_of_branch(run, run.take_joined(output()), output(),
+                          {.x = inputs[0], .residual = inputs[1], .probability = probability});
 }
 
 std::optional<Branch> find_dropped_branch(const Window& window, const Add& sum, size_t place) {
@@ -56,9 +57,7 @@ void add_gradients_of_branch(BackwardRun& run, const at::Tensor& grad, Value sum
             add_rows_backward(sum_to(grad, run.sizes(branch.x)), branch.probability,
                               run.saved(sum, Form::kRandomState)[0], run.dtype(branch.x), run.reads_sums(branch.x)));
   }
-  if (run.wants(branch.residual)) {
-    run.add(branch.residual, with_dtype(sum_to(grad, run.sizes(branch.residual)), run.dtype(branch.residual)));
-  }
+  add_gradient_of_summand(run, grad, branch.residual);
 }
 
 std::vector<FusedPass> find_dropout_adds(const Window& window) {

@@ -29,12 +29,12 @@ struct DropoutAdd : StepOf<DropoutAdd> {
   void backward(BackwardRun& run) const override;
 };
 
-/// What a sum adds to a residual, and whether it is dropped before.
+/// What a sum adds to a residual.
 struct Branch {
   Value x;
   Value residual;
-  double probability = 0.0;
-  std::optional<size_t> dropout = std::nullopt;  ///< the step
+  double probability = 0.0;                      ///< of x's dropout; 0: without
+  std::optional<size_t> dropout = std::nullopt;  ///< that step of the program
 };
 
 /// The branch of a sum, step number `place`, that is dropped, and whose dropout nobody else reads.

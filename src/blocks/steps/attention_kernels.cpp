@@ -83,6 +83,12 @@ at::Tensor number_of(SDPBackend kernel, const at::Tensor& query) {
   return at::scalar_tensor(static_cast<int64_t>(kernel), at::TensorOptions(at::kLong).device(device));
 }
 
+/// Whether a tensor has elements, and not only what a graph is traced with.
+bool has_data(const at::Tensor& tensor) {
+  constexpr c10::DispatchKeySet kTraced({c10::DispatchKey::Python, c10::DispatchKey::Functionalize});
+  return !tensor.is_meta() && !tensor.key_set().has_any(kTraced);
+}
+
 class CpuFlashAttention {
  public:
   static AttentionResult forward(const AttentionArguments& arguments) {
@@ -207,7 +213,7 @@ AttentionResult run_kernel(SDPBackend kernel, const AttentionArguments& argument
 
 AttentionGradients run_kernel_backward(const AttentionArguments& arguments, const AttentionResult& result,
                                        const at::Tensor& grad, const AttentionWants& wanted) {
-  const bool is_chosen = arguments.probability > 0.0 && !arguments.query.is_meta();
+  const bool is_chosen = arguments.probability > 0.0 && has_data(result.random_state.kernel);
   const auto kernel = is_chosen ? static_cast<SDPBackend>(result.random_state.kernel.item<int64_t>())
                                 : choose(arguments, /*trains=*/true);
   switch (kernel) {
