@@ -149,7 +149,7 @@ class Search:
     def run(self, device: torch.device, send: workers.Send) -> bool:
         print(f"\n{self.network}, {self.variant}, {self.limit:g} GiB", flush=True)
         known = WORKLOADS[self.network]
-        ceiling = 32 * known.multiple if self.smoke else 2**14 * known.multiple
+        ceiling = max(32, known.multiple) if self.smoke else 2**14 * known.multiple
         make = partial(known.make, self.smoke)
         found = largest_batch.find(make, VARIANTS[self.variant], device, self.limit, ceiling, known.multiple)
         send(self.parts[0], {"limit_bytes": int(self.limit * 2**30)} | found)

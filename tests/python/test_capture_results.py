@@ -1,4 +1,4 @@
-"""What a converted model returns besides (views, caches, sums) is what the exact model does, also where it is written."""
+"""What a converted model returns besides is what exact ones do: views, caches, sums; also where it is written."""
 
 import copy
 import warnings
