@@ -136,12 +136,16 @@ struct Pass {
   std::function<Launch(Matrices&)> make;
 };
 
-Launch normalize(Matrices& of, bool is_centered, bool has_second) {
+Launch normalize(Matrices& of, bool is_centered, bool has_second, double dropout = 0.0) {
+  const bool has_residual = dropout > 0.0;
   const NormalizeRows norm{.rows = of.size.rows,
                            .channels = of.size.channels,
                            .is_centered = is_centered,
                            .eps = 1e-5,
-                           .x = of.source(kFloat),
+                           .x = of.source(has_residual ? kBrain : kFloat),
+                           .residual = has_residual ? of.source(kFloat) : RowSource{},
+                           .dropout = dropout,
+                           .random = {.shift = {1, 0}},
                            .weight = of.parameter(kFloat),
                            .bias = is_centered ? of.parameter(kFloat) : RowSource{},
                            .normalized = of.target(kBrain),
@@ -255,6 +259,7 @@ std::vector<Pass> passes() {
       {"gradient of dropout(x), its sums", 1, [](Matrices& of) { return add_backward(of, 0.1); }},
       {"layer norm", 1, [](Matrices& of) { return normalize(of, true, false); }},
       {"layer norm, two outputs", 1, [](Matrices& of) { return normalize(of, true, true); }},
+      {"the same of residual + dropout(x)", 1, [](Matrices& of) { return normalize(of, true, true, 0.1); }},
       {"RMS norm", 1, [](Matrices& of) { return normalize(of, false, false); }},
       {"layer norm in front, backward", 1, [](Matrices& of) { return normalize_backward(of, true, true); }},
       {"layer norm behind, backward", 1, [](Matrices& of) { return normalize_backward(of, true, false); }},
