@@ -20,6 +20,7 @@
 #include <cmath>
 #include <utility>
 
+#include "src/blocks/steps/attention_groups.h"
 #include "src/blocks/steps/attention_masks.h"
 #include "src/blocks/steps/attention_math.h"
 #include "src/ops/tensors.h"
@@ -211,11 +212,9 @@ AttentionResult run_kernel(SDPBackend kernel, const AttentionArguments& argument
   }
 }
 
-AttentionGradients run_kernel_backward(const AttentionArguments& arguments, const AttentionResult& result,
-                                       const at::Tensor& grad, const AttentionWants& wanted) {
-  const bool is_chosen = arguments.probability > 0.0 && has_data(result.random_state.kernel);
-  const auto kernel = is_chosen ? static_cast<SDPBackend>(result.random_state.kernel.item<int64_t>())
-                                : choose(arguments, /*trains=*/true);
+AttentionGradients run_kernel_backward(SDPBackend kernel, const AttentionArguments& arguments,
+                                       const AttentionResult& result, const at::Tensor& grad,
+                                       const AttentionWants& wanted) {
   switch (kernel) {
     case SDPBackend::flash_attention:
       return arguments.query.is_cuda() ? CudaFlashAttention::backward(arguments, result, grad)
@@ -229,9 +228,33 @@ AttentionGradients run_kernel_backward(const AttentionArguments& arguments, cons
   }
 }
 
+/// With a head of key and value for each of the query's.
+AttentionArguments without_groups(AttentionArguments arguments) {
+  arguments.key = expand_groups(arguments.key, arguments.query);
+  arguments.value = expand_groups(arguments.value, arguments.query);
+  arguments.grouped = false;
+  return arguments;
+}
+
+/// What a kernel takes where none takes groups: products of matrices would need memory for all weights.
+std::optional<AttentionArguments> expanded(const AttentionArguments& arguments, bool trains) {
+  if (!arguments.grouped || choose(arguments, trains) != SDPBackend::math) {
+    return std::nullopt;
+  }
+  AttentionArguments alone = without_groups(arguments);
+  return choose(alone, trains) == SDPBackend::math ? std::nullopt : std::optional(std::move(alone));
+}
+
+bool takes_groups(SDPBackend kernel, const AttentionArguments& arguments) {
+  return kernel == SDPBackend::math || (arguments.query.is_cuda() && kernel != SDPBackend::efficient_attention);
+}
+
 }  // namespace
 
 AttentionResult attention_forward(const AttentionArguments& arguments, bool trains) {
+  if (const std::optional<AttentionArguments> alone = expanded(arguments, trains)) {
+    return attention_forward(*alone, trains);
+  }
   const SDPBackend kernel = choose(arguments, trains);
   AttentionResult result = run_kernel(kernel, arguments, trains);
   if (trains && kernel != SDPBackend::math) {
@@ -245,7 +268,23 @@ AttentionResult attention_forward(const AttentionArguments& arguments, bool trai
 
 AttentionGradients attention_backward(const AttentionArguments& arguments, const AttentionResult& result,
                                       const at::Tensor& grad, const AttentionWants& wanted) {
-  AttentionGradients gradients = run_kernel_backward(arguments, result, grad, wanted);
+  const bool is_chosen = arguments.probability > 0.0 && has_data(result.random_state.kernel);
+  const auto of_forward =
+      is_chosen ? std::optional(static_cast<SDPBackend>(result.random_state.kernel.item<int64_t>())) : std::nullopt;
+  std::optional<AttentionArguments> alone;
+  if (!of_forward) {
+    alone = expanded(arguments, /*trains=*/true);
+  } else if (arguments.grouped && !takes_groups(*of_forward, arguments)) {
+    alone = without_groups(arguments);
+  }
+  if (alone) {
+    AttentionGradients gradients = attention_backward(*alone, result, grad, wanted);
+    gradients[1] = gradients[1].defined() ? sum_groups(gradients[1], arguments.key) : at::Tensor();
+    gradients[2] = gradients[2].defined() ? sum_groups(gradients[2], arguments.value) : at::Tensor();
+    return gradients;
+  }
+  const SDPBackend kernel = of_forward ? *of_forward : choose(arguments, /*trains=*/true);
+  AttentionGradients gradients = run_kernel_backward(kernel, arguments, result, grad, wanted);
   if (wanted[3] && arguments.mask_repeats) {
     gradients[3] = sum_repeated(gradients[3], arguments);
   }

@@ -47,7 +47,8 @@ struct AttentionResult {
   AttentionRandomState random_state = {};  ///< with dropout
 };
 
-/// As `at::scaled_dot_product_attention`, bit by bit without dropout. `trains`: with what backward needs.
+/// As `at::scaled_dot_product_attention`, bit by bit without dropout, and but for groups that torch has no kernel for:
+/// key and value are expanded for one. `trains`: with what backward needs.
 AttentionResult attention_forward(const AttentionArguments& arguments, bool trains);
 
 /// Of query, key, value and the mask.

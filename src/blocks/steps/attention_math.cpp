@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "actnn/ops/dropout.h"
+#include "src/blocks/steps/attention_groups.h"
 #include "src/blocks/steps/attention_masks.h"
 #include "src/ops/tensors.h"
 
@@ -36,23 +37,12 @@ struct RootOfScale {
 /// Key or value in float32, with a head for each of the query's.
 at::Tensor expand_heads(const at::Tensor& tensor, const AttentionArguments& arguments) {
   const at::Tensor exact = with_dtype(tensor, at::kFloat);
-  if (!arguments.grouped) {
-    return exact;
-  }
-  return exact.repeat_interleave_symint(arguments.query.sym_size(-3) / tensor.sym_size(-3), -3);
+  return arguments.grouped ? expand_groups(exact, arguments.query) : exact;
 }
 
-/// The other way for a gradient: the sum over the query's heads of each head of `like`.
+/// The other way for its gradient.
 at::Tensor sum_heads(const at::Tensor& grad, const at::Tensor& like, const AttentionArguments& arguments) {
-  if (!arguments.grouped) {
-    return grad;
-  }
-  std::vector<c10::SymInt> size = grad.sym_sizes().vec();
-  const auto heads = size.end() - 3;
-  const c10::SymInt shared = *heads / like.sym_size(-3);
-  *heads = like.sym_size(-3);
-  size.insert(heads + 1, shared);
-  return grad.reshape_symint(size).sum(-3);
+  return arguments.grouped ? sum_groups(grad, like) : grad;
 }
 
 /// Scaled and masked, float32; a new tensor.
