@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from actnn.capture.values import path_of
 from configurations import one_thread  # noqa: F401
 from lowering_checks import assert_computes_the_same, captured, outside, programs
 from torch import nn
@@ -148,3 +149,31 @@ def test_a_copy_that_two_programs_read_is_made_once():
     first, second = graph.programs
     assert first.body["exports"] == [0] and second.body["imports"] == [{"input": 0, "copy": {"bits": 4}}]
     assert [save["value"] for save in second.plan["saves"] if save["form"] == "copy"] == []
+
+
+def test_keys_of_few_heads_are_not_exact():
+    """They are a sixteenth of the MLP here, as small as what gates others, which is exact."""
+
+    class Grouped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+            self.q, self.kv = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH // 2)
+            self.proj, self.fc1, self.fc2 = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 128), nn.Linear(128, WIDTH)
+            self.gate = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x):
+            b, n, d = x.shape
+            y = self.norm1(x)
+            k, v = self.kv(y).view(b, n, 2, 1, d // 4).permute(2, 0, 3, 1, 4).unbind(0)
+            q = self.q(y).view(b, n, 4, d // 4).transpose(1, 2)
+            y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).reshape(b, n, d)
+            x = x + self.proj(y) * self.gate(x.mean(1, keepdim=True))
+            return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+    (lowered,) = assert_computes_the_same(Grouped(), torch.randn(2, 8, WIDTH))
+    (program,) = lowered.programs
+    made = {path_of(node, "").rpartition(".")[2]: number for node, number in program.value_of.items()}
+    (attention,) = [step for step in program.body["program"]["steps"] if step["op"] == "attention"]
+    exact = program.body["options"]["exact"]
+    assert made["gate"] in exact and not {made["kv"], *attention["inputs"]}.intersection(exact)

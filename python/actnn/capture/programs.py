@@ -16,7 +16,7 @@ from .block_bits import BlockBits
 from .partition import Steps, inputs_of, results_of
 from .sizes import Sizes
 from .steps import Step
-from .values import UnsupportedError, elements, elements_of, example, is_in_layer, name_of, path_of, source_of
+from .values import UnsupportedError, elements, elements_of, example, is_in_layer, name_of, path_of, rows_of, source_of
 
 SMALL = 16
 """Copies of values that are this much smaller than the largest one are kept exact: they cost little, and what gates a
@@ -101,7 +101,7 @@ def program_of(
         "steps": writer.written,
         "results": [writer.values[node] for node in results],
     }
-    body = {"program": program, "options": dict(options) | {"exact": _exact(writer.sizes_of_values)}}
+    body = {"program": program, "options": dict(options) | {"exact": _exact(writer)}}
     return Program(
         name, writer.names, body, writer.inputs, writer.parameters, writer.buffers, writer.integers, results,
         writer.values, list(piece), writer.counters,
@@ -116,6 +116,8 @@ class _Writer:
         self.values = {value: i for i, value in enumerate(self.inputs)}
         self.dtypes = [name_of(example(value).dtype) for value in self.inputs]
         self.sizes_of_values = [elements(value) for value in self.inputs]
+        self.rows_of_values = [rows_of(example(value)) for value in self.inputs]
+        self.makers: dict[int, dict[str, Any]] = {}
         self.outputs: dict[tuple[fx.Node, int], int] = {}
         self.parameters: list[fx.Node] = []
         self.buffers: list[fx.Node] = []
@@ -152,6 +154,8 @@ class _Writer:
             self.outputs[node, i] = number
             self.dtypes.append(name_of(part.dtype))
             self.sizes_of_values.append(elements_of(part))
+            self.rows_of_values.append(rows_of(part))
+            self.makers[number] = self.written[-1]
         if len(parts) == 1 and not isinstance(found, (tuple, list)):
             self.values[node] = number
 
@@ -189,10 +193,26 @@ def _place(collected: list[fx.Node], node: fx.Node | None) -> int | None:
     return collected.index(node)
 
 
-def _exact(sizes: Sequence[int]) -> list[int]:
+def _of_all_rows(writer: _Writer) -> set[int]:
+    """What attention reads of as many words as the program's largest value has, from the linear layers on: keys and
+    values of few heads are small beside an MLP, but are not what attention is to keep exact."""
+    largest = writer.rows_of_values[max(range(len(writer.sizes_of_values)), key=writer.sizes_of_values.__getitem__)]
+    found: set[int] = set()
+    for step in writer.written:
+        for value in step["inputs"][:3] if step["op"] == "attention" else ():
+            chain = [value]
+            while (maker := writer.makers.get(chain[-1])) is not None and maker["op"] != "linear":
+                chain.append(maker["inputs"][0])
+            if writer.rows_of_values[chain[-1]] == largest:
+                found.update(chain)
+    return found
+
+
+def _exact(writer: _Writer) -> list[int]:
     """The values whose copies are kept exact, by the numbers of their elements."""
+    sizes = writer.sizes_of_values
     largest, together, exact = max(sizes), 0, []
-    for value in sorted(range(len(sizes)), key=sizes.__getitem__):
+    for value in sorted(set(range(len(sizes))) - _of_all_rows(writer), key=sizes.__getitem__):
         together += sizes[value]
         if sizes[value] * SMALL > largest or together * SMALL_TOGETHER > largest:
             break

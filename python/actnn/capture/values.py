@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -76,10 +77,16 @@ def elements(value: fx.Node) -> int:
 
 def elements_of(example: Tensor) -> int:
     """Elements, by the sizes of the run that was captured."""
-    count = 1
-    for size in example.shape:
-        count *= size if isinstance(size, int) else int(size.node.hint or 1)
-    return count
+    return math.prod(_sizes(example))
+
+
+def rows_of(example: Tensor) -> int:
+    """The same without those of the last dimension."""
+    return math.prod(_sizes(example)[:-1])
+
+
+def _sizes(example: Tensor) -> list[int]:
+    return [size if isinstance(size, int) else int(size.node.hint or 1) for size in example.shape]
 
 
 def source_of(placeholder: fx.Node) -> str:
