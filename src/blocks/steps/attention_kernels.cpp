@@ -236,9 +236,10 @@ AttentionArguments without_groups(AttentionArguments arguments) {
   return arguments;
 }
 
-/// What a kernel takes where none takes groups: products of matrices would need memory for all weights.
-std::optional<AttentionArguments> expanded(const AttentionArguments& arguments, bool trains) {
-  if (!arguments.grouped || choose(arguments, trains) != SDPBackend::math) {
+/// What a kernel takes where `chosen` says that none takes groups: products of matrices would need memory for all
+/// weights.
+std::optional<AttentionArguments> expanded(SDPBackend chosen, const AttentionArguments& arguments, bool trains) {
+  if (!arguments.grouped || chosen != SDPBackend::math) {
     return std::nullopt;
   }
   AttentionArguments alone = without_groups(arguments);
@@ -252,10 +253,10 @@ bool takes_groups(SDPBackend kernel, const AttentionArguments& arguments) {
 }  // namespace
 
 AttentionResult attention_forward(const AttentionArguments& arguments, bool trains) {
-  if (const std::optional<AttentionArguments> alone = expanded(arguments, trains)) {
+  const SDPBackend kernel = choose(arguments, trains);
+  if (const std::optional<AttentionArguments> alone = expanded(kernel, arguments, trains)) {
     return attention_forward(*alone, trains);
   }
-  const SDPBackend kernel = choose(arguments, trains);
   AttentionResult result = run_kernel(kernel, arguments, trains);
   if (trains && kernel != SDPBackend::math) {
     result.log_sum_exp = common_log_sum_exp(result.log_sum_exp, arguments.query);
@@ -269,12 +270,12 @@ AttentionResult attention_forward(const AttentionArguments& arguments, bool trai
 AttentionGradients attention_backward(const AttentionArguments& arguments, const AttentionResult& result,
                                       const at::Tensor& grad, const AttentionWants& wanted) {
   const bool is_chosen = arguments.probability > 0.0 && has_data(result.random_state.kernel);
-  const auto of_forward =
-      is_chosen ? std::optional(static_cast<SDPBackend>(result.random_state.kernel.item<int64_t>())) : std::nullopt;
+  const auto kernel = is_chosen ? static_cast<SDPBackend>(result.random_state.kernel.item<int64_t>())
+                                : choose(arguments, /*trains=*/true);
   std::optional<AttentionArguments> alone;
-  if (!of_forward) {
-    alone = expanded(arguments, /*trains=*/true);
-  } else if (arguments.grouped && !takes_groups(*of_forward, arguments)) {
+  if (!is_chosen) {
+    alone = expanded(kernel, arguments, /*trains=*/true);
+  } else if (arguments.grouped && !takes_groups(kernel, arguments)) {
     alone = without_groups(arguments);
   }
   if (alone) {
@@ -283,7 +284,6 @@ AttentionGradients attention_backward(const AttentionArguments& arguments, const
     gradients[2] = gradients[2].defined() ? sum_groups(gradients[2], arguments.value) : at::Tensor();
     return gradients;
   }
-  const SDPBackend kernel = of_forward ? *of_forward : choose(arguments, /*trains=*/true);
   AttentionGradients gradients = run_kernel_backward(kernel, arguments, result, grad, wanted);
   if (wanted[3] && arguments.mask_repeats) {
     gradients[3] = sum_repeated(gradients[3], arguments);
