@@ -52,6 +52,15 @@ const std::vector<at::Tensor>& ForwardRun::saved(Value value, Form /*form*/) con
 
 at::Tensor Operands::value(Value value, at::ScalarType dtype) { return with_dtype(this->value(value), dtype); }
 
+at::Tensor BackwardRun::unpacked(Value output, Form form, at::ScalarType wanted) const {
+  // Float32 and bfloat16 are packed alike, float16 is not.
+  const at::ScalarType packed = dtype(output);
+  const bool is_alike = packed != at::kHalf && wanted != at::kHalf;
+  return with_dtype(
+      unpack_copy(saved(output, form), saved_format(output), sizes(output), layout(output), is_alike ? wanted : packed),
+      wanted);
+}
+
 at::Tensor BackwardRun::take_joined(Value value) {
   Gradient gradient = take(value);
   gradient.join();

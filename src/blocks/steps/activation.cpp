@@ -60,9 +60,7 @@ void Activation::backward(BackwardRun& run) const {
     return;
   }
   if (!is_piecewise(kind)) {
-    at::Tensor derivative = unpack_copy(run.saved(output(), Form::kDerivative), run.saved_format(output()),
-                                        run.sizes(output()), run.layout(output()), grad.scalar_type());
-    run.add(inputs[0], derivative.mul_(grad));
+    run.add(inputs[0], run.unpacked(output(), Form::kDerivative, grad.scalar_type()).mul_(grad));
     return;
   }
   const at::Tensor& mask = run.saved(output(), Form::kMask)[0];

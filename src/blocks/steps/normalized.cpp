@@ -49,8 +49,7 @@ void save_rstd(ForwardRun& run, Value output, const at::Tensor& rstd) {
 NormGradient norm_gradient(BackwardRun& run, Value output) {
   const at::Tensor grad = run.take_joined(output);
   const at::ScalarType dtype = grad.is_cuda() ? run.dtype(output) : at::kFloat;
-  return {with_dtype(grad, dtype), unpack_copy(run.saved(output, Form::kNormalized), run.saved_format(output),
-                                               run.sizes(output), run.layout(output), dtype)};
+  return {with_dtype(grad, dtype), run.unpacked(output, Form::kNormalized, dtype)};
 }
 
 std::optional<at::Tensor> parameter_like(BackwardRun& run, const std::optional<ParameterIndex>& index,
