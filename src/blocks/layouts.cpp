@@ -74,8 +74,7 @@ class Layouts {
       if (step->layout_rule() != LayoutRule::kElementwise) {
         continue;
       }
-      std::vector<Value> values = step->inputs;
-      values.insert(values.end(), step->outputs.begin(), step->outputs.end());
+      const std::vector<Value> values = step->stored_alike();
       const auto is_known = [&](Value value) { return known_[value.number].has_value(); };
       const auto found = std::find_if(values.begin(), values.end(), is_known);
       if (found == values.end()) {

@@ -35,6 +35,12 @@ Sizes KnownSizes::extents(const std::vector<Extent>& list) const { return extent
 
 std::vector<ParameterIndex> Step::parameters() const { return indices_of(*this).parameters; }
 
+std::vector<Value> Step::stored_alike() const {
+  std::vector<Value> values = inputs;
+  values.insert(values.end(), outputs.begin(), outputs.end());
+  return values;
+}
+
 void Step::forward(ForwardRun& run) const {
   std::vector<at::Tensor> results = compute(run);
   for (size_t number = 0; number < outputs.size(); ++number) {

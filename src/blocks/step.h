@@ -108,6 +108,8 @@ class Step {
   /// Those that its fields name; of a pass, those of its steps.
   virtual std::vector<ParameterIndex> parameters() const;
   virtual LayoutRule layout_rule() const = 0;
+  /// Of an elementwise step: the values that are stored alike.
+  virtual std::vector<Value> stored_alike() const;
   /// Whether its values are rows of channels, [..., channels], where they are contiguous.
   virtual bool is_of_rows() const { return false; }
   /// Of each output.

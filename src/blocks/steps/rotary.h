@@ -12,6 +12,7 @@ struct Rotary : StepOf<Rotary> {
 
   void check() const override;
   LayoutRule layout_rule() const override { return LayoutRule::kElementwise; }
+  std::vector<Value> stored_alike() const override { return {inputs[0], output()}; }
   std::vector<Sizes> infer_sizes(const KnownSizes& known) const override;
   std::vector<Need> needs(const Wants& wants) const override;
   bool is_linear(const std::vector<bool>& /*exact*/) const override { return true; }

@@ -273,6 +273,21 @@ TEST(Planner, ComputesQueryKeyAndValueAgainFromTheCopyOfANorm) {
   EXPECT_EQ(kept.saves.at({{3}, Form::kNormalized}).bits, 4);
 }
 
+/// Angles lie in memory as they do, which says nothing of what they turn.
+TEST(Planner, StoresWhatIsTurnedAsHeadsAreStored) {
+  const Plan plan = plan_of(R"({"inputs": 3, "results": [10], "steps": [
+      {"op": "linear", "inputs": [0], "weight": 0},
+      {"op": "reshape", "inputs": [3], "sizes": [2, 5, 4, 8]},
+      {"op": "permute", "inputs": [4], "dimensions": [0, 2, 1, 3]},
+      {"op": "unsqueeze", "inputs": [1], "dimension": 1},
+      {"op": "unsqueeze", "inputs": [2], "dimension": 1},
+      {"op": "rotary", "inputs": [5, 6, 7]},
+      {"op": "attention", "inputs": [8, 8, 8]},
+      {"op": "permute", "inputs": [9], "dimensions": [0, 2, 1, 3]}]})");
+  EXPECT_EQ(plan.layouts[5], Layout::kHeads);
+  EXPECT_EQ(plan.layouts[8], Layout::kHeads);
+}
+
 TEST(Planner, ComputesAnMlpAgainFromTheCopyOfANorm) {
   const std::string norm = R"({"op": "layer_norm", "inputs": [0], "dimensions": 1, "eps": 1e-5})";
   const std::string plain = R"({"inputs": 1, "results": [4], "steps": [)" + norm + R"(,
