@@ -14,6 +14,7 @@
 #include "src/blocks/fusions/kept_input.h"
 #include "src/blocks/layouts.h"
 #include "src/blocks/schedule.h"
+#include "src/blocks/steps/activation.h"
 #include "src/blocks/steps/add.h"
 #include "src/blocks/steps/attention.h"
 #include "src/blocks/steps/dropout.h"
@@ -36,7 +37,7 @@ class Planner {
       : plan_{.program = std::move(program), .options = options, .stages = {}, .fusions = {}, .layouts = {}} {
     plan_.imports = std::move(imports);
     plan_.layouts = infer_layouts(plan_.program);
-    cast_outputs_of_norms();
+    cast_outputs();
   }
 
   Plan plan() {
@@ -64,35 +65,63 @@ class Planner {
   }
 
  private:
-  /// Under autocast norms compute in float32, and products cast what they read: the norms' passes write it as that.
-  /// Where nobody else reads it, it is nothing else.
-  void cast_outputs_of_norms() {
-    Program& program = plan_.program;
-    for (const StepPointer& norm : program.steps) {
-      if (program.dtypes.empty() || (dynamic_cast<const LayerNorm*>(norm.get()) == nullptr &&
-                                     dynamic_cast<const RmsNorm*>(norm.get()) == nullptr)) {
+  /// What reads a value and what views show of it.
+  struct Readers {
+    std::vector<Value> shown;                ///< the value, and views of it
+    std::optional<at::ScalarType> cast;      ///< the dtype in which products have it that cast it
+    std::optional<at::ScalarType> of_value;  ///< ... those that read the value itself
+    bool are_alike = true;                   ///< whether all readers are such products
+  };
+
+  void find_readers(Value value, Readers& found) const {
+    const Program& program = plan_.program;
+    const at::ScalarType own = program.dtypes[value.number];
+    const bool is_shown_itself = found.shown.empty();
+    found.shown.push_back(value);
+    found.are_alike =
+        found.are_alike && std::find(program.results.begin(), program.results.end(), value) == program.results.end();
+    for (const StepPointer& reader : program.steps) {
+      if (std::find(reader->inputs.begin(), reader->inputs.end(), value) == reader->inputs.end()) {
         continue;
       }
-      const Value output = norm->output();
-      const at::ScalarType own = program.dtypes[output.number];
-      std::optional<at::ScalarType> second;
-      bool is_read_otherwise =
-          std::find(program.results.begin(), program.results.end(), output) != program.results.end();
-      for (const StepPointer& reader : program.steps) {
-        if (std::find(reader->inputs.begin(), reader->inputs.end(), output) == reader->inputs.end()) {
-          continue;
-        }
-        const at::ScalarType of_reader = program.dtypes[reader->output().number];
-        const bool casts = reader->is_product() && of_reader != own && second.value_or(of_reader) == of_reader;
-        second = casts ? of_reader : second;
-        is_read_otherwise = is_read_otherwise || !casts;
-      }
-      if (second && !is_read_otherwise) {
-        program.dtypes[output.number] = *second;
-      } else if (second) {
-        plan_.second_dtypes[output] = *second;
+      const at::ScalarType of_reader = program.dtypes[reader->output().number];
+      if (reader->is_view() && reader->inputs.size() == 1 && reader->outputs.size() == 1 && of_reader == own) {
+        find_readers(reader->output(), found);
+      } else if (reader->is_product() && c10::elementSize(of_reader) < c10::elementSize(own) &&
+                 found.cast.value_or(of_reader) == of_reader) {
+        found.cast = of_reader;
+        found.of_value = is_shown_itself ? found.cast : found.of_value;
+      } else {
+        found.are_alike = false;
       }
     }
+  }
+
+  /// Under autocast norms compute in float32, and so do the powers of a GELU that is written out; products cast what
+  /// they read: the passes write it as that. Where nobody else reads it, it is nothing else.
+  void cast_outputs() {
+    Program& program = plan_.program;
+    for (const StepPointer& step : program.steps) {
+      const auto* const activation = dynamic_cast<const Activation*>(step.get());
+      const bool is_activation = activation != nullptr && is_smooth(activation->kind);
+      if (program.dtypes.empty() || !(is_activation || is_norm_of_rows(*step))) {
+        continue;
+      }
+      Readers readers;
+      find_readers(step->output(), readers);
+      const bool is_of_input = readers.cast == program.dtypes[step->inputs[0].number];
+      if (readers.cast && readers.are_alike && (!is_activation || is_of_input)) {
+        for (const Value value : readers.shown) {
+          program.dtypes[value.number] = *readers.cast;
+        }
+      } else if (readers.of_value && !is_activation) {
+        plan_.second_dtypes[step->output()] = *readers.of_value;
+      }
+    }
+  }
+
+  static bool is_norm_of_rows(const Step& step) {
+    return dynamic_cast<const LayerNorm*>(&step) != nullptr || dynamic_cast<const RmsNorm*>(&step) != nullptr;
   }
 
   void make_stages() {

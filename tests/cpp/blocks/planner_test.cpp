@@ -396,6 +396,56 @@ TEST(CheckPlan, RefusesImportsOfOtherValuesThanInputs) {
   EXPECT_PRED2(contains, refusal(plan), "imports must name inputs, got value 1");
 }
 
+/// Of a layer under autocast: what is made in float32 and read by products in bfloat16.
+Plan plan_under_autocast(const std::string& steps, const std::string& results, const std::string& dtypes) {
+  return make_plan(program_from_json(R"({"inputs": 1, "results": )" + results + R"(, "steps": [)" + steps +
+                                     R"(], "dtypes": )" + dtypes + "}"),
+                   {});
+}
+
+at::ScalarType dtype_of_value(const Plan& plan, int64_t value) { return plan.program.dtypes.at(value); }
+
+TEST(Planner, GivesWhatOnlyProductsReadTheirDtype) {
+  const std::string norm = R"({"op": "layer_norm", "inputs": [0], "dimensions": 1, "eps": 1e-5},)";
+  const std::string through_view =
+      norm + R"({"op": "reshape", "inputs": [1], "sizes": [-1, 8]}, {"op": "linear", "inputs": [2], "weight": 0})";
+  const Plan alone = plan_under_autocast(through_view, "[3]", R"(["float32", "float32", "float32", "bfloat16"])");
+  EXPECT_EQ(dtype_of_value(alone, 1), at::kBFloat16);
+  EXPECT_EQ(dtype_of_value(alone, 2), at::kBFloat16);
+  // A result stays what it is, and what it is shown of.
+  const Plan shown = plan_under_autocast(through_view, "[2, 3]", R"(["float32", "float32", "float32", "bfloat16"])");
+  EXPECT_EQ(dtype_of_value(shown, 1), at::kFloat);
+  EXPECT_EQ(dtype_of_value(shown, 2), at::kFloat);
+  EXPECT_TRUE(shown.second_dtypes.empty());
+  // With another reader it is there twice.
+  const Plan twice =
+      plan_under_autocast(norm + R"({"op": "linear", "inputs": [1], "weight": 0}, {"op": "add", "inputs": [1, 0]})",
+                          "[2, 3]", R"(["float32", "float32", "bfloat16", "float32"])");
+  EXPECT_EQ(dtype_of_value(twice, 1), at::kFloat);
+  EXPECT_EQ(twice.second_dtypes.at({1}), at::kBFloat16);
+}
+
+TEST(Planner, WidensNoOutput) {
+  const std::string steps = R"({"op": "layer_norm", "inputs": [0], "dimensions": 1, "eps": 1e-5},
+      {"op": "reshape", "inputs": [1], "sizes": [-1, 8]}, {"op": "linear", "inputs": [2], "weight": 0})";
+  const Plan plan = plan_under_autocast(steps, "[3]", R"(["bfloat16", "bfloat16", "bfloat16", "float32"])");
+  EXPECT_EQ(dtype_of_value(plan, 1), at::kBFloat16);
+  EXPECT_EQ(dtype_of_value(plan, 2), at::kBFloat16);
+  EXPECT_TRUE(plan.second_dtypes.empty());
+}
+
+TEST(Planner, GivesAnActivationThatOnlyProductsReadTheDtypeOfItsInput) {
+  const std::string steps = R"({"op": "activation", "inputs": [0], "kind": "gelu_tanh"},
+      {"op": "reshape", "inputs": [1], "sizes": [-1, 8]}, {"op": "linear", "inputs": [2], "weight": 0})";
+  const Plan wide = plan_under_autocast(steps, "[3]", R"(["bfloat16", "float32", "float32", "bfloat16"])");
+  EXPECT_EQ(dtype_of_value(wide, 1), at::kBFloat16);
+  EXPECT_EQ(dtype_of_value(wide, 2), at::kBFloat16);
+  // Of an input in float32 it would be another number.
+  const Plan exact = plan_under_autocast(steps, "[3]", R"(["float32", "float32", "float32", "bfloat16"])");
+  EXPECT_EQ(dtype_of_value(exact, 1), at::kFloat);
+  EXPECT_TRUE(exact.second_dtypes.empty());
+}
+
 TEST(ProgramJson, RoundTrips) {
   for (const std::string& text : {kResidualBlock, kConcatenation}) {
     const std::string whole = to_json(program_from_json(text));
