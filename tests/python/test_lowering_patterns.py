@@ -1,7 +1,9 @@
 """Functions that models write out in several calls: each becomes one step, or stays what it is."""
 
+import json
 import math
 
+import actnn
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -165,6 +167,84 @@ def test_an_activation_is_one_step(name):
 def test_other_activations_stay(function):
     lowered = assert_computes_the_same(Written(lambda x, weight: function(x)), torch.randn(3, 5, WIDTH))
     assert not {"silu", "gelu", "gelu_tanh"} & set(" ".join(programs(lowered)).split())
+
+
+class Folded(nn.Module):
+    """A layer whose weight is [inputs, outputs] and whose input becomes a matrix, as GPT-2's, between two others."""
+
+    def __init__(self, shape=lambda x, y: (*x.shape[:-1], WIDTH), also_returns_rows=False):
+        super().__init__()
+        self.shape, self.also_returns_rows = shape, also_returns_rows
+        self.before, self.behind = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.weight, self.bias = nn.Parameter(torch.randn(WIDTH, WIDTH)), nn.Parameter(torch.randn(WIDTH))
+
+    def forward(self, x):
+        x = self.before(x)
+        rows = x.view(-1, WIDTH)
+        y = torch.addmm(self.bias, rows, self.weight).view(self.shape(x, rows))
+        result = self.behind(F.gelu(y))
+        return (result, rows) if self.also_returns_rows else result
+
+
+def steps_of(lowered):
+    return [step["op"] for step in lowered[0].programs[0].body["program"]["steps"]]
+
+
+def test_a_layer_of_its_inputs_rows_has_the_input_itself():
+    lowered = assert_computes_the_same(Folded(), torch.randn(3, 5, WIDTH))
+    assert steps_of(lowered) == ["linear", "linear", "activation", "linear"]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Folded(lambda x, rows: (5, 3, WIDTH)), Folded(lambda x, rows: (-1, WIDTH)), Folded(also_returns_rows=True)],
+    ids=["another shape", "rows", "rows are read"],
+)  # fmt: skip
+def test_other_layers_of_rows_stay(model):
+    x = torch.randn(3, 5, WIDTH)
+    call, lowered = captured(model)
+    torch.testing.assert_close(call(x), model(x))
+    assert "reshape" in steps_of(lowered) or outside(lowered)
+
+
+def test_sizes_that_depend_on_data_leave_a_layer_of_rows_alone():
+    class Chosen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = Folded(lambda x, rows: (5, -1, WIDTH))
+
+        def forward(self, x, places):
+            return self.layer(x[places])
+
+    model, x = Chosen(), torch.randn(10, 3, WIDTH)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        report = actnn.convert(model)
+        found = model(x, torch.arange(10) % 2 == 0)
+        assert found.shape == (5, 3, WIDTH) and len(report.blocks) == 1 and not report.without_blocks
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_neighbours_of_another_type_have_copies_of_their_own(dtypes):
+    program = {
+        "inputs": 1, "results": [1, 2], "dtypes": ["float32", *dtypes],
+        "steps": [{"op": "linear", "inputs": [0], "weight": place} for place in range(2)],
+    }  # fmt: skip
+    text = json.dumps({"program": program, "options": {"exact": [0]}})
+    x, weights = torch.randn(64, 8, requires_grad=True), [torch.randn(8, 8, requires_grad=True) for _ in range(2)]
+    results = torch.ops.actnn.run_program(text, [x], weights, [], [], [])
+    grads = [torch.randn_like(result) for result in results]
+    found = torch.autograd.grad(results, weights, grads)[dtypes.index("float32")]
+    torch.testing.assert_close(found, grads[dtypes.index("float32")].t() @ x)
+
+
+def test_weights_that_are_transposed_have_gradients_in_their_layout():
+    """As autograd stores them: it would copy others."""
+    program = {"inputs": 1, "steps": [{"op": "linear", "inputs": [0], "weight": 0}], "results": [1]}
+    text = json.dumps({"program": program, "options": {}})
+    x, weight = torch.randn(5, 3, requires_grad=True), torch.randn(3, 4).t().requires_grad_()
+    (y,) = torch.ops.actnn.run_program(text, [x], [weight], [], [], [])
+    (gradient,) = torch.autograd.grad(y.sum(), weight)
+    assert gradient.stride() == weight.stride() == (1, 4)
 
 
 def test_an_activation_may_be_wider_than_its_input():

@@ -19,6 +19,12 @@ namespace {
 /// All dimensions but the last as one.
 at::Tensor rows_of(const at::Tensor& tensor) { return tensor.dim() == 1 ? tensor.unsqueeze(0) : tensor.flatten(0, -2); }
 
+/// In the memory layout of the weight, which may be transposed: autograd would copy any other.
+at::Tensor weight_gradient(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& weight) {
+  const bool is_transposed = weight.sym_stride(0) == 1 && weight.sym_stride(1) == weight.sym_size(0);
+  return is_transposed ? input.t().mm(grad).t() : grad.t().mm(input);
+}
+
 }  // namespace
 
 void Linear::visit_fields(FieldVisitor& fields) {
@@ -59,7 +65,7 @@ void Linear::backward(BackwardRun& run) const {
   const at::Tensor grad = rows_of(with_dtype(gradient.first, dtype));
   if (run.wants(weight)) {
     run.with_copy(inputs[0], dtype, [&run, grad, index = weight](const at::Tensor& input) {
-      run.add(index, grad.t().mm(rows_of(input)));
+      run.add(index, weight_gradient(grad, rows_of(input), run.parameter(index)));
     });
   }
   if (run.wants(bias)) {
