@@ -34,9 +34,7 @@ constexpr int64_t kFewestLogits = int64_t{1} << 22;  // fewer are quicker comput
 /// 16 bits, with their gradients in the latter.
 int64_t rows_at_a_time(const at::Tensor& input, int64_t classes) {
   const int64_t features = input.size(1);
-  // In float16 the inputs are scaled down by the rows of a product, and would vanish with more.
-  const bool has_many = input.is_cuda() && input.scalar_type() != at::kHalf;
-  const int64_t alike = has_many ? features * 4 / input.element_size() : features / 2;
+  const int64_t alike = input.is_cuda() ? features * 4 / input.element_size() : features / 2;
   return std::max({alike, kFewestRows, kFewestLogits / std::max<int64_t>(classes, 1)});
 }
 
@@ -44,6 +42,8 @@ int64_t rows_at_a_time(const at::Tensor& input, int64_t classes) {
 void add_weight_gradient(at::Tensor& sum, const at::Tensor& gradient, const at::Tensor& x) {
   if (x.scalar_type() == at::kFloat) {
     sum.addmm_(gradient.t(), x);
+  } else if (x.is_cuda()) {
+    at::addmm_out(sum, sum, gradient.t(), x, at::kFloat);
   } else if (x.scalar_type() == at::kHalf) {
     // Of gradients of about 1 and many rows, the product would be beyond float16.
     const double rows = std::exp2(std::ceil(std::log2(static_cast<double>(x.size(0)))));
