@@ -16,6 +16,14 @@ namespace actnn::cuda {
 
 /// Of a multiprocessor.
 inline constexpr int kPackingBlocks = 3;
+/// Tiles of a block, where they fill the device so many times. Fewer would leave some multiprocessors with more of them
+/// than others have, by a tenth to a third at the sizes of transformers.
+inline int64_t packed_tiles(const ColumnLayout<int64_t>& layout, int thread_channels) {
+  constexpr int64_t kTurns = 8;
+  const int64_t strips = ceil_div(layout.channels, int64_t{kMostWidth} * thread_channels);
+  const int64_t tiles = ceil_div(layout.rows, int64_t{kTileRows}) * strips;
+  return tiles < kTurns * kPackingBlocks * multiprocessors() ? 1 : 2;
+}
 
 struct NothingElse {
   template <class Place>
@@ -105,8 +113,8 @@ cudaError_t launch_packing(const QuantizeColumns& arguments, const Besides& besi
     return static_cast<int>(of.threads()) / kWarp * RowStage<Place>::kBytes + Slots::bytes_of_codes(of, layout.bits) +
            ColumnRanges<Element, Element, Place>::bytes(of, layout.group_rows);
   };
-  const ColumnTiles tiles =
-      tiles_of_device(layout.rows, layout.channels, arguments.type, kPackingBlocks * kMostThreads, bytes_of);
+  const ColumnTiles tiles = tiles_of_device(layout.rows, layout.channels, arguments.type, kPackingBlocks * kMostThreads,
+                                            packed_tiles(layout, Place::kChannels), bytes_of);
   const int bytes = bytes_of(tiles);
   const cudaError_t error = allow_shared_memory(kernel, bytes);
   if (error != cudaSuccess) {

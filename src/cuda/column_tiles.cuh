@@ -70,19 +70,18 @@ struct ColumnTiles : ColumnMatrix {
   __device__ int64_t first_channel() const { return strip() * strip_channels(); }
 };
 
-/// More blocks than fit at once keep multiprocessors busy while the slowest end. A block begins with nothing fetched,
-/// which a few tiles make up for.
+/// A block begins with nothing fetched, which a few tiles make up for.
 inline constexpr int64_t kMostTilesOfBlock = 4;
 
 /// Tiles of whole vectors; a block has as many as fill the device once with so many threads a multiprocessor, but at
-/// most `kMostTilesOfBlock`. Strips are as wide as have the shared memory: `bytes(tiles)`.
+/// most `most_tiles`. Strips are as wide as have the shared memory: `bytes(tiles)`.
 template <class Bytes>
 ColumnTiles tiles_of_device(int64_t rows, int64_t channels, ElementType type, int threads_per_multiprocessor,
-                            Bytes&& bytes) {
+                            int64_t most_tiles, Bytes&& bytes) {
   const int thread_channels = static_cast<int>(sizeof(Vector) / element_size(type));
   const int64_t threads = int64_t{multiprocessors()} * threads_per_multiprocessor;
   for (int width = kMostWidth;; width /= 2) {
-    const ColumnTiles tiles(rows, channels, thread_channels, threads, kMostTilesOfBlock, width);
+    const ColumnTiles tiles(rows, channels, thread_channels, threads, most_tiles, width);
     if (width == 1 || bytes(tiles) <= most_shared_memory()) {
       return tiles;
     }

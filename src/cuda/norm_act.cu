@@ -439,8 +439,8 @@ cudaError_t norm_act(const NormActForward& forward, cudaStream_t stream) {
       const auto bytes_of = [&](const ColumnTiles& of) {
         return memory_of(of).bytes(kResidual, mask_count(kFunction));
       };
-      const ColumnTiles tiles =
-          tiles_of_device(rows, channels, forward.type, kForwardThreads<Element, kVectors, kResidual>, bytes_of);
+      const ColumnTiles tiles = tiles_of_device(
+          rows, channels, forward.type, kForwardThreads<Element, kVectors, kResidual>, kMostTilesOfBlock, bytes_of);
       const ForwardMemory memory = memory_of(tiles);
       const int bytes = bytes_of(tiles);
       const auto kernel = norm_act_kernel<Element, kVectors, kFunction, kBelow, kResidual, kCopies, kNormalized>;
