@@ -155,7 +155,9 @@ Launch normalize(Matrices& of, bool is_centered, bool has_second, double dropout
   return [norm] { return normalize_rows(norm, nullptr); };
 }
 
-Launch normalize_backward(Matrices& of, bool is_centered, bool is_in_front) {
+/// `dropout`: of the branch of the sum that is normalized, whose gradient is wanted, too; negative: there is none.
+Launch normalize_backward(Matrices& of, bool is_centered, bool is_in_front, double dropout = -1.0) {
+  const bool has_branch = dropout >= 0.0;
   const NormalizeRowsBackward norm{.rows = of.size.rows,
                                    .channels = of.size.channels,
                                    .is_centered = is_centered,
@@ -166,9 +168,14 @@ Launch normalize_backward(Matrices& of, bool is_centered, bool is_in_front) {
                                    .rstd = of.floats(of.size.rows),
                                    .residual_grad = is_in_front ? of.source(kFloat) : RowSource{},
                                    .grad_input = of.target(kFloat),
+                                   .has_branch = has_branch,
+                                   .dropout = std::max(dropout, 0.0),
+                                   .random = RandomSource{.shift = {1, 0}},
+                                   .grad_branch = has_branch ? of.target(kBrain) : RowTarget{},
+                                   .branch_sums = has_branch ? of.floats(of.size.channels) : nullptr,
                                    .grad_weight = of.floats(of.size.channels),
                                    .grad_bias = of.floats(of.size.channels),
-                                   .workspace = of.workspace(2)};
+                                   .workspace = of.workspace(has_branch ? 3 : 2)};
   return [norm] { return normalize_rows_backward(norm, nullptr); };
 }
 
@@ -195,8 +202,17 @@ Launch add_backward(Matrices& of, double dropout) {
   return [drop] { return drop_rows(drop, nullptr); };
 }
 
-Launch sum(Matrices& of) {
-  const SumRows rows{of.size.rows, of.size.channels, of.source(kBrain), of.floats(of.size.channels), of.workspace(1)};
+Launch sum(Matrices& of, int count) {
+  SumRows rows{.rows = of.size.rows,
+               .channels = of.size.channels,
+               .count = count,
+               .matrices = {},
+               .sums = {},
+               .workspace = of.workspace(count)};
+  for (int m = 0; m < count; ++m) {
+    rows.matrices[m] = of.source(kBrain);
+    rows.sums[m] = of.floats(of.size.channels);
+  }
   return [rows] { return sum_rows(rows, nullptr); };
 }
 
@@ -263,8 +279,12 @@ std::vector<Pass> passes() {
       {"RMS norm", 1, [](Matrices& of) { return normalize(of, false, false); }},
       {"layer norm in front, backward", 1, [](Matrices& of) { return normalize_backward(of, true, true); }},
       {"layer norm behind, backward", 1, [](Matrices& of) { return normalize_backward(of, true, false); }},
+      {"layer norm of residual + x, backward", 1, [](Matrices& of) { return normalize_backward(of, true, true, 0.0); }},
+      {"layer norm of residual + dropout(x), backward", 1,
+       [](Matrices& of) { return normalize_backward(of, true, false, 0.1); }},
       {"RMS norm in front, backward", 1, [](Matrices& of) { return normalize_backward(of, false, true); }},
-      {"sums over rows", 1, sum},
+      {"sums over rows", 1, [](Matrices& of) { return sum(of, 1); }},
+      {"sums over rows of three at once", 1, [](Matrices& of) { return sum(of, 3); }},
       {"cast", 1, cast},
       {"pack, 4 bits", 1, [](Matrices& of) { return pack(of, 4); }},
       {"pack, 6 bits", 1, [](Matrices& of) { return pack(of, 6); }},

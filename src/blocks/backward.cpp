@@ -50,6 +50,9 @@ class Backward : public BackwardRun {
   std::vector<at::Tensor> run(const std::vector<at::ScalarType>& input_dtypes) {
     for (stage_ = plan_.stages.size(); stage_-- > 0;) {
       const Step& stage = *plan_.stages[stage_];
+      if (!is_linear_layer_or_view(stage)) {
+        add_sums_of_rows();
+      }
       const bool has_gradient = std::any_of(stage.outputs.begin(), stage.outputs.end(),
                                             [&](Value output) { return gradients_[output.number].defined(); });
       if (has_gradient && wants(stage.output())) {
@@ -63,6 +66,7 @@ class Backward : public BackwardRun {
       }
       std::erase_if(decoded_, [&](const auto& entry) { return last_copy_reader(entry.first) >= stage_; });
     }
+    add_sums_of_rows();
     std::vector<at::ScalarType> dtypes = input_dtypes;
     dtypes.insert(dtypes.end(), parameter_dtypes_.begin(), parameter_dtypes_.end());
     for (int64_t input = 0; input < plan_.program.inputs; ++input) {
@@ -99,6 +103,18 @@ class Backward : public BackwardRun {
   void add(ParameterIndex index, at::Tensor gradient) override {
     at::Tensor& result = results_[plan_.program.inputs + index.number];
     result = result.defined() ? result.add(gradient) : std::move(gradient);
+  }
+  /// Until all linear layers that follow each other have run: what they have gradients of is often one tensor's parts.
+  void add_sum_of_rows(ParameterIndex index, const at::Tensor& rows) override {
+    if (is_traced(rows)) {
+      add(index, sum_rows(rows));  // of sizes that should not be compared
+      return;
+    }
+    constexpr size_t kMost = 4;  // so that few gradients live longer than they would
+    if (!summed_.empty() && (summed_.size() == kMost || rows.sym_sizes() != summed_.back().second.sym_sizes())) {
+      add_sums_of_rows();
+    }
+    summed_.emplace_back(index, rows);
   }
 
   at::Tensor copy(Value value, at::ScalarType dtype) override { return with_dtype(take_copy(value, dtype), dtype); }
@@ -199,16 +215,41 @@ class Backward : public BackwardRun {
     return reader == schedule_.first_copy_reader.end() ? plan_.stages.size() : reader->second;
   }
 
+  static bool is_linear_layer_or_view(const Step& stage) {
+    return stage.is_view() || dynamic_cast<const Linear*>(&stage) != nullptr;
+  }
+
+  /// Whether the present stage and those in front of it, down to an earlier one, are linear layers of one dtype, such
+  /// as those of query, key and value.
+  bool are_neighbours(size_t first) const {
+    const auto begin = plan_.stages.begin();
+    const at::ScalarType own = dtype(plan_.stages[stage_]->output());
+    return std::all_of(begin + static_cast<int64_t>(first), begin + static_cast<int64_t>(stage_),
+                       [&](const StepPointer& stage) {
+                         return stage->is_view() || (is_linear_layer_or_view(*stage) && dtype(stage->output()) == own);
+                       });
+  }
+
+  /// Whether a copy is kept: for those that compute other copies again of it, but not from a stage that reads it to the
+  /// next, unless they are neighbours.
+  bool is_taken_again(Value value) const {
+    const std::vector<Value>& inputs = plan_.stages[stage_]->inputs;
+    const size_t last = last_copy_reader(value);
+    if (last < stage_) {
+      const bool is_read = std::find(inputs.begin(), inputs.end(), value) != inputs.end();
+      return !is_read || are_neighbours(last);
+    }
+    // Query, key and value may show one product.
+    return std::count_if(inputs.begin(), inputs.end(), [&](Value input) { return shown_by(input) == value; }) > 1;
+  }
+
   /// In the dtype, or in the value's.
   at::Tensor take_copy(Value value, at::ScalarType dtype) {
     auto known = decoded_.find(value);
     if (known == decoded_.end()) {
       known = decoded_.emplace(value, decode(value, dtype)).first;
     }
-    // Kept for those that compute other copies again of it, but not from one that reads it to the next.
-    const std::vector<Value>& inputs = plan_.stages[stage_]->inputs;
-    const bool is_read = std::find(inputs.begin(), inputs.end(), value) != inputs.end();
-    if (!is_read && last_copy_reader(value) < stage_) {
+    if (is_taken_again(value)) {
       return known->second;
     }
     at::Tensor last = std::move(known->second);
@@ -251,6 +292,21 @@ class Backward : public BackwardRun {
     return layout(value) == Layout::kHeads ? output : in_layout(output, layout(value));
   }
 
+  void add_sums_of_rows() {
+    if (summed_.empty()) {
+      return;
+    }
+    std::vector<at::Tensor> rows;
+    for (const auto& [index, of_index] : summed_) {
+      rows.push_back(of_index);
+    }
+    std::vector<at::Tensor> sums = sum_rows(rows);
+    for (size_t place = 0; place < sums.size(); ++place) {
+      add(summed_[place].first, std::move(sums[place]));
+    }
+    summed_.clear();
+  }
+
   /// Gradients in the dtypes of what they are of.
   void cast_results(const std::vector<at::ScalarType>& dtypes) {
     std::vector<at::Tensor*> gradients;
@@ -275,6 +331,7 @@ class Backward : public BackwardRun {
   std::vector<at::ScalarType> parameter_dtypes_;  // as forward was given them
   std::map<Value, at::Tensor> decoded_;
   std::map<Value, std::vector<std::function<void(const at::Tensor&)>>> awaited_;  // copies that a stage will have
+  std::vector<std::pair<ParameterIndex, at::Tensor>> summed_;  // gradients of rows whose sums are to be added
   mutable std::map<std::pair<Value, Form>, std::vector<at::Tensor>> forms_;
   size_t stage_ = 0;
 };

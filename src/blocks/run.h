@@ -54,6 +54,8 @@ class BackwardRun : public Wants {
   /// is none of this dtype yet, or others see it.
   virtual std::optional<at::Tensor> take_owned(Value value, at::ScalarType dtype) = 0;
   virtual void add(ParameterIndex index, at::Tensor gradient) = 0;
+  /// Adds the sum over all dimensions but the last, which may be made later, in one pass with those of other steps.
+  virtual void add_sum_of_rows(ParameterIndex index, const at::Tensor& rows) = 0;
 
   /// An unbiased copy, the caller's own if nobody reads it later.
   at::Tensor copy(Value value) { return copy(value, dtype(value)); }

@@ -43,11 +43,8 @@ __global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
   member.for_each_row_ahead([&](int64_t row) { return member.fetch(arguments.grad, row); },
                             [&](int64_t row, const RawPiece& raw) {
                               Piece grad[1] = {member.fetched(arguments.grad, raw)};
-                              if (arguments.dropout > 0.0) {
-                                drop(member, row, scale, random, arguments.output.type, grad);
-                              } else {
-                                round_to(arguments.output.type, grad[0]);
-                              }
+                              drop_and_round(member, row, scale, random, arguments.dropout > 0.0, arguments.output.type,
+                                             grad);
                               member.store(arguments.output, row, grad);
                               add(grad, sums);
                             });

@@ -6,10 +6,11 @@
 namespace actnn::cuda {
 namespace {
 
-constexpr int kMostSums = 2;
+constexpr int kMostSums = 4;
 constexpr int kColumns = 32;  // of a block
 constexpr int kShares = 32;   // of a column's rows, one for each warp
 constexpr int kAtOnce = 8;    // loads of a thread: there is little to add, and each takes long
+constexpr int kRowsAtOnce = 4;
 
 struct Targets {
   float* of[kMostSums];
@@ -57,13 +58,22 @@ __global__ void __launch_bounds__(kTeamBlock, kStripBlocks)
   __shared__ Piece shared[kTeamBlock];
   wait_for_kernels_before();
   const TeamMember<1, kVectors> member(teams);
+  const auto number = static_cast<int>(blockIdx.y);
+  const RowSource& matrix = arguments.matrices[number];
   Piece sums[1] = {};
-  member.for_each_row_ahead([&](int64_t row) { return member.fetch(arguments.matrix, row); },
-                            [&](int64_t /*row*/, const RawPiece& raw) {
-                              const Piece x[1] = {member.fetched(arguments.matrix, raw)};
-                              add(x, sums);
-                            });
-  write_column_sums(member, sums, arguments.workspace, 0, 1, shared);
+  member.for_each_row_of<kRowsAtOnce>([&](const int64_t(&rows)[kRowsAtOnce], int count) {
+    RawPiece raw[kRowsAtOnce];
+#pragma unroll
+    for (int i = 0; i < kRowsAtOnce; ++i) {
+      raw[i] = i < count ? member.fetch(matrix, rows[i]) : RawPiece{};
+    }
+#pragma unroll
+    for (const RawPiece& one : raw) {
+      const Piece x[1] = {member.fetched(matrix, one)};
+      add(x, sums);
+    }
+  });
+  write_column_sums(member, sums, arguments.workspace, number, arguments.count, shared);
 }
 
 }  // namespace
@@ -84,14 +94,19 @@ int64_t column_sums_workspace(int64_t rows, int64_t channels, int sums) {
 }
 
 cudaError_t sum_rows(const SumRows& arguments, cudaStream_t stream) {
-  const RowTeams teams(arguments.rows, arguments.channels, begin_at_vectors(arguments.matrix), Rows::kStrips);
+  const RowSource* const end = arguments.matrices + arguments.count;
+  const bool vectors = std::all_of(arguments.matrices, end, [](const RowSource& one) { return begin_at_vectors(one); });
+  RowTeams teams(arguments.rows, arguments.channels, vectors, Rows::kStrips);
+  const auto count = static_cast<unsigned>(arguments.count);
+  teams.parts = std::max(teams.parts / count, 1U);
   cudaError_t error = cudaSuccess;
   with_vectors(teams, [&]<bool kVectors>() {
-    error = launch_kernel(sum_rows_kernel<kVectors>, teams.blocks(), teams.threads(), 0, stream, arguments, teams);
+    error = launch_kernel(sum_rows_kernel<kVectors>, dim3(teams.blocks(), count), teams.threads(), 0, stream, arguments,
+                          teams);
   });
-  return error == cudaSuccess
-             ? join_column_sums(arguments.workspace, teams.parts, teams.channels, 1, &arguments.sums, stream)
-             : error;
+  return error == cudaSuccess ? join_column_sums(arguments.workspace, teams.parts, teams.channels, arguments.count,
+                                                 arguments.sums, stream)
+                              : error;
 }
 
 }  // namespace actnn::cuda

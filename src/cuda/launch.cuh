@@ -134,13 +134,13 @@ inline bool may_start_early(const void* kernel) {
 /// the last blocks of the kernel in front of it are at work, if that one lets them (CUDA C++ Programming Guide,
 /// programmatic dependent launch); in CUDA graphs too.
 template <class... Parameters, class... Arguments>
-cudaError_t launch_kernel(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, int shared_bytes,
+cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 blocks, unsigned threads, int shared_bytes,
                           cudaStream_t stream, Arguments&&... arguments) {
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(blocks);
+  config.gridDim = blocks;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;

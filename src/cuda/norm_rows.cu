@@ -6,7 +6,10 @@ namespace actnn::cuda {
 namespace {
 
 /// Threads of a multiprocessor in backward, with one piece of a row: as many as have the registers.
-constexpr int kBackwardThreads = 768;
+constexpr int backward_threads(bool has_branch) { return has_branch ? 512 : 768; }
+
+/// Over rows: for the weight, the bias and the branch.
+constexpr int sums_of_backward(bool has_branch) { return has_branch ? 3 : 2; }
 
 /// A norm's weight or bias: where a thread has one piece of it in registers, else read for each row.
 template <int kPieces, bool kVectors>
@@ -108,9 +111,10 @@ __global__ void __launch_bounds__(kPieces == 1 ? kWholeThreads : kThreadsOfPiece
   });
 }
 
-template <int kPieces, bool kVectors, bool kStaged>
-__global__ void __launch_bounds__(kPieces == 1 ? kBackwardThreads : kThreadsOfPieces)
-    normalize_rows_backward_kernel(const NormalizeRowsBackward arguments, const RowTeams teams) {
+template <int kPieces, bool kVectors, bool kStaged, bool kBranch>
+__global__ void __launch_bounds__(kPieces == 1 ? backward_threads(kBranch) : kThreadsOfPieces)
+    normalize_rows_backward_kernel(const NormalizeRowsBackward arguments, const RowTeams teams,
+                                   const DropoutScale scale) {
   extern __shared__ uint4 places[];
   __shared__ float shared[TeamSum<2>::kShared];
   __shared__ Piece pieces[kTeamBlock];
@@ -119,6 +123,8 @@ __global__ void __launch_bounds__(kPieces == 1 ? kBackwardThreads : kThreadsOfPi
   TeamSum<2> team_sum(teams, shared);
   const float share = 1.0F / static_cast<float>(teams.channels);
   const bool has_sums = arguments.workspace != nullptr;
+  const RandomState random = kBranch && arguments.dropout > 0.0 ? arguments.random.load() : RandomState{};
+  Piece branch_sums[kPieces] = {};
   Piece weight_sums[kPieces] = {};
   Piece bias_sums[kPieces] = {};
   uint4* memory = places;
@@ -176,10 +182,25 @@ __global__ void __launch_bounds__(kPieces == 1 ? kBackwardThreads : kThreadsOfPi
       add(residual, g);
     }
     member.store(arguments.grad_input, row, g);
+    if constexpr (kBranch) {
+#pragma unroll
+      for (int p = 0; p < kPieces; ++p) {
+        round_to(arguments.grad_input.type, g[p]);
+      }
+      drop_and_round(member, row, scale, random, arguments.dropout > 0.0, arguments.grad_branch.type, g);
+      if (arguments.grad_branch.elements != nullptr) {
+        member.store(arguments.grad_branch, row, g);
+      }
+      add(g, branch_sums);
+    }
   });
   if (has_sums) {
-    write_column_sums(member, weight_sums, arguments.workspace, 0, 2, pieces);
-    write_column_sums(member, bias_sums, arguments.workspace, 1, 2, pieces);
+    constexpr int kSums = sums_of_backward(kBranch);
+    write_column_sums(member, weight_sums, arguments.workspace, 0, kSums, pieces);
+    write_column_sums(member, bias_sums, arguments.workspace, 1, kSums, pieces);
+    if constexpr (kBranch) {
+      write_column_sums(member, branch_sums, arguments.workspace, 2, kSums, pieces);
+    }
   }
 }
 
@@ -214,23 +235,28 @@ cudaError_t normalize_rows(const NormalizeRows& arguments, cudaStream_t stream) 
 cudaError_t normalize_rows_backward(const NormalizeRowsBackward& arguments, cudaStream_t stream) {
   const RowTeams teams(arguments.rows, arguments.channels,
                        begin_at_vectors(arguments.grad, arguments.second_grad, arguments.normalized, arguments.weight,
-                                        arguments.residual_grad, arguments.grad_input),
-                       Rows::kWhole, kBackwardThreads);
+                                        arguments.residual_grad, arguments.grad_input, arguments.grad_branch),
+                       Rows::kWhole, backward_threads(arguments.has_branch));
   const int bytes = bytes_of_staged_rows(
       teams, {arguments.grad, arguments.second_grad, arguments.normalized, arguments.residual_grad});
   cudaError_t error = cudaSuccess;
   with_way(teams, bytes, [&]<int kPieces, bool kVectors, bool kStaged>() {
-    const auto kernel = normalize_rows_backward_kernel<kPieces, kVectors, kStaged>;
-    error = allow_shared_memory(kernel, bytes);
-    if (error == cudaSuccess) {
-      error = launch_kernel(kernel, teams.blocks(), teams.threads(), bytes, stream, arguments, teams);
-    }
+    const auto launch = [&]<bool kBranch>() {
+      const auto kernel = normalize_rows_backward_kernel<kPieces, kVectors, kStaged, kBranch>;
+      error = allow_shared_memory(kernel, bytes);
+      if (error == cudaSuccess) {
+        error = launch_kernel(kernel, teams.blocks(), teams.threads(), bytes, stream, arguments, teams,
+                              DropoutScale(arguments.dropout));
+      }
+    };
+    with_flags(launch, arguments.has_branch);
   });
   if (error != cudaSuccess || arguments.workspace == nullptr) {
     return error;
   }
-  float* const targets[] = {arguments.grad_weight, arguments.grad_bias};
-  return join_column_sums(arguments.workspace, teams.parts, teams.channels, 2, targets, stream);
+  float* const targets[] = {arguments.grad_weight, arguments.grad_bias, arguments.branch_sums};
+  return join_column_sums(arguments.workspace, teams.parts, teams.channels, sums_of_backward(arguments.has_branch),
+                          targets, stream);
 }
 
 }  // namespace actnn::cuda

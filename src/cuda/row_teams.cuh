@@ -256,6 +256,26 @@ class TeamMember {
     }
   }
 
+  /// Calls `use(rows, count)` with so many rows of the team at a time, but perhaps the last time; if the thread has
+  /// channels.
+  template <int kCount, class Use>
+  __device__ void for_each_row_of(Use&& use) const {
+    const int64_t step = int64_t{teams_.parts} * teams_.teams;
+    if (channel(0) >= teams_.channels) {
+      return;
+    }
+    for (int64_t first = int64_t{part_} * teams_.teams + team_; first < teams_.rows; first += kCount * step) {
+      int64_t rows[kCount];
+      int count = 0;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        rows[i] = first + i * step;
+        count += rows[i] < teams_.rows ? 1 : 0;
+      }
+      use(rows, count);
+    }
+  }
+
   /// The first piece of a row, on its way; nothing of a matrix that there is not.
   __device__ RawPiece fetch(const RowSource& source, int64_t row) const {
     RawPiece raw{};
@@ -366,6 +386,20 @@ __device__ void drop(const TeamMember<kPieces, kVectors>& member, int64_t row, c
         number = scale.apply(number, block.word[k]);
       }
     }
+    round_to(type, x[p]);
+  }
+}
+
+/// ... and what is dropped with a probability that may be 0.
+template <int kPieces, bool kVectors>
+__device__ void drop_and_round(const TeamMember<kPieces, kVectors>& member, int64_t row, const DropoutScale& scale,
+                               const RandomState& random, bool drops, ElementType type, Piece (&x)[kPieces]) {
+  if (drops) {
+    drop(member, row, scale, random, type, x);
+    return;
+  }
+#pragma unroll
+  for (int p = 0; p < kPieces; ++p) {
     round_to(type, x[p]);
   }
 }

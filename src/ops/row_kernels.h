@@ -27,7 +27,8 @@ SummedGradient add_rows_backward_cuda(const at::Tensor& grad, double probability
 at::Tensor gate_rows_cuda(ActivationKind kind, const at::Tensor& x, const at::Tensor& gate);
 GatedGradients gate_rows_backward_cuda(ActivationKind kind, const at::Tensor& x, const at::Tensor& gate,
                                        const at::Tensor& grad);
-at::Tensor sum_rows_cuda(const at::Tensor& matrix);
+/// Of one size.
+std::vector<at::Tensor> sum_rows_cuda(const std::vector<at::Tensor>& matrices);
 /// Whether there is a kernel for these: [batch, heads, length, size], with the angles of a position.
 bool has_rotation_kernel(const at::Tensor& x, const at::Tensor& cosines, const at::Tensor& sines);
 at::Tensor rotate_cuda(const at::Tensor& x, const at::Tensor& cosines, const at::Tensor& sines, bool back);

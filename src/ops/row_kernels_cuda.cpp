@@ -1,6 +1,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "actnn/cuda/column_activation.h"
@@ -155,29 +156,45 @@ RowNormGradients normalize_rows_backward_cuda(const RowNorm& norm, const RowNorm
   const int64_t rows = rows_of(grad, channels);
   const std::vector<int64_t> row = row_sizes(norm, grad);
   RowNormGradients result;
-  const bool has_sums = wanted[1] || wanted[2];
-  const at::Tensor workspace = has_sums ? floats(grad, {cuda::column_sums_workspace(rows, channels, 2)}) : at::Tensor();
+  const std::optional<RowBranch>& branch = saved.branch;
+  const bool has_sums = wanted[1] || wanted[2] || (branch && branch->wants_sums);
+  const at::Tensor workspace =
+      has_sums ? floats(grad, {cuda::column_sums_workspace(rows, channels, branch ? 3 : 2)}) : at::Tensor();
   result.weight = wanted[1] ? floats(grad, row) : at::Tensor();
   result.bias = wanted[2] ? floats(grad, row) : at::Tensor();
   const at::Tensor normalized = saved.normalized.defined() ? saved.normalized.contiguous() : grad;
   if (wanted[0]) {
     result.input = dense_like(grad, saved.dtype);
   }
-  check_launch(
-      cuda::normalize_rows_backward({.rows = rows,
-                                     .channels = channels,
-                                     .is_centered = norm.is_centered,
-                                     .grad = source_of(grad),
-                                     .second_grad = source_of(second),
-                                     .normalized = source_of(normalized),
-                                     .weight = source_of(weight),
-                                     .rstd = wanted[0] ? saved.rstd.const_data_ptr<float>() : nullptr,
-                                     .residual_grad = source_of(residual),
-                                     .grad_input = wanted[0] ? target_of(result.input) : cuda::RowTarget{},
-                                     .grad_weight = wanted[1] ? result.weight.mutable_data_ptr<float>() : nullptr,
-                                     .grad_bias = wanted[2] ? result.bias.mutable_data_ptr<float>() : nullptr,
-                                     .workspace = has_sums ? workspace.mutable_data_ptr<float>() : nullptr},
-                                    current_stream()));
+  cuda::RowTarget grad_branch;
+  if (branch) {
+    const bool is_of_input = branch->probability == 0.0 && branch->dtype == saved.dtype;
+    result.branch.grad = is_of_input ? result.input : dense_like(grad, branch->dtype);
+    result.branch.sums = branch->wants_sums ? floats(grad, {channels}) : at::Tensor();
+    grad_branch = target_of(result.branch.grad);
+    grad_branch.elements = is_of_input ? nullptr : grad_branch.elements;
+  }
+  const bool drops = branch && branch->probability > 0.0;
+  const auto sums_of = [](const at::Tensor& sums) { return sums.defined() ? sums.mutable_data_ptr<float>() : nullptr; };
+  check_launch(cuda::normalize_rows_backward({.rows = rows,
+                                              .channels = channels,
+                                              .is_centered = norm.is_centered,
+                                              .grad = source_of(grad),
+                                              .second_grad = source_of(second),
+                                              .normalized = source_of(normalized),
+                                              .weight = source_of(weight),
+                                              .rstd = wanted[0] ? saved.rstd.const_data_ptr<float>() : nullptr,
+                                              .residual_grad = source_of(residual),
+                                              .grad_input = wanted[0] ? target_of(result.input) : cuda::RowTarget{},
+                                              .has_branch = branch.has_value(),
+                                              .dropout = drops ? branch->probability : 0.0,
+                                              .random = drops ? random_source(branch->state) : cuda::RandomSource{},
+                                              .grad_branch = grad_branch,
+                                              .branch_sums = sums_of(result.branch.sums),
+                                              .grad_weight = sums_of(result.weight),
+                                              .grad_bias = sums_of(result.bias),
+                                              .workspace = sums_of(workspace)},
+                                             current_stream()));
   return result;
 }
 
@@ -338,19 +355,31 @@ GatedGradients gate_rows_backward_cuda(ActivationKind kind, const at::Tensor& x,
   return result;
 }
 
-at::Tensor sum_rows_cuda(const at::Tensor& matrix) {
-  const c10::cuda::CUDAGuard guard(matrix.device());
-  const at::Tensor source = matrix.contiguous();
-  const int64_t channels = source.size(-1);
-  const int64_t rows = rows_of(source, channels);
-  const Sums sums(source, rows, channels, true);
-  check_launch(cuda::sum_rows({.rows = rows,
-                               .channels = channels,
-                               .matrix = source_of(source),
-                               .sums = sums.data(),
-                               .workspace = sums.workspace_data()},
-                              current_stream()));
-  return sums.sums;
+std::vector<at::Tensor> sum_rows_cuda(const std::vector<at::Tensor>& matrices) {
+  const c10::cuda::CUDAGuard guard(matrices.front().device());
+  const int64_t channels = matrices.front().size(-1);
+  const int64_t rows = rows_of(matrices.front(), channels);
+  std::vector<at::Tensor> sums;
+  for (size_t first = 0; first < matrices.size(); first += cuda::kMostSummed) {
+    const size_t count = std::min(matrices.size() - first, size_t{cuda::kMostSummed});
+    const at::Tensor workspace =
+        floats(matrices.front(), {cuda::column_sums_workspace(rows, channels, static_cast<int>(count))});
+    cuda::SumRows arguments{.rows = rows,
+                            .channels = channels,
+                            .count = static_cast<int>(count),
+                            .matrices = {},
+                            .sums = {},
+                            .workspace = workspace.mutable_data_ptr<float>()};
+    std::vector<at::Tensor> sources;  // as long as the launch
+    for (size_t i = 0; i < count; ++i) {
+      sources.push_back(matrices[first + i].contiguous());
+      sums.push_back(floats(matrices.front(), {channels}));
+      arguments.matrices[i] = source_of(sources.back());
+      arguments.sums[i] = sums.back().mutable_data_ptr<float>();
+    }
+    check_launch(cuda::sum_rows(arguments, current_stream()));
+  }
+  return sums;
 }
 
 bool has_rotation_kernel(const at::Tensor& x, const at::Tensor& cosines, const at::Tensor& sines) {

@@ -56,7 +56,7 @@ at::Tensor rotate_cuda(const at::Tensor& /*x*/, const at::Tensor& /*cosines*/, c
                        bool /*back*/) {
   refuse();
 }
-at::Tensor sum_rows_cuda(const at::Tensor& /*matrix*/) { refuse(); }
+std::vector<at::Tensor> sum_rows_cuda(const std::vector<at::Tensor>& /*matrices*/) { refuse(); }
 at::Tensor cross_entropy_rows_cuda(at::Tensor& /*logits*/, int64_t /*classes*/, const at::Tensor& /*target*/,
                                    const CrossEntropy& /*how*/, bool /*writes_gradient*/, const at::Tensor& /*kept*/) {
   refuse();

@@ -11,6 +11,7 @@
 #include <ATen/ops/zeros.h>
 #include <c10/core/ScalarType.h>
 
+#include <algorithm>
 #include <numeric>
 #include <tuple>
 #include <utility>
@@ -144,10 +145,19 @@ bool are_rows(const RowNorm& norm, const at::Tensor& tensor) {
 
 bool are_rows(const at::Tensor& tensor) { return tensor.dim() > 0 && has_row_kernels(tensor, tensor.sym_size(-1)); }
 
+/// However many channels there are.
+bool have_sums_in_pass(const at::Tensor& matrix) { return matrix.dim() > 0 && has_row_kernels(matrix, 1); }
+
 /// Whether the pass that normalizes rows can add to them. Dropout counts elements in fours.
 bool adds_in_pass(const RowNorm& norm, const at::Tensor& input, const RowAddition& addition) {
   return are_rows(norm, input) && addition.residual.is_floating_point() && input.sizes() == addition.residual.sizes() &&
          (addition.probability == 0.0 || element_count(row_of(norm, input)) % kDropoutQuad == 0);
+}
+
+/// Whether the pass of a norm's backward can give the gradient of a branch: its sums are of the last dimension.
+bool hands_on_in_pass(const RowNorm& norm, const RowNormSaved& saved) {
+  return are_rows(norm, saved.grad) && norm.dimensions == 1 &&
+         (saved.branch->probability == 0.0 || saved.grad.size(-1) % kDropoutQuad == 0);
 }
 
 NormalizedRows add_and_normalize_rows(const RowNorm& norm, const at::Tensor& input, NormalizedForms forms) {
@@ -181,6 +191,13 @@ NormalizedRows normalize_rows(const RowNorm& norm, const at::Tensor& input, cons
 }
 
 RowNormGradients normalize_rows_backward(const RowNorm& norm, const RowNormSaved& saved, std::array<bool, 3> wanted) {
+  if (saved.branch && !hands_on_in_pass(norm, saved)) {
+    RowNormSaved alone = saved;
+    const RowBranch branch = *std::exchange(alone.branch, std::nullopt);
+    RowNormGradients result = normalize_rows_backward(norm, alone, wanted);
+    result.branch = add_rows_backward(result.input, branch.probability, branch.state, branch.dtype, branch.wants_sums);
+    return result;
+  }
   if (are_rows(norm, saved.grad)) {
     return normalize_rows_backward_cuda(norm, saved, wanted);
   }
@@ -293,7 +310,18 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cosines, const at::Tens
 }
 
 at::Tensor sum_rows(const at::Tensor& matrix) {
-  return are_rows(matrix) ? sum_rows_cuda(matrix) : matrix.reshape_symint({-1, matrix.sym_size(-1)}).sum(0);
+  return have_sums_in_pass(matrix) ? sum_rows_cuda({matrix})[0]
+                                   : matrix.reshape_symint({-1, matrix.sym_size(-1)}).sum(0);
+}
+
+std::vector<at::Tensor> sum_rows(const std::vector<at::Tensor>& matrices) {
+  if (std::all_of(matrices.begin(), matrices.end(), have_sums_in_pass)) {
+    return sum_rows_cuda(matrices);
+  }
+  std::vector<at::Tensor> sums(matrices.size());
+  std::transform(matrices.begin(), matrices.end(), sums.begin(),
+                 [](const at::Tensor& matrix) { return sum_rows(matrix); });
+  return sums;
 }
 
 }  // namespace actnn

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "actnn/ops/columns.h"
 #include "src/ops/activation_names.h"
@@ -55,11 +56,27 @@ struct NormalizedForms {
 /// Results are contiguous.
 NormalizedRows normalize_rows(const RowNorm& norm, const at::Tensor& input, const NormalizedForms& forms);
 
+/// A gradient, and its sum over all dimensions but the last, float32, if that was asked for.
+struct SummedGradient {
+  at::Tensor grad;
+  at::Tensor sums;
+};
+
 /// Undefined unless wanted.
 struct RowNormGradients {
   at::Tensor input;
   at::Tensor weight;  ///< float32 or the dtype of the gradient
   at::Tensor bias;
+  SummedGradient branch;
+};
+
+/// What was added to a residual, by `RowAddition`, where its gradient is wanted: that of the input, dropped and
+/// rounded.
+struct RowBranch {
+  double probability;
+  at::Tensor state;  ///< what the mask of dropout was made of
+  at::ScalarType dtype;
+  bool wants_sums;
 };
 
 /// What a norm's backward reads.
@@ -67,19 +84,14 @@ struct RowNormSaved {
   at::Tensor grad;
   at::Tensor second_grad;  ///< added to it; may be undefined
   at::Tensor normalized;
-  at::Tensor rstd;           ///< read for the gradient of the input
-  at::Tensor residual_grad;  ///< added to the gradient of the input; may be undefined
-  at::ScalarType dtype;      ///< of the gradient of the input
+  at::Tensor rstd;                       ///< read for the gradient of the input
+  at::Tensor residual_grad;              ///< added to the gradient of the input; may be undefined
+  at::ScalarType dtype;                  ///< of the gradient of the input
+  std::optional<RowBranch> branch = {};  ///< only where the gradient of the input is wanted, too
 };
 
 /// `wanted`: input, weight, bias.
 RowNormGradients normalize_rows_backward(const RowNorm& norm, const RowNormSaved& saved, std::array<bool, 3> wanted);
-
-/// A gradient, and its sum over all dimensions but the last, float32, if that was asked for.
-struct SummedGradient {
-  at::Tensor grad;
-  at::Tensor sums;
-};
 
 /// The gradient of x of activation(x) for GELU, its approximation by tanh, or SiLU, perhaps in the memory of `grad`.
 SummedGradient activate_rows_backward(ActivationKind kind, const at::Tensor& x, const at::Tensor& grad,
@@ -155,5 +167,7 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cosines, const at::Tens
 
 /// The sum over all dimensions but the last.
 at::Tensor sum_rows(const at::Tensor& matrix);
+/// Those of several of one size.
+std::vector<at::Tensor> sum_rows(const std::vector<at::Tensor>& matrices);
 
 }  // namespace actnn

@@ -148,3 +148,60 @@ def test_the_loss_of_a_language_model(dtype, classes):
         torch.autograd.grad(loss, tensors), torch.autograd.grad(expected, tensors), strict=True
     ):  # fmt: skip
         assert_near(ours, theirs, 1e-3 if dtype == torch.float32 else 0.02)
+
+
+def heads(value, first):
+    """The steps that make heads [batch, heads, length, size] of [batch, length, channels], and their result."""
+    steps = [{"op": "reshape", "inputs": [value], "sizes": [2, 64, 2, 32]},
+             {"op": "permute", "inputs": [first], "dimensions": [0, 2, 1, 3]}]  # fmt: skip
+    return steps, first + 1
+
+
+@pytest.mark.parametrize("is_one_product", [False, True])
+def test_copies_that_neighbours_read_are_unpacked_once(is_one_product):
+    """Query, key and value: of one input's copy, or shown by one product's."""
+    torch.manual_seed(0)
+    x, *parameters = leaves((2, 64, 64), *[shape for _ in range(3) for shape in ((64, 64), (64,))], scale=0.3)
+    if is_one_product:
+        parameters = [torch.cat(parameters[i::2]).detach().requires_grad_() for i in (0, 1)]
+        steps = [{"op": "linear", "inputs": [0], "weight": 0, "bias": 1},
+                 {"op": "chunk", "inputs": [1], "chunks": 3, "dimension": -1}]  # fmt: skip
+        parts, count = [2, 3, 4], 5
+    else:
+        steps = [{"op": "linear", "inputs": [0], "weight": 2 * i, "bias": 2 * i + 1} for i in range(3)]
+        parts, count = [1, 2, 3], 4
+    of_attention = []
+    for part in parts:
+        made, last = heads(part, count)
+        steps, of_attention, count = steps + made, [*of_attention, last], last + 1
+    steps.append({"op": "attention", "inputs": of_attention})
+    (found,) = run(steps, [x], parameters, [count])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        ours = gradients(found, [x, *parameters])
+        torch.cuda.synchronize()
+    unpacked = sum("dequantize" in event.name for event in profile.events())
+    assert unpacked == (3 if is_one_product else 5)  # the input, query, key and value or their product, the result
+    products = F.linear(x, *parameters).chunk(3, -1) if is_one_product else [
+        F.linear(x, *parameters[2 * i : 2 * i + 2]) for i in range(3)]  # fmt: skip
+    split = [product.view(2, 64, 2, 32).transpose(1, 2) for product in products]
+    expected = F.scaled_dot_product_attention(*split)
+    assert_near(found, expected, 1e-2)
+    for one, other in zip(ours, gradients(expected, [x, *parameters]), strict=True):
+        assert (one - other).norm() < 0.03 * other.norm() + 0.2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [1, 3, 6])
+def test_biases_of_neighbours_are_summed_at_once(count, dtype):
+    """Four at a time; those of more channels than rows of other passes have, too."""
+    torch.manual_seed(0)
+    x, weight, *biases = leaves((70, 8), (20000, 8), *[(20000,)] * count, dtype=dtype)
+    steps = [{"op": "linear", "inputs": [0], "weight": 0, "bias": 1 + i} for i in range(count)]
+    results = run(steps, [x], [weight, *biases], list(range(1, count + 1)))
+    weights = [torch.randn_like(result) for result in results]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        found = torch.autograd.grad(results, biases, weights)
+        torch.cuda.synchronize()
+    assert sum("sum_rows_kernel" in event.name for event in profile.events()) == -(-count // 4)
+    for one, of_result in zip(found, weights, strict=True):
+        torch.testing.assert_close(one.float(), of_result.float().sum(0), rtol=1e-2, atol=1e-2)

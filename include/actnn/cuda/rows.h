@@ -12,7 +12,7 @@
 /// Passes over matrices of rows x channels, row-major, on a GPU: what transformers do between their products. Each
 /// reads and writes its matrices once and computes in float32. Matrices may have different types; a null pointer stands
 /// for one that there is not. Sums over rows are made in a fixed order. They launch on `stream`, wait for nothing and
-/// return the launch's error. A row may have up to `kMostRowChannels` channels.
+/// return the launch's error. A row may have up to `kMostRowChannels` channels; for sums, any number.
 
 namespace actnn::cuda {
 
@@ -81,7 +81,8 @@ cudaError_t normalize_rows(const NormalizeRows& arguments, cudaStream_t stream);
 
 /// With g = (grad + second_grad) weight: grad_input = rstd (g - mean(g) - normalized mean(g normalized)) +
 /// residual_grad, without mean(g) where the norm is not centered; grad_weight = sum over rows of (grad + second_grad)
-/// normalized, grad_bias that of grad + second_grad.
+/// normalized, grad_bias that of grad + second_grad. Where rows are sums, those of `AddRows`, grad_branch is the
+/// gradient of its x as `DropRows` has it.
 struct NormalizeRowsBackward {
   int64_t rows;
   int64_t channels;
@@ -93,9 +94,14 @@ struct NormalizeRowsBackward {
   const float* rstd = nullptr;
   RowSource residual_grad = {};
   RowTarget grad_input = {};  ///< may be the memory of a matrix that is read
+  bool has_branch = false;
+  double dropout = 0.0;  ///< of elements of the branch, below 1; channels are a multiple of 4 then
+  RandomSource random = {};
+  RowTarget grad_branch = {};    ///< has a type in any case; no elements where it is grad_input
+  float* branch_sums = nullptr;  ///< [channels]: sums over rows of grad_branch, as it is rounded
   float* grad_weight = nullptr;
   float* grad_bias = nullptr;
-  float* workspace = nullptr;  ///< `column_sums_workspace(rows, channels, 2)` floats
+  float* workspace = nullptr;  ///< for sums: `column_sums_workspace(rows, channels, 2)` floats, with a branch of 3
 };
 
 cudaError_t normalize_rows_backward(const NormalizeRowsBackward& arguments, cudaStream_t stream);
@@ -129,13 +135,16 @@ struct GateRows {
 
 cudaError_t gate_rows(const GateRows& arguments, cudaStream_t stream);
 
-/// sums[c] = sum over rows of matrix[r, c].
+inline constexpr int kMostSummed = 4;
+
+/// sums[m][c] = sum over rows of matrices[m][r, c], for m below `count`.
 struct SumRows {
   int64_t rows;
   int64_t channels;
-  RowSource matrix;
-  float* sums;
-  float* workspace;  ///< `column_sums_workspace(rows, channels, 1)` floats
+  int count;
+  RowSource matrices[kMostSummed];
+  float* sums[kMostSummed];  ///< [channels] each
+  float* workspace;          ///< `column_sums_workspace(rows, channels, count)` floats
 };
 
 cudaError_t sum_rows(const SumRows& arguments, cudaStream_t stream);

@@ -53,12 +53,30 @@ void AddNorm::forward(ForwardRun& run) const {
   }
 }
 
+std::optional<RowBranch> AddNorm::branch_of(const BackwardRun& run) const {
+  const Value branch = inputs[0];
+  const bool wants_sums = run.reads_sums(branch);
+  const bool is_of_sum = probability == 0.0 && run.dtype(branch) == run.dtype(sum()) && !wants_sums;
+  if (!run.wants(branch) || is_of_sum) {
+    return std::nullopt;
+  }
+  return RowBranch{.probability = probability,
+                   .state = probability > 0.0 ? run.saved(sum(), Form::kRandomState)[0] : at::Tensor(),
+                   .dtype = run.dtype(branch),
+                   .wants_sums = wants_sums};
+}
+
 void AddNorm::backward(BackwardRun& run) const {
   Gradient of_output = run.take(output());
+  SummedGradient of_branch;
   if (of_output.defined()) {
-    row_norm_backward(run, output(), statistics, norm_operands(), std::move(of_output));
+    of_branch = row_norm_backward(run, output(), statistics, norm_operands(), std::move(of_output), branch_of(run));
   }
-  if (const at::Tensor grad = run.take_joined(sum()); grad.defined()) {
+  const at::Tensor grad = run.take_joined(sum());
+  if (of_branch.grad.defined()) {
+    run.add(inputs[0], std::move(of_branch));
+    add_gradient_of_summand(run, grad, inputs[1]);
+  } else if (grad.defined()) {
     add_gradients_of_branch(run, grad, sum(), {.x = inputs[0], .residual = inputs[1], .probability = probability});
   }
 }

@@ -47,6 +47,8 @@ struct AddNorm : StepOf<AddNorm> {
 
  private:
   NormOperands norm_operands() const { return {sum(), weight, bias}; }
+  /// What the pass of the norm's backward makes of the sum's gradient: that of the branch, where it is another tensor.
+  std::optional<RowBranch> branch_of(const BackwardRun& run) const;
 };
 
 }  // namespace actnn::blocks

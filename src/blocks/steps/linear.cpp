@@ -69,7 +69,11 @@ void Linear::backward(BackwardRun& run) const {
     });
   }
   if (run.wants(bias)) {
-    run.add(*bias, gradient.sums.defined() ? gradient.sums : sum_rows(grad));
+    if (gradient.sums.defined()) {
+      run.add(*bias, std::move(gradient.sums));
+    } else {
+      run.add_sum_of_rows(*bias, grad);
+    }
   }
   if (!run.wants(inputs[0])) {
     return;

@@ -55,8 +55,8 @@ NormalizedRows row_norm_forward(ForwardRun& run, Value output, const RowStatisti
   return rows;
 }
 
-void row_norm_backward(BackwardRun& run, Value output, const RowStatistics& statistics, const NormOperands& norm,
-                       Gradient grad) {
+SummedGradient row_norm_backward(BackwardRun& run, Value output, const RowStatistics& statistics,
+                                 const NormOperands& norm, Gradient grad, std::optional<RowBranch> branch) {
   const std::array<bool, 3> wanted = norm.wanted(run);
   RowNormSaved saved{.grad = std::move(grad.first),
                      .second_grad = std::move(grad.second),
@@ -77,6 +77,7 @@ void row_norm_backward(BackwardRun& run, Value output, const RowStatistics& stat
     Gradient residual = run.take(norm.input);
     residual.join();
     saved.residual_grad = std::move(residual.first);
+    saved.branch = std::move(branch);
   }
   RowNormGradients gradients = normalize_rows_backward(
       row_norm_of(statistics, run.parameter(norm.weight), run.parameter(norm.bias), saved.grad), saved, wanted);
@@ -89,6 +90,7 @@ void row_norm_backward(BackwardRun& run, Value output, const RowStatistics& stat
   if (wanted[0]) {
     run.add(norm.input, std::move(gradients.input));
   }
+  return std::move(gradients.branch);
 }
 
 }  // namespace actnn::blocks

@@ -20,9 +20,10 @@ at::Tensor row_norm(Operands& operands, Value output, const RowStatistics& stati
 NormalizedRows row_norm_forward(ForwardRun& run, Value output, const RowStatistics& statistics,
                                 const NormOperands& norm, const at::Tensor& input,
                                 std::optional<RowAddition> addition = std::nullopt);
-/// The gradient of the input that is there already is added in the same pass.
-void row_norm_backward(BackwardRun& run, Value output, const RowStatistics& statistics, const NormOperands& norm,
-                       Gradient grad);
+/// The gradient of the input that is there already is added in the same pass. Returns the gradient of the branch, if it
+/// is asked for and the input's is wanted.
+SummedGradient row_norm_backward(BackwardRun& run, Value output, const RowStatistics& statistics,
+                                 const NormOperands& norm, Gradient grad, std::optional<RowBranch> branch = {});
 
 /// What both norms share.
 template <class Derived>

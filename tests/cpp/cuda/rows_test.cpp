@@ -1,6 +1,8 @@
 #include "actnn/cuda/rows.h"
 
 #include <cmath>
+#include <memory>
+#include <vector>
 
 #include "actnn/core/dropout.h"
 #include "actnn/core/layout.h"
@@ -229,6 +231,71 @@ TEST_P(Rows, HaveGradientsThroughNorms) {
   }
 }
 
+/// Of a norm of sums, in its pass: what the sum's gradient, as it is stored, becomes by itself.
+TEST_P(Rows, HandTheGradientsOfSumsOnToBranches) {
+  const auto [rows, channels, stream, branch] = GetParam();
+  const int64_t count = rows * channels;
+  const Matrix grad(count, branch, 1);
+  const Matrix normalized(count, branch, 2);
+  const Matrix weight(channels, kFloat, 3);
+  const Matrix residual(count, stream, 4);
+  const Matrix rstd(rows, kFloat, 5);
+  for (const double dropout : {0.0, 0.25}) {
+    if (dropout > 0.0 && channels % kDropoutQuad != 0) {
+      continue;
+    }
+    const Result grad_input(count, stream);
+    const Result grad_branch(count, branch);
+    const GpuArray<float> branch_sums(channels);
+    const GpuArray<float> workspace(column_sums_workspace(rows, channels, 3));
+    NormalizeRowsBackward arguments{.rows = rows,
+                                    .channels = channels,
+                                    .is_centered = true,
+                                    .grad = grad.source(),
+                                    .normalized = normalized.source(),
+                                    .weight = weight.source(),
+                                    .rstd = rstd.memory.as<float>(),
+                                    .residual_grad = residual.source(),
+                                    .grad_input = grad_input.target(),
+                                    .has_branch = true,
+                                    .dropout = dropout,
+                                    .random = {.shift = kState},
+                                    .grad_branch = grad_branch.target(),
+                                    .branch_sums = branch_sums.data(),
+                                    .workspace = workspace.data()};
+    check(normalize_rows_backward(arguments, nullptr));
+    const std::vector<uint8_t> with_branch = grad_input.memory.read();
+    const Result alone(count, branch);
+    const GpuArray<float> alone_sums(channels);
+    check(drop_rows({.rows = rows,
+                     .channels = channels,
+                     .grad = {grad_input.memory.as<void>(), stream},
+                     .dropout = dropout,
+                     .random = {.shift = kState},
+                     .output = alone.target(),
+                     .sums = alone_sums.data(),
+                     .workspace = workspace.data()},
+                    nullptr));
+    EXPECT_EQ(grad_branch.memory.read(), alone.memory.read());
+    const std::vector<float> sums = alone_sums.read();
+    expect_near(branch_sums, Numbers(sums.begin(), sums.end()), 1.0 + static_cast<double>(rows), "sums");
+
+    arguments.has_branch = false;
+    check(normalize_rows_backward(arguments, nullptr));
+    EXPECT_EQ(grad_input.memory.read(), with_branch);
+
+    // Without memory of its own, sums alone.
+    if (stream == branch && dropout == 0.0) {
+      const GpuArray<float> sums_alone(channels);
+      arguments.has_branch = true;
+      arguments.grad_branch.elements = nullptr;
+      arguments.branch_sums = sums_alone.data();
+      check(normalize_rows_backward(arguments, nullptr));
+      EXPECT_EQ(sums_alone.read(), branch_sums.read());
+    }
+  }
+}
+
 struct Number {
   double y;
   double derivative;
@@ -416,16 +483,29 @@ TEST_P(Rows, HaveGradientsThroughActivationsOfCopies) {
 
 TEST_P(Rows, AreSummed) {
   const auto [rows, channels, stream, branch] = GetParam();
-  const Matrix matrix(rows * channels, branch, 1);
-  const GpuArray<float> sums(channels);
-  const GpuArray<float> workspace(column_sums_workspace(rows, channels, 1));
-  check(sum_rows({rows, channels, matrix.source(), sums.data(), workspace.data()}, nullptr));
-  const Numbers numbers = matrix.numbers();
-  Numbers expected(static_cast<size_t>(channels), 0.0);
-  for (size_t i = 0; i < numbers.size(); ++i) {
-    expected[i % static_cast<size_t>(channels)] += numbers[i];
+  for (int count = 1; count <= kMostSummed; ++count) {
+    const GpuArray<float> workspace(column_sums_workspace(rows, channels, count));
+    SumRows arguments{
+        .rows = rows, .channels = channels, .count = count, .matrices = {}, .sums = {}, .workspace = workspace.data()};
+    std::vector<std::unique_ptr<Matrix>> matrices;
+    std::vector<std::unique_ptr<GpuArray<float>>> sums;
+    for (int m = 0; m < count; ++m) {
+      const ElementType type = m % 2 == 0 ? branch : stream;
+      matrices.push_back(std::make_unique<Matrix>(rows * channels, type, static_cast<uint64_t>(m) + 1));
+      sums.push_back(std::make_unique<GpuArray<float>>(channels));
+      arguments.matrices[m] = matrices.back()->source();
+      arguments.sums[m] = sums.back()->data();
+    }
+    check(sum_rows(arguments, nullptr));
+    for (int m = 0; m < count; ++m) {
+      const Numbers numbers = matrices[static_cast<size_t>(m)]->numbers();
+      Numbers expected(static_cast<size_t>(channels), 0.0);
+      for (size_t i = 0; i < numbers.size(); ++i) {
+        expected[i % static_cast<size_t>(channels)] += numbers[i];
+      }
+      expect_near(*sums[static_cast<size_t>(m)], expected, 10.0 + static_cast<double>(rows), "sum");
+    }
   }
-  expect_near(sums, expected, 10.0 + static_cast<double>(rows), "sum");
 }
 
 }  // namespace
