@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from configurations import one_thread  # noqa: F401
+from configurations import without_onednn  # noqa: F401
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,6 +156,7 @@ def test_settings_with_blocks_share_what_the_others_do(tmp_path, results):
     assert noise["blocks2"] > noise["blocks3"] > noise["blocks"] > 1e-3 > noise["exact"]
 
 
+@pytest.mark.usefixtures("without_onednn")
 def test_hard_data_are_the_same_for_all_settings_of_a_seed(tmp_path):
     hard = ("--images-per-class", 10, "--label-noise", 0.2, "--augmentation", "strong", "--network", "resnet18")
     output = tmp_path / "hard.json"
@@ -343,8 +344,7 @@ def test_a_variance_row_says_what_it_is(variance):
         assert (row["predicted_noise"] is not None) == row["variant"].startswith("+")
 
 
-# With two threads, torch's own backward of such a tiny batch writes beyond its memory (oneDNN's 1x1 convolution).
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("without_onednn")
 def test_gradients_of_an_image_are_used_by_its_index():
     config = actnn.Config("L3", use_gradient=True)
     model = training.make_model(0, 4, CPU)
