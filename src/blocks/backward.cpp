@@ -50,7 +50,7 @@ class Backward : public BackwardRun {
   std::vector<at::Tensor> run(const std::vector<at::ScalarType>& input_dtypes) {
     for (stage_ = plan_.stages.size(); stage_-- > 0;) {
       const Step& stage = *plan_.stages[stage_];
-      if (!is_linear_layer_or_view(stage)) {
+      if (!stage.is_view() && !is_linear_layer(stage)) {
         add_sums_of_rows();
       }
       const bool has_gradient = std::any_of(stage.outputs.begin(), stage.outputs.end(),
@@ -215,9 +215,7 @@ class Backward : public BackwardRun {
     return reader == schedule_.first_copy_reader.end() ? plan_.stages.size() : reader->second;
   }
 
-  static bool is_linear_layer_or_view(const Step& stage) {
-    return stage.is_view() || dynamic_cast<const Linear*>(&stage) != nullptr;
-  }
+  static bool is_linear_layer(const Step& stage) { return dynamic_cast<const Linear*>(&stage) != nullptr; }
 
   /// Whether the present stage and those in front of it, down to an earlier one, are linear layers of one dtype, such
   /// as those of query, key and value.
@@ -226,7 +224,7 @@ class Backward : public BackwardRun {
     const at::ScalarType own = dtype(plan_.stages[stage_]->output());
     return std::all_of(begin + static_cast<int64_t>(first), begin + static_cast<int64_t>(stage_),
                        [&](const StepPointer& stage) {
-                         return stage->is_view() || (is_linear_layer_or_view(*stage) && dtype(stage->output()) == own);
+                         return stage->is_view() || (is_linear_layer(*stage) && dtype(stage->output()) == own);
                        });
   }
 

@@ -79,7 +79,7 @@ class BackwardRun : public Wants {
   virtual Layout layout(Value value) const = 0;
   virtual CopyFormat saved_format(Value output) const = 0;
   /// What is packed of an output besides its copy, in its dtype: a normalized value, a derivative. In this dtype.
-  at::Tensor unpacked(Value output, Form form, at::ScalarType wanted) const;
+  at::Tensor unpacked_form(Value output, Form form, at::ScalarType wanted) const;
 
   std::optional<at::Tensor> parameter(const std::optional<ParameterIndex>& index) const {
     return index ? std::optional(parameter(*index)) : std::nullopt;

@@ -58,7 +58,7 @@ const std::vector<at::Tensor>& ForwardRun::saved(Value value, Form /*form*/) con
 
 at::Tensor Operands::value(Value value, at::ScalarType dtype) { return with_dtype(this->value(value), dtype); }
 
-at::Tensor BackwardRun::unpacked(Value output, Form form, at::ScalarType wanted) const {
+at::Tensor BackwardRun::unpacked_form(Value output, Form form, at::ScalarType wanted) const {
   // Float32 and bfloat16 are packed alike, float16 is not.
   const at::ScalarType packed = dtype(output);
   const bool is_alike = packed != at::kHalf && wanted != at::kHalf;

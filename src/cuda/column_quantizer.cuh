@@ -16,8 +16,8 @@ namespace actnn::cuda {
 
 /// Of a multiprocessor.
 inline constexpr int kPackingBlocks = 3;
-/// Tiles of a block, where they fill the device so many times. Fewer would leave some multiprocessors with more of them
-/// than others have, by a tenth to a third at the sizes of transformers.
+/// Tiles of a block: one, or two where all tiles fill the device many times. With several of few, some multiprocessors
+/// would have more than others, by a tenth to a third at the sizes of transformers.
 inline int64_t packed_tiles(const ColumnLayout<int64_t>& layout, int thread_channels) {
   constexpr int64_t kTurns = 8;
   const int64_t strips = ceil_div(layout.channels, int64_t{kMostWidth} * thread_channels);

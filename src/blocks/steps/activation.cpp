@@ -60,7 +60,7 @@ void Activation::backward(BackwardRun& run) const {
     return;
   }
   if (!is_piecewise(kind)) {
-    run.add(inputs[0], run.unpacked(output(), Form::kDerivative, grad.scalar_type()).mul_(grad));
+    run.add(inputs[0], run.unpacked_form(output(), Form::kDerivative, grad.scalar_type()).mul_(grad));
     return;
   }
   const at::Tensor& mask = run.saved(output(), Form::kMask)[0];

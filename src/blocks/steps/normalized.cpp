@@ -49,7 +49,7 @@ void save_rstd(ForwardRun& run, Value output, const at::Tensor& rstd) {
 NormGradient norm_gradient(BackwardRun& run, Value output) {
   const at::Tensor grad = run.take_joined(output);
   const at::ScalarType dtype = grad.is_cuda() ? run.dtype(output) : at::kFloat;
-  return {with_dtype(grad, dtype), run.unpacked(output, Form::kNormalized, dtype)};
+  return {with_dtype(grad, dtype), run.unpacked_form(output, Form::kNormalized, dtype)};
 }
 
 std::optional<at::Tensor> parameter_like(BackwardRun& run, const std::optional<ParameterIndex>& index,
