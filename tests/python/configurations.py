@@ -53,14 +53,6 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def without_onednn():
-    """On some processors its backward of a 1x1 convolution writes beyond its memory where a batch is tiny: exact models
-    crash, too."""
-    with torch.backends.mkldnn.flags(enabled=False):
-        yield
-
-
 def small_net(channels=8, classes=5):
     """Convolution, batch norm, ReLU, convolution, batch norm, ReLU, pool, linear: for inputs [N, 3, H, W]."""
     return nn.Sequential(

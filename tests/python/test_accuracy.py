@@ -13,7 +13,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from configurations import without_onednn  # noqa: F401
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +50,7 @@ def here(program: ModuleType, *arguments: object) -> None:
 
 # --- accuracy.py ------------------------------------------------------------------------------------------------------
 
-TINY = ("--steps", 12, "--batch", 32, "--width", 4, "--images", 512, "--test-images", 200, *DATA)
+TINY = ("--steps", 12, "--batch", 32, "--width", 8, "--images", 512, "--test-images", 200, *DATA)
 TINY = (*TINY, "--draws", 2, "--noise-batches", 1, "--corrections", 2)
 
 
@@ -156,7 +155,6 @@ def test_settings_with_blocks_share_what_the_others_do(tmp_path, results):
     assert noise["blocks2"] > noise["blocks3"] > noise["blocks"] > 1e-3 > noise["exact"]
 
 
-@pytest.mark.usefixtures("without_onednn")
 def test_hard_data_are_the_same_for_all_settings_of_a_seed(tmp_path):
     hard = ("--images-per-class", 10, "--label-noise", 0.2, "--augmentation", "strong", "--network", "resnet18")
     output = tmp_path / "hard.json"
@@ -344,10 +342,9 @@ def test_a_variance_row_says_what_it_is(variance):
         assert (row["predicted_noise"] is not None) == row["variant"].startswith("+")
 
 
-@pytest.mark.usefixtures("without_onednn")
 def test_gradients_of_an_image_are_used_by_its_index():
     config = actnn.Config("L3", use_gradient=True)
-    model = training.make_model(0, 4, CPU)
+    model = training.make_model(0, 8, CPU)
     training.convert(model, config, 64)
     batch = images.synthetic(64, 0, CPU).batch(torch.tensor([5, 9, 33]))
     training.loss_of(model, batch, config, torch.float32).backward()

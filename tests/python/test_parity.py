@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from configurations import one_thread, without_onednn  # noqa: F401
+from configurations import one_thread  # noqa: F401
 from test_accuracy import BENCHMARKS, CPU, here
 
 sys.path.insert(0, str(BENCHMARKS))
@@ -20,7 +20,7 @@ import training
 from gradient_quality import Quality
 from options import SMOKE
 
-pytestmark = pytest.mark.usefixtures("one_thread", "without_onednn")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # --- parity.py --------------------------------------------------------------------------------------------------------
 
