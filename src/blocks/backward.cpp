@@ -11,6 +11,7 @@
 #include "src/blocks/steps/linear.h"
 #include "src/blocks/steps/permute.h"
 #include "src/blocks/steps/reshape.h"
+#include "src/blocks/steps/rotary.h"
 #include "src/blocks/value_sizes.h"
 #include "src/ops/cast_together.h"
 #include "src/ops/tensors.h"
@@ -199,13 +200,15 @@ class Backward : public BackwardRun {
     Backward& backward_;
   };
 
-  /// The value of whose copy alone that of a view, or of what is dropped, is computed.
+  /// The value of whose copy that of a view, or of what is dropped or rotated, is computed.
   Value shown_by(Value value) const {
     if (!plan_.recomputes.contains(value)) {
       return value;
     }
     const Step& maker = *schedule_.makers[value.number];
-    const bool shows = (maker.is_view() && maker.inputs.size() == 1) || dynamic_cast<const Dropout*>(&maker) != nullptr;
+    const bool shows = (maker.is_view() && maker.inputs.size() == 1) ||
+                       dynamic_cast<const Dropout*>(&maker) != nullptr ||
+                       dynamic_cast<const Rotary*>(&maker) != nullptr;
     return shows ? shown_by(maker.inputs[0]) : value;
   }
 

@@ -206,10 +206,10 @@ class Planner {
       return;
     }
     const Step& stage = *maker->second;
-    if (stage.is_product() ? !is_input(stage.inputs[0]) : dynamic_cast<const Rotary*>(&stage) != nullptr) {
-      recomputed_on_demand_.insert(value);
+    if (stage.is_product() && !is_input(stage.inputs[0])) {
+      recomputed_products_.insert(value);
     }
-    if (stage.is_view() || dynamic_cast<const Rotary*>(&stage) != nullptr) {
+    if (stage.is_view() || is_rotary(stage)) {
       recompute_up_to_product(stage.inputs[0]);
     }
   }
@@ -254,7 +254,7 @@ class Planner {
       return std::all_of(stage.inputs.begin(), stage.inputs.end(),
                          [&](Value input) { return can_be_fine(input, bits); });
     }
-    if (dynamic_cast<const Rotary*>(&stage) != nullptr) {
+    if (is_rotary(stage)) {
       return can_be_fine(stage.inputs[0], bits);
     }
     if (const std::optional<CopyFormat> pass = stage.packs(value)) {
@@ -269,6 +269,8 @@ class Planner {
     return dynamic_cast<const KeptInputActivation*>(&stage) != nullptr ||
            dynamic_cast<const GatedActivation*>(&stage) != nullptr;
   }
+
+  static bool is_rotary(const Step& stage) { return dynamic_cast<const Rotary*>(&stage) != nullptr; }
 
   static bool is_sum(const Step& stage, Value value) {
     const auto* const normalized = dynamic_cast<const AddNorm*>(&stage);
@@ -320,17 +322,18 @@ class Planner {
     }
   }
 
-  /// Views never have copies of their own. Of other linear steps the copy is computed again if it costs no product and
-  /// the copies that it takes are there; a sum's is not, for it would have the noise of all that was ever added. What a
-  /// norm computes again is.
+  /// Views never have copies of their own, nor has what is rotated: channels that are large everywhere, as those of
+  /// keys with biases are, have small ranges before. Of other linear steps the copy is computed again if it costs no
+  /// product and the copies that it takes are there; a sum's is not, for it would have the noise of all that was ever
+  /// added. What a norm computes again is.
   bool is_recomputed(const Step& stage, Value value) const {
-    if (stage.is_view()) {
+    if (stage.is_view() || is_rotary(stage)) {
       return true;
     }
     if (!is_linear_in_copies(stage, plan_.options) || is_sum(stage, value)) {
       return false;
     }
-    if (recomputed_on_demand_.contains(value)) {
+    if (recomputed_products_.contains(value)) {
       return true;
     }
     const std::vector<Value> inputs = stage.copies_to_recompute();
@@ -355,7 +358,7 @@ class Planner {
 
   Plan plan_;
   std::map<Value, const Step*> makers_;
-  std::set<Value> recomputed_on_demand_;
+  std::set<Value> recomputed_products_;
   std::set<Value> of_rows_;            // rows of channels where they are contiguous
   std::map<Value, int64_t> demanded_;  // values whose copies backward reads, and the fewest bits of them
 };

@@ -157,33 +157,41 @@ def heads(value, first):
     return steps, first + 1
 
 
-@pytest.mark.parametrize("is_one_product", [False, True])
-def test_copies_that_neighbours_read_are_unpacked_once(is_one_product):
-    """Query, key and value: of one input's copy, or shown by one product's."""
+@pytest.mark.parametrize("form", ["three products", "one product", "one product, rotated"])
+def test_copies_that_neighbours_read_are_unpacked_once(form):
+    """Query, key and value: of one input's copy, or shown by one product's, and rotated then."""
     torch.manual_seed(0)
     x, *parameters = leaves((2, 64, 64), *[shape for _ in range(3) for shape in ((64, 64), (64,))], scale=0.3)
+    angles = torch.outer(torch.arange(64), 100 ** -torch.linspace(0, 1, 16)).repeat(1, 2).cuda()
+    inputs = [x, angles.cos(), angles.sin()]
+    is_one_product, is_rotated = form != "three products", form.endswith("rotated")
     if is_one_product:
         parameters = [torch.cat(parameters[i::2]).detach().requires_grad_() for i in (0, 1)]
         steps = [{"op": "linear", "inputs": [0], "weight": 0, "bias": 1},
-                 {"op": "chunk", "inputs": [1], "chunks": 3, "dimension": -1}]  # fmt: skip
-        parts, count = [2, 3, 4], 5
+                 {"op": "chunk", "inputs": [3], "chunks": 3, "dimension": -1}]  # fmt: skip
+        parts, count = [4, 5, 6], 7
     else:
         steps = [{"op": "linear", "inputs": [0], "weight": 2 * i, "bias": 2 * i + 1} for i in range(3)]
-        parts, count = [1, 2, 3], 4
+        parts, count = [3, 4, 5], 6
     of_attention = []
     for part in parts:
         made, last = heads(part, count)
+        if is_rotated and part != parts[-1]:
+            made, last = [*made, {"op": "rotary", "inputs": [last, 1, 2]}], last + 1
         steps, of_attention, count = steps + made, [*of_attention, last], last + 1
     steps.append({"op": "attention", "inputs": of_attention})
-    (found,) = run(steps, [x], parameters, [count])
+    (found,) = run(steps, inputs, parameters, [count])
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         ours = gradients(found, [x, *parameters])
         torch.cuda.synchronize()
     unpacked = sum("dequantize" in event.name for event in profile.events())
-    assert unpacked == (3 if is_one_product else 5)  # the input, query, key and value or their product, the result
+    assert unpacked == (2 if is_one_product else 4)  # the input, query, key and value or their product
     products = F.linear(x, *parameters).chunk(3, -1) if is_one_product else [
         F.linear(x, *parameters[2 * i : 2 * i + 2]) for i in range(3)]  # fmt: skip
     split = [product.view(2, 64, 2, 32).transpose(1, 2) for product in products]
+    for place in range(2 if is_rotated else 0):
+        first, second = split[place].chunk(2, -1)
+        split[place] = split[place] * inputs[1] + torch.cat([-second, first], -1) * inputs[2]
     expected = F.scaled_dot_product_attention(*split)
     assert_near(found, expected, 1e-2)
     for one, other in zip(ours, gradients(expected, [x, *parameters]), strict=True):

@@ -1,5 +1,7 @@
 #include "src/blocks/steps/attention.h"
 
+#include <ATen/ops/mean.h>
+#include <ATen/ops/nan_to_num.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -7,7 +9,6 @@
 
 #include "src/blocks/registry.h"
 #include "src/blocks/run.h"
-#include "src/blocks/steps/attention_kernels.h"
 #include "src/blocks/steps/broadcast.h"
 #include "src/ops/tensors.h"
 
@@ -46,6 +47,13 @@ AttentionArguments attention_arguments(const Attention& step, at::ScalarType dty
     arguments.mask_trains = mask_trains;
   }
   return arguments;
+}
+
+/// Keys less their mean, of which weights do not depend: what a gradient of scores has too much or too little in a row
+/// goes to the query's gradient times the mean. Where an element is none there is no mean of its channel.
+at::Tensor without_mean(const at::Tensor& key) {
+  const at::Tensor mean = at::mean(key, {-2}, /*keepdim=*/true, at::kFloat);
+  return key.sub(at::nan_to_num(mean, 0.0, 0.0, 0.0).to(key.scalar_type()));
 }
 
 /// Dimensions before the length, with as many heads as the query has where heads are grouped.
@@ -102,9 +110,14 @@ std::vector<Need> Attention::needs(const Wants& wants) const {
       needs.push_back({.value = input, .form = saved_form(place), .bits = copy_bits});
     }
   }
-  needs.push_back({output(), saved_form_of_output()});
-  needs.push_back({output(), Form::kStatistics});
+  if (copy_bits == 0) {
+    needs.push_back({output(), Form::kExact});
+    needs.push_back({output(), Form::kStatistics});
+  }
   if (probability > 0.0) {
+    if (copy_bits != 0) {
+      needs.push_back({output(), Form::kCopy});
+    }
     needs.push_back({output(), Form::kRandomState, AttentionRandomState::kTensors});
   }
   return needs;
@@ -124,7 +137,7 @@ std::vector<at::Tensor> Attention::compute(Operands& operands) const {
 void Attention::forward(ForwardRun& run) const {
   const AttentionArguments arguments = attention_arguments(*this, run.dtype(output()), wants_mask(run),
                                                            [&](size_t place) { return run.value(inputs[place]); });
-  const bool trains = run.saves(output(), Form::kStatistics);
+  const bool trains = run.wants(output());
   AttentionResult result = attention_forward(arguments, trains);
   result.output = in_layout(result.output, run.layout(output()));
   if (trains) {
@@ -135,8 +148,8 @@ void Attention::forward(ForwardRun& run) const {
     }
     if (copy_bits == 0) {
       run.save(output(), Form::kExact, {result.output});
+      run.save(output(), Form::kStatistics, {std::move(result.log_sum_exp)});
     }
-    run.save(output(), Form::kStatistics, {std::move(result.log_sum_exp)});
     if (probability > 0.0) {
       run.save(output(), Form::kRandomState, std::move(result.random_state).tensors());
     }
@@ -154,13 +167,9 @@ void Attention::backward(BackwardRun& run) const {
   const auto saved = [&](Value value, Form form) {
     return form == Form::kCopy ? run.copy(value) : run.saved(value, Form::kExact)[0];
   };
-  const AttentionArguments arguments = attention_arguments(
+  AttentionArguments arguments = attention_arguments(
       *this, dtype, wanted[kMask], [&](size_t place) { return saved(inputs[place], saved_form(place)); });
-  AttentionResult result{.output = with_dtype(saved(output(), saved_form_of_output()), dtype),
-                         .log_sum_exp = run.saved(output(), Form::kStatistics)[0]};
-  if (probability > 0.0) {
-    result.random_state = AttentionRandomState::from(run.saved(output(), Form::kRandomState));
-  }
+  const AttentionResult result = copy_bits == 0 ? saved_result(run) : result_of_copies(run, arguments);
   AttentionGradients gradients = attention_backward(arguments, result, grad, wanted);
   for (size_t place = 0; place < gradients.size(); ++place) {
     if (wanted[place]) {
@@ -168,6 +177,29 @@ void Attention::backward(BackwardRun& run) const {
       run.add(inputs[place], with_dtype(gradient, run.dtype(inputs[place])));
     }
   }
+}
+
+AttentionResult Attention::saved_result(BackwardRun& run) const {
+  return {.output = with_dtype(run.saved(output(), Form::kExact)[0], run.dtype(output())),
+          .log_sum_exp = run.saved(output(), Form::kStatistics)[0],
+          .random_state = random_state(run)};
+}
+
+AttentionResult Attention::result_of_copies(BackwardRun& run, AttentionArguments& arguments) const {
+  if (probability == 0.0) {
+    return attention_forward(arguments, /*trains=*/true);
+  }
+  arguments.key = without_mean(arguments.key);
+  AttentionArguments undropped = arguments;
+  undropped.probability = 0.0;
+  return {.output = with_dtype(run.copy(output()), run.dtype(output())),
+          .log_sum_exp = attention_forward(undropped, /*trains=*/true).log_sum_exp,
+          .random_state = random_state(run)};
+}
+
+AttentionRandomState Attention::random_state(BackwardRun& run) const {
+  return probability > 0.0 ? AttentionRandomState::from(run.saved(output(), Form::kRandomState))
+                           : AttentionRandomState{};
 }
 
 namespace {

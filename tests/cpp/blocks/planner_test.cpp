@@ -265,12 +265,33 @@ TEST(Planner, ComputesQueryKeyAndValueAgainFromTheCopyOfANorm) {
       {"op": "linear", "inputs": [9], "weight": 3},
       {"op": "add", "inputs": [10, 0]}]})";
   const Plan kept = plan_of(program);
-  EXPECT_EQ(copies(kept), (Values{6, 7, 8, 9}));
+  EXPECT_EQ(copies(kept), (Values{4, 5, 6, 9}));
+  EXPECT_EQ(numbers(kept.recomputes), (Values{3, 7, 8}));
   const Plan again = plan_of(program, {.recompute_attention = true});
   EXPECT_EQ(copies(again), (Values{9}));
   EXPECT_EQ(numbers(again.recomputes), (Values{3, 4, 5, 6, 7, 8}));
   EXPECT_EQ(again.saves.at({{3}, Form::kNormalized}).bits, kAttentionBits);
   EXPECT_EQ(kept.saves.at({{3}, Form::kNormalized}).bits, 4);
+}
+
+TEST(Planner, ComputesTurnedPartsAgainFromTheCopyOfTheirProduct) {
+  const std::string parts = R"({"op": "chunk", "inputs": [3], "chunks": 3, "dimension": -1},)";
+  const std::string attention = R"({"op": "rotary", "inputs": [4, 1, 2]},
+      {"op": "rotary", "inputs": [5, 1, 2]},
+      {"op": "attention", "inputs": [7, 8, 6]},
+      {"op": "linear", "inputs": [9], "weight": 1}]})";
+  const Plan plan = plan_of(R"({"inputs": 3, "results": [10], "steps": [
+      {"op": "linear", "inputs": [0], "weight": 0},)" +
+                            parts + attention);
+  EXPECT_EQ(copies(plan), (Values{0, 3, 9}));
+  EXPECT_EQ(numbers(plan.recomputes), (Values{4, 5, 6, 7, 8}));
+  EXPECT_EQ(plan.copies.at({3}).bits, kAttentionBits);
+  // A norm of them has what it is computed of.
+  const Plan of_norm = plan_of(R"({"inputs": 3, "results": [10], "steps": [
+      {"op": "layer_norm", "inputs": [0], "dimensions": 1, "eps": 1e-5},)" +
+                               parts + attention);
+  EXPECT_EQ(copies(of_norm), (Values{9}));
+  EXPECT_EQ(of_norm.saves.at({{3}, Form::kNormalized}).bits, kAttentionBits);
 }
 
 /// Angles lie in memory as they do, which says nothing of what they turn.
