@@ -228,6 +228,7 @@ FAMILIES = {
     "Qwen2": Family(decoder("Qwen2"), words, DECODER, 2),
     "Qwen3": Family(decoder("Qwen3"), words, DECODER, 2),
     "Mistral": Family(decoder("Mistral"), words, DECODER, 2),
+    "Phi-3": Family(decoder("Phi3"), words, DECODER, 2),
     "Llama with LoRA": Family(with_lora("Llama"), words, r"model\.base_model\.model\.model\.layers\.\d", 2),
     "Gemma": Family(decoder("Gemma"), words, DECODER, 2),
     "T5": Family(

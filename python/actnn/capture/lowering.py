@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from . import function_steps, layer_steps, written_out  # noqa: F401  (they fill the tables of steps)
+from . import function_steps, layer_steps, part_steps, written_out  # noqa: F401  (they fill the tables of steps)
 from .block_bits import BlockBits
 from .composites import expand_composites
 from .factories import make_without_models

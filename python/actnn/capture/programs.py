@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from .block_bits import BlockBits
 from .partition import Steps, inputs_of, results_of
 from .sizes import Sizes
+from .slices import Slices
 from .steps import Step
 from .values import UnsupportedError, elements, elements_of, example, is_in_layer, name_of, path_of, rows_of, source_of
 
@@ -112,6 +113,7 @@ class _Writer:
     def __init__(self, piece: Sequence[fx.Node], steps: Steps, sizes: Sizes, root: str) -> None:
         self.steps, self.sizes, self.root = steps, sizes, root
         self.inside = set(piece)
+        self.slices = Slices(piece, steps)
         self.inputs = inputs_of(piece, steps)
         self.values = {value: i for i, value in enumerate(self.inputs)}
         self.dtypes = [name_of(example(value).dtype) for value in self.inputs]
@@ -135,6 +137,10 @@ class _Writer:
             outputs = len(example(step.operands[0]))
             self.values[node] = self.outputs[step.operands[0], step.fields["index"] % outputs]
             return
+        if step.op == "slice":
+            if node not in self.values:
+                self._split(node)
+            return
         text = {"op": step.op, "inputs": [self.values[value] for value in step.operands]}
         text |= {key: self._field(key, value) for key, value in step.fields.items()}
         text |= {key: _place(self.parameters, value) for key, value in step.parameters.items()}
@@ -142,22 +148,35 @@ class _Writer:
         if step.op == "batch_norm" and (counter := _counter_of(node, step, self.counters)) is not None:
             self.counters.append(counter)
             text["num_batches_tracked"] = _place(self.buffers, counter.args[0])
-        self.written.append(text)
-        self.names.append(ProgramStep(step.fields.get("kind", step.op), path_of(node, self.root), is_in_layer(node)))
-        self._number(node)
-
-    def _number(self, node: fx.Node) -> None:
+        self._write(text, node, step.fields.get("kind", step.op))
         found = example(node)
-        parts = found if isinstance(found, (tuple, list)) else [found]
-        for i, part in enumerate(parts):
-            number = len(self.dtypes)
-            self.outputs[node, i] = number
-            self.dtypes.append(name_of(part.dtype))
-            self.sizes_of_values.append(elements_of(part))
-            self.rows_of_values.append(rows_of(part))
-            self.makers[number] = self.written[-1]
-        if len(parts) == 1 and not isinstance(found, (tuple, list)):
-            self.values[node] = number
+        if not isinstance(found, (tuple, list)):
+            self.values[node] = self._number(found)
+            return
+        for i, part in enumerate(found):
+            self.outputs[node, i] = self._number(part)
+
+    def _split(self, node: fx.Node) -> None:
+        """All slices of a value at once: backward puts their gradients together, and does not add what is zero."""
+        (value,), dimension = self.steps[node].operands, self.steps[node].fields["dimension"]
+        slices, parts = self.slices.with_others(node)
+        text = {"op": "split", "inputs": [self.values[value]], "dimension": dimension}
+        self._write(text | {"sizes": [end - begin for begin, end in parts]}, node, "split")
+        numbers = {both: self._number(example(value).narrow(dimension, both[0], both[1] - both[0])) for both in parts}
+        self.values |= {one: numbers[both] for one, both in slices.items()}
+
+    def _write(self, text: dict[str, Any], node: fx.Node, name: str) -> None:
+        self.written.append(text)
+        self.names.append(ProgramStep(name, path_of(node, self.root), is_in_layer(node)))
+
+    def _number(self, value: Tensor) -> int:
+        """The number of one more value, which the last step makes."""
+        number = len(self.dtypes)
+        self.dtypes.append(name_of(value.dtype))
+        self.sizes_of_values.append(elements_of(value))
+        self.rows_of_values.append(rows_of(value))
+        self.makers[number] = self.written[-1]
+        return number
 
     def _field(self, key: str, value: Any) -> Any:
         if key not in ("sizes", "size") or value is None:

@@ -24,6 +24,7 @@ VIEWS = frozenset(
         "flatten",
         "permute",
         "select",
+        "slice",
         "unsqueeze",
         "squeeze",
         "split",
@@ -34,7 +35,7 @@ VIEWS = frozenset(
     }
 )
 """What may share its input's memory. An identity, and an output of a split, are nodes of the graph but no steps of
-their own in a program's text."""
+their own in a program's text; the slices of a value are one split there."""
 LAYERS = frozenset(
     {"convolution", "linear", "batch_norm", "layer_norm", "rms_norm", "group_norm", "instance_norm", "attention"}
 )
