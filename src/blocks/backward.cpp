@@ -200,16 +200,21 @@ class Backward : public BackwardRun {
     Backward& backward_;
   };
 
-  /// The value of whose copy that of a view, or of what is dropped or rotated, is computed.
+  /// The value of whose copy alone that of a view, or of what is dropped or rotated, is computed.
   Value shown_by(Value value) const {
     if (!plan_.recomputes.contains(value)) {
       return value;
     }
     const Step& maker = *schedule_.makers[value.number];
-    const bool shows = (maker.is_view() && maker.inputs.size() == 1) ||
-                       dynamic_cast<const Dropout*>(&maker) != nullptr ||
-                       dynamic_cast<const Rotary*>(&maker) != nullptr;
-    return shows ? shown_by(maker.inputs[0]) : value;
+    if (!maker.is_view() && dynamic_cast<const Dropout*>(&maker) == nullptr &&
+        dynamic_cast<const Rotary*>(&maker) == nullptr) {
+      return value;
+    }
+    const std::vector<Value> copied = maker.copies_to_recompute();
+    const Value shown = shown_by(copied.front());
+    const bool is_alone =
+        std::all_of(copied.begin(), copied.end(), [&](Value input) { return shown_by(input) == shown; });
+    return is_alone ? shown : value;
   }
 
   /// The first stage, which is the last in backward, that reads a copy.

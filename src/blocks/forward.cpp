@@ -94,7 +94,7 @@ class Forward : public ForwardRun {
       // autograd notices when somebody writes to it.
       const bool is_value = form == Form::kExact || form == Form::kCopy;
       const bool is_input = value.number < plan_.program.inputs;
-      saved_[slot.first + part] = is_value && !is_input ? tensors[part].detach() : std::move(tensors[part]);
+      saved_[slot.first + part] = is_value && !is_input ? alone(value, form, tensors[part]) : std::move(tensors[part]);
     }
   }
   std::optional<ColumnQuantization> packing(Value value) const override {
@@ -132,6 +132,20 @@ class Forward : public ForwardRun {
            pack_copy(in_layout(values_[value.number], layout(value)), plan_.copies.at(value), layout(value),
                      rounding()));
     }
+  }
+
+  /// What is saved of a value, and nothing else: of an input, which others may write to, or of something larger that is
+  /// packed, an exact part is copied.
+  at::Tensor alone(Value value, Form form, const at::Tensor& tensor) const {
+    const bool is_exact_copy = form == Form::kCopy && plan_.copies.at(value).kind == CopyFormat::Kind::kExact;
+    if ((form == Form::kCopy && !is_exact_copy) || is_traced(tensor) || !tensor.has_storage()) {
+      return tensor.detach();
+    }
+    const bool is_of_input =
+        std::any_of(arguments_.inputs.begin(), arguments_.inputs.end(),
+                    [&](const at::Tensor& input) { return input.has_storage() && tensor.is_alias_of(input); });
+    const bool is_part = is_exact_copy && tensor.storage().nbytes() > tensor.nbytes();
+    return is_of_input || is_part ? tensor.clone() : tensor.detach();
   }
 
   void release(Value value) {

@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "actnn/core/bit_packing.h"
@@ -21,6 +22,7 @@
 #include "src/blocks/steps/layer_norm.h"
 #include "src/blocks/steps/rms_norm.h"
 #include "src/blocks/steps/rotary.h"
+#include "src/blocks/steps/split.h"
 
 namespace actnn::blocks {
 namespace {
@@ -322,13 +324,13 @@ class Planner {
     }
   }
 
-  /// Views never have copies of their own, nor has what is rotated: channels that are large everywhere, as those of
-  /// keys with biases are, have small ranges before. Of other linear steps the copy is computed again if it costs no
-  /// product and the copies that it takes are there; a sum's is not, for it would have the noise of all that was ever
-  /// added. What a norm computes again is.
+  /// Views have no copies of their own, but for small parts of what has none; nor has what is rotated: channels that
+  /// are large everywhere, as those of keys with biases are, have small ranges before. Of other linear steps the copy
+  /// is computed again if it costs no product and the copies that it takes are there; a sum's is not, for it would have
+  /// the noise of all that was ever added. What a norm computes again is.
   bool is_recomputed(const Step& stage, Value value) const {
     if (stage.is_view() || is_rotary(stage)) {
-      return true;
+      return !is_small_part(stage);
     }
     if (!is_linear_in_copies(stage, plan_.options) || is_sum(stage, value)) {
       return false;
@@ -339,6 +341,19 @@ class Planner {
     const std::vector<Value> inputs = stage.copies_to_recompute();
     return stage.is_product() ? is_read_by_norm(value)
                               : std::all_of(inputs.begin(), inputs.end(), [&](Value input) { return has_copy(input); });
+  }
+
+  /// Whether backward reads less than half of what a step takes apart, and nothing else of it.
+  bool is_small_part(const Step& stage) const {
+    const auto* const split = dynamic_cast<const Split*>(&stage);
+    if (split == nullptr || has_copy(split->inputs[0])) {
+      return false;
+    }
+    int64_t read = 0;
+    for (size_t part = 0; part < split->sizes.size(); ++part) {
+      read += demanded_.contains(split->outputs[part]) ? split->sizes[part] : 0;
+    }
+    return 2 * read < std::accumulate(split->sizes.begin(), split->sizes.end(), int64_t{0});
   }
 
   bool is_read_by_norm(Value value) const {

@@ -18,7 +18,7 @@ def concatenate(tensors, dim=0, *, axis=None):
     if len(values) < 1 or len({rank(value) for value in values}) != 1:
         raise UnsupportedError("its arguments have different numbers of dimensions")
     dimension = dimension_of(values[0], dim if axis is None else axis)
-    values = tuple(value for value in values if not _is_empty(value, dimension)) or values[:1]
+    values = tuple(value for value in values if not _is_empty_part(value, dimension)) or values[:1]
     return Step("concatenate", values, {"dimension": dimension})
 
 
@@ -27,6 +27,12 @@ def _is_nothing(value: fx.Node, beside: fx.Node) -> bool:
     found, other = tensor(value), tensor(beside)
     is_empty = found.dim() == 1 and _is_empty(value, 0)
     return is_empty and value is not beside and (found.dtype, found.device) == (other.dtype, other.device)
+
+
+def _is_empty_part(value: fx.Node, dimension: int) -> bool:
+    """Whether a slice is empty; what else is has been made with parameters, whose gradients are zeros."""
+    is_part = value.target in (operator.getitem, torch.narrow, "narrow")
+    return is_part and _is_empty(value, dimension)
 
 
 def _is_empty(value: fx.Node, dimension: int) -> bool:

@@ -102,7 +102,7 @@ def program_of(
         "steps": writer.written,
         "results": [writer.values[node] for node in results],
     }
-    body = {"program": program, "options": dict(options) | {"exact": _exact(writer)}}
+    body = {"program": program, "options": dict(options) | {"exact": _exact(writer, program["results"])}}
     return Program(
         name, writer.names, body, writer.inputs, writer.parameters, writer.buffers, writer.integers, results,
         writer.values, list(piece), writer.counters,
@@ -227,10 +227,20 @@ def _of_all_rows(writer: _Writer) -> set[int]:
     return found
 
 
-def _exact(writer: _Writer) -> list[int]:
+def _read_as_wholes(writer: _Writer, results: list[int]) -> set[int]:
+    """Values without inputs of which parts alone are read, and without parts that nobody reads."""
+    readers: dict[int, set[str]] = {value: set() for value in range(len(writer.dtypes))}
+    for step in writer.written:
+        for value in step["inputs"]:
+            readers[value].add(step["op"])
+    inputs = len(writer.inputs)
+    return {*results, *(v for v, ops in readers.items() if ops and (v >= inputs or not ops <= {"split", "select"}))}
+
+
+def _exact(writer: _Writer, results: list[int]) -> list[int]:
     """The values whose copies are kept exact, by the numbers of their elements."""
     sizes = writer.sizes_of_values
-    largest, together, exact = max(sizes), 0, []
+    largest, together, exact = max(sizes[value] for value in _read_as_wholes(writer, results)), 0, []
     for value in sorted(set(range(len(sizes))) - _of_all_rows(writer), key=sizes.__getitem__):
         together += sizes[value]
         if sizes[value] * SMALL > largest or together * SMALL_TOGETHER > largest:

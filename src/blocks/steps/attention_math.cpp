@@ -91,7 +91,8 @@ AttentionGradients math_attention_backward(const AttentionArguments& arguments, 
   const RootOfScale root(arguments);
   const at::Tensor exact_grad = with_dtype(grad, at::kFloat);
   const at::Tensor key = expand_heads(arguments.key, arguments);
-  const at::Tensor weights = scores_of(arguments, key, root).sub_(result.log_sum_exp.unsqueeze(-1)).exp_();
+  // Not of the saved logarithms: that of a row of lowest numbers, as masks have them, is none of its length.
+  const at::Tensor weights = at::_safe_softmax(scores_of(arguments, key, root), -1).contiguous();
   const bool drops = arguments.probability > 0.0;
   const at::Tensor state = drops ? at::stack({result.random_state.seed, result.random_state.offset}) : at::Tensor();
   const auto dropped = [&](const at::Tensor& tensor) {

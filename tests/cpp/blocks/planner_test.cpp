@@ -294,6 +294,22 @@ TEST(Planner, ComputesTurnedPartsAgainFromTheCopyOfTheirProduct) {
   EXPECT_EQ(of_norm.saves.at({{3}, Form::kNormalized}).bits, kAttentionBits);
 }
 
+TEST(Planner, CopiesSmallPartsByThemselves) {
+  const std::string linears = R"({"op": "linear", "inputs": [1], "weight": 0},
+      {"op": "linear", "inputs": [3], "weight": 1}]})";
+  const auto parts = [](const std::string& sizes) {
+    return R"({"op": "split", "inputs": [0], "sizes": )" + sizes + R"(, "dimension": 1},)";
+  };
+  const std::string begin = R"({"inputs": 1, "results": [4], "steps": [)";
+  EXPECT_EQ(copies(plan_of(begin + parts("[4, 60]") + linears)), (Values{1, 3}));
+  EXPECT_EQ(copies(plan_of(begin + parts("[40, 24]") + linears)), (Values{0, 3}));
+  // There is a copy of the whole anyway.
+  const std::string both = R"({"inputs": 1, "results": [3, 4], "steps": [)" + parts("[4, 60]") +
+                           R"({"op": "linear", "inputs": [0], "weight": 0},
+      {"op": "linear", "inputs": [1], "weight": 0}]})";
+  EXPECT_EQ(copies(plan_of(both)), (Values{0}));
+}
+
 /// Angles lie in memory as they do, which says nothing of what they turn.
 TEST(Planner, StoresWhatIsTurnedAsHeadsAreStored) {
   const Plan plan = plan_of(R"({"inputs": 3, "results": [10], "steps": [
