@@ -14,12 +14,13 @@ from devices import DEVICES, why_no_cuda
 # What a version of torch can break: the dispatcher, autograd, compilation, conversion, distribution, loading, whole
 # trainings. The other tests are of our own arithmetic.
 TORCH_INTERFACES = (
-    "test_activations", "test_batch_norm_act", "test_block", "test_block_compile", "test_block_saves",
+    "test_activations", "test_attention_copies", "test_batch_norm_act", "test_block", "test_block_compile",
+    "test_block_parts", "test_block_saves",
     "test_blocks_ddp", "test_blocks_groups", "test_blocks_sync", "test_capture_compiled", "test_capture_copies",
     "test_capture_forwards", "test_capture_limits", "test_checkpoint", "test_compile", "test_convert",
     "test_converted_layers", "test_docs", "test_forward_mode", "test_functional", "test_kept_bytes",
     "test_layers", "test_library", "test_linear_cross_entropy", "test_lowering_functions", "test_lowering_losses",
-    "test_lowering_programs",
+    "test_lowering_programs", "test_lowering_slices",
     "test_lowering_soundness", "test_lowering_sync", "test_lowering_transformers", "test_opcheck",
     "test_original_scripts", "test_package_install", "test_package_library", "test_policy_orders",
     "test_policy_state", "test_retention", "test_sync_batch_norm", "test_wheel",
