@@ -120,7 +120,7 @@ def narrow(input, dim, start, length):
     size = static_size(input, dimension)
     if type(start) is not int or type(length) is not int:
         raise UnsupportedError("its bounds are computed")
-    begin = start % max(size, 1) if start < 0 else start
+    begin = start + size if start < 0 else start
     return Step("slice", (input,), {"dimension": dimension, "begin": begin, "end": begin + length})
 
 

@@ -49,7 +49,7 @@ AttentionArguments attention_arguments(const Attention& step, at::ScalarType dty
   return arguments;
 }
 
-/// Keys less their mean, of which weights do not depend: what a gradient of scores has too much or too little in a row
+/// Keys less their mean, on which weights do not depend: what a gradient of scores has too much or too little in a row
 /// goes to the query's gradient times the mean. Where an element is none there is no mean of its channel.
 at::Tensor without_mean(const at::Tensor& key) {
   const at::Tensor mean = at::mean(key, {-2}, /*keepdim=*/true, at::kFloat);
